@@ -1,0 +1,28 @@
+"""The errors a user meets: one line that says what is wrong, where, and what to do.
+
+A leaf module: every room may import it.
+"""
+
+
+class LlmcError(Exception):
+    """Base of all errors that are shown as one line; `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class InputError(LlmcError):
+    """The user's input (recipe, checkpoint, arguments) is wrong; nothing was written."""
+
+    exit_code = 2
+
+
+class GateError(LlmcError):
+    """The result was built and measured, and misses a gate of the recipe."""
+
+    exit_code = 3
+
+
+class MachineError(LlmcError):
+    """This machine lacks something: disk, memory, a GPU, a package."""
+
+    exit_code = 4
