@@ -1,0 +1,80 @@
+"""The intermediate graphs of a checkpoint, which every target lowers.
+
+Inputs and outputs of `main_graph` (B rows, S new tokens per row, T cache entries, L logits per row):
+
+    input_ids       int64 [B, S]
+    position_ids    int64 [B, S]
+    cache_position  int64 [B]       cache entry of each row's first new token
+    logits_index    int64 [B, L]    offsets within S whose logits are wanted
+    past.<layer>.latent             [B, 1, T, kv_lora_rank + qk_rope_head_dim]   (MLA)
+    past.<layer>.key, .value        [B, num_kv_heads, T, head_dim]               (GQA)
+  ->
+    logits          float32 [B, L, vocab_size]
+    hidden          [B, S, H]       after the final norm; only if there is an MTP layer
+    present.<layer>.…               as past, and meant to be the same buffer
+
+`mtp_graph` has one more input, previous_hidden [B, S, H] (ONNX forbids to call it `hidden`, as the output is), and one
+cache, that of its own layer.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from llmc.convert.checkpoint import Checkpoint
+from llmc.convert.graph.builder import GraphBuilder
+from llmc.convert.graph.decoder_layer import decoder_layer
+from llmc.convert.graph.multi_token_prediction import multi_token_prediction
+from llmc.convert.graph.rms_norm import rms_norm
+from llmc.convert.graph.step import Step
+from llmc.convert.graph.weight import Layout
+
+EMBEDDING = "model.embed_tokens.weight"
+
+
+def main_graph(
+    checkpoint: Checkpoint, dtype: ir.DataType = ir.DataType.FLOAT, capacity: int | str = "capacity"
+) -> ir.Model:
+    """The decoder. `dtype` is that of activations and caches, `capacity` the caches' T: a name or a number."""
+    b = GraphBuilder(checkpoint, "main", dtype)
+    input_ids = b.input("input_ids", ir.DataType.INT64, "batch", "sequence")
+    step = Step(b, range(b.spec.num_layers), capacity)
+    x = b.op("Gather", b.weight(EMBEDDING, Layout(transposed=False)), input_ids)
+    for layer in range(b.spec.num_layers):
+        x = decoder_layer(b, x, layer, step)
+    x = rms_norm(b, x, "model.norm")
+    return _finish(b, x, step, hidden=b.spec.num_mtp_layers > 0)
+
+
+def mtp_graph(
+    checkpoint: Checkpoint, dtype: ir.DataType = ir.DataType.FLOAT, capacity: int | str = "capacity"
+) -> ir.Model:
+    """The first multi-token-prediction layer, with the main model's embedding and head."""
+    b = GraphBuilder(checkpoint, "mtp", dtype)
+    layer = b.spec.num_layers
+    input_ids = b.input("input_ids", ir.DataType.INT64, "batch", "sequence")
+    hidden = b.input("previous_hidden", dtype, "batch", "sequence", b.spec.hidden_size)
+    step = Step(b, [layer], capacity)
+    embedding = b.op("Gather", b.weight(EMBEDDING, Layout(transposed=False)), input_ids)
+    x = multi_token_prediction(b, embedding, hidden, layer, step)
+    return _finish(b, x, step, hidden=True)
+
+
+def _finish(b: GraphBuilder, hidden_state: ir.Value, step: Step, hidden: bool) -> ir.Model:
+    """Logits of the wanted positions; outputs in the order logits, hidden, present."""
+    wanted = b.op("Unsqueeze", step.logits_index, b.constant([-1]))
+    chosen = b.op("GatherND", hidden_state, wanted, batch_dims=1)
+    if b.spec.tie_word_embeddings:
+        # One initialiser serves as table and head: [V, H], transposed on the way into the product.
+        table = b.weight(EMBEDDING, Layout(transposed=False))
+        logits = b.op("MatMul", chosen, b.transpose(table, 1, 0))
+    else:
+        logits = b.linear(chosen, "lm_head")
+    presents = list(b.graph.outputs)
+    b.graph.outputs.clear()
+    logits = b.cast(logits, ir.DataType.FLOAT)
+    b.output(logits, "logits", ir.DataType.FLOAT, "batch", "num_logits", b.spec.vocab_size)
+    if hidden:
+        b.output(hidden_state, "hidden", b.dtype, "batch", "sequence", b.spec.hidden_size)
+    b.graph.outputs.extend(presents)
+    return b.model()

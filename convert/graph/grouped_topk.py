@@ -1,0 +1,81 @@
+"""Group-limited top-k routing (DeepSeek-V3, section 2.1.2)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import onnx_ir as ir
+
+from llmc.convert.graph.builder import FunctionBuilder, GraphBuilder
+from llmc.convert.graph.weight import Layout
+from llmc.convert.spec import RouterSpec
+
+
+def grouped_topk_function(scoring: Literal["sigmoid", "softmax"], normalize: bool) -> ir.Function:
+    """`llmc.GroupedTopK`: logits [N, E], bias [E] -> index [N, K] int64, weight [N, K].
+
+    A model routes in one way only, so the body is that way's; the node says which in `scoring` and `normalize`.
+    The bias counts for the choice alone. A group's score is the sum of its two best experts.
+    """
+    integers = ("top_k", "num_groups", "top_k_groups", "normalize")
+    b = FunctionBuilder(
+        "GroupedTopK",
+        ["logits", "bias"],
+        dict.fromkeys(integers, ir.AttributeType.INT)
+        | {"scaling_factor": ir.AttributeType.FLOAT, "scoring": ir.AttributeType.STRING},
+    )
+    logits, bias = b.inputs
+    first = b.constant([0])
+
+    def count(attribute: str) -> ir.Value:
+        return b.op("Unsqueeze", b.attribute(attribute), first)
+
+    score = b.op("Sigmoid", logits) if scoring == "sigmoid" else b.op("Softmax", logits, axis=-1)
+    # [N, groups, experts per group]
+    choice = b.op("Add", score, bias)
+    groups = count("num_groups")
+    grouped = b.op("Reshape", choice, b.op("Concat", first, groups, b.constant([-1]), axis=0))
+    best_two, _ = b.op("TopK", grouped, b.constant([2]), axis=-1, outputs=2)
+    group_score = b.op("ReduceSum", best_two, b.constant([-1]), keepdims=0)
+    _, chosen = b.op("TopK", group_score, count("top_k_groups"), axis=-1, outputs=2)
+    # A group is open if any of the chosen ones is it: [N, groups, 1]
+    same = b.op(
+        "Equal",
+        b.op("Unsqueeze", chosen, b.constant([1])),
+        b.op("Unsqueeze", b.arange(groups), b.constant([1])),
+    )
+    opened = b.op("ReduceMax", b.op("Cast", same, to=int(ir.DataType.INT32)), b.constant([-1]))
+    opened = b.op("Cast", opened, to=int(ir.DataType.BOOL))
+    closed = b.cast_like(b.constant(float("-inf"), ir.DataType.FLOAT), logits)
+    choice = b.op("Reshape", b.op("Where", opened, grouped, closed), b.op("Shape", logits))
+    _, index = b.op("TopK", choice, count("top_k"), axis=-1, outputs=2)
+    weight = b.op("GatherElements", score, index, axis=1)
+    if normalize:
+        weight = b.op("Div", weight, b.op("ReduceSum", weight, b.constant([1])))
+    weight = b.op("Mul", weight, b.cast_like(b.attribute("scaling_factor"), weight))
+    return b.function(index, weight)
+
+
+def grouped_topk(b: GraphBuilder, x: ir.Value, path: str, spec: RouterSpec) -> tuple[ir.Value, ir.Value]:
+    """[N, H] -> index [N, K] int64 and weight [N, K]; computed in float32 in every graph, as the model was trained."""
+    float32 = ir.DataType.FLOAT
+    with b.at(path):
+        weight = b.weight(f"{path}.weight", Layout(), dtype=float32)
+        logits = b.op("MatMul", b.cast(x, float32), weight)
+        if spec.selection_bias:
+            bias = b.weight(f"{path}.e_score_correction_bias", Layout(transposed=False), dtype=float32)
+        else:
+            bias = b.constant([0.0] * spec.num_experts, float32)
+        index, weight = b.call(
+            grouped_topk_function(spec.scoring, spec.normalize),
+            logits,
+            bias,
+            outputs=2,
+            top_k=spec.top_k,
+            num_groups=spec.num_groups,
+            top_k_groups=spec.top_k_groups,
+            normalize=int(spec.normalize),
+            scaling_factor=spec.scaling_factor,
+            scoring=spec.scoring,
+        )
+        return index, b.cast(weight, b.dtype, float32)

@@ -1,0 +1,78 @@
+"""Multi-head latent attention, MLA (DeepSeek-V2, section 2.1), in absorbed form over the latent cache."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from llmc.convert.graph.builder import FunctionBuilder, GraphBuilder
+from llmc.convert.graph.rms_norm import rms_norm
+from llmc.convert.graph.rotary import rotary
+from llmc.convert.graph.step import Step
+from llmc.convert.graph.weight import Layout
+from llmc.convert.spec import LatentAttentionSpec
+
+
+def latent_attention_function() -> ir.Function:
+    """`llmc.LatentAttention`: query [B, Hq, S, C], cache [B, 1, T, C], mask [B, 1, S, T] -> [B, Hq, S, R].
+
+    Every head reads the same cache entry, as key with all its C = R + P channels and as value with the first R.
+    So heads are laid out as rows of one matrix product per sequence instead of Hq small ones, and the product
+    with the value is taken over all C channels and cut afterwards: slicing the cache would copy it.
+    """
+    b = FunctionBuilder(
+        "LatentAttention",
+        ["query", "cache", "mask"],
+        {"scale": ir.AttributeType.FLOAT, "kv_lora_rank": ir.AttributeType.INT},
+    )
+    query, cached, mask = b.inputs
+    channels = b.dimension(cached, 3)
+    rows = b.op("Concat", b.constant([0, 1, -1]), channels, axis=0)
+    scaled = b.op("Mul", query, b.cast_like(b.attribute("scale"), query))
+    scores = b.op("MatMul", b.op("Reshape", scaled, rows), b.transpose(cached, 0, 1, 3, 2))
+    heads = b.op("Concat", b.op("Shape", query, start=0, end=3), b.constant([-1]), axis=0)
+    scores = b.op("Add", b.op("Reshape", scores, heads), mask)
+    weights = b.op("Softmax", scores, axis=-1)
+    rows = b.op("Concat", b.constant([0, 1, -1]), b.dimension(cached, 2), axis=0)
+    mixed = b.op("Reshape", b.op("MatMul", b.op("Reshape", weights, rows), cached), heads)
+    rank = b.op("Unsqueeze", b.attribute("kv_lora_rank"), b.constant([0]))
+    return b.function(b.op("Slice", mixed, b.constant([0]), rank, b.constant([3])))
+
+
+def latent_attention(b: GraphBuilder, x: ir.Value, path: str, layer: int, step: Step) -> ir.Value:
+    """[B, S, H] -> [B, S, H].
+
+    kv_b_proj never meets the cache: its key half is folded into the query, its value half into the output
+    (section 2.1.2), so the cache holds R + P numbers per token: the normalised latent, then the rotated key.
+    """
+    spec = b.spec.attention
+    assert isinstance(spec, LatentAttentionSpec)
+    rank, nope, rope = spec.kv_lora_rank, spec.qk_nope_head_dim, spec.qk_rope_head_dim
+    with b.at(path):
+        if spec.q_lora_rank is None:
+            query = b.linear(x, f"{path}.q_proj")
+        else:
+            query = rms_norm(b, b.linear(x, f"{path}.q_a_proj"), f"{path}.q_a_layernorm")
+            query = b.linear(query, f"{path}.q_b_proj")
+        query = b.transpose(b.reshape(query, 0, 0, spec.num_heads, nope + rope), 0, 2, 1, 3)
+        query_nope, query_rope = b.split(query, nope, rope)
+
+        latent, key_rope = b.split(b.linear(x, f"{path}.kv_a_proj_with_mqa"), rank, rope)
+        key_rope = rotary(b, b.op("Unsqueeze", key_rope, b.constant([1])), step.angles)
+        latent = b.op("Unsqueeze", rms_norm(b, latent, f"{path}.kv_a_layernorm"), b.constant([1]))
+        cached = step.append(b, layer, "latent", b.concat(latent, key_rope))
+
+        kv_b = f"{path}.kv_b_proj.weight"
+        key_layout = Layout(transposed=False, heads=spec.num_heads, rows=(0, nope))
+        value_layout = Layout(heads=spec.num_heads, rows=(nope, nope + spec.v_head_dim))
+        absorbed = b.op("MatMul", query_nope, b.weight(kv_b, key_layout, name=f"{kv_b}.key"))
+        mixed = b.call(
+            latent_attention_function(),
+            b.concat(absorbed, rotary(b, query_rope, step.angles)),
+            cached,
+            step.mask,
+            scale=spec.softmax_scale,
+            kv_lora_rank=rank,
+        )
+        value = b.op("MatMul", mixed, b.weight(kv_b, value_layout, name=f"{kv_b}.value"))
+        value = b.reshape(b.transpose(value, 0, 2, 1, 3), 0, 0, spec.num_heads * spec.v_head_dim)
+        return b.linear(value, f"{path}.o_proj")

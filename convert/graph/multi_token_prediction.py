@@ -1,0 +1,21 @@
+"""Multi-token prediction (DeepSeek-V3, section 2.2)."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from llmc.convert.graph.builder import GraphBuilder
+from llmc.convert.graph.decoder_layer import decoder_layer
+from llmc.convert.graph.rms_norm import rms_norm
+from llmc.convert.graph.step import Step
+
+
+def multi_token_prediction(
+    b: GraphBuilder, embedding: ir.Value, hidden: ir.Value, layer: int, step: Step
+) -> ir.Value:
+    """Embedding of token i+1 and hidden state of token i, both [B, S, H] -> [B, S, H], after shared_head.norm."""
+    path = f"model.layers.{layer}"
+    with b.at(path):
+        joined = b.concat(rms_norm(b, embedding, f"{path}.enorm"), rms_norm(b, hidden, f"{path}.hnorm"))
+        x = decoder_layer(b, b.linear(joined, f"{path}.eh_proj"), layer, step)
+        return rms_norm(b, x, f"{path}.shared_head.norm")

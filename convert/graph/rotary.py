@@ -1,0 +1,26 @@
+"""Rotary position embedding (RoFormer, Su et al. 2021)."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from llmc.convert.graph.builder import GraphBuilder
+
+
+def rotary_angles(b: GraphBuilder, position_ids: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Cosine and sine [B, S, dim / 2] of every position's angles, once per graph, computed in float32."""
+    rope = b.spec.rope
+    positions = b.op("Unsqueeze", b.op("Cast", position_ids, to=int(ir.DataType.FLOAT)), b.constant([-1]))
+    angles = b.op("Mul", positions, b.constant(rope.inverse_frequencies, ir.DataType.FLOAT))
+    factor = b.constant(rope.attention_factor, ir.DataType.FLOAT)
+    cos, sin = (b.op("Mul", b.op(op, angles), factor) for op in ("Cos", "Sin"))
+    return b.cast(cos, b.dtype, ir.DataType.FLOAT), b.cast(sin, b.dtype, ir.DataType.FLOAT)
+
+
+def rotary(b: GraphBuilder, x: ir.Value, angles: tuple[ir.Value, ir.Value]) -> ir.Value:
+    """[B, heads, S, dim] -> [B, heads, S, dim].
+
+    Interleaved pairs stay interleaved, where transformers' DeepSeek gathers them into halves: the same
+    permutation of query and key, invisible in their product.
+    """
+    return b.op("RotaryEmbedding", x, *angles, interleaved=int(b.spec.rope.interleaved))

@@ -1,0 +1,152 @@
+"""Initialisers that know which checkpoint tensors they are made of, and read them only when they are written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import onnx_ir as ir
+import torch
+
+from llmc.convert.checkpoint import Checkpoint
+from llmc.convert.quantised_weight import QuantisedWeight
+from llmc.errors import InputError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a checkpoint matrix [out, in] lies in the graph.
+
+    transposed: [in, out], as MatMul wants it, instead of [out, in]
+    heads:      the rows are `heads` equal parts, which become a leading axis: [heads, out / heads, in]
+    rows:       of each head only the rows [start, stop)
+    stacked:    the matrices of several modules along a new leading axis: [E, in, out]
+    """
+
+    transposed: bool = True
+    heads: int | None = None
+    rows: tuple[int, int] | None = None
+    stacked: bool = False
+
+    @property
+    def input_axis(self) -> int:
+        """Which axis of the result runs along the matrix's input channels."""
+        return (0 if self.transposed else 1) + (self.heads is not None or self.stacked)
+
+    def apply(self, matrix: torch.Tensor) -> torch.Tensor:
+        """One module's [out, n]; n is `in`, or for scales the number of groups along it."""
+        if self.heads is not None:
+            start, stop = self.rows or (0, None)
+            matrix = matrix.reshape(self.heads, -1, matrix.shape[-1])[:, start:stop]
+        return matrix.transpose(-1, -2) if self.transposed else matrix
+
+    def shape(self, out: int, columns: int, modules: int) -> tuple[int, ...]:
+        """Shape of the result for `modules` matrices [out, columns]."""
+        shape: tuple[int, ...] = (out, columns)
+        if self.heads is not None:
+            start, stop = self.rows or (0, out // self.heads)
+            shape = (self.heads, stop - start, columns)
+        if self.transposed:
+            shape = (*shape[:-2], shape[-1], shape[-2])
+        return (modules, *shape) if self.stacked else shape
+
+
+class WeightTensor(ir.LazyTensor):
+    """One or more tensors of a checkpoint, laid out for the graph; nothing is read before it is written out.
+
+    As a tensor it is the dequantised weight in `dtype`. A lowering that wants the stored numbers looks at
+    `code_type` and `block` and takes `codes()` and `scales()`, which are laid out the same way.
+
+    names:  checkpoint tensor names; more than one only for a stacked layout
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, names: tuple[str, ...], layout: Layout, name: str, dtype: ir.DataType
+    ) -> None:
+        shape = checkpoint.shape(names[0])
+        if any(checkpoint.shape(other) != shape for other in names):
+            raise InputError(
+                f"{name}: the tensors stacked here differ in shape; an expert is not like the others"
+            )
+        self.checkpoint = checkpoint
+        self.names = names
+        self.layout = layout
+        graph_shape = layout.shape(*shape, len(names)) if len(shape) == 2 else shape
+        super().__init__(self._dequantised, dtype, ir.Shape(graph_shape), name=name)
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        return tuple(name.removesuffix(".weight") for name in self.names)
+
+    @cached_property
+    def _stored(self) -> tuple[str | None, tuple[int, int]]:
+        weight = self.checkpoint.quantised(self.modules[0])
+        return (None, (1, 1)) if weight is None else (weight.code_type, weight.block)
+
+    @property
+    def code_type(self) -> str | None:
+        """`int4`, `float8_e4m3fn`, or None where the weight is stored as plain floats."""
+        return self._stored[0]
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """(output channels, input channels) that share one scale; see `QuantisedWeight`."""
+        return self._stored[1]
+
+    def codes(self) -> ir.LazyTensor:
+        """The stored codes in this tensor's shape: INT4 or FLOAT8E4M3FN."""
+        dtype = ir.DataType.INT4 if self.code_type == "int4" else ir.DataType.FLOAT8E4M3FN
+        return self._part(f"{self.name}.codes", dtype, ir.Shape(self.shape), lambda weight: weight.codes)
+
+    def scales(self, dtype: ir.DataType = ir.DataType.FLOAT) -> ir.LazyTensor:
+        """One scale per output channel and group of `block[1]` input channels: this tensor's shape with the
+        input axis divided by `block[1]`. Blocks that span several output channels are repeated, so that every
+        scheme looks the same: blocked along `layout.input_axis`.
+        """
+        shape = list(self.shape.numpy())
+        shape[self.layout.input_axis] = -(-shape[self.layout.input_axis] // self.block[1])
+
+        def expanded(weight: QuantisedWeight) -> torch.Tensor:
+            rows = weight.scales.float().repeat_interleave(weight.block[0], 0)
+            return rows[: weight.codes.shape[0]]
+
+        return self._part(f"{self.name}.scales", dtype, ir.Shape(shape), expanded)
+
+    def _part(
+        self, name: str, dtype: ir.DataType, shape: ir.Shape, part: Callable[[QuantisedWeight], torch.Tensor]
+    ) -> ir.LazyTensor:
+        def read() -> ir.TensorProtocol:
+            weights = []
+            for module in self.modules:
+                weight = self.checkpoint.quantised(module)
+                if weight is None or (weight.code_type, weight.block) != self._stored:
+                    raise InputError(
+                        f"{module}: not quantised the way {self.modules[0]} is; they share one tensor"
+                    )
+                weights.append(self.layout.apply(part(weight)))
+            return tensor_of(torch.stack(weights) if self.layout.stacked else weights[0], dtype, name)
+
+        return ir.LazyTensor(read, dtype, shape, name=name)
+
+    def _dequantised(self) -> ir.TensorProtocol:
+        tensors = [self.checkpoint.tensor(name) for name in self.names]
+        if tensors[0].dim() == 2:
+            tensors = [self.layout.apply(t) for t in tensors]
+        return tensor_of(torch.stack(tensors) if self.layout.stacked else tensors[0], self.dtype, self.name)
+
+
+def tensor_of(values: torch.Tensor, dtype: ir.DataType, name: str | None) -> ir.TensorProtocol:
+    """A torch tensor as an ONNX tensor of `dtype`; int4 codes come as int8 and are packed, low nibble first."""
+    if dtype == ir.DataType.INT4:
+        flat = values.contiguous().view(torch.uint8).flatten() & 15
+        flat = torch.nn.functional.pad(flat, (0, flat.numel() % 2))
+        packed = flat[0::2] | flat[1::2] << 4
+        return ir.PackedTensor(packed.numpy(), dtype, shape=ir.Shape(values.shape), name=name)
+    if dtype == ir.DataType.FLOAT8E4M3FN:
+        array = values.contiguous().view(torch.uint8).numpy().view(dtype.numpy())
+    elif dtype == ir.DataType.BFLOAT16:
+        array = values.to(torch.bfloat16).contiguous().view(torch.uint16).numpy().view(dtype.numpy())
+    else:
+        array = values.contiguous().numpy().astype(dtype.numpy(), copy=False)
+    return ir.Tensor(array, dtype=dtype, name=name)
