@@ -47,6 +47,7 @@ class LatentAttentionSpec:
     v_head_dim: int
     bias: bool
     softmax_scale: float
+    norm_eps: float = 1e-6  # of q_a_layernorm and kv_a_layernorm, whatever config.json's rms_norm_eps
 
 
 @dataclass(frozen=True)

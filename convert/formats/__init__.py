@@ -1,0 +1,57 @@
+"""How quantised weights lie on disk: one file per format, each decoding to a `QuantisedWeight`.
+
+A format sees the stored tensors of one module (`parts`: last name component → tensor, for instance
+`{"weight": …, "weight_scale_inv": …}`) and works from headers until `decode` is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from llmc.convert.formats.float_quantized import FloatQuantized
+from llmc.convert.formats.native_fp8 import NativeFP8
+from llmc.convert.formats.pack_quantized import PackQuantized
+from llmc.convert.quantised_weight import QuantisedWeight
+from llmc.convert.safetensors_file import StoredTensor
+from llmc.errors import InputError
+
+Parts = Mapping[str, StoredTensor]
+
+# What a quantised module stores; any other last name component (`bias`) is a tensor of its own.
+PART_NAMES = ("weight", "weight_packed", "weight_scale", "weight_scale_inv", "weight_shape")
+
+
+class Format(Protocol):
+    key: str  # the part that tells this format from the others
+
+    def shape(self, parts: Parts) -> tuple[int, int]:
+        """[out, in] of the weight, from headers; InputError when the parts do not fit together."""
+
+    def decode(self, parts: Parts) -> QuantisedWeight:
+        """Reads codes and scales as they are stored."""
+
+
+def formats(quantization_config: dict[str, Any] | None) -> tuple[Format, ...]:
+    """The formats that config.json's `quantization_config` announces; InputError for what cannot be read."""
+    if quantization_config is None:
+        return ()
+    method = quantization_config.get("quant_method")
+    if method == "fp8":
+        return (NativeFP8.from_config(quantization_config),)
+    if method != "compressed-tensors":
+        raise InputError(
+            f"quantization_config.quant_method {method!r} cannot be read; "
+            "use the unquantised checkpoint, or one in DeepSeek FP8 or compressed-tensors layout"
+        )
+    packed, floats = [], []
+    for name, group in (quantization_config.get("config_groups") or {}).items():
+        where, weights = f"quantization_config.config_groups.{name}", group.get("weights") or {}
+        layout = group.get("format") or quantization_config.get("format")  # "mixed-precision" names both
+        if layout == "pack-quantized":
+            packed.append(PackQuantized.from_config(weights, where))
+        elif layout == "float-quantized":
+            floats.append(FloatQuantized.from_config(weights, where))
+        else:
+            raise InputError(f"{where}.format {layout!r} cannot be read; known: pack-quantized, float-quantized")
+    return (*packed[:1], *FloatQuantized.merge(floats))

@@ -1,0 +1,230 @@
+"""A Hugging Face checkpoint on disk: opened from its headers and read one tensor at a time.
+
+Opening answers whether the checkpoint is whole: every tensor that its config promises is there, inside its file,
+with the right shape and a dtype that can be read. Work that starts after that does not fail for want of a weight.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmc.convert.families import family_of
+from llmc.convert.families.family import Family
+from llmc.convert.families.fields import Fields
+from llmc.convert.formats import PART_NAMES, Format, Parts, formats
+from llmc.convert.model.causal_lm import weight_shapes
+from llmc.convert.quantised_weight import QuantisedWeight
+from llmc.convert.safetensors_file import StoredTensor, read_header
+from llmc.convert.spec import ModelSpec, Role
+from llmc.errors import InputError
+
+INDEX = "model.safetensors.index.json"
+_FLOATS = ("BF16", "F16", "F32")
+# Files beside weights and config that travel with a model.
+_SIDECARS = (
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "chat_template.*",
+    "LICENSE*",
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    path: Path
+    config: dict[str, Any]
+    family: Family
+    spec: ModelSpec
+    shards: tuple[Path, ...]
+    _stored: dict[str, StoredTensor]  # by stored name, in file order
+    _parts: dict[str, dict[str, StoredTensor]]  # parts of `<module>.weight`, by module
+    _formats: tuple[Format, ...]
+
+    @classmethod
+    def open(cls, path: str | Path) -> Checkpoint:
+        """Reads config and headers, no weights; InputError for everything that is wrong with them."""
+        path = Path(path)
+        if not path.is_dir():
+            raise InputError(f"{path}: no such folder; a checkpoint is a folder with config.json and safetensors")
+        config = read_json(path / "config.json")
+        try:
+            family = family_of(config)
+            spec = family.spec(config)
+            known_formats = formats(config.get("quantization_config"))
+        except InputError as error:
+            raise InputError(f"{path / 'config.json'}: {error}") from error
+        if (path / "generation_config.json").exists():  # chat models list their end-of-turn tokens only there
+            generation = Fields(read_json(path / "generation_config.json"))
+            spec = replace(spec, eos_token_ids=generation.token_ids("eos_token_id") or spec.eos_token_ids)
+        stored = _read_headers(path)
+        parts: dict[str, dict[str, StoredTensor]] = {}
+        for name, tensor in stored.items():
+            module, _, last = name.rpartition(".")
+            if last in PART_NAMES:
+                parts.setdefault(module, {})[last] = tensor
+        shards = tuple(sorted({tensor.file for tensor in stored.values()}))
+        checkpoint = cls(path, config, family, spec, shards, stored, parts, known_formats)
+        checkpoint._check_complete()
+        return checkpoint
+
+    def names(self) -> list[str]:
+        """Logical tensor names in file order; what a quantised module stores counts as `<module>.weight`."""
+        return list(dict.fromkeys(map(_logical, self._stored)))
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and (name in self._stored or self._module(name) in self._parts)
+
+    def role(self, name: str) -> Role:
+        return self.family.role(name, self.spec)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape after dequantisation, from headers; InputError when the tensor is missing or unreadable."""
+        if layout := self._layout(name):
+            return layout[0].shape(layout[1])
+        tensor = self.stored(name)
+        if tensor.dtype not in _FLOATS:
+            raise InputError(
+                f"{tensor.file}: {name} is {tensor.dtype} without a scale that config.json's "
+                f"quantization_config explains; plain weights are {', '.join(_FLOATS)}"
+            )
+        return tensor.shape
+
+    def tensor(self, name: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """A fresh tensor, dequantised; InputError when it holds NaN or infinity."""
+        if weight := self.quantised(name.removesuffix(".weight")):
+            return weight.dequantise(dtype)
+        tensor = self.stored(name).read()
+        self._refuse_nan(name, tensor)
+        return tensor.to(dtype)
+
+    def quantised(self, module: str) -> QuantisedWeight | None:
+        """The codes and scales of `<module>.weight` as they are stored; None when it is stored plain."""
+        name = f"{module}.weight"
+        layout = self._layout(name)
+        if layout is None:
+            return None
+        weight = layout[0].decode(layout[1])
+        self._refuse_nan(name, weight.scales)
+        if weight.codes.dtype.is_floating_point:
+            self._refuse_nan(name, weight.codes)
+        return weight
+
+    def stored(self, name: str) -> StoredTensor:
+        """Where a tensor lies on disk, by the exact name it is stored under."""
+        if name not in self._stored:
+            raise InputError(f"{self.path}: tensor {name} is missing")
+        return self._stored[name]
+
+    def nbytes(self, prefix: str = "") -> int:
+        """Bytes on disk of all tensors whose stored name begins with `prefix`."""
+        return sum(tensor.nbytes for name, tensor in self._stored.items() if name.startswith(prefix))
+
+    def files(self) -> list[Path]:
+        """Config, index, weights, tokenizer: every file that makes this checkpoint what it is."""
+        sidecars = {file for pattern in (*_SIDECARS, "config.json", INDEX) for file in self.path.glob(pattern)}
+        return sorted({*self.shards, *sidecars})
+
+    def _layout(self, name: str) -> tuple[Format, Parts] | None:
+        """How a quantised tensor is stored; None: plain."""
+        parts = self._parts.get(self._module(name), {})
+        for known in self._formats:
+            if known.key in parts:
+                return known, parts
+        if extra := sorted(parts.keys() - {"weight"}):
+            raise InputError(
+                f"{parts[extra[0]].file}: {name} is stored with {', '.join(extra)}, which "
+                f"quantization_config in config.json does not explain; restore the config.json it was saved with"
+            )
+        return None
+
+    def _check_complete(self) -> None:
+        needed = weight_shapes(self.spec)
+        if missing := [name for name in needed if name not in self]:
+            advice = "download the checkpoint again"
+            if all(self.role(name) == "mtp" for name in missing):
+                advice += ", or set num_nextn_predict_layers in config.json to go on without multi-token prediction"
+            raise InputError(f"{self.path}: tensor {missing[0]} is missing ({len(missing)} in all); {advice}")
+        for name in self.names():
+            shape = self.shape(name)
+            if name not in needed and not self.family.redundant(name, self.spec):
+                raise InputError(
+                    f"{self.path}: tensor {name} has no place in a {self.family.name} model with this config.json; "
+                    "leaving it out would change the model"
+                )
+            if shape != needed.get(name, shape):
+                raise InputError(
+                    f"{self.path}: tensor {name} has shape {list(shape)}, but config.json asks for "
+                    f"{list(needed[name])}; one of the two belongs to another model"
+                )
+
+    def _refuse_nan(self, name: str, tensor: torch.Tensor) -> None:
+        if tensor.dtype == torch.float8_e4m3fn:  # has NaN, as the largest code, but no infinity
+            bad = (tensor.view(torch.uint8) & 0x7F).eq(0x7F).any()
+        else:
+            bad = tensor.isfinite().logical_not().any()
+        if bad:
+            raise InputError(f"{self.path}: tensor {name} contains NaN or infinity; download it again or ask its authors")
+
+    @staticmethod
+    def _module(name: str) -> str:
+        return name.removesuffix(".weight") if name.endswith(".weight") else ""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; InputError when the file is missing or holds something else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); a checkpoint needs this file") from error
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({error}); download it again") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: must hold a JSON object, not {type(value).__name__}")
+    return value
+
+
+def _logical(stored_name: str) -> str:
+    module, _, last = stored_name.rpartition(".")
+    return f"{module}.weight" if last in PART_NAMES else stored_name
+
+
+def _read_headers(path: Path) -> dict[str, StoredTensor]:
+    """Every tensor of the checkpoint by name, shard by shard; the index decides when there is one."""
+    if not (path / INDEX).exists():
+        if (path / "model.safetensors").exists():
+            return read_header(path / "model.safetensors")
+        pickles = sorted(file.name for suffix in ("bin", "pt", "pth") for file in path.glob(f"*.{suffix}"))
+        if pickles:
+            raise InputError(
+                f"{path / pickles[0]}: pickle files can run code and are not read; save the model as safetensors "
+                "first, with transformers' from_pretrained(…).save_pretrained(…)"
+            )
+        raise InputError(f"{path}: neither model.safetensors nor {INDEX} is there; download the weights")
+    weight_map = read_json(path / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f"{path / INDEX}: `weight_map` is missing; download the file again")
+    headers: dict[str, dict[str, StoredTensor]] = {}
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or not shard.endswith(".safetensors") or Path(shard).name != shard:
+            raise InputError(
+                f"{path / INDEX}: {name} is said to be in {shard!r}; only safetensors files in the same folder are read"
+            )
+        if shard not in headers:
+            headers[shard] = read_header(path / shard)
+        if name not in headers[shard]:
+            raise InputError(f"{path / shard}: tensor {name} is missing, though {INDEX} lists it; download both again")
+    return {
+        name: tensor
+        for shard in sorted(headers)
+        for name, tensor in headers[shard].items()
+        if weight_map.get(name) == shard
+    }

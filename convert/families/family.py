@@ -1,0 +1,64 @@
+"""What a model family is: config.json → `ModelSpec`, tensor name → role."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from typing import Any
+
+from llmc.convert.spec import ModelSpec, Role
+from llmc.errors import InputError
+
+# First match wins; names are those after `model.layers.<i>.`.
+_LAYER_ROLES: tuple[tuple[str, Role], ...] = (
+    (r".*layernorm\.", "norm"),
+    (r"self_attn\.kv_b_proj\.", "kv_b_proj"),
+    (r"self_attn\.", "attention"),
+    (r"mlp\.gate\.", "router"),
+    (r"mlp\.experts\.", "experts"),
+    (r"mlp\.shared_experts\.", "shared_experts"),
+    (r"mlp\.", "dense_mlp"),
+)
+_MODEL_ROLES: dict[str, Role] = {
+    "model.embed_tokens.weight": "embedding",
+    "model.norm.weight": "norm",
+    "lm_head.weight": "lm_head",
+}
+
+
+class Family(ABC):
+    name: str  # config.json's `model_type`
+    architectures: tuple[str, ...]  # config.json's `architectures`
+
+    @abstractmethod
+    def spec(self, config: dict[str, Any]) -> ModelSpec:
+        """InputError for a field that is missing, wrong, or asks for something llmc does not do."""
+
+    def role(self, weight_name: str, spec: ModelSpec) -> Role:
+        """The role of a tensor: `spec` tells which layers are MTP layers."""
+        if weight_name in _MODEL_ROLES:
+            return _MODEL_ROLES[weight_name]
+        if match := re.match(r"model\.layers\.(\d+)\.(.*)", weight_name):
+            if spec.is_mtp(int(match[1])):
+                return "mtp"
+            for pattern, role in _LAYER_ROLES:
+                if re.match(pattern, match[2]):
+                    return role
+        raise InputError(f"{weight_name} is not a tensor of the {self.name} family")
+
+    def redundant(self, weight_name: str, spec: ModelSpec) -> bool:
+        """Whether a checkpoint may carry this tensor although the model does not need it.
+
+        Copies (tied head; the MTP layer's own embedding and head, equal to the main model's) and buffers
+        that follow from the config.
+        """
+        if weight_name.endswith(".rotary_emb.inv_freq"):
+            return True
+        if weight_name == "lm_head.weight":
+            return spec.tie_word_embeddings
+        match = re.fullmatch(r"model\.layers\.(\d+)\.(embed_tokens|shared_head\.head)\.weight", weight_name)
+        return match is not None and spec.num_layers <= int(match[1]) < spec.num_all_layers
+
+    def pruned_config(self, config: dict[str, Any], num_experts: int) -> dict[str, Any]:
+        """config.json after pruning to `num_experts` routed experts in every layer."""
+        raise InputError(f"the {self.name} family has no experts to prune; remove `prune` from the recipe")

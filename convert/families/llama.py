@@ -1,0 +1,60 @@
+"""Llama 2 and 3 and what shares their architecture: grouped-query attention and SwiGLU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmc.convert.families.family import Family
+from llmc.convert.families.fields import Fields
+from llmc.convert.families.rope import rope_spec
+from llmc.convert.spec import DenseMLPSpec, GroupedQueryAttentionSpec, ModelSpec
+from llmc.errors import InputError
+
+
+class Llama(Family):
+    name = "llama"
+    architectures = ("LlamaForCausalLM",)
+
+    def biases(self, fields: Fields) -> tuple[bool, bool]:
+        """Whether (query, key, value) and (output) projections have a bias."""
+        bias = fields.boolean("attention_bias", False)
+        return bias, bias
+
+    def spec(self, config: dict[str, Any]) -> ModelSpec:
+        fields = Fields(config)
+        fields.require("hidden_act", "silu", "the MLP is SwiGLU")
+        fields.require("mlp_bias", False, "MLP projections have no bias")
+        hidden_size, num_layers = fields.integer("hidden_size"), fields.integer("num_hidden_layers")
+        num_heads = fields.integer("num_attention_heads")
+        num_kv_heads = fields.integer("num_key_value_heads", num_heads)
+        if num_heads % num_kv_heads:
+            raise InputError(f"`num_attention_heads` {num_heads} must be a multiple of `num_key_value_heads` {num_kv_heads}")
+        head_dim = fields.integer("head_dim", hidden_size // num_heads)
+        if head_dim % 2:
+            raise InputError(f"`head_dim` must be even, not {head_dim}")
+        qkv_bias, output_bias = self.biases(fields)
+        return ModelSpec(
+            family=self.name,
+            hidden_size=hidden_size,
+            vocab_size=fields.integer("vocab_size"),
+            rms_norm_eps=fields.number("rms_norm_eps", 1e-6),
+            rope=rope_spec(config, head_dim, interleaved=False),
+            attention=GroupedQueryAttentionSpec(
+                num_heads=num_heads,
+                num_kv_heads=num_kv_heads,
+                head_dim=head_dim,
+                qkv_bias=qkv_bias,
+                output_bias=output_bias,
+                softmax_scale=head_dim**-0.5,
+            ),
+            mlps=(DenseMLPSpec(fields.integer("intermediate_size")),) * num_layers,
+            num_layers=num_layers,
+            num_mtp_layers=0,
+            tie_word_embeddings=fields.boolean("tie_word_embeddings", False),
+            max_position_embeddings=fields.integer("max_position_embeddings", 2048),
+            bos_token_id=next(iter(fields.token_ids("bos_token_id")), None),
+            eos_token_ids=fields.token_ids("eos_token_id"),
+        )
+
+
+FAMILY = Llama()

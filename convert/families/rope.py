@@ -1,0 +1,95 @@
+"""Rotary frequencies from config.json: plain, linear, llama3 and YaRN scaling.
+
+Both spellings are read: `rope_theta` with `rope_scaling`, and transformers 5's `rope_parameters`.
+Everything is computed in float32, as the reference implementations do: the cosine at position 100,000 depends on
+the last bit of a frequency.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from llmc.convert.families.fields import Fields
+from llmc.convert.spec import RopeSpec
+from llmc.errors import InputError
+
+
+def rope_spec(config: dict[str, Any], dim: int, interleaved: bool) -> RopeSpec:
+    """The rotary embedding over `dim` channels that config.json describes."""
+    scaling, kind = rope_scaling(config)
+    theta = scaling.number("rope_theta", config.get("rope_theta") or 10000.0)
+    partial = config.get("partial_rotary_factor", scaling.config.get("partial_rotary_factor", 1.0))
+    if partial != 1.0:
+        raise InputError(f"`partial_rotary_factor` is {partial!r}, but only 1.0 is supported")
+    periods = theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+    frequencies, attention_factor = 1.0 / periods, 1.0
+    if kind == "linear":
+        frequencies = frequencies / scaling.number("factor")
+    elif kind == "llama3":
+        frequencies = _llama3(frequencies, scaling, config)
+    elif kind == "yarn":
+        frequencies, attention_factor = _yarn(periods, theta, scaling, config)
+    elif kind != "default":
+        raise InputError(
+            f"`{scaling.prefix}rope_type` is {kind!r}, but only default, linear, llama3 and yarn are supported"
+        )
+    return RopeSpec(dim, theta, interleaved, tuple(frequencies.tolist()), attention_factor)
+
+
+def rope_scaling(config: dict[str, Any]) -> tuple[Fields, str]:
+    """The mapping that describes the scaling, and its kind (`default`: none)."""
+    name = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
+    mapping = config.get(name) or {}
+    if not isinstance(mapping, dict):
+        raise InputError(f"`{name}` must be a mapping, not {mapping!r}")
+    return Fields(mapping, f"{name}."), mapping.get("rope_type") or mapping.get("type") or "default"
+
+
+def yarn_mscale(factor: float, mscale: float = 1.0) -> float:
+    """Attention temperature of YaRN (Peng et al. 2023, section 3.4), with DeepSeek's `mscale`."""
+    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
+
+
+def _original_length(scaling: Fields, config: dict[str, Any]) -> int:
+    outer = config.get("original_max_position_embeddings") or config.get("max_position_embeddings")
+    return scaling.integer("original_max_position_embeddings", outer)
+
+
+def _llama3(frequencies: torch.Tensor, scaling: Fields, config: dict[str, Any]) -> torch.Tensor:
+    """Long waves are slowed by `factor`, short ones kept, those between blended (Llama 3.1's rope scaling)."""
+    factor, length = scaling.number("factor"), _original_length(scaling, config)
+    low, high = scaling.number("low_freq_factor"), scaling.number("high_freq_factor")
+    wavelengths = 2 * math.pi / frequencies
+    blend = (length / wavelengths - low) / (high - low)
+    scaled = (1 - blend) * frequencies / factor + blend * frequencies
+    scaled = torch.where(wavelengths > length / low, frequencies / factor, scaled)
+    return torch.where(wavelengths < length / high, frequencies, scaled)
+
+
+def _yarn(
+    periods: torch.Tensor, theta: float, scaling: Fields, config: dict[str, Any]
+) -> tuple[torch.Tensor, float]:
+    """NTK-by-parts interpolation (YaRN, section 3.2) and the factor on cosine and sine."""
+    dim, factor, length = 2 * len(periods), scaling.number("factor"), _original_length(scaling, config)
+
+    def channel(rotations: float) -> float:
+        """The channel that turns this often within the original context."""
+        return dim * math.log(length / (rotations * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = channel(scaling.number("beta_fast", 32)), channel(scaling.number("beta_slow", 1))
+    if scaling.boolean("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    high += 0.001 if low == high else 0
+    ramp = ((torch.arange(dim // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
+    frequencies = 1.0 / (factor * periods) * ramp + 1.0 / periods * (1 - ramp)
+
+    if scaling.config.get("attention_factor") is not None:
+        return frequencies, scaling.number("attention_factor")
+    mscale, mscale_all_dim = scaling.config.get("mscale"), scaling.config.get("mscale_all_dim")
+    if mscale and mscale_all_dim:
+        return frequencies, yarn_mscale(factor, mscale) / yarn_mscale(factor, mscale_all_dim)
+    return frequencies, yarn_mscale(factor)

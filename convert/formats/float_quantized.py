@@ -1,0 +1,72 @@
+"""compressed-tensors `float-quantized`: `weight` in E4M3 and a `weight_scale` that multiplies.
+
+The scale is [out, 1] (strategy `channel`) or [ceil(out / rows), ceil(in / columns)] (strategy `block`, edge
+blocks ragged).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llmc.convert.quantised_weight import QuantisedWeight
+from llmc.convert.safetensors_file import StoredTensor
+from llmc.errors import InputError
+
+
+@dataclass(frozen=True)
+class FloatQuantized:
+    block_size: tuple[int, int] | None  # None: every scale is per channel
+    key: str = "weight_scale"
+
+    @classmethod
+    def from_config(cls, weights: dict[str, Any], where: str) -> FloatQuantized:
+        """`weights`: the arguments of one config group."""
+        if (weights.get("type"), weights.get("num_bits"), weights.get("symmetric", True)) != ("float", 8, True):
+            raise InputError(f"{where}.weights is not symmetric 8-bit float, the only float-quantized kind known")
+        if weights.get("strategy") == "channel":
+            return cls(None)
+        if weights.get("strategy") == "block":
+            return cls(block_size(weights.get("block_structure"), f"{where}.weights.block_structure"))
+        raise InputError(f"{where}.weights.strategy {weights.get('strategy')!r} cannot be read; known: channel, block")
+
+    @classmethod
+    def merge(cls, groups: list[FloatQuantized]) -> tuple[FloatQuantized, ...]:
+        """One format for all config groups: the shape of a scale tells channel from block."""
+        sizes = {group.block_size for group in groups} - {None}
+        if len(sizes) > 1:
+            raise InputError("quantization_config.config_groups: only one FP8 block_structure per checkpoint is known")
+        return (cls(sizes.pop() if sizes else None),) if groups else ()
+
+    def shape(self, parts: Mapping[str, StoredTensor]) -> tuple[int, int]:
+        codes = parts["weight"]
+        if codes.dtype != "F8_E4M3" or len(codes.shape) != 2:
+            raise InputError(f"{codes.file}: {codes.name} is {codes.dtype} {list(codes.shape)}, not an FP8 matrix")
+        self._block(parts)
+        return codes.shape[0], codes.shape[1]
+
+    def decode(self, parts: Mapping[str, StoredTensor]) -> QuantisedWeight:
+        codes, scales = parts["weight"].read(), parts[self.key].read()
+        return QuantisedWeight(codes, scales, self._block(parts), "float8_e4m3fn")
+
+    def _block(self, parts: Mapping[str, StoredTensor]) -> tuple[int, int]:
+        (rows, columns), scale = parts["weight"].shape, parts[self.key]
+        if scale.dtype not in ("F32", "BF16"):
+            raise InputError(f"{scale.file}: {scale.name} is {scale.dtype}; scales are F32 or BF16")
+        candidates = [(1, columns)] if self.key == "weight_scale" else []
+        candidates += [self.block_size] if self.block_size else []
+        for block in candidates:
+            if scale.shape == (-(-rows // block[0]), -(-columns // block[1])):
+                return block
+        raise InputError(
+            f"{scale.file}: {scale.name} has shape {list(scale.shape)}, which does not fit the "
+            f"[{rows}, {columns}] weight in blocks of {' or '.join(map(str, candidates))}"
+        )
+
+
+def block_size(value: Any, where: str) -> tuple[int, int]:
+    """Two positive integers, or InputError."""
+    if isinstance(value, list) and len(value) == 2 and all(type(n) is int and n > 0 for n in value):
+        return value[0], value[1]
+    raise InputError(f"{where} must be two positive integers, not {value!r}")

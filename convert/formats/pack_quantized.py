@@ -1,0 +1,66 @@
+"""compressed-tensors `pack-quantized`, 4 bits: eight codes to an int32 along the input dimension.
+
+A code c in [-8, 7] is stored as c + 8; the first of eight lies in the lowest four bits. `weight_shape` holds
+[out, in], `weight_scale` is [out, in / group_size] ([out, 1] for strategy `channel`) and multiplies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from llmc.convert.quantised_weight import QuantisedWeight
+from llmc.convert.safetensors_file import StoredTensor
+from llmc.errors import InputError
+
+
+@dataclass(frozen=True)
+class PackQuantized:
+    key: str = "weight_packed"
+
+    @classmethod
+    def from_config(cls, weights: dict[str, Any], where: str) -> PackQuantized:
+        """`weights`: the arguments of one config group."""
+        if (weights.get("type"), weights.get("num_bits"), weights.get("symmetric", True)) != ("int", 4, True):
+            raise InputError(f"{where}.weights is not symmetric 4-bit int, the only pack-quantized kind known")
+        if weights.get("strategy") not in ("group", "channel"):
+            raise InputError(f"{where}.weights.strategy must be group or channel, not {weights.get('strategy')!r}")
+        return cls()
+
+    def shape(self, parts: Mapping[str, StoredTensor]) -> tuple[int, int]:
+        packed, scale = parts["weight_packed"], parts.get("weight_scale")
+        where = f"{packed.file}: {packed.name}"
+        if scale is None:
+            raise InputError(f"{where} has no weight_scale beside it; the checkpoint is incomplete")
+        if packed.dtype != "I32" or len(packed.shape) != 2 or scale.dtype not in ("BF16", "F16", "F32"):
+            raise InputError(f"{where} is {packed.dtype} with {scale.dtype} scales; I32 and BF16, F16 or F32 are known")
+        rows, columns = packed.shape[0], packed.shape[1] * 8
+        if len(scale.shape) != 2 or scale.shape[0] != rows or not scale.shape[1] or columns % scale.shape[1]:
+            raise InputError(f"{where}: scales of shape {list(scale.shape)} do not fit a [{rows}, {columns}] weight")
+        return rows, columns
+
+    def decode(self, parts: Mapping[str, StoredTensor]) -> QuantisedWeight:
+        rows, columns = self.shape(parts)
+        stored = parts["weight_shape"].read().tolist() if "weight_shape" in parts else [rows, columns]
+        if stored != [rows, columns]:
+            packed = parts["weight_packed"]
+            raise InputError(f"{packed.file}: {packed.name} is padded to {columns} columns (weight_shape {stored})")
+        scales = parts["weight_scale"].read()
+        codes = unpack_int4(parts["weight_packed"].read())
+        return QuantisedWeight(codes, scales, (1, columns // scales.shape[1]), "int4")
+
+
+def unpack_int4(packed: torch.Tensor) -> torch.Tensor:
+    """int32 [out, in / 8] → int8 [out, in] in [-8, 7]."""
+    pairs = packed.contiguous().view(torch.uint8)  # little-endian: byte k holds codes 2k (low) and 2k + 1
+    codes = torch.stack((pairs & 15, pairs >> 4), dim=-1).flatten(-2)
+    return codes.to(torch.int8) - 8
+
+
+def pack_int4(codes: torch.Tensor) -> torch.Tensor:
+    """The inverse of `unpack_int4`; the last dimension must be a multiple of 8."""
+    nibbles = (codes + 8).to(torch.uint8)
+    return (nibbles[..., 0::2] | nibbles[..., 1::2] << 4).contiguous().view(torch.int32)

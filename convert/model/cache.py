@@ -1,0 +1,53 @@
+"""What a layer remembers of the tokens it has seen: preallocated, written in place.
+
+`length` entries of each row are valid. Rolling back is setting `length` to a smaller number.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from llmc.convert.spec import LatentAttentionSpec, ModelSpec
+
+
+class LatentCache:
+    """latent [B, 1, T, R + P]: `kv_a_layernorm`'s output, then the rotated shared key in halves."""
+
+    def __init__(self, batch: int, capacity: int, width: int, dtype: torch.dtype = torch.float32) -> None:
+        self.latent = torch.zeros(batch, 1, capacity, width, dtype=dtype)
+        self.length = 0
+
+    def append(self, latent: torch.Tensor) -> torch.Tensor:
+        """Writes [B, 1, S, R + P] behind what is there; returns a view of all valid entries."""
+        start, self.length = self.length, self.length + latent.shape[2]
+        self.latent[:, :, start : self.length] = latent
+        return self.latent[:, :, : self.length]
+
+
+class KeyValueCache:
+    """key (rotated, in halves) and value, each [B, num_kv_heads, T, head_dim]."""
+
+    def __init__(
+        self, batch: int, num_kv_heads: int, capacity: int, head_dim: int, dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.key = torch.zeros(batch, num_kv_heads, capacity, head_dim, dtype=dtype)
+        self.value = torch.zeros_like(self.key)
+        self.length = 0
+
+    def append(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Writes [B, num_kv_heads, S, head_dim] behind what is there; returns views of all valid entries."""
+        start, self.length = self.length, self.length + key.shape[2]
+        self.key[:, :, start : self.length] = key
+        self.value[:, :, start : self.length] = value
+        return self.key[:, :, : self.length], self.value[:, :, : self.length]
+
+
+LayerCache = LatentCache | KeyValueCache
+
+
+def layer_cache(spec: ModelSpec, batch: int, capacity: int, dtype: torch.dtype = torch.float32) -> LayerCache:
+    """An empty cache for any one layer of the model."""
+    attention = spec.attention
+    if isinstance(attention, LatentAttentionSpec):
+        return LatentCache(batch, capacity, attention.kv_lora_rank + attention.qk_rope_head_dim, dtype)
+    return KeyValueCache(batch, attention.num_kv_heads, capacity, attention.head_dim, dtype)

@@ -1,0 +1,127 @@
+"""Blocks with weights: one layer at a time, or a whole small model."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from llmc.convert.model.cache import LayerCache, layer_cache
+from llmc.convert.model.decoder_layer import DecoderLayer
+from llmc.convert.model.multi_token_prediction import MultiTokenPrediction
+from llmc.convert.model.rms_norm import RMSNorm
+from llmc.convert.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from llmc.convert.checkpoint import Checkpoint
+
+
+def empty_layer(spec: ModelSpec, index: int) -> DecoderLayer:
+    """A layer on the meta device: names and shapes without memory."""
+    with torch.device("meta"):
+        return (MultiTokenPrediction if spec.is_mtp(index) else DecoderLayer)(spec, index)
+
+
+def weight_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """Every tensor the model needs: name → shape."""
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (spec.vocab_size, spec.hidden_size)}
+
+    @functools.cache  # hundreds of experts in dozens of equal layers
+    def layer_shapes(index: int) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(weight.shape) for name, weight in empty_layer(spec, index).named_parameters()}
+
+    for index in range(spec.num_all_layers):
+        # The first layer that is built like this one.
+        twin = next(i for i, mlp in enumerate(spec.mlps) if (mlp, spec.is_mtp(i)) == (spec.mlps[index], spec.is_mtp(index)))
+        shapes |= {f"model.layers.{index}.{name}": shape for name, shape in layer_shapes(twin).items()}
+    shapes["model.norm.weight"] = (spec.hidden_size,)
+    if not spec.tie_word_embeddings:
+        shapes["lm_head.weight"] = (spec.vocab_size, spec.hidden_size)
+    return shapes
+
+
+def load_layer(checkpoint: Checkpoint, index: int, dtype: torch.dtype = torch.float32) -> DecoderLayer:
+    """`model.layers.<index>` with its weights, dequantised; a MultiTokenPrediction from `num_layers` on.
+
+    The router stays float32 (see GroupedTopK). Only this layer is in memory.
+    """
+    layer = empty_layer(checkpoint.spec, index)
+    weights = {
+        name: checkpoint.tensor(
+            f"model.layers.{index}.{name}", torch.float32 if name.startswith("mlp.gate.") else dtype
+        )
+        for name, _ in layer.named_parameters()
+    }
+    layer.load_state_dict(weights, assign=True)
+    return layer.requires_grad_(False).eval()
+
+
+def load_embedding(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """[vocab_size, hidden_size]."""
+    return checkpoint.tensor("model.embed_tokens.weight", dtype)
+
+
+def load_lm_head(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """[vocab_size, hidden_size]; the embedding when the two are tied."""
+    name = "model.embed_tokens.weight" if checkpoint.spec.tie_word_embeddings else "lm_head.weight"
+    return checkpoint.tensor(name, dtype)
+
+
+def load_final_norm(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> RMSNorm:
+    """`model.norm`."""
+    norm = RMSNorm(checkpoint.spec.hidden_size, checkpoint.spec.rms_norm_eps)
+    norm.weight = nn.Parameter(checkpoint.tensor("model.norm.weight", dtype), requires_grad=False)
+    return norm
+
+
+class CausalLM:
+    """A whole model in memory: for small ones, and as the yardstick of everything faster."""
+
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+        self.spec, self.dtype = checkpoint.spec, dtype
+        self.embedding = load_embedding(checkpoint, dtype)
+        self.layers = [load_layer(checkpoint, index, dtype) for index in range(self.spec.num_all_layers)]
+        self.norm = load_final_norm(checkpoint, dtype)
+        self.lm_head = self.embedding if self.spec.tie_word_embeddings else load_lm_head(checkpoint, dtype)
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> CausalLM:
+        return cls(checkpoint, dtype)
+
+    def new_cache(self, batch: int, capacity: int) -> list[LayerCache]:
+        """An empty cache per layer, MTP layers included."""
+        return [layer_cache(self.spec, batch, capacity, self.dtype) for _ in self.layers]
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """ids [B, S] → [B, S, H]."""
+        return functional.embedding(ids, self.embedding)
+
+    @torch.no_grad()
+    def hidden(self, ids: torch.Tensor, caches: list[LayerCache] | None = None) -> torch.Tensor:
+        """ids [B, S], the tokens after those in the cache → [B, S, H] after the final norm."""
+        x = self.embed(ids)
+        positions = _positions(ids, caches[0] if caches else None)
+        for index in range(self.spec.num_layers):
+            x = self.layers[index](x, positions, caches[index] if caches else None)
+        return self.norm(x)
+
+    @torch.no_grad()
+    def mtp(
+        self, ids: torch.Tensor, hidden: torch.Tensor, cache: LayerCache | None = None, depth: int = 0
+    ) -> torch.Tensor:
+        """[B, S, H] that predicts token i + 2, from ids [B, S] of tokens i + 1 and hidden [B, S, H] of tokens i."""
+        layer = self.layers[self.spec.num_layers + depth]
+        return layer(self.embed(ids), hidden, _positions(ids, cache), cache)
+
+    @torch.no_grad()
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden [B, S, H] → [B, S, vocab_size] in float32."""
+        return functional.linear(hidden, self.lm_head).float()
+
+
+def _positions(ids: torch.Tensor, cache: LayerCache | None) -> torch.Tensor:
+    start = cache.length if cache else 0
+    return torch.arange(start, start + ids.shape[1]).expand(ids.shape[0], -1)

@@ -1,0 +1,37 @@
+"""Grouped-query attention, GQA (Ainslie et al. 2023)."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from llmc.convert.model.cache import KeyValueCache
+from llmc.convert.model.causal_attention import causal_attention
+from llmc.convert.model.rotary import rotary, rotary_table
+from llmc.convert.spec import GroupedQueryAttentionSpec, RopeSpec
+
+
+class GroupedQueryAttention(nn.Module):
+    def __init__(self, spec: GroupedQueryAttentionSpec, rope: RopeSpec, hidden_size: int) -> None:
+        super().__init__()
+        self.spec, self.rope = spec, rope
+        query_size, key_size = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+        self.q_proj = nn.Linear(hidden_size, query_size, bias=spec.qkv_bias)
+        self.k_proj = nn.Linear(hidden_size, key_size, bias=spec.qkv_bias)
+        self.v_proj = nn.Linear(hidden_size, key_size, bias=spec.qkv_bias)
+        self.o_proj = nn.Linear(query_size, hidden_size, bias=spec.output_bias)
+
+    def forward(
+        self, x: torch.Tensor, positions: torch.Tensor, cache: KeyValueCache | None = None
+    ) -> torch.Tensor:
+        """x [B, S, H], positions [B, S] → [B, S, H]."""
+        query, key, value = (
+            project(x).unflatten(-1, (-1, self.spec.head_dim)).transpose(1, 2)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        table = rotary_table(self.rope, positions)
+        query, key = (rotary(part, table, self.rope.interleaved) for part in (query, key))
+        if cache is not None:
+            key, value = (part.to(x.dtype) for part in cache.append(key, value))
+        mixed = causal_attention(query, key, value, self.spec.softmax_scale)
+        return self.o_proj(mixed.transpose(1, 2).flatten(2))

@@ -1,0 +1,90 @@
+"""Multi-head latent attention, MLA (DeepSeek-V2, section 2.1)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import nn
+
+from llmc.convert.model.cache import LatentCache
+from llmc.convert.model.causal_attention import causal_attention
+from llmc.convert.model.rms_norm import RMSNorm
+from llmc.convert.model.rotary import rotary, rotary_table
+from llmc.convert.spec import LatentAttentionSpec, RopeSpec
+
+Form = Literal["expanded", "absorbed"]
+
+
+class LatentAttention(nn.Module):
+    """Keys and values of all heads come from one latent of R channels and one rotated key of P channels.
+
+    `form` says how they are used, with equal results: "expanded" makes every head's key and value from the
+    latent (`kv_b_proj` is a linear layer, few FLOPs per query: calibration, prefill); "absorbed" moves
+    `kv_b_proj` into query and output, so that all heads attend to the latent itself (decode).
+    """
+
+    def __init__(
+        self, spec: LatentAttentionSpec, rope: RopeSpec, hidden_size: int, form: Form = "expanded"
+    ) -> None:
+        super().__init__()
+        self.spec, self.rope, self.form = spec, rope, form
+        query_size = spec.num_heads * (spec.qk_nope_head_dim + spec.qk_rope_head_dim)
+        if spec.q_lora_rank is None:
+            self.q_proj = nn.Linear(hidden_size, query_size, bias=False)
+        else:
+            self.q_a_proj = nn.Linear(hidden_size, spec.q_lora_rank, bias=spec.bias)
+            self.q_a_layernorm = RMSNorm(spec.q_lora_rank, spec.norm_eps)
+            self.q_b_proj = nn.Linear(spec.q_lora_rank, query_size, bias=False)
+        self.kv_a_proj_with_mqa = nn.Linear(
+            hidden_size, spec.kv_lora_rank + spec.qk_rope_head_dim, bias=spec.bias
+        )
+        self.kv_a_layernorm = RMSNorm(spec.kv_lora_rank, spec.norm_eps)
+        self.kv_b_proj = nn.Linear(
+            spec.kv_lora_rank, spec.num_heads * (spec.qk_nope_head_dim + spec.v_head_dim), bias=False
+        )
+        self.o_proj = nn.Linear(spec.num_heads * spec.v_head_dim, hidden_size, bias=spec.bias)
+
+    def forward(
+        self, x: torch.Tensor, positions: torch.Tensor, cache: LatentCache | None = None
+    ) -> torch.Tensor:
+        """x [B, S, H], positions [B, S] → [B, S, H]."""
+        spec = self.spec
+        table = rotary_table(self.rope, positions)
+        query = self.q_proj(x) if spec.q_lora_rank is None else self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
+        query = query.unflatten(-1, (spec.num_heads, -1)).transpose(1, 2)
+        query_nope, query_rope = query.split((spec.qk_nope_head_dim, spec.qk_rope_head_dim), dim=-1)
+        query_rope = rotary(query_rope, table, self.rope.interleaved)
+
+        latent, key_rope = self.kv_a_proj_with_mqa(x)[:, None].split(
+            (spec.kv_lora_rank, spec.qk_rope_head_dim), dim=-1
+        )
+        key_rope = rotary(key_rope, table, self.rope.interleaved)
+        latent = torch.cat((self.kv_a_layernorm(latent), key_rope), dim=-1)  # [B, 1, S, R + P]: what is cached
+        if cache is not None:
+            latent = cache.append(latent).to(x.dtype)
+
+        attend = self._expanded if self.form == "expanded" else self._absorbed
+        mixed = attend(query_nope, query_rope, latent)  # [B, heads, S, v_head_dim]
+        return self.o_proj(mixed.transpose(1, 2).flatten(2))
+
+    def _expanded(
+        self, query_nope: torch.Tensor, query_rope: torch.Tensor, latent: torch.Tensor
+    ) -> torch.Tensor:
+        spec = self.spec
+        compressed, key_rope = latent.split((spec.kv_lora_rank, spec.qk_rope_head_dim), dim=-1)
+        key_value = self.kv_b_proj(compressed[:, 0]).unflatten(-1, (spec.num_heads, -1)).transpose(1, 2)
+        key_nope, value = key_value.split((spec.qk_nope_head_dim, spec.v_head_dim), dim=-1)
+        key = torch.cat((key_nope, key_rope.expand(-1, spec.num_heads, -1, -1)), dim=-1)
+        return causal_attention(torch.cat((query_nope, query_rope), dim=-1), key, value, spec.softmax_scale)
+
+    def _absorbed(
+        self, query_nope: torch.Tensor, query_rope: torch.Tensor, latent: torch.Tensor
+    ) -> torch.Tensor:
+        spec = self.spec
+        weight = self.kv_b_proj.weight.unflatten(0, (spec.num_heads, -1))  # [heads, nope + v, R]
+        weight_key, weight_value = weight.split((spec.qk_nope_head_dim, spec.v_head_dim), dim=1)
+        query = torch.cat((query_nope @ weight_key, query_rope), dim=-1)
+        # The value is the whole latent: its rotary channels are computed and dropped, which spares a copy.
+        mixed = causal_attention(query, latent, latent, spec.softmax_scale)
+        return mixed[..., : spec.kv_lora_rank] @ weight_value.transpose(1, 2)

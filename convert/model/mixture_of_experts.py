@@ -1,0 +1,39 @@
+"""Routed experts and a shared one (DeepSeekMoE, Dai et al. 2024)."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from llmc.convert.model.dense_mlp import DenseMLP
+from llmc.convert.model.grouped_topk import GroupedTopK
+from llmc.convert.spec import MixtureOfExpertsSpec
+
+
+class MixtureOfExperts(nn.Module):
+    """An expert is called once with all its tokens, and not at all when it has none."""
+
+    def __init__(self, spec: MixtureOfExpertsSpec, hidden_size: int) -> None:
+        super().__init__()
+        self.gate = GroupedTopK(spec.router, hidden_size)
+        self.experts = nn.ModuleList(
+            DenseMLP(hidden_size, spec.intermediate_size) for _ in range(spec.router.num_experts)
+        )
+        self.shared_experts = (
+            DenseMLP(hidden_size, spec.shared_intermediate_size) if spec.shared_intermediate_size else None
+        )
+
+    def route(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """x [N, H] → expert index [N, K] int64, weight [N, K] float32."""
+        return self.gate(x)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x [B, S, H] → [B, S, H]; the sum over experts is taken in float32."""
+        tokens = x.flatten(0, -2)
+        index, weight = self.route(tokens)
+        mixed = torch.zeros_like(tokens, dtype=torch.float32)
+        for number in index.unique().tolist():
+            row, slot = torch.where(index == number)
+            mixed.index_add_(0, row, self.experts[number](tokens[row]).float() * weight[row, slot, None])
+        result = mixed.to(x.dtype).view_as(x)
+        return result if self.shared_experts is None else result + self.shared_experts(x)

@@ -1,0 +1,190 @@
+"""safetensors files: a reader that trusts nothing in the header, and a writer that streams.
+
+Layout (https://github.com/huggingface/safetensors#format): u64 header length, JSON header, tensor bytes.
+Tensors are read, not mapped: a file cut short after it was opened is an error instead of a bus error, and the
+memory of a tensor is gone with the tensor.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from llmc.errors import InputError, MachineError
+
+DTYPES: dict[str, torch.dtype] = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_MAX_HEADER_BYTES = 100_000_000  # the limit of the reference implementation
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor as it lies on disk; `offset` is absolute in `file`, `dtype` the safetensors name."""
+
+    name: str
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+    def read(self) -> torch.Tensor:
+        """A fresh tensor of the stored dtype and shape."""
+        data = torch.empty(self.nbytes, dtype=torch.uint8)
+        with self.file.open("rb", buffering=0) as file:
+            file.seek(self.offset)
+            view, done = memoryview(data.numpy()), 0
+            while done < self.nbytes:  # one read returns at most 2 GiB
+                count = file.readinto(view[done:])
+                if not count:
+                    raise InputError(f"{self.file}: truncated inside tensor {self.name}; download the file again")
+                done += count
+        return data.view(DTYPES[self.dtype]).reshape(self.shape)
+
+
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of one file in the order of their bytes; InputError when header and file disagree."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
+                raise InputError(f"{path}: truncated or not a safetensors file; download it again")
+            header = json.loads(file.read(length), object_pairs_hook=_unique)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); download it again") from error
+    except ValueError as error:
+        raise InputError(f"{path}: broken safetensors header ({error}); download it again") from error
+    if not isinstance(header, dict):
+        raise InputError(f"{path}: broken safetensors header (not an object); download it again")
+    header.pop("__metadata__", None)
+    tensors = [_stored_tensor(path, name, entry, 8 + length) for name, entry in header.items()]
+    tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
+    end = 8 + length
+    for tensor in tensors:
+        if tensor.offset != end:
+            raise InputError(f"{path}: the bytes of {tensor.name} overlap another tensor's or leave a hole")
+        end += tensor.nbytes
+    if end > size:
+        raise InputError(f"{path}: truncated, {size:,} bytes of {end:,}; download the file again")
+    if end < size:
+        raise InputError(f"{path}: {size - end:,} bytes that belong to no tensor; download the file again")
+    return {tensor.name: tensor for tensor in tensors}
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return table
+
+
+def _stored_tensor(path: Path, name: str, entry: Any, data_start: int) -> StoredTensor:
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        whole = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+    except (KeyError, TypeError, ValueError):
+        whole = False
+    if not whole:
+        raise InputError(f"{path}: broken safetensors header at {name}; download the file again")
+    if dtype not in DTYPES:
+        raise InputError(f"{path}: {name} has the unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
+    if end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
+        raise InputError(f"{path}: {name} is {dtype} {list(shape)} but has {end - begin:,} bytes")
+    return StoredTensor(name, path, dtype, shape, data_start + begin, end - begin)
+
+
+class SafetensorsWriter:
+    """Writes tensors in the order they are given; the file appears under its name only when complete.
+
+    Tensor bytes stream into a side file, because the header that precedes them is known last.
+
+        with SafetensorsWriter(path) as writer:
+            writer.add("a.weight", tensor)
+    """
+
+    def __init__(self, path: str | Path, metadata: dict[str, str] | None = None) -> None:
+        self.path = Path(path)
+        self._header: dict[str, Any] = {"__metadata__": metadata or {"format": "pt"}}
+        self._offset = 0
+        self._data_path = self.path.with_name(self.path.name + ".data")
+        self._tmp_path = self.path.with_name(self.path.name + ".tmp")
+        self._data = self._data_path.open("wb")
+
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        """Appends one tensor; MachineError when the disk is full."""
+        if name in self._header:
+            raise ValueError(f"{name} was written before")
+        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        end = self._offset + data.numel()
+        self._header[name] = {
+            "dtype": _NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [self._offset, end],
+        }
+        try:
+            self._data.write(memoryview(data.numpy()))
+        except OSError as error:
+            raise self._machine_error(error) from error
+        self._offset = end
+
+    def close(self) -> None:
+        """Puts header and bytes together and gives the file its name."""
+        header = json.dumps(self._header, separators=(",", ":")).encode()
+        header += b" " * (-len(header) % 8)  # keeps the tensor bytes aligned
+        try:
+            self._data.close()
+            with self._tmp_path.open("wb") as target, self._data_path.open("rb") as data:
+                target.write(len(header).to_bytes(8, "little") + header)
+                shutil.copyfileobj(data, target, 1 << 24)
+                target.flush()
+                os.fsync(target.fileno())
+            self._tmp_path.replace(self.path)
+        except OSError as error:
+            raise self._machine_error(error) from error
+        finally:
+            self.discard()
+
+    def discard(self) -> None:
+        """Removes what an unfinished writer left."""
+        self._data.close()
+        self._data_path.unlink(missing_ok=True)
+        self._tmp_path.unlink(missing_ok=True)
+
+    def _machine_error(self, error: OSError) -> Exception:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return error
+        return MachineError(f"{self.path}: no space left on the disk; free some or choose another output folder")
+
+    def __enter__(self) -> SafetensorsWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.discard()
