@@ -1,7 +1,7 @@
 """A Hugging Face checkpoint on disk: opened from its headers and read one tensor at a time.
 
-Opening answers whether the checkpoint is whole: every tensor that its config promises is there, inside its file,
-with the right shape and a dtype that can be read. Work that starts after that does not fail for want of a weight.
+Opening answers whether the checkpoint is whole: every tensor that its config promises is there, inside its
+file, with the right shape and a dtype that can be read. Work begun after that does not fail for want of a weight.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _SIDECARS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Checkpoint:
     path: Path
     config: dict[str, Any]
@@ -54,7 +54,9 @@ class Checkpoint:
         """Reads config and headers, no weights; InputError for everything that is wrong with them."""
         path = Path(path)
         if not path.is_dir():
-            raise InputError(f"{path}: no such folder; a checkpoint is a folder with config.json and safetensors")
+            raise InputError(
+                f"{path}: no such folder; a checkpoint is one that holds config.json and safetensors"
+            )
         config = read_json(path / "config.json")
         try:
             family = family_of(config)
@@ -87,7 +89,7 @@ class Checkpoint:
         return self.family.role(name, self.spec)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape after dequantisation, from headers; InputError when the tensor is missing or unreadable."""
+        """The shape after dequantisation, from headers; InputError for a missing or unreadable tensor."""
         if layout := self._layout(name):
             return layout[0].shape(layout[1])
         tensor = self.stored(name)
@@ -130,8 +132,8 @@ class Checkpoint:
 
     def files(self) -> list[Path]:
         """Config, index, weights, tokenizer: every file that makes this checkpoint what it is."""
-        sidecars = {file for pattern in (*_SIDECARS, "config.json", INDEX) for file in self.path.glob(pattern)}
-        return sorted({*self.shards, *sidecars})
+        patterns = ("config.json", INDEX, *_SIDECARS)
+        return sorted({*self.shards, *(file for pattern in patterns for file in self.path.glob(pattern))})
 
     def _layout(self, name: str) -> tuple[Format, Parts] | None:
         """How a quantised tensor is stored; None: plain."""
@@ -141,8 +143,8 @@ class Checkpoint:
                 return known, parts
         if extra := sorted(parts.keys() - {"weight"}):
             raise InputError(
-                f"{parts[extra[0]].file}: {name} is stored with {', '.join(extra)}, which "
-                f"quantization_config in config.json does not explain; restore the config.json it was saved with"
+                f"{parts[extra[0]].file}: {name} is stored with {', '.join(extra)}, which config.json's "
+                "quantization_config does not explain; restore the config.json it was saved with"
             )
         return None
 
@@ -151,14 +153,14 @@ class Checkpoint:
         if missing := [name for name in needed if name not in self]:
             advice = "download the checkpoint again"
             if all(self.role(name) == "mtp" for name in missing):
-                advice += ", or set num_nextn_predict_layers in config.json to go on without multi-token prediction"
+                advice += ", or set num_nextn_predict_layers to 0 in config.json to go on without them"
             raise InputError(f"{self.path}: tensor {missing[0]} is missing ({len(missing)} in all); {advice}")
         for name in self.names():
             shape = self.shape(name)
             if name not in needed and not self.family.redundant(name, self.spec):
                 raise InputError(
-                    f"{self.path}: tensor {name} has no place in a {self.family.name} model with this config.json; "
-                    "leaving it out would change the model"
+                    f"{self.path}: tensor {name} has no place in a {self.family.name} model with this "
+                    "config.json, and leaving it out would change the model; correct config.json"
                 )
             if shape != needed.get(name, shape):
                 raise InputError(
@@ -172,7 +174,7 @@ class Checkpoint:
         else:
             bad = tensor.isfinite().logical_not().any()
         if bad:
-            raise InputError(f"{self.path}: tensor {name} contains NaN or infinity; download it again or ask its authors")
+            raise InputError(f"{self.path}: tensor {name} holds NaN or infinity; download it again")
 
     @staticmethod
     def _module(name: str) -> str:
@@ -184,7 +186,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); a checkpoint needs this file") from error
+        raise InputError(f"{path}: cannot be read ({error.strerror}); every checkpoint needs it") from error
     except ValueError as error:
         raise InputError(f"{path}: not valid JSON ({error}); download it again") from error
     if not isinstance(value, dict):
@@ -205,8 +207,8 @@ def _read_headers(path: Path) -> dict[str, StoredTensor]:
         pickles = sorted(file.name for suffix in ("bin", "pt", "pth") for file in path.glob(f"*.{suffix}"))
         if pickles:
             raise InputError(
-                f"{path / pickles[0]}: pickle files can run code and are not read; save the model as safetensors "
-                "first, with transformers' from_pretrained(…).save_pretrained(…)"
+                f"{path / pickles[0]}: pickle files can run code and are not read; save the model as "
+                "safetensors first, with transformers' from_pretrained(…).save_pretrained(…)"
             )
         raise InputError(f"{path}: neither model.safetensors nor {INDEX} is there; download the weights")
     weight_map = read_json(path / INDEX).get("weight_map")
@@ -216,12 +218,15 @@ def _read_headers(path: Path) -> dict[str, StoredTensor]:
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or not shard.endswith(".safetensors") or Path(shard).name != shard:
             raise InputError(
-                f"{path / INDEX}: {name} is said to be in {shard!r}; only safetensors files in the same folder are read"
+                f"{path / INDEX}: {name} is said to be in {shard!r}; "
+                "only safetensors files in the same folder are read"
             )
         if shard not in headers:
             headers[shard] = read_header(path / shard)
         if name not in headers[shard]:
-            raise InputError(f"{path / shard}: tensor {name} is missing, though {INDEX} lists it; download both again")
+            raise InputError(
+                f"{path / shard}: tensor {name} is missing, but in the index; download both again"
+            )
     return {
         name: tensor
         for shard in sorted(headers)

@@ -55,11 +55,11 @@ class StoredTensor:
         data = torch.empty(self.nbytes, dtype=torch.uint8)
         with self.file.open("rb", buffering=0) as file:
             file.seek(self.offset)
-            view, done = memoryview(data.numpy()), 0
+            view, done = data.numpy().data, 0
             while done < self.nbytes:  # one read returns at most 2 GiB
                 count = file.readinto(view[done:])
                 if not count:
-                    raise InputError(f"{self.file}: truncated inside tensor {self.name}; download the file again")
+                    raise InputError(f"{self.file}: truncated inside {self.name}; download the file again")
                 done += count
         return data.view(DTYPES[self.dtype]).reshape(self.shape)
 
@@ -145,7 +145,7 @@ class SafetensorsWriter:
             "data_offsets": [self._offset, end],
         }
         try:
-            self._data.write(memoryview(data.numpy()))
+            self._data.write(data.numpy().data)
         except OSError as error:
             raise self._machine_error(error) from error
         self._offset = end
@@ -176,7 +176,7 @@ class SafetensorsWriter:
     def _machine_error(self, error: OSError) -> Exception:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             return error
-        return MachineError(f"{self.path}: no space left on the disk; free some or choose another output folder")
+        return MachineError(f"{self.path}: no space left on the disk; free some or write elsewhere")
 
     def __enter__(self) -> SafetensorsWriter:
         return self

@@ -14,7 +14,8 @@ from llmc.errors import InputError
 @functools.cache
 def families() -> dict[str, Family]:
     """Family by architecture name, as in config.json's `architectures`."""
-    modules = [importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
+    names = [module.name for module in pkgutil.iter_modules(__path__)]
+    modules = [importlib.import_module(f"{__name__}.{name}") for name in names]
     found = [module.FAMILY for module in modules if hasattr(module, "FAMILY")]
     return {architecture: family for family in found for architecture in family.architectures}
 

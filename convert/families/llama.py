@@ -28,7 +28,9 @@ class Llama(Family):
         num_heads = fields.integer("num_attention_heads")
         num_kv_heads = fields.integer("num_key_value_heads", num_heads)
         if num_heads % num_kv_heads:
-            raise InputError(f"`num_attention_heads` {num_heads} must be a multiple of `num_key_value_heads` {num_kv_heads}")
+            raise InputError(
+                f"`num_attention_heads` {num_heads} is no multiple of `num_key_value_heads` {num_kv_heads}"
+            )
         head_dim = fields.integer("head_dim", hidden_size // num_heads)
         if head_dim % 2:
             raise InputError(f"`head_dim` must be even, not {head_dim}")

@@ -19,8 +19,8 @@ class Qwen2(Llama):
 
     def spec(self, config: dict[str, Any]) -> ModelSpec:
         fields = Fields(config)
-        first_windowed = fields.integer("max_window_layers", 28, minimum=0)
-        if fields.boolean("use_sliding_window", False) and first_windowed < fields.integer("num_hidden_layers"):
+        full_layers = fields.integer("max_window_layers", 28, minimum=0)
+        if fields.boolean("use_sliding_window", False) and full_layers < fields.integer("num_hidden_layers"):
             raise InputError("`use_sliding_window` is true, but sliding-window attention is not supported")
         return super().spec(config)
 

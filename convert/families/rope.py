@@ -1,8 +1,8 @@
 """Rotary frequencies from config.json: plain, linear, llama3 and YaRN scaling.
 
 Both spellings are read: `rope_theta` with `rope_scaling`, and transformers 5's `rope_parameters`.
-Everything is computed in float32, as the reference implementations do: the cosine at position 100,000 depends on
-the last bit of a frequency.
+Everything is computed in float32, as the reference implementations do: the cosine at position 100,000 depends
+on the last bit of a frequency.
 """
 
 from __future__ import annotations
@@ -33,9 +33,7 @@ def rope_spec(config: dict[str, Any], dim: int, interleaved: bool) -> RopeSpec:
     elif kind == "yarn":
         frequencies, attention_factor = _yarn(periods, theta, scaling, config)
     elif kind != "default":
-        raise InputError(
-            f"`{scaling.prefix}rope_type` is {kind!r}, but only default, linear, llama3 and yarn are supported"
-        )
+        raise InputError(f"`{scaling.prefix}rope_type` is {kind!r}; supported: default, linear, llama3, yarn")
     return RopeSpec(dim, theta, interleaved, tuple(frequencies.tolist()), attention_factor)
 
 
@@ -59,7 +57,7 @@ def _original_length(scaling: Fields, config: dict[str, Any]) -> int:
 
 
 def _llama3(frequencies: torch.Tensor, scaling: Fields, config: dict[str, Any]) -> torch.Tensor:
-    """Long waves are slowed by `factor`, short ones kept, those between blended (Llama 3.1's rope scaling)."""
+    """Long waves are slowed by `factor`, short ones kept, those between blended (Llama 3.1)."""
     factor, length = scaling.number("factor"), _original_length(scaling, config)
     low, high = scaling.number("low_freq_factor"), scaling.number("high_freq_factor")
     wavelengths = 2 * math.pi / frequencies

@@ -23,7 +23,9 @@ PART_NAMES = ("weight", "weight_packed", "weight_scale", "weight_scale_inv", "we
 
 
 class Format(Protocol):
-    key: str  # the part that tells this format from the others
+    @property
+    def key(self) -> str:
+        """The part that tells this format from the others."""
 
     def shape(self, parts: Parts) -> tuple[int, int]:
         """[out, in] of the weight, from headers; InputError when the parts do not fit together."""
@@ -53,5 +55,5 @@ def formats(quantization_config: dict[str, Any] | None) -> tuple[Format, ...]:
         elif layout == "float-quantized":
             floats.append(FloatQuantized.from_config(weights, where))
         else:
-            raise InputError(f"{where}.format {layout!r} cannot be read; known: pack-quantized, float-quantized")
+            raise InputError(f"{where}.format {layout!r} is not pack-quantized or float-quantized")
     return (*packed[:1], *FloatQuantized.merge(floats))

@@ -23,26 +23,30 @@ class FloatQuantized:
     @classmethod
     def from_config(cls, weights: dict[str, Any], where: str) -> FloatQuantized:
         """`weights`: the arguments of one config group."""
-        if (weights.get("type"), weights.get("num_bits"), weights.get("symmetric", True)) != ("float", 8, True):
-            raise InputError(f"{where}.weights is not symmetric 8-bit float, the only float-quantized kind known")
-        if weights.get("strategy") == "channel":
+        kind = (weights.get("type"), weights.get("num_bits"), weights.get("symmetric", True))
+        if kind != ("float", 8, True):
+            raise InputError(f"{where}.weights: only symmetric 8-bit float can be read as float-quantized")
+        strategy = weights.get("strategy")
+        if strategy == "channel":
             return cls(None)
-        if weights.get("strategy") == "block":
+        if strategy == "block":
             return cls(block_size(weights.get("block_structure"), f"{where}.weights.block_structure"))
-        raise InputError(f"{where}.weights.strategy {weights.get('strategy')!r} cannot be read; known: channel, block")
+        raise InputError(f"{where}.weights.strategy must be channel or block, not {strategy!r}")
 
     @classmethod
     def merge(cls, groups: list[FloatQuantized]) -> tuple[FloatQuantized, ...]:
         """One format for all config groups: the shape of a scale tells channel from block."""
         sizes = {group.block_size for group in groups} - {None}
         if len(sizes) > 1:
-            raise InputError("quantization_config.config_groups: only one FP8 block_structure per checkpoint is known")
+            raise InputError("quantization_config.config_groups: two different FP8 block_structures")
         return (cls(sizes.pop() if sizes else None),) if groups else ()
 
     def shape(self, parts: Mapping[str, StoredTensor]) -> tuple[int, int]:
         codes = parts["weight"]
         if codes.dtype != "F8_E4M3" or len(codes.shape) != 2:
-            raise InputError(f"{codes.file}: {codes.name} is {codes.dtype} {list(codes.shape)}, not an FP8 matrix")
+            raise InputError(
+                f"{codes.file}: {codes.name} is {codes.dtype} {list(codes.shape)}, no FP8 matrix"
+            )
         self._block(parts)
         return codes.shape[0], codes.shape[1]
 

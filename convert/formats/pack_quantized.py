@@ -24,10 +24,11 @@ class PackQuantized:
     @classmethod
     def from_config(cls, weights: dict[str, Any], where: str) -> PackQuantized:
         """`weights`: the arguments of one config group."""
-        if (weights.get("type"), weights.get("num_bits"), weights.get("symmetric", True)) != ("int", 4, True):
-            raise InputError(f"{where}.weights is not symmetric 4-bit int, the only pack-quantized kind known")
-        if weights.get("strategy") not in ("group", "channel"):
-            raise InputError(f"{where}.weights.strategy must be group or channel, not {weights.get('strategy')!r}")
+        kind = (weights.get("type"), weights.get("num_bits"), weights.get("symmetric", True))
+        if kind != ("int", 4, True):
+            raise InputError(f"{where}.weights: only symmetric 4-bit integers can be read as pack-quantized")
+        if (strategy := weights.get("strategy")) not in ("group", "channel"):
+            raise InputError(f"{where}.weights.strategy must be group or channel, not {strategy!r}")
         return cls()
 
     def shape(self, parts: Mapping[str, StoredTensor]) -> tuple[int, int]:
@@ -36,10 +37,10 @@ class PackQuantized:
         if scale is None:
             raise InputError(f"{where} has no weight_scale beside it; the checkpoint is incomplete")
         if packed.dtype != "I32" or len(packed.shape) != 2 or scale.dtype not in ("BF16", "F16", "F32"):
-            raise InputError(f"{where} is {packed.dtype} with {scale.dtype} scales; I32 and BF16, F16 or F32 are known")
+            raise InputError(f"{where} is {packed.dtype}, its scales {scale.dtype}; must be I32 and floats")
         rows, columns = packed.shape[0], packed.shape[1] * 8
         if len(scale.shape) != 2 or scale.shape[0] != rows or not scale.shape[1] or columns % scale.shape[1]:
-            raise InputError(f"{where}: scales of shape {list(scale.shape)} do not fit a [{rows}, {columns}] weight")
+            raise InputError(f"{where}: scales {list(scale.shape)} do not fit a [{rows}, {columns}] weight")
         return rows, columns
 
     def decode(self, parts: Mapping[str, StoredTensor]) -> QuantisedWeight:
@@ -47,7 +48,7 @@ class PackQuantized:
         stored = parts["weight_shape"].read().tolist() if "weight_shape" in parts else [rows, columns]
         if stored != [rows, columns]:
             packed = parts["weight_packed"]
-            raise InputError(f"{packed.file}: {packed.name} is padded to {columns} columns (weight_shape {stored})")
+            raise InputError(f"{packed.file}: {packed.name} is padded, its weight_shape is {stored}")
         scales = parts["weight_scale"].read()
         codes = unpack_int4(parts["weight_packed"].read())
         return QuantisedWeight(codes, scales, (1, columns // scales.shape[1]), "int4")

@@ -11,8 +11,8 @@ def causal_attention(
 ) -> torch.Tensor:
     """[B, H, S, Dv] from query [B, H, S, D], key [B, G, T, D], value [B, G, T, Dv]; G divides H, Dv <= D.
 
-    The last query stands at the last key: query s sees keys t <= T - S + s. No [S, T] matrix is made, unless S
-    queries follow earlier keys (then a boolean one, for all heads).
+    The last query stands at the last key: query s sees keys t <= T - S + s. No [S, T] matrix is made, unless
+    several queries follow earlier keys (then a boolean one, for all heads).
     """
     queries, keys, channels = query.shape[2], key.shape[2], value.shape[3]
     mask = None

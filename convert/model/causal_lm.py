@@ -33,10 +33,10 @@ def weight_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     def layer_shapes(index: int) -> dict[str, tuple[int, ...]]:
         return {name: tuple(weight.shape) for name, weight in empty_layer(spec, index).named_parameters()}
 
-    for index in range(spec.num_all_layers):
-        # The first layer that is built like this one.
-        twin = next(i for i, mlp in enumerate(spec.mlps) if (mlp, spec.is_mtp(i)) == (spec.mlps[index], spec.is_mtp(index)))
-        shapes |= {f"model.layers.{index}.{name}": shape for name, shape in layer_shapes(twin).items()}
+    kinds = [(mlp, spec.is_mtp(index)) for index, mlp in enumerate(spec.mlps)]
+    for index, kind in enumerate(kinds):
+        like = layer_shapes(kinds.index(kind))
+        shapes |= {f"model.layers.{index}.{name}": shape for name, shape in like.items()}
     shapes["model.norm.weight"] = (spec.hidden_size,)
     if not spec.tie_word_embeddings:
         shapes["lm_head.weight"] = (spec.vocab_size, spec.hidden_size)
@@ -112,7 +112,7 @@ class CausalLM:
     def mtp(
         self, ids: torch.Tensor, hidden: torch.Tensor, cache: LayerCache | None = None, depth: int = 0
     ) -> torch.Tensor:
-        """[B, S, H] that predicts token i + 2, from ids [B, S] of tokens i + 1 and hidden [B, S, H] of tokens i."""
+        """ids [B, S] of tokens i + 1, hidden [B, S, H] of tokens i → [B, S, H] that predicts tokens i + 2."""
         layer = self.layers[self.spec.num_layers + depth]
         return layer(self.embed(ids), hidden, _positions(ids, cache), cache)
 

@@ -12,8 +12,8 @@ from llmc.convert.spec import RouterSpec
 class GroupedTopK(nn.Module):
     """Chooses experts in float32, whatever the dtype of the model: a rounded score is another expert.
 
-    Only the `top_k_groups` groups with the largest sum of their two best scores take part. The correction bias
-    moves the choice, never the weight of what was chosen.
+    Only the `top_k_groups` groups with the largest sum of their two best scores take part. The correction
+    bias moves the choice, never the weight of what was chosen.
     """
 
     def __init__(self, spec: RouterSpec, hidden_size: int) -> None:

@@ -51,7 +51,10 @@ class LatentAttention(nn.Module):
         """x [B, S, H], positions [B, S] → [B, S, H]."""
         spec = self.spec
         table = rotary_table(self.rope, positions)
-        query = self.q_proj(x) if spec.q_lora_rank is None else self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
+        if spec.q_lora_rank is None:
+            query = self.q_proj(x)
+        else:
+            query = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
         query = query.unflatten(-1, (spec.num_heads, -1)).transpose(1, 2)
         query_nope, query_rope = query.split((spec.qk_nope_head_dim, spec.qk_rope_head_dim), dim=-1)
         query_rope = rotary(query_rope, table, self.rope.interleaved)
@@ -60,7 +63,7 @@ class LatentAttention(nn.Module):
             (spec.kv_lora_rank, spec.qk_rope_head_dim), dim=-1
         )
         key_rope = rotary(key_rope, table, self.rope.interleaved)
-        latent = torch.cat((self.kv_a_layernorm(latent), key_rope), dim=-1)  # [B, 1, S, R + P]: what is cached
+        latent = torch.cat((self.kv_a_layernorm(latent), key_rope), dim=-1)  # [B, 1, S, R + P], cached
         if cache is not None:
             latent = cache.append(latent).to(x.dtype)
 

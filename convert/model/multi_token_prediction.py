@@ -1,4 +1,4 @@
-"""Multi-token prediction, MTP (DeepSeek-V3, section 2.2): one more layer that drafts the token after the next."""
+"""Multi-token prediction, MTP (DeepSeek-V3, section 2.2): one more layer drafts the token after the next."""
 
 from __future__ import annotations
 
