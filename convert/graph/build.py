@@ -13,8 +13,9 @@ Inputs and outputs of `main_graph` (B rows, S new tokens per row, T cache entrie
     hidden          [B, S, H]       after the final norm; only if there is an MTP layer
     present.<layer>.…               as past, and meant to be the same buffer
 
-`mtp_graph` has one more input, previous_hidden [B, S, H] (ONNX forbids to call it `hidden`, as the output is), and one
-cache, that of its own layer.
+`mtp_graph` has one cache, that of its own layer, and one more input: previous_hidden [B, S, H], which is the
+`hidden` of either graph (ONNX forbids an input the name of an output). Its token i follows that of
+previous_hidden i.
 """
 
 from __future__ import annotations
@@ -27,19 +28,27 @@ from llmc.convert.graph.decoder_layer import decoder_layer
 from llmc.convert.graph.multi_token_prediction import multi_token_prediction
 from llmc.convert.graph.rms_norm import rms_norm
 from llmc.convert.graph.step import Step
-from llmc.convert.graph.weight import Layout
+from llmc.convert.graph.weight import Layout, stored_dtype
 
 EMBEDDING = "model.embed_tokens.weight"
+
+
+def graphs(checkpoint: Checkpoint) -> dict[str, ir.Model]:
+    """`main`, and `mtp` where the model has a multi-token-prediction layer."""
+    models = {"main": main_graph(checkpoint)}
+    if checkpoint.spec.num_mtp_layers:
+        models["mtp"] = mtp_graph(checkpoint)
+    return models
 
 
 def main_graph(
     checkpoint: Checkpoint, dtype: ir.DataType = ir.DataType.FLOAT, capacity: int | str = "capacity"
 ) -> ir.Model:
-    """The decoder. `dtype` is that of activations and caches, `capacity` the caches' T: a name or a number."""
+    """The decoder. `dtype` is that of activations and caches, `capacity` is T: a name or a number."""
     b = GraphBuilder(checkpoint, "main", dtype)
     input_ids = b.input("input_ids", ir.DataType.INT64, "batch", "sequence")
     step = Step(b, range(b.spec.num_layers), capacity)
-    x = b.op("Gather", b.weight(EMBEDDING, Layout(transposed=False)), input_ids)
+    x = _embed(b, input_ids)
     for layer in range(b.spec.num_layers):
         x = decoder_layer(b, x, layer, step)
     x = rms_norm(b, x, "model.norm")
@@ -55,9 +64,19 @@ def mtp_graph(
     input_ids = b.input("input_ids", ir.DataType.INT64, "batch", "sequence")
     hidden = b.input("previous_hidden", dtype, "batch", "sequence", b.spec.hidden_size)
     step = Step(b, [layer], capacity)
-    embedding = b.op("Gather", b.weight(EMBEDDING, Layout(transposed=False)), input_ids)
-    x = multi_token_prediction(b, embedding, hidden, layer, step)
+    x = multi_token_prediction(b, _embed(b, input_ids), hidden, layer, step)
     return _finish(b, x, step, hidden=True)
+
+
+def _embedding(b: GraphBuilder) -> ir.Value:
+    """[V, H] in the type it is stored in, so that a lookup converts its rows and not the table."""
+    return b.weight(EMBEDDING, Layout(transposed=False), dtype=stored_dtype(b.checkpoint, EMBEDDING))
+
+
+def _embed(b: GraphBuilder, input_ids: ir.Value) -> ir.Value:
+    """[B, S] -> [B, S, H]"""
+    table = _embedding(b)
+    return b.cast(b.op("Gather", table, input_ids), b.dtype, table.dtype)
 
 
 def _finish(b: GraphBuilder, hidden_state: ir.Value, step: Step, hidden: bool) -> ir.Model:
@@ -65,9 +84,9 @@ def _finish(b: GraphBuilder, hidden_state: ir.Value, step: Step, hidden: bool) -
     wanted = b.op("Unsqueeze", step.logits_index, b.constant([-1]))
     chosen = b.op("GatherND", hidden_state, wanted, batch_dims=1)
     if b.spec.tie_word_embeddings:
-        # One initialiser serves as table and head: [V, H], transposed on the way into the product.
-        table = b.weight(EMBEDDING, Layout(transposed=False))
-        logits = b.op("MatMul", chosen, b.transpose(table, 1, 0))
+        # One initialiser serves as table and head.
+        table = _embedding(b)
+        logits = b.op("MatMul", chosen, b.transpose(b.cast(table, b.dtype, table.dtype), 1, 0))
     else:
         logits = b.linear(chosen, "lm_head")
     presents = list(b.graph.outputs)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import onnx_ir as ir
 
 from llmc.convert.graph.builder import FunctionBuilder, GraphBuilder
@@ -11,10 +9,10 @@ from llmc.convert.graph.weight import Layout
 from llmc.convert.spec import RouterSpec
 
 
-def grouped_topk_function(scoring: Literal["sigmoid", "softmax"], normalize: bool) -> ir.Function:
+def grouped_topk_function(spec: RouterSpec) -> ir.Function:
     """`llmc.GroupedTopK`: logits [N, E], bias [E] -> index [N, K] int64, weight [N, K].
 
-    A model routes in one way only, so the body is that way's; the node says which in `scoring` and `normalize`.
+    A model routes in one way only, so the body is that way's; the node names it in `scoring` and `normalize`.
     The bias counts for the choice alone. A group's score is the sum of its two best experts.
     """
     integers = ("top_k", "num_groups", "top_k_groups", "normalize")
@@ -25,39 +23,35 @@ def grouped_topk_function(scoring: Literal["sigmoid", "softmax"], normalize: boo
         | {"scaling_factor": ir.AttributeType.FLOAT, "scoring": ir.AttributeType.STRING},
     )
     logits, bias = b.inputs
-    first = b.constant([0])
+    first, last = b.constant([0]), b.constant([-1])
 
     def count(attribute: str) -> ir.Value:
         return b.op("Unsqueeze", b.attribute(attribute), first)
 
-    score = b.op("Sigmoid", logits) if scoring == "sigmoid" else b.op("Softmax", logits, axis=-1)
-    # [N, groups, experts per group]
+    score = b.op("Sigmoid", logits) if spec.scoring == "sigmoid" else b.op("Softmax", logits, axis=-1)
     choice = b.op("Add", score, bias)
-    groups = count("num_groups")
-    grouped = b.op("Reshape", choice, b.op("Concat", first, groups, b.constant([-1]), axis=0))
-    best_two, _ = b.op("TopK", grouped, b.constant([2]), axis=-1, outputs=2)
-    group_score = b.op("ReduceSum", best_two, b.constant([-1]), keepdims=0)
-    _, chosen = b.op("TopK", group_score, count("top_k_groups"), axis=-1, outputs=2)
-    # A group is open if any of the chosen ones is it: [N, groups, 1]
-    same = b.op(
-        "Equal",
-        b.op("Unsqueeze", chosen, b.constant([1])),
-        b.op("Unsqueeze", b.arange(groups), b.constant([1])),
-    )
-    opened = b.op("ReduceMax", b.op("Cast", same, to=int(ir.DataType.INT32)), b.constant([-1]))
-    opened = b.op("Cast", opened, to=int(ir.DataType.BOOL))
-    closed = b.cast_like(b.constant(float("-inf"), ir.DataType.FLOAT), logits)
-    choice = b.op("Reshape", b.op("Where", opened, grouped, closed), b.op("Shape", logits))
-    _, index = b.op("TopK", choice, count("top_k"), axis=-1, outputs=2)
+    if spec.num_groups > 1:
+        groups = count("num_groups")
+        grouped = b.op("Reshape", choice, b.concat(first, groups, last))  # [N, groups, experts per group]
+        best_two, _ = b.op("TopK", grouped, b.constant([2]), outputs=2)
+        group_score = b.op("ReduceSum", best_two, last, keepdims=0)
+        _, chosen = b.op("TopK", group_score, count("top_k_groups"), outputs=2)
+        # A group is open if one of those chosen is it: [N, groups, chosen] -> [N, groups, 1]
+        chosen, groups = b.op("Unsqueeze", chosen, b.constant([1])), b.op("Unsqueeze", b.arange(groups), last)
+        same = b.op("Cast", b.op("Equal", chosen, groups), to=int(ir.DataType.INT32))
+        opened = b.op("Cast", b.op("ReduceMax", same, last), to=int(ir.DataType.BOOL))
+        closed = b.cast_like(b.constant(float("-inf"), ir.DataType.FLOAT), logits)
+        choice = b.op("Reshape", b.op("Where", opened, grouped, closed), b.op("Shape", logits))
+    _, index = b.op("TopK", choice, count("top_k"), outputs=2)
     weight = b.op("GatherElements", score, index, axis=1)
-    if normalize:
-        weight = b.op("Div", weight, b.op("ReduceSum", weight, b.constant([1])))
+    if spec.normalize:
+        weight = b.op("Div", weight, b.op("ReduceSum", weight, last))
     weight = b.op("Mul", weight, b.cast_like(b.attribute("scaling_factor"), weight))
     return b.function(index, weight)
 
 
 def grouped_topk(b: GraphBuilder, x: ir.Value, path: str, spec: RouterSpec) -> tuple[ir.Value, ir.Value]:
-    """[N, H] -> index [N, K] int64 and weight [N, K]; computed in float32 in every graph, as the model was trained."""
+    """[N, H] -> index [N, K] int64 and weight [N, K]; in float32 in every graph, as the model was trained."""
     float32 = ir.DataType.FLOAT
     with b.at(path):
         weight = b.weight(f"{path}.weight", Layout(), dtype=float32)
@@ -67,7 +61,7 @@ def grouped_topk(b: GraphBuilder, x: ir.Value, path: str, spec: RouterSpec) -> t
         else:
             bias = b.constant([0.0] * spec.num_experts, float32)
         index, weight = b.call(
-            grouped_topk_function(spec.scoring, spec.normalize),
+            grouped_topk_function(spec),
             logits,
             bias,
             outputs=2,

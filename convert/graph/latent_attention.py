@@ -15,7 +15,7 @@ from llmc.convert.spec import LatentAttentionSpec
 def latent_attention_function() -> ir.Function:
     """`llmc.LatentAttention`: query [B, Hq, S, C], cache [B, 1, T, C], mask [B, 1, S, T] -> [B, Hq, S, R].
 
-    Every head reads the same cache entry, as key with all its C = R + P channels and as value with the first R.
+    Every head reads the same cache entry, as key with all C = R + P channels, as value with the first R.
     So heads are laid out as rows of one matrix product per sequence instead of Hq small ones, and the product
     with the value is taken over all C channels and cut afterwards: slicing the cache would copy it.
     """
@@ -26,13 +26,13 @@ def latent_attention_function() -> ir.Function:
     )
     query, cached, mask = b.inputs
     channels = b.dimension(cached, 3)
-    rows = b.op("Concat", b.constant([0, 1, -1]), channels, axis=0)
+    rows = b.concat(b.constant([0, 1, -1]), channels)
     scaled = b.op("Mul", query, b.cast_like(b.attribute("scale"), query))
     scores = b.op("MatMul", b.op("Reshape", scaled, rows), b.transpose(cached, 0, 1, 3, 2))
-    heads = b.op("Concat", b.op("Shape", query, start=0, end=3), b.constant([-1]), axis=0)
+    heads = b.concat(b.op("Shape", query, start=0, end=3), b.constant([-1]))
     scores = b.op("Add", b.op("Reshape", scores, heads), mask)
     weights = b.op("Softmax", scores, axis=-1)
-    rows = b.op("Concat", b.constant([0, 1, -1]), b.dimension(cached, 2), axis=0)
+    rows = b.concat(b.constant([0, 1, -1]), b.dimension(cached, 2))
     mixed = b.op("Reshape", b.op("MatMul", b.op("Reshape", weights, rows), cached), heads)
     rank = b.op("Unsqueeze", b.attribute("kv_lora_rank"), b.constant([0]))
     return b.function(b.op("Slice", mixed, b.constant([0]), rank, b.constant([3])))
@@ -51,14 +51,16 @@ def latent_attention(b: GraphBuilder, x: ir.Value, path: str, layer: int, step: 
         if spec.q_lora_rank is None:
             query = b.linear(x, f"{path}.q_proj")
         else:
-            query = rms_norm(b, b.linear(x, f"{path}.q_a_proj"), f"{path}.q_a_layernorm")
+            query = rms_norm(b, b.linear(x, f"{path}.q_a_proj"), f"{path}.q_a_layernorm", spec.norm_eps)
             query = b.linear(query, f"{path}.q_b_proj")
         query = b.transpose(b.reshape(query, 0, 0, spec.num_heads, nope + rope), 0, 2, 1, 3)
         query_nope, query_rope = b.split(query, nope, rope)
 
         latent, key_rope = b.split(b.linear(x, f"{path}.kv_a_proj_with_mqa"), rank, rope)
         key_rope = rotary(b, b.op("Unsqueeze", key_rope, b.constant([1])), step.angles)
-        latent = b.op("Unsqueeze", rms_norm(b, latent, f"{path}.kv_a_layernorm"), b.constant([1]))
+        latent = b.op(
+            "Unsqueeze", rms_norm(b, latent, f"{path}.kv_a_layernorm", spec.norm_eps), b.constant([1])
+        )
         cached = step.append(b, layer, "latent", b.concat(latent, key_rope))
 
         kv_b = f"{path}.kv_b_proj.weight"

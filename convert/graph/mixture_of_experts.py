@@ -12,10 +12,10 @@ from llmc.convert.spec import MixtureOfExpertsSpec
 
 
 def mixture_of_experts_function() -> ir.Function:
-    """`llmc.MixtureOfExperts`: x [N, H], index [N, K], weight [N, K], gate and up [E, H, I], down [E, I, H] -> [N, H].
+    """`llmc.MixtureOfExperts`: x [N, H], index, weight [N, K], gate, up [E, H, I], down [E, I, H] -> [N, H].
 
-    The body computes every expert for every token and weighs those not chosen with zero: plain batched products,
-    right for any E, and E / K times the work of the chosen ones. Targets replace it.
+    The body computes every expert for every token and weighs those not chosen with zero: plain batched
+    products, right for any E, and E / K times the work of the chosen ones. Targets replace it.
     """
     b = FunctionBuilder("MixtureOfExperts", ["x", "index", "weight", "gate", "up", "down"], {})
     x, index, weight, gate, up, down = b.inputs

@@ -13,7 +13,7 @@ from llmc.convert.graph.step import Step
 def multi_token_prediction(
     b: GraphBuilder, embedding: ir.Value, hidden: ir.Value, layer: int, step: Step
 ) -> ir.Value:
-    """Embedding of token i+1 and hidden state of token i, both [B, S, H] -> [B, S, H], after shared_head.norm."""
+    """Embedding of token i+1, hidden state of token i: [B, S, H] -> [B, S, H] after shared_head.norm."""
     path = f"model.layers.{layer}"
     with b.at(path):
         joined = b.concat(rms_norm(b, embedding, f"{path}.enorm"), rms_norm(b, hidden, f"{path}.hnorm"))

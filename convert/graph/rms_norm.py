@@ -8,7 +8,7 @@ from llmc.convert.graph.builder import GraphBuilder
 from llmc.convert.graph.weight import Layout
 
 
-def rms_norm(b: GraphBuilder, x: ir.Value, module: str) -> ir.Value:
+def rms_norm(b: GraphBuilder, x: ir.Value, module: str, epsilon: float | None = None) -> ir.Value:
     """[..., n] -> [..., n]; the mean square is taken in float32 whatever the graph's type."""
     weight = b.weight(f"{module}.weight", Layout(transposed=False))
-    return b.op("RMSNormalization", x, weight, axis=-1, epsilon=b.spec.rms_norm_eps, stash_type=1)
+    return b.op("RMSNormalization", x, weight, axis=-1, epsilon=epsilon or b.spec.rms_norm_eps, stash_type=1)

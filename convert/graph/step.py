@@ -50,7 +50,7 @@ class Step:
         return b.op("Where", visible, b.constant(0.0, b.dtype), b.constant(MASKED, b.dtype))
 
     def append(self, b: GraphBuilder, layer: int, kind: str, entries: ir.Value) -> ir.Value:
-        """Write `entries` [B, heads, S, channels] at `cache_position`; returns the cache [B, heads, T, channels]."""
+        """Write `entries` [B, heads, S, channels] at `cache_position`: the cache [B, heads, T, channels]."""
         past = self.past[layer, kind]
         present = b.op("TensorScatter", past, entries, self.cache_position, axis=2)
         assert past.shape is not None

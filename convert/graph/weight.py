@@ -1,4 +1,4 @@
-"""Initialisers that know which checkpoint tensors they are made of, and read them only when they are written."""
+"""Initialisers that know the checkpoint tensors they are made of, and read them only when written."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ import torch
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.quantised_weight import QuantisedWeight
 from llmc.errors import InputError
+
+# safetensors name -> ONNX type
+FLOAT_TYPES = {"F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16, "BF16": ir.DataType.BFLOAT16}
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,16 @@ class WeightTensor(ir.LazyTensor):
         """(output channels, input channels) that share one scale; see `QuantisedWeight`."""
         return self._stored[1]
 
+    @property
+    def stored_dtype(self) -> ir.DataType:
+        """The float type of an unquantised weight on disk."""
+        return stored_dtype(self.checkpoint, self.names[0])
+
+    def as_stored(self) -> WeightTensor:
+        """An unquantised weight in the type it is stored in, under another name."""
+        name = f"{self.name}.stored"
+        return WeightTensor(self.checkpoint, self.names, self.layout, name, self.stored_dtype)
+
     def codes(self) -> ir.LazyTensor:
         """The stored codes in this tensor's shape: INT4 or FLOAT8E4M3FN."""
         dtype = ir.DataType.INT4 if self.code_type == "int4" else ir.DataType.FLOAT8E4M3FN
@@ -136,8 +149,15 @@ class WeightTensor(ir.LazyTensor):
         return tensor_of(torch.stack(tensors) if self.layout.stacked else tensors[0], self.dtype, self.name)
 
 
+def stored_dtype(checkpoint: Checkpoint, name: str) -> ir.DataType:
+    """The float type a tensor is stored in; FLOAT where it is quantised."""
+    if checkpoint.quantised(name.removesuffix(".weight")) is not None:
+        return ir.DataType.FLOAT
+    return FLOAT_TYPES[checkpoint.stored(name).dtype]
+
+
 def tensor_of(values: torch.Tensor, dtype: ir.DataType, name: str | None) -> ir.TensorProtocol:
-    """A torch tensor as an ONNX tensor of `dtype`; int4 codes come as int8 and are packed, low nibble first."""
+    """A torch tensor as an ONNX tensor of `dtype`; int4 comes as int8 and is packed, low nibble first."""
     if dtype == ir.DataType.INT4:
         flat = values.contiguous().view(torch.uint8).flatten() & 15
         flat = torch.nn.functional.pad(flat, (0, flat.numel() % 2))

@@ -1,0 +1,58 @@
+"""Targets: what a quantised checkpoint becomes in the end. One module or package each, named like the target.
+
+A target is a module with two names:
+
+    class Options(pydantic.BaseModel, extra="forbid")      what a recipe may say about it
+    def build(checkpoint, options, directory, progress) -> TargetResult
+
+`directory` is the artifact, in which the checkpoint's files already lie. A package that is not installed is a
+MachineError.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from pydantic import BaseModel
+
+from llmc.convert.checkpoint import Checkpoint
+from llmc.errors import InputError
+
+Progress = Callable[[str, float], None]  # phase, fraction of it that is done
+
+
+@dataclass
+class TargetResult:
+    """What a target wrote, as it goes into the manifest."""
+
+    name: str
+    files: dict[str, str]  # role -> path relative to the artifact
+    weight_bytes: int  # of all weights the target uses, wherever they lie
+    file_bytes: int  # of the files it wrote
+    notes: list[str] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class Target(Protocol):
+    Options: type[BaseModel]
+
+    def build(
+        self, checkpoint: Checkpoint, options: Any, directory: Path, progress: Progress
+    ) -> TargetResult: ...
+
+
+def target_names() -> list[str]:
+    """Every module of this package is a target; `tensorrt_rtx` is called `tensorrt-rtx`."""
+    return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__))
+
+
+def target(name: str) -> Target:
+    """The target of that name; InputError names the known ones."""
+    if name not in target_names():
+        raise InputError(f"unknown target {name!r}; known: {', '.join(target_names())}")
+    return cast(Target, importlib.import_module(f"{__name__}.{name.replace('-', '_')}"))

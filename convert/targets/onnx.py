@@ -1,0 +1,62 @@
+"""Target `onnx`: a portable graph, opset 24 and nothing else, with weights of its own beside it.
+
+int4 weights are blocked DequantizeLinear of INT4 [in, out], FP8 weights the same of FLOAT8E4M3FN. The `llmc` ops
+carry their meaning as functions in standard ops, so any runtime that knows the opset can run the file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx_ir as ir
+from pydantic import BaseModel
+
+from llmc.convert.checkpoint import Checkpoint
+from llmc.convert.graph.build import graphs
+from llmc.convert.graph.rewrite import Rewriter
+from llmc.convert.graph.weight import WeightTensor
+from llmc.convert.graph.write import write
+from llmc.convert.targets import Progress, TargetResult
+
+
+class Options(BaseModel, extra="forbid"):
+    """This target has no options."""
+
+
+def build(checkpoint: Checkpoint, options: Options, directory: Path, progress: Progress) -> TargetResult:
+    """Write onnx/portable.onnx, portable-mtp.onnx where there is an MTP layer, and the weights of both."""
+    models = graphs(checkpoint)
+    for model in models.values():
+        lower(model)
+    files = {"main": "onnx/portable.onnx", "mtp": "onnx/portable-mtp.onnx"}
+    return write("onnx", models, directory, files, progress)
+
+
+def lower(model: ir.Model) -> None:
+    """Replace weights that are not stored as float32 by what is stored and the ops that decode it."""
+    rewriter = Rewriter(model)
+    for value, weight in rewriter.weights():
+        first = next(node for node in model.graph if value in node.inputs)
+        with rewriter.before(first):
+            if weight.code_type is not None:
+                decoded = dequantised(rewriter, weight)
+            elif weight.dtype != weight.stored_dtype:
+                decoded = rewriter.op("Cast", rewriter.initializer(weight.as_stored()), to=int(weight.dtype))
+            else:
+                continue
+        for node, index in value.uses():
+            if node is not decoded.producer():
+                node.replace_input_with(index, decoded)
+    rewriter.clean()
+
+
+def dequantised(rewriter: Rewriter, weight: WeightTensor) -> ir.Value:
+    """Codes and scales as they are stored: exact, and the product is taken in float32.
+
+    128x128 FP8 blocks are blocks of 128 along the input axis whose scales repeat along the output axis: the
+    standard op blocks one axis only, and the repeated scales are 3 % of the codes.
+    """
+    codes, scales = rewriter.initializer(weight.codes()), rewriter.initializer(weight.scales())
+    return rewriter.op(
+        "DequantizeLinear", codes, scales, axis=weight.layout.input_axis, block_size=weight.block[1]
+    )
