@@ -1,7 +1,7 @@
 """A Hugging Face checkpoint on disk: opened from its headers and read one tensor at a time.
 
-Opening answers whether the checkpoint is whole: every tensor that its config promises is there, inside its
-file, with the right shape and a dtype that can be read. Work begun after that does not fail for want of a weight.
+Opening answers whether the checkpoint is whole: every tensor its config promises is there, inside its file,
+with the right shape and a readable dtype. Work begun after that does not fail for want of a weight.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ class Checkpoint:
         tensor = self.stored(name)
         if tensor.dtype not in _FLOATS:
             raise InputError(
-                f"{tensor.file}: {name} is {tensor.dtype} without a scale that config.json's "
-                f"quantization_config explains; plain weights are {', '.join(_FLOATS)}"
+                f"{tensor.file}: {name} is {tensor.dtype} with no scale that quantization_config in "
+                f"config.json explains; an unquantised weight must be {', '.join(_FLOATS)}"
             )
         return tensor.shape
 
@@ -156,12 +156,12 @@ class Checkpoint:
                 advice += ", or set num_nextn_predict_layers to 0 in config.json to go on without them"
             raise InputError(f"{self.path}: tensor {missing[0]} is missing ({len(missing)} in all); {advice}")
         for name in self.names():
-            shape = self.shape(name)
             if name not in needed and not self.family.redundant(name, self.spec):
                 raise InputError(
                     f"{self.path}: tensor {name} has no place in a {self.family.name} model with this "
                     "config.json, and leaving it out would change the model; correct config.json"
                 )
+            shape = self.shape(name)
             if shape != needed.get(name, shape):
                 raise InputError(
                     f"{self.path}: tensor {name} has shape {list(shape)}, but config.json asks for "
@@ -187,7 +187,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); every checkpoint needs it") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON ({error}); download it again") from error
     if not isinstance(value, dict):
         raise InputError(f"{path}: must hold a JSON object, not {type(value).__name__}")

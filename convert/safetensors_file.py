@@ -75,7 +75,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             header = json.loads(file.read(length), object_pairs_hook=_unique)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); download it again") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: broken safetensors header ({error}); download it again") from error
     if not isinstance(header, dict):
         raise InputError(f"{path}: broken safetensors header (not an object); download it again")
@@ -109,7 +109,7 @@ def _stored_tensor(path: Path, name: str, entry: Any, data_start: int) -> Stored
         whole = False
     if not whole:
         raise InputError(f"{path}: broken safetensors header at {name}; download the file again")
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise InputError(f"{path}: {name} has the unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
     if end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
         raise InputError(f"{path}: {name} is {dtype} {list(shape)} but has {end - begin:,} bytes")

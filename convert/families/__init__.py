@@ -22,9 +22,12 @@ def families() -> dict[str, Family]:
 
 def family_of(config: dict[str, Any]) -> Family:
     """The family that config.json names; InputError with the list of known ones otherwise."""
-    named = config.get("architectures") or []
+    named = config.get("architectures")
+    named = named if isinstance(named, list) else []
     for family in families().values():
-        if set(family.architectures) & set(named) or (not named and config.get("model_type") == family.name):
+        if any(name in family.architectures for name in named) or (
+            not named and config.get("model_type") == family.name
+        ):
             return family
     raise InputError(
         f"unknown architecture {', '.join(map(str, named)) or config.get('model_type')!r} "

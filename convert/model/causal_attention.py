@@ -9,7 +9,7 @@ from torch.nn import functional
 def causal_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
 ) -> torch.Tensor:
-    """[B, H, S, Dv] from query [B, H, S, D], key [B, G, T, D], value [B, G, T, Dv]; G divides H, Dv <= D.
+    """[B, H, S, Dv] from query [B, H, S, D], key [B, G, T, D] and value [B, G, T, Dv]; G divides H.
 
     The last query stands at the last key: query s sees keys t <= T - S + s. No [S, T] matrix is made, unless
     several queries follow earlier keys (then a boolean one, for all heads).
@@ -18,12 +18,13 @@ def causal_attention(
     mask = None
     if 1 < queries < keys:
         mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)
-    # PyTorch's blockwise kernels want one width for key and value; without them [B, H, S, T] scores appear.
-    value = functional.pad(value, (0, query.shape[3] - channels))
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    # PyTorch's blockwise kernels want one width; without them [B, H, S, T] scores appear.
+    width = max(query.shape[3], channels)
+    query, key, value = (
+        part if part.shape[3] == width else functional.pad(part, (0, width - part.shape[3]))
+        for part in (query, key, value)
+    )
     mixed = functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=1 < queries == keys, scale=scale
+        query, key, value, attn_mask=mask, is_causal=1 < queries == keys, scale=scale, enable_gqa=True
     )
     return mixed[..., :channels]

@@ -1,0 +1,171 @@
+"""config.json → ModelSpec, tensor names → roles; what is unsupported is refused by its field."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from random_checkpoint import DEEPSEEK_V3, LLAMA, QWEN2
+
+from llmc.convert.families import families, family_of
+from llmc.convert.model.causal_lm import weight_shapes
+from llmc.convert.spec import (
+    GroupedQueryAttentionSpec,
+    LatentAttentionSpec,
+    MixtureOfExpertsSpec,
+    ModelSpec,
+)
+from llmc.errors import InputError
+
+# The numbers of DeepSeek-V3's and R1's config.json.
+DEEPSEEK_R1: dict[str, Any] = DEEPSEEK_V3 | {
+    "vocab_size": 129280,
+    "hidden_size": 7168,
+    "intermediate_size": 18432,
+    "moe_intermediate_size": 2048,
+    "num_hidden_layers": 61,
+    "num_attention_heads": 128,
+    "q_lora_rank": 1536,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "n_routed_experts": 256,
+    "num_experts_per_tok": 8,
+    "n_group": 8,
+    "topk_group": 4,
+    "first_k_dense_replace": 3,
+    "max_position_embeddings": 163840,
+    "rope_scaling": {
+        "type": "yarn",
+        "factor": 40,
+        "original_max_position_embeddings": 4096,
+        "beta_fast": 32,
+        "beta_slow": 1,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+    },
+}
+
+
+def spec_of(config: dict[str, Any], **changes: Any) -> ModelSpec:
+    config = config | changes
+    return family_of(config).spec(config)
+
+
+def test_the_released_model_has_the_parameters_it_is_known_for() -> None:
+    spec = spec_of(DEEPSEEK_R1)
+    assert spec.num_all_layers == 62
+    assert isinstance(spec.attention, LatentAttentionSpec)
+    assert sum(isinstance(mlp, MixtureOfExpertsSpec) for mlp in spec.mlps) == 59
+    assert spec.attention.softmax_scale == pytest.approx(192**-0.5 * 1.3689**2, rel=1e-4)
+    parameters = {False: 0, True: 0}
+    for name, shape in weight_shapes(spec).items():
+        size = 1
+        for side in shape:
+            size *= side
+        parameters[family_of(DEEPSEEK_R1).role(name, spec) == "mtp"] += size
+    assert parameters[False] / 1e9 == pytest.approx(671.0, abs=0.1)
+    # The MTP layer's 11.5 B; the "14 B" of the release count its copies of embedding and head.
+    assert (parameters[True] + 2 * 129280 * 7168) / 1e9 == pytest.approx(13.4, abs=0.2)
+
+
+def test_both_spellings_of_rope_are_the_same() -> None:
+    old = spec_of(DEEPSEEK_R1)
+    scaling = DEEPSEEK_R1["rope_scaling"] | {"rope_theta": 10000, "rope_type": "yarn"}
+    new = spec_of(DEEPSEEK_R1, rope_theta=None, rope_scaling=None, rope_parameters=scaling)
+    assert old == new
+
+
+def test_llama_and_qwen2() -> None:
+    llama, qwen2 = spec_of(LLAMA), spec_of(QWEN2)
+    assert isinstance(llama.attention, GroupedQueryAttentionSpec)
+    assert isinstance(qwen2.attention, GroupedQueryAttentionSpec)
+    assert (llama.attention.qkv_bias, llama.attention.output_bias) == (False, False)
+    assert (qwen2.attention.qkv_bias, qwen2.attention.output_bias) == (True, False)
+    assert llama.eos_token_ids == (1, 2)
+    assert qwen2.rope.theta == 1e6
+
+
+ROLES = {
+    "model.embed_tokens.weight": "embedding",
+    "model.norm.weight": "norm",
+    "lm_head.weight": "lm_head",
+    "model.layers.0.input_layernorm.weight": "norm",
+    "model.layers.0.self_attn.q_a_layernorm.weight": "norm",
+    "model.layers.0.self_attn.q_b_proj.weight": "attention",
+    "model.layers.0.self_attn.kv_a_proj_with_mqa.bias": "attention",
+    "model.layers.0.self_attn.kv_b_proj.weight": "kv_b_proj",
+    "model.layers.0.mlp.gate_proj.weight": "dense_mlp",
+    "model.layers.1.mlp.gate.weight": "router",
+    "model.layers.1.mlp.gate.e_score_correction_bias": "router",
+    "model.layers.1.mlp.experts.7.gate_proj.weight": "experts",
+    "model.layers.1.mlp.shared_experts.up_proj.weight": "shared_experts",
+    "model.layers.3.mlp.experts.7.gate_proj.weight": "mtp",
+    "model.layers.3.eh_proj.weight": "mtp",
+}
+
+
+@pytest.mark.parametrize("name", ROLES)
+def test_roles(name: str) -> None:
+    assert family_of(DEEPSEEK_V3).role(name, spec_of(DEEPSEEK_V3)) == ROLES[name]
+
+
+def test_a_foreign_tensor_has_no_role() -> None:
+    with pytest.raises(InputError, match=r"visual\.patch\.weight is not a tensor of the deepseek_v3 family"):
+        family_of(DEEPSEEK_V3).role("visual.patch.weight", spec_of(DEEPSEEK_V3))
+
+
+def test_pruning_changes_the_expert_count_and_nothing_else() -> None:
+    pruned = family_of(DEEPSEEK_V3).pruned_config(DEEPSEEK_V3, 6)
+    assert pruned == DEEPSEEK_V3 | {"n_routed_experts": 6}
+    with pytest.raises(InputError, match="llama family has no experts to prune"):
+        family_of(LLAMA).pruned_config(LLAMA, 6)
+
+
+REFUSED = {
+    "missing": (DEEPSEEK_V3, {"kv_lora_rank": None}, "`kv_lora_rank` is missing"),
+    "text": (DEEPSEEK_V3, {"hidden_size": "64"}, "`hidden_size` must be an integer"),
+    "boolean": (DEEPSEEK_V3, {"hidden_size": True}, "`hidden_size` must be an integer"),
+    "zero": (DEEPSEEK_V3, {"num_hidden_layers": 0}, "`num_hidden_layers` must be an integer of at least 1"),
+    "nan": (LLAMA, {"rms_norm_eps": float("nan")}, "`rms_norm_eps` must be a positive number"),
+    "eos": (LLAMA, {"eos_token_id": ["a"]}, "`eos_token_id` must be a token id"),
+    "activation": (DEEPSEEK_V3, {"hidden_act": "gelu"}, "`hidden_act` is 'gelu', but only 'silu'"),
+    "scoring": (DEEPSEEK_V3, {"scoring_func": "softmax"}, "`scoring_func`"),
+    "selection": (DEEPSEEK_V3, {"topk_method": "greedy"}, "`topk_method`"),
+    "frequency": (DEEPSEEK_V3, {"moe_layer_freq": 2}, "`moe_layer_freq`"),
+    "groups": (DEEPSEEK_V3, {"n_group": 3}, "`n_routed_experts` 8 must give each of `n_group` 3"),
+    "lonely experts": (DEEPSEEK_V3, {"n_group": 8}, "`n_routed_experts` 8 must give each of `n_group` 8"),
+    "top-k": (DEEPSEEK_V3, {"num_experts_per_tok": 5}, "`num_experts_per_tok` 5 does not fit"),
+    "odd rope": (DEEPSEEK_V3, {"qk_rope_head_dim": 7}, "`qk_rope_head_dim` must be even"),
+    "dynamic": (
+        LLAMA,
+        {"rope_scaling": {"type": "dynamic", "factor": 2}},
+        "`rope_scaling.rope_type` is 'dynamic'",
+    ),
+    "no factor": (LLAMA, {"rope_scaling": {"type": "linear"}}, "`rope_scaling.factor` is missing"),
+    "rope list": (LLAMA, {"rope_scaling": [1]}, "`rope_scaling` must be a mapping"),
+    "partial": (LLAMA, {"partial_rotary_factor": 0.5}, "`partial_rotary_factor` is 0.5"),
+    "mlp bias": (LLAMA, {"mlp_bias": True}, "`mlp_bias` is True"),
+    "heads": (LLAMA, {"num_key_value_heads": 3}, "is no multiple of `num_key_value_heads` 3"),
+    "window": (QWEN2, {"use_sliding_window": True, "max_window_layers": 1}, "`use_sliding_window` is true"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_unsupported_settings_are_refused_by_field(name: str) -> None:
+    config, changes, message = REFUSED[name]
+    with pytest.raises(InputError) as caught:
+        spec_of(config, **changes)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("architectures", [None, [], ["FooForCausalLM"], "LlamaForCausalLM"])
+def test_unknown_architectures(architectures: Any) -> None:
+    with pytest.raises(InputError, match="unknown architecture") as caught:
+        family_of({"architectures": architectures, "model_type": "foo"})
+    assert all(name in str(caught.value) for name in families())
+
+
+def test_model_type_decides_when_no_architecture_is_named() -> None:
+    assert family_of({"model_type": "qwen2"}).name == "qwen2"

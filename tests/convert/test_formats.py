@@ -1,0 +1,238 @@
+"""Quantised weights on disk: DeepSeek's FP8 against the formula, compressed-tensors against its package."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from compressed_tensors.compressors.base import BaseCompressor
+from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+from random_checkpoint import DEEPSEEK_V3, LLAMA, random_weights, write_checkpoint
+
+from llmc.convert.checkpoint import Checkpoint
+from llmc.convert.formats.pack_quantized import pack_int4, unpack_int4
+from llmc.convert.model import CausalLM
+from llmc.errors import InputError
+
+NATIVE_FP8 = {
+    "quant_method": "fp8",
+    "fmt": "e4m3",
+    "activation_scheme": "dynamic",
+    "weight_block_size": [16, 16],
+}
+SCHEMES: dict[str, tuple[str, dict[str, Any]]] = {
+    "int4 group": ("pack-quantized", {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 16}),
+    "int4 channel": ("pack-quantized", {"num_bits": 4, "type": "int", "strategy": "channel"}),
+    "fp8 channel": ("float-quantized", {"num_bits": 8, "type": "float", "strategy": "channel"}),
+    "fp8 block": (
+        "float-quantized",
+        {"num_bits": 8, "type": "float", "strategy": "block", "block_structure": [24, 48]},
+    ),
+}
+
+
+def scale_of(weight: torch.Tensor, args: dict[str, Any]) -> torch.Tensor:
+    """Largest magnitude of each block over the largest code, in float32."""
+    rows, columns = weight.shape
+    block = {
+        "group": (1, args.get("group_size")),
+        "channel": (1, columns),
+        "block": args.get("block_structure"),
+    }[args["strategy"]]
+    scale = torch.empty(-(-rows // block[0]), -(-columns // block[1]))
+    for i in range(scale.shape[0]):
+        for j in range(scale.shape[1]):
+            part = weight[i * block[0] : (i + 1) * block[0], j * block[1] : (j + 1) * block[1]]
+            scale[i, j] = part.abs().max() / (7 if args["type"] == "int" else 448)
+    return scale
+
+
+def compressed(weight: torch.Tensor, name: str) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """What the compressed-tensors package stores for a weight, and what it reads back."""
+    layout, args = SCHEMES[name]
+    scheme = QuantizationScheme(targets=["Linear"], weights=QuantizationArgs(**args), format=layout)
+    compressor = BaseCompressor.get_value_from_registry(layout)
+    stored = compressor.compress({"weight": weight, "weight_scale": scale_of(weight, args)}, scheme)
+    return stored, compressor.decompress(stored, scheme)["weight"]
+
+
+def config_of(*names: str) -> dict[str, Any]:
+    groups = {
+        f"group_{i}": {"targets": ["Linear"], "format": SCHEMES[name][0], "weights": SCHEMES[name][1]}
+        for i, name in enumerate(names)
+    }
+    return {"quant_method": "compressed-tensors", "format": "mixed-precision", "config_groups": groups}
+
+
+def store(path: Path, modules: dict[str, str]) -> dict[str, torch.Tensor]:
+    """A Llama checkpoint with these modules compressed; returns what each should read back as."""
+    weights, expected = random_weights(LLAMA), {}
+    for module, name in modules.items():
+        stored, expected[module] = compressed(weights.pop(f"{module}.weight"), name)
+        weights |= {f"{module}.{part}": tensor for part, tensor in stored.items()}
+    config = LLAMA | {"quantization_config": config_of(*dict.fromkeys(modules.values()))}
+    write_checkpoint(path, config, weights)
+    return expected
+
+
+def test_compressed_tensors_reads_back_as_in_its_own_package(tmp_path: Path) -> None:
+    modules = {
+        "model.layers.0.mlp.gate_proj": "int4 group",  # 80 x 64
+        "model.layers.0.mlp.up_proj": "int4 channel",
+        "model.layers.0.mlp.down_proj": "fp8 block",  # 64 x 80: ragged both ways
+        "model.layers.1.self_attn.q_proj": "fp8 channel",
+    }
+    expected = store(tmp_path, modules)
+    checkpoint = Checkpoint.open(tmp_path)
+    for module, weight in expected.items():
+        name = f"{module}.weight"
+        assert name in checkpoint
+        assert checkpoint.shape(name) == weight.shape
+        assert torch.equal(checkpoint.tensor(name), weight.float())
+        quantised = checkpoint.quantised(module)
+        assert quantised is not None
+        assert torch.equal(quantised.dequantise(), weight.float())
+    assert sorted(checkpoint.names()) == sorted(random_weights(LLAMA))
+    assert checkpoint.quantised("model.layers.1.self_attn.k_proj") is None
+    assert len(CausalLM.load(checkpoint).layers) == 2
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_each_format_alone(tmp_path: Path, name: str) -> None:
+    module = "model.layers.0.mlp.down_proj"
+    expected = store(tmp_path, {module: name})[module]
+    weight = Checkpoint.open(tmp_path).quantised(module)
+    assert weight is not None
+    assert torch.equal(weight.dequantise(), expected.float())
+    assert (
+        weight.block
+        == {
+            "int4 group": (1, 16),
+            "int4 channel": (1, 80),
+            "fp8 channel": (1, 80),
+            "fp8 block": (24, 48),
+        }[name]
+    )
+
+
+def test_packing_is_what_the_package_packs() -> None:
+    codes = torch.randint(-8, 8, (3, 64), dtype=torch.int8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(pack_int4(codes), pack_to_int32(codes, 4))
+    assert torch.equal(unpack_int4(pack_int4(codes)), codes)
+
+
+def native_fp8(weight: torch.Tensor, size: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Codes and scales, and the product element by element."""
+    rows, columns = weight.shape
+    scale = torch.rand(-(-rows // size), -(-columns // size)) + 0.01
+    codes = weight.clamp(-400, 400).to(torch.float8_e4m3fn)
+    plain = codes.float().clone()
+    for i in range(rows):
+        for j in range(columns):
+            plain[i, j] *= scale[i // size, j // size]
+    return {"weight": codes, "weight_scale_inv": scale}, plain
+
+
+def test_native_fp8_with_ragged_edges_is_bit_exact(tmp_path: Path) -> None:
+    weights, expected = random_weights(DEEPSEEK_V3), {}
+    for name in [name for name in weights if "_proj" in name and "layers.0" in name]:
+        module = name.removesuffix(".weight")
+        stored, expected[name] = native_fp8(weights.pop(name), 16)
+        weights |= {f"{module}.{part}": tensor for part, tensor in stored.items()}
+    write_checkpoint(tmp_path, DEEPSEEK_V3 | {"quantization_config": NATIVE_FP8}, weights)
+    checkpoint = Checkpoint.open(tmp_path)
+    assert any(side % 16 for plain in expected.values() for side in plain.shape)
+    for name, plain in expected.items():
+        assert torch.equal(checkpoint.tensor(name), plain)
+        assert torch.equal(checkpoint.tensor(name, torch.bfloat16), plain.bfloat16())
+
+
+def test_native_fp8_reads_back_as_in_transformers(tmp_path: Path) -> None:
+    """transformers dequantises whole blocks only; its FP8 loader is the witness for those."""
+    from transformers.integrations.finegrained_fp8 import Fp8Dequantize
+
+    stored, _ = native_fp8(torch.randn(64, 80), 16)
+    theirs = Fp8Dequantize(None)._dequantize_one(stored["weight"], stored["weight_scale_inv"])
+    weights = random_weights(LLAMA)
+    weights.pop("model.layers.0.mlp.down_proj.weight")
+    weights |= {f"model.layers.0.mlp.down_proj.{part}": tensor for part, tensor in stored.items()}
+    write_checkpoint(tmp_path, LLAMA | {"quantization_config": NATIVE_FP8}, weights)
+    assert torch.equal(Checkpoint.open(tmp_path).tensor("model.layers.0.mlp.down_proj.weight"), theirs)
+
+
+def broken(change: Any) -> dict[str, Any]:
+    config = copy.deepcopy(config_of("int4 group"))
+    change(config["config_groups"]["group_0"])
+    return config
+
+
+UNREADABLE = {
+    "another tool's": ({"quant_method": "gptq", "bits": 4}, "'gptq' cannot be read"),
+    "8 bits": (broken(lambda g: g["weights"].update(num_bits=8)), "group_0.weights: only symmetric 4-bit"),
+    "asymmetric": (broken(lambda g: g["weights"].update(symmetric=False)), "only symmetric 4-bit"),
+    "layout": (broken(lambda g: g.update(format="nvfp4-pack-quantized")), "group_0.format"),
+    "strategy": (broken(lambda g: g["weights"].update(strategy="tensor")), "strategy must be"),
+    "block size": (NATIVE_FP8 | {"weight_block_size": None}, "weight_block_size must be"),
+    "e5m2": (NATIVE_FP8 | {"fmt": "e5m2"}, "fmt 'e5m2'"),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_formats_that_cannot_be_read_are_refused(tmp_path: Path, name: str) -> None:
+    quantization_config, message = UNREADABLE[name]
+    config = LLAMA | {"quantization_config": quantization_config}
+    write_checkpoint(tmp_path, config, random_weights(LLAMA))
+    with pytest.raises(InputError) as caught:
+        Checkpoint.open(tmp_path)
+    assert message in str(caught.value)
+    assert "config.json: quantization_config" in str(caught.value)
+
+
+def part(name: str, tensor: torch.Tensor | None) -> Any:
+    """Replaces (None: removes) one stored part of the quantised module."""
+
+    def change(weights: dict[str, torch.Tensor]) -> None:
+        weights.pop(f"model.layers.0.mlp.gate_proj.{name}", None)
+        if tensor is not None:
+            weights[f"model.layers.0.mlp.gate_proj.{name}"] = tensor
+
+    return change
+
+
+DAMAGED = {
+    "no scale": ("int4 group", part("weight_scale", None), "has no weight_scale"),
+    "scale of another shape": ("int4 group", part("weight_scale", torch.ones(80, 5)), "do not fit"),
+    "integer scale": ("int4 group", part("weight_scale", torch.ones(80, 4).int()), "its scales I32"),
+    "zero points": ("int4 group", part("weight_zero_point", torch.zeros(80, 1).int()), "has no place in"),
+    "act-order": ("int4 group", part("weight_g_idx", torch.zeros(64).int()), "has no place in"),
+    "fp8 without scale": ("fp8 channel", part("weight_scale", None), "is F8_E4M3 with no scale"),
+    "fp8 scale of another shape": ("fp8 channel", part("weight_scale", torch.ones(3, 1)), "does not fit"),
+    "plain weight with scale": ("fp8 channel", part("weight", torch.ones(80, 64)), "no FP8 matrix"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_parts_that_do_not_fit_together_are_refused(tmp_path: Path, name: str) -> None:
+    scheme, change, message = DAMAGED[name]
+    weights = random_weights(LLAMA)
+    stored, _ = compressed(weights.pop("model.layers.0.mlp.gate_proj.weight"), scheme)
+    weights |= {f"model.layers.0.mlp.gate_proj.{part}": tensor for part, tensor in stored.items()}
+    change(weights)
+    write_checkpoint(tmp_path, LLAMA | {"quantization_config": config_of(scheme)}, weights)
+    with pytest.raises(InputError) as caught:
+        Checkpoint.open(tmp_path)
+    assert message in str(caught.value)
+    assert "model.layers.0.mlp.gate_proj" in str(caught.value)
+
+
+def test_quantised_tensors_without_a_quantization_config_are_refused(tmp_path: Path) -> None:
+    store(tmp_path, {"model.layers.0.mlp.gate_proj": "int4 group"})
+    (tmp_path / "config.json").write_text(
+        (tmp_path / "config.json").read_text().replace("quantization_c", "c")
+    )
+    with pytest.raises(InputError, match=r"gate_proj.weight is stored with weight_packed.* does not explain"):
+        Checkpoint.open(tmp_path)
