@@ -55,7 +55,7 @@ class GraphBuilder(Nodes):
         """[..., in] -> [..., out], with the bias if the checkpoint has one."""
         y = self.op("MatMul", x, self.weight(f"{module}.weight", Layout()))
         if f"{module}.bias" in self.checkpoint:
-            y = self.op("Add", y, self.weight(f"{module}.bias", Layout(transposed=False)))
+            y = self.op("Add", y, self.weight(f"{module}.bias", Layout()))
         return y
 
     def call(self, function: ir.Function, *inputs: ir.Value, outputs: int = 1, **attributes: Any) -> Any:

@@ -57,7 +57,7 @@ def grouped_topk(b: GraphBuilder, x: ir.Value, path: str, spec: RouterSpec) -> t
         weight = b.weight(f"{path}.weight", Layout(), dtype=float32)
         logits = b.op("MatMul", b.cast(x, float32), weight)
         if spec.selection_bias:
-            bias = b.weight(f"{path}.e_score_correction_bias", Layout(transposed=False), dtype=float32)
+            bias = b.weight(f"{path}.e_score_correction_bias", Layout(), dtype=float32)
         else:
             bias = b.constant([0.0] * spec.num_experts, float32)
         index, weight = b.call(

@@ -71,11 +71,11 @@ class Nodes:
     def cast_like(self, x: ir.Value, like: ir.Value) -> ir.Value:
         return self.op("CastLike", x, like)
 
-    def reshape(self, x: ir.Value, *shape: int) -> ir.Value:
+    def reshape(self, x: ir.Value | None, *shape: int) -> ir.Value:
         """0 keeps a dimension, -1 infers it."""
         return self.op("Reshape", x, self.constant(shape))
 
-    def transpose(self, x: ir.Value, *perm: int) -> ir.Value:
+    def transpose(self, x: ir.Value | None, *perm: int) -> ir.Value:
         return self.op("Transpose", x, perm=perm)
 
     def split(self, x: ir.Value, *sizes: int) -> tuple[ir.Value, ...]:
@@ -85,7 +85,7 @@ class Nodes:
     def concat(self, *xs: ir.Value, axis: int = -1) -> ir.Value:
         return self.op("Concat", *xs, axis=axis)
 
-    def dimension(self, x: ir.Value, axis: int) -> ir.Value:
+    def dimension(self, x: ir.Value | None, axis: int) -> ir.Value:
         """The size of one axis, as a vector of one element."""
         return self.op("Shape", x, start=axis, end=axis + 1)
 

@@ -51,14 +51,25 @@ class Rewriter(Nodes):
         self.graph.remove(node, safe=True)
 
     def weights(self) -> list[tuple[ir.Value, WeightTensor]]:
-        """The initialisers that still are checkpoint weights."""
-        values = self.graph.initializers.values()
-        return [(v, v.const_value) for v in values if isinstance(v.const_value, WeightTensor)]
+        """The initialisers that are checkpoint weights and still in use."""
+        found = [(value, weight_of(value)) for value in self.graph.initializers.values() if value.uses()]
+        return [(value, weight) for value, weight in found if weight is not None]
+
+    def first_use(self, value: ir.Value) -> ir.Node:
+        users = set(value.consumers())
+        return next(node for node in self.graph if node in users)
 
     def clean(self) -> None:
         """Drop the nodes, initialisers, functions and domains that nothing uses any more."""
         for cleaning in (RemoveUnusedNodesPass(), RemoveUnusedFunctionsPass(), RemoveUnusedOpsetsPass()):
             cleaning(self.model)
+
+
+def producer(value: ir.Value | None) -> ir.Node:
+    """The node that `value` comes from."""
+    node = value.producer() if value is not None else None
+    assert node is not None
+    return node
 
 
 def weight_of(value: ir.Value | None) -> WeightTensor | None:

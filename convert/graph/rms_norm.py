@@ -10,5 +10,5 @@ from llmc.convert.graph.weight import Layout
 
 def rms_norm(b: GraphBuilder, x: ir.Value, module: str, epsilon: float | None = None) -> ir.Value:
     """[..., n] -> [..., n]; the mean square is taken in float32 whatever the graph's type."""
-    weight = b.weight(f"{module}.weight", Layout(transposed=False))
+    weight = b.weight(f"{module}.weight", Layout())
     return b.op("RMSNormalization", x, weight, axis=-1, epsilon=epsilon or b.spec.rms_norm_eps, stash_type=1)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import BinaryIO
 
+import numpy as np
 import onnx_ir as ir
 import torch
 
@@ -21,15 +23,15 @@ FLOAT_TYPES = {"F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16, "BF16": ir.
 class Layout:
     """How a checkpoint matrix [out, in] lies in the graph.
 
-    transposed: [in, out], as MatMul wants it, instead of [out, in]
-    heads:      the rows are `heads` equal parts, which become a leading axis: [heads, out / heads, in]
-    rows:       of each head only the rows [start, stop)
+    transposed: [in, out], as MatMul wants it, instead of [out, in]; a vector is a vector
+    heads:      the rows are that many equal parts, which become a leading axis,
+    rows:       and of each part only the rows [start, stop) are taken
     stacked:    the matrices of several modules along a new leading axis: [E, in, out]
     """
 
     transposed: bool = True
     heads: int | None = None
-    rows: tuple[int, int] | None = None
+    rows: tuple[int, int] = (0, 0)
     stacked: bool = False
 
     @property
@@ -38,24 +40,43 @@ class Layout:
         return (0 if self.transposed else 1) + (self.heads is not None or self.stacked)
 
     def apply(self, matrix: torch.Tensor) -> torch.Tensor:
-        """One module's [out, n]; n is `in`, or for scales the number of groups along it."""
+        """One module's [out, n], where n is `in`, or for scales the number of groups along it."""
         if self.heads is not None:
-            start, stop = self.rows or (0, None)
-            matrix = matrix.reshape(self.heads, -1, matrix.shape[-1])[:, start:stop]
-        return matrix.transpose(-1, -2) if self.transposed else matrix
+            matrix = matrix.unflatten(0, (self.heads, -1))[:, slice(*self.rows)]
+        return matrix.transpose(-1, -2) if self.transposed and matrix.dim() > 1 else matrix
 
-    def shape(self, out: int, columns: int, modules: int) -> tuple[int, ...]:
-        """Shape of the result for `modules` matrices [out, columns]."""
-        shape: tuple[int, ...] = (out, columns)
+    def shape(self, shape: tuple[int, ...], modules: int) -> tuple[int, ...]:
+        """What becomes of that many tensors of `shape`."""
         if self.heads is not None:
-            start, stop = self.rows or (0, out // self.heads)
-            shape = (self.heads, stop - start, columns)
-        if self.transposed:
+            shape = (self.heads, self.rows[1] - self.rows[0], shape[1])
+        if self.transposed and len(shape) > 1:
             shape = (*shape[:-2], shape[-1], shape[-2])
         return (modules, *shape) if self.stacked else shape
 
 
-class WeightTensor(ir.LazyTensor):
+class Pieces(ir.LazyTensor):
+    """A tensor that is computed when it is written, piece by piece: its bytes are theirs in order."""
+
+    def __init__(
+        self,
+        pieces: Callable[[], Iterator[ir.TensorProtocol]],
+        dtype: ir.DataType,
+        shape: tuple[int, ...],
+        name: str,
+    ) -> None:
+        super().__init__(self._joined, dtype, ir.Shape(shape), name=name)
+        self._pieces = pieces
+
+    def tofile(self, file: BinaryIO) -> None:
+        for piece in self._pieces():
+            file.write(piece.tobytes())
+
+    def _joined(self) -> ir.TensorProtocol:
+        joined = np.concatenate([piece.numpy().reshape(-1) for piece in self._pieces()])
+        return ir.Tensor(joined.reshape(self.shape.numpy()), dtype=self.dtype, name=self.name)
+
+
+class WeightTensor(Pieces):
     """One or more tensors of a checkpoint, laid out for the graph; nothing is read before it is written out.
 
     As a tensor it is the dequantised weight in `dtype`. A lowering that wants the stored numbers looks at
@@ -69,14 +90,11 @@ class WeightTensor(ir.LazyTensor):
     ) -> None:
         shape = checkpoint.shape(names[0])
         if any(checkpoint.shape(other) != shape for other in names):
-            raise InputError(
-                f"{name}: the tensors stacked here differ in shape; an expert is not like the others"
-            )
+            raise InputError(f"{name}: the experts' weights differ in shape")
         self.checkpoint = checkpoint
         self.names = names
         self.layout = layout
-        graph_shape = layout.shape(*shape, len(names)) if len(shape) == 2 else shape
-        super().__init__(self._dequantised, dtype, ir.Shape(graph_shape), name=name)
+        super().__init__(self._dequantised, dtype, layout.shape(shape, len(names)), name)
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -86,6 +104,11 @@ class WeightTensor(ir.LazyTensor):
     def _stored(self) -> tuple[str | None, tuple[int, int]]:
         weight = self.checkpoint.quantised(self.modules[0])
         return (None, (1, 1)) if weight is None else (weight.code_type, weight.block)
+
+    @property
+    def stack(self) -> tuple[int, ...]:
+        """The leading axis of a stacked layout."""
+        return (len(self.names),) if self.layout.stacked else ()
 
     @property
     def code_type(self) -> str | None:
@@ -107,12 +130,12 @@ class WeightTensor(ir.LazyTensor):
         name = f"{self.name}.stored"
         return WeightTensor(self.checkpoint, self.names, self.layout, name, self.stored_dtype)
 
-    def codes(self) -> ir.LazyTensor:
+    def codes(self) -> Pieces:
         """The stored codes in this tensor's shape: INT4 or FLOAT8E4M3FN."""
         dtype = ir.DataType.INT4 if self.code_type == "int4" else ir.DataType.FLOAT8E4M3FN
-        return self._part(f"{self.name}.codes", dtype, ir.Shape(self.shape), lambda weight: weight.codes)
+        return self._part("codes", dtype, self.shape.numpy(), lambda weight: weight.codes)
 
-    def scales(self, dtype: ir.DataType = ir.DataType.FLOAT) -> ir.LazyTensor:
+    def scales(self, dtype: ir.DataType = ir.DataType.FLOAT) -> Pieces:
         """One scale per output channel and group of `block[1]` input channels: this tensor's shape with the
         input axis divided by `block[1]`. Blocks that span several output channels are repeated, so that every
         scheme looks the same: blocked along `layout.input_axis`.
@@ -120,33 +143,36 @@ class WeightTensor(ir.LazyTensor):
         shape = list(self.shape.numpy())
         shape[self.layout.input_axis] = -(-shape[self.layout.input_axis] // self.block[1])
 
-        def expanded(weight: QuantisedWeight) -> torch.Tensor:
+        def per_channel(weight: QuantisedWeight) -> torch.Tensor:
             rows = weight.scales.float().repeat_interleave(weight.block[0], 0)
             return rows[: weight.codes.shape[0]]
 
-        return self._part(f"{self.name}.scales", dtype, ir.Shape(shape), expanded)
+        return self._part("scales", dtype, tuple(shape), per_channel)
 
     def _part(
-        self, name: str, dtype: ir.DataType, shape: ir.Shape, part: Callable[[QuantisedWeight], torch.Tensor]
-    ) -> ir.LazyTensor:
-        def read() -> ir.TensorProtocol:
-            weights = []
+        self,
+        kind: str,
+        dtype: ir.DataType,
+        shape: tuple[int, ...],
+        part: Callable[[QuantisedWeight], torch.Tensor],
+    ) -> Pieces:
+        def read() -> Iterator[ir.TensorProtocol]:
             for module in self.modules:
                 weight = self.checkpoint.quantised(module)
                 if weight is None or (weight.code_type, weight.block) != self._stored:
                     raise InputError(
-                        f"{module}: not quantised the way {self.modules[0]} is; they share one tensor"
+                        f"{module}: quantised differently from {self.modules[0]}, its fellow expert"
                     )
-                weights.append(self.layout.apply(part(weight)))
-            return tensor_of(torch.stack(weights) if self.layout.stacked else weights[0], dtype, name)
+                yield tensor_of(self.layout.apply(part(weight)), dtype)
 
-        return ir.LazyTensor(read, dtype, shape, name=name)
+        return Pieces(read, dtype, shape, f"{self.name}.{kind}")
 
-    def _dequantised(self) -> ir.TensorProtocol:
-        tensors = [self.checkpoint.tensor(name) for name in self.names]
-        if tensors[0].dim() == 2:
-            tensors = [self.layout.apply(t) for t in tensors]
-        return tensor_of(torch.stack(tensors) if self.layout.stacked else tensors[0], self.dtype, self.name)
+    def read(self) -> Iterator[torch.Tensor]:
+        """Each module's tensor, dequantised in float32, as it is in the checkpoint."""
+        return map(self.checkpoint.tensor, self.names)
+
+    def _dequantised(self) -> Iterator[ir.TensorProtocol]:
+        return (tensor_of(self.layout.apply(tensor), self.dtype) for tensor in self.read())
 
 
 def stored_dtype(checkpoint: Checkpoint, name: str) -> ir.DataType:
@@ -156,17 +182,17 @@ def stored_dtype(checkpoint: Checkpoint, name: str) -> ir.DataType:
     return FLOAT_TYPES[checkpoint.stored(name).dtype]
 
 
-def tensor_of(values: torch.Tensor, dtype: ir.DataType, name: str | None) -> ir.TensorProtocol:
+def tensor_of(values: torch.Tensor, dtype: ir.DataType) -> ir.TensorProtocol:
     """A torch tensor as an ONNX tensor of `dtype`; int4 comes as int8 and is packed, low nibble first."""
     if dtype == ir.DataType.INT4:
         flat = values.contiguous().view(torch.uint8).flatten() & 15
         flat = torch.nn.functional.pad(flat, (0, flat.numel() % 2))
         packed = flat[0::2] | flat[1::2] << 4
-        return ir.PackedTensor(packed.numpy(), dtype, shape=ir.Shape(values.shape), name=name)
+        return ir.PackedTensor(packed.numpy(), dtype, shape=ir.Shape(values.shape))
     if dtype == ir.DataType.FLOAT8E4M3FN:
         array = values.contiguous().view(torch.uint8).numpy().view(dtype.numpy())
     elif dtype == ir.DataType.BFLOAT16:
         array = values.to(torch.bfloat16).contiguous().view(torch.uint16).numpy().view(dtype.numpy())
     else:
         array = values.contiguous().numpy().astype(dtype.numpy(), copy=False)
-    return ir.Tensor(array, dtype=dtype, name=name)
+    return ir.Tensor(array, dtype=dtype)

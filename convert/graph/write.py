@@ -21,10 +21,10 @@ def write(
     files: Mapping[str, str],
     progress: Progress,
 ) -> TargetResult:
-    """Write each model to its file under `directory`, and the weights of all to `<file of main>.data`.
+    """Write each model to its file under `directory`, the weights of all to `<file of main>.data`.
 
-    Initialisers of one name are one tensor, written once. Those that are external already (they point into the
-    checkpoint's files) stay where they are.
+    Initialisers of one name are one tensor, written once. Those that are external already, because they point
+    into the checkpoint's files, stay where they are.
     """
     weights: dict[str, ir.TensorProtocol] = {}
     for model in models.values():

@@ -1,7 +1,7 @@
 """Target `onnx`: a portable graph, opset 24 and nothing else, with weights of its own beside it.
 
-int4 weights are blocked DequantizeLinear of INT4 [in, out], FP8 weights the same of FLOAT8E4M3FN. The `llmc` ops
-carry their meaning as functions in standard ops, so any runtime that knows the opset can run the file.
+int4 weights are blocked DequantizeLinear of INT4 [in, out], FP8 weights the same of FLOAT8E4M3FN. The `llmc`
+ops carry their meaning as functions in standard ops: any runtime that knows the opset can run the file.
 """
 
 from __future__ import annotations
@@ -36,17 +36,14 @@ def lower(model: ir.Model) -> None:
     """Replace weights that are not stored as float32 by what is stored and the ops that decode it."""
     rewriter = Rewriter(model)
     for value, weight in rewriter.weights():
-        first = next(node for node in model.graph if value in node.inputs)
-        with rewriter.before(first):
+        with rewriter.before(rewriter.first_use(value)):
             if weight.code_type is not None:
                 decoded = dequantised(rewriter, weight)
             elif weight.dtype != weight.stored_dtype:
                 decoded = rewriter.op("Cast", rewriter.initializer(weight.as_stored()), to=int(weight.dtype))
             else:
                 continue
-        for node, index in value.uses():
-            if node is not decoded.producer():
-                node.replace_input_with(index, decoded)
+        value.replace_all_uses_with(decoded)
     rewriter.clean()
 
 

@@ -1,0 +1,98 @@
+"""Routing and experts: com.microsoft MoEGroupRouter, QMoE for quantised experts and MoE for float ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx_ir as ir
+
+from llmc.convert.graph.builder import DOMAIN
+from llmc.convert.graph.rewrite import producer, weight_of
+from llmc.convert.graph.weight import WeightTensor
+from llmc.convert.targets.onnxruntime.artifact_weights import FLOAT, ArtifactWeights
+from llmc.convert.targets.onnxruntime.nbits import nbits
+
+# log of a weight that is not chosen: its exponential is 0.
+NOT_CHOSEN = -1e4
+
+
+def lower_mixture_of_experts(rewriter: ArtifactWeights, accuracy_level: int) -> None:
+    """Replace routing and experts.
+
+    Both expert kernels choose the k largest of the "router probabilities" they are given and weigh these
+    experts by a softmax over them. Given the logarithms of our weights, the choice is ours and the softmax
+    is weight / sum of weights; the sum is put back behind the kernel.
+    """
+    for node in rewriter.nodes("MixtureOfExperts", DOMAIN):
+        router = producer(node.inputs[1])
+        weights = [weight for value in node.inputs[3:] if (weight := weight_of(value))]
+        with rewriter.before(node):
+            log_weight, total = _routing(rewriter, router)
+            attributes = {
+                "domain": "com.microsoft",
+                "k": router.attributes["top_k"].as_int(),
+                "activation_type": "swiglu",
+                "swiglu_fusion": 1,  # rows of gate and up take turns
+                "activation_alpha": 1.0,
+                "activation_beta": 0.0,
+                "normalize_routing_weights": 1,
+            }
+            y = _experts(rewriter, node.inputs[0], log_weight, weights, accuracy_level, attributes)
+            rewriter.replace(node, rewriter.op("Mul", y, total))
+
+
+def _routing(rewriter: ArtifactWeights, router: ir.Node) -> tuple[ir.Value, ir.Value]:
+    """The logarithm of each chosen expert's weight [N, E], up to a constant, and the sum of the weights."""
+    attributes = router.attributes
+    if attributes["scoring"].as_string() == "sigmoid" and attributes["normalize"].as_int():
+        log_weight = rewriter.op(
+            "MoEGroupRouter",
+            *router.inputs,
+            domain="com.microsoft",
+            n_group=attributes["num_groups"].as_int(),
+            topk_group=attributes["top_k_groups"].as_int(),
+            top_k=attributes["top_k"].as_int(),
+            group_topk=2,
+            router_sentinel=NOT_CHOSEN,
+        )
+        return log_weight, rewriter.constant(attributes["scaling_factor"].as_float(), FLOAT)
+    index, weight = router.outputs
+    nothing = rewriter.op(
+        "Expand", rewriter.constant(NOT_CHOSEN, FLOAT), rewriter.op("Shape", router.inputs[0])
+    )
+    log_weight = rewriter.op("ScatterElements", nothing, index, rewriter.op("Log", weight), axis=1)
+    return log_weight, rewriter.op("ReduceSum", weight, rewriter.constant([1]))
+
+
+def _experts(
+    rewriter: ArtifactWeights,
+    x: ir.Value | None,
+    log_weight: ir.Value,
+    weights: list[WeightTensor],
+    accuracy_level: int,
+    attributes: dict[str, Any],
+) -> ir.Value:
+    """[N, H] -> [N, H], the chosen experts' shares adding up to one. `weights`: gate, up, down."""
+    num_experts, hidden, inner = weights[0].shape.numpy()
+
+    def two_layers(gate: ir.Value, up: ir.Value, down: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """[E, I, ...], [E, I, ...], [E, H, ...] -> rows of gate and up in turn [E, 2 I, n], down [E, H, m]"""
+        pairs = [rewriter.op("Unsqueeze", value, rewriter.constant([2])) for value in (gate, up)]
+        gate_up = rewriter.reshape(rewriter.concat(*pairs, axis=2), num_experts, 2 * inner, -1)
+        return gate_up, rewriter.reshape(down, num_experts, hidden, -1)
+
+    quantised = nbits(rewriter, weights, accuracy_level)
+    if quantised is None:
+        first, second = two_layers(*map(rewriter.matrices, weights))
+        return rewriter.op("MoE", x, log_weight, first, None, second, **attributes)
+    first, second = two_layers(*quantised.codes)
+    first_scales, second_scales = two_layers(*quantised.scales)
+    return rewriter.op(
+        "QMoE",
+        *(x, log_weight, first, first_scales, None, second, second_scales),
+        expert_weight_bits=quantised.bits,
+        block_size=quantised.block,
+        weights_prepacked=0,
+        accuracy_level=accuracy_level,
+        **attributes,
+    )
