@@ -1,0 +1,28 @@
+"""Quantisation schemes. Every module here that defines `SCHEMES` adds some; adding a scheme is adding a file."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import pkgutil
+
+from llmc.errors import InputError
+from llmc.quant.schemes.scheme import Scheme
+
+
+@functools.cache
+def schemes() -> dict[str, Scheme]:
+    """All schemes by name."""
+    modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
+    return {scheme.name: scheme for module in modules for scheme in getattr(module, "SCHEMES", ())}
+
+
+def scheme(name: str) -> Scheme:
+    """The scheme of that name; InputError with the valid names, the nearest first."""
+    known = schemes()
+    if name not in known:
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+        names = [*nearest, *sorted(known.keys() - set(nearest))]
+        raise InputError(f"unknown scheme {name!r}; use one of {', '.join(names)}")
+    return known[name]

@@ -1,0 +1,89 @@
+"""Which module is quantised how: rules of the recipe, resolved against a checkpoint."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from llmc.convert.checkpoint import Checkpoint
+from llmc.convert.spec import Role
+from llmc.errors import InputError
+from llmc.quant.schemes import scheme
+from llmc.quant.schemes.scheme import Scheme
+
+Method = Literal["gptq", "rtn"]
+METHODS: tuple[str, ...] = get_args(Method)
+# The rest (embedding, head, norms, router) is small, sensitive or both, and stays as it is.
+QUANTISABLE: tuple[Role, ...] = ("experts", "shared_experts", "dense_mlp", "attention", "kv_b_proj", "mtp")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """match: a role, or `re:` and a regular expression that must match a whole module name."""
+
+    match: str
+    scheme: str
+    method: str = "gptq"
+
+
+@dataclass(frozen=True)
+class Assignment:
+    scheme: Scheme
+    method: str
+
+
+def check_rules(rules: Iterable[Rule]) -> None:
+    """InputError for a rule that no checkpoint could satisfy."""
+    for rule in rules:
+        scheme(rule.scheme)
+        if rule.method not in METHODS:
+            raise InputError(f"unknown method {rule.method!r}; use one of {', '.join(METHODS)}")
+        if rule.match.startswith("re:"):
+            try:
+                re.compile(rule.match[3:])
+            except re.error as error:
+                raise InputError(f"match {rule.match!r}: not a regular expression ({error})") from error
+        elif rule.match not in QUANTISABLE:
+            raise InputError(
+                f"match {rule.match!r} is not a role that can be quantised; use one of {', '.join(QUANTISABLE)}, or re:…"
+            )
+
+
+def linear_modules(checkpoint: Checkpoint) -> list[str]:
+    """Every linear layer of the decoder and MTP layers, in file order; the router is not one."""
+    modules = []
+    for name in checkpoint.names():
+        module = name.removesuffix(".weight")
+        if name == module or not name.startswith("model.layers.") or len(checkpoint.shape(name)) != 2:
+            continue
+        if module.endswith((".mlp.gate", ".embed_tokens", ".shared_head.head")):
+            continue
+        modules.append(module)
+    return modules
+
+
+def assign(checkpoint: Checkpoint, rules: Sequence[Rule]) -> dict[str, Assignment]:
+    """Module → scheme and method, first match wins; InputError for a rule that matches nothing or does not fit."""
+    check_rules(rules)
+    used: set[Rule] = set()
+    result: dict[str, Assignment] = {}
+    for module in linear_modules(checkpoint):
+        name = f"{module}.weight"
+        role = checkpoint.role(name)
+        for rule in rules:
+            pattern = rule.match.removeprefix("re:")
+            if rule.match == role or (rule.match != pattern and re.fullmatch(pattern, module)):
+                found = scheme(rule.scheme)
+                rows, columns = checkpoint.shape(name)
+                found.check(name, (rows, columns))
+                result[module] = Assignment(found, rule.method)
+                used.add(rule)
+                break
+    if idle := [rule for rule in rules if rule not in used]:
+        roles = {checkpoint.role(f"{module}.weight") for module in linear_modules(checkpoint)}
+        raise InputError(
+            f"quantize rule `match: {idle[0].match}` matches nothing (any more) in this model; it has {', '.join(sorted(roles))}"
+        )
+    return result
