@@ -33,11 +33,13 @@ from llmc.convert.graph.weight import Layout, stored_dtype
 EMBEDDING = "model.embed_tokens.weight"
 
 
-def graphs(checkpoint: Checkpoint) -> dict[str, ir.Model]:
+def graphs(
+    checkpoint: Checkpoint, dtype: ir.DataType = ir.DataType.FLOAT, capacity: int | str = "capacity"
+) -> dict[str, ir.Model]:
     """`main`, and `mtp` where the model has a multi-token-prediction layer."""
-    models = {"main": main_graph(checkpoint)}
+    models = {"main": main_graph(checkpoint, dtype, capacity)}
     if checkpoint.spec.num_mtp_layers:
-        models["mtp"] = mtp_graph(checkpoint)
+        models["mtp"] = mtp_graph(checkpoint, dtype, capacity)
     return models
 
 
