@@ -15,7 +15,7 @@ import torch
 
 from llmc.convert.families import family_of
 from llmc.convert.families.family import Family
-from llmc.convert.families.fields import Fields
+from llmc.convert.fields import Fields
 from llmc.convert.formats import PART_NAMES, Format, Parts, formats
 from llmc.convert.model.causal_lm import weight_shapes
 from llmc.convert.quantised_weight import QuantisedWeight
@@ -54,14 +54,12 @@ class Checkpoint:
         """Reads config and headers, no weights; InputError for everything that is wrong with them."""
         path = Path(path)
         if not path.is_dir():
-            raise InputError(
-                f"{path}: no such folder; a checkpoint is one that holds config.json and safetensors"
-            )
+            raise InputError(f"{path}: no such folder; a checkpoint is one that holds config.json and safetensors")
         config = read_json(path / "config.json")
         try:
             family = family_of(config)
             spec = family.spec(config)
-            known_formats = formats(config.get("quantization_config"))
+            known_formats = formats(config)
         except InputError as error:
             raise InputError(f"{path / 'config.json'}: {error}") from error
         if (path / "generation_config.json").exists():  # chat models list their end-of-turn tokens only there
@@ -218,15 +216,12 @@ def _read_headers(path: Path) -> dict[str, StoredTensor]:
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or not shard.endswith(".safetensors") or Path(shard).name != shard:
             raise InputError(
-                f"{path / INDEX}: {name} is said to be in {shard!r}; "
-                "only safetensors files in the same folder are read"
+                f"{path / INDEX}: {name} is said to be in {shard!r}; only safetensors files in the same folder are read"
             )
         if shard not in headers:
             headers[shard] = read_header(path / shard)
         if name not in headers[shard]:
-            raise InputError(
-                f"{path / shard}: tensor {name} is missing, but in the index; download both again"
-            )
+            raise InputError(f"{path / shard}: tensor {name} is missing, but in the index; download both again")
     return {
         name: tensor
         for shard in sorted(headers)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from llmc.convert.families.family import Family
-from llmc.convert.families.fields import Fields
 from llmc.convert.families.rope import rope_scaling, rope_spec, yarn_mscale
+from llmc.convert.fields import Fields
 from llmc.convert.spec import (
     DenseMLPSpec,
     LatentAttentionSpec,
@@ -26,13 +26,13 @@ class DeepseekV3(Family):
         fields = Fields(config)
         fields.require("hidden_act", "silu", "the experts are SwiGLU")
         fields.require("moe_layer_freq", 1, "every layer after first_k_dense_replace has experts")
-        num_layers = fields.integer("num_hidden_layers")
-        num_mtp_layers = fields.integer("num_nextn_predict_layers", 0, minimum=0)
+        num_layers = fields.count("num_hidden_layers")
+        num_mtp_layers = fields.count("num_nextn_predict_layers", 0, minimum=0)
         num_dense = min(fields.integer("first_k_dense_replace", 0, minimum=0), num_layers)
         mlps: list[MLPSpec] = [DenseMLPSpec(fields.integer("intermediate_size"))] * num_dense
         if num_layers + num_mtp_layers > num_dense:
             mlps += [_mixture_of_experts(fields)] * (num_layers + num_mtp_layers - num_dense)
-        rope = rope_spec(config, fields.integer("qk_rope_head_dim"), fields.boolean("rope_interleave", True))
+        rope = rope_spec(config, fields.count("qk_rope_head_dim"), fields.boolean("rope_interleave", True))
         return ModelSpec(
             family=self.name,
             hidden_size=fields.integer("hidden_size"),
@@ -54,7 +54,7 @@ class DeepseekV3(Family):
 
 
 def _latent_attention(fields: Fields) -> LatentAttentionSpec:
-    nope, rope = fields.integer("qk_nope_head_dim"), fields.integer("qk_rope_head_dim")
+    nope, rope = fields.integer("qk_nope_head_dim"), fields.count("qk_rope_head_dim")
     if rope % 2:
         raise InputError(f"`qk_rope_head_dim` must be even, not {rope}")
     softmax_scale = (nope + rope) ** -0.5
@@ -63,7 +63,7 @@ def _latent_attention(fields: Fields) -> LatentAttentionSpec:
         softmax_scale *= yarn_mscale(scaling.number("factor"), scaling.number("mscale_all_dim")) ** 2
     return LatentAttentionSpec(
         num_heads=fields.integer("num_attention_heads"),
-        q_lora_rank=None if fields.config.get("q_lora_rank") is None else fields.integer("q_lora_rank"),
+        q_lora_rank=fields.integer("q_lora_rank") if fields.has("q_lora_rank") else None,
         kv_lora_rank=fields.integer("kv_lora_rank"),
         qk_nope_head_dim=nope,
         qk_rope_head_dim=rope,
@@ -76,16 +76,12 @@ def _latent_attention(fields: Fields) -> LatentAttentionSpec:
 def _mixture_of_experts(fields: Fields) -> MixtureOfExpertsSpec:
     fields.require("scoring_func", "sigmoid", "DeepSeek-V3 scores experts with a sigmoid")
     fields.require("topk_method", "noaux_tc", "DeepSeek-V3 selects with a correction bias")
-    experts, groups = fields.integer("n_routed_experts"), fields.integer("n_group", 1)
+    experts, groups = fields.count("n_routed_experts"), fields.integer("n_group", 1)
     top_k, top_k_groups = fields.integer("num_experts_per_tok"), fields.integer("topk_group", 1)
     if experts % groups or experts // groups < 2:
-        raise InputError(
-            f"`n_routed_experts` {experts} must give each of `n_group` {groups} groups two or more"
-        )
+        raise InputError(f"`n_routed_experts` {experts} must give each of `n_group` {groups} groups two or more")
     if top_k_groups > groups or top_k > top_k_groups * experts // groups:
-        raise InputError(
-            f"`num_experts_per_tok` {top_k} does not fit into `topk_group` {top_k_groups} groups"
-        )
+        raise InputError(f"`num_experts_per_tok` {top_k} does not fit into `topk_group` {top_k_groups} groups")
     intermediate_size = fields.integer("moe_intermediate_size")
     return MixtureOfExpertsSpec(
         router=RouterSpec(

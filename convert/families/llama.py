@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from llmc.convert.families.family import Family
-from llmc.convert.families.fields import Fields
 from llmc.convert.families.rope import rope_spec
+from llmc.convert.fields import Fields
 from llmc.convert.spec import DenseMLPSpec, GroupedQueryAttentionSpec, ModelSpec
 from llmc.errors import InputError
 
@@ -24,14 +24,14 @@ class Llama(Family):
         fields = Fields(config)
         fields.require("hidden_act", "silu", "the MLP is SwiGLU")
         fields.require("mlp_bias", False, "MLP projections have no bias")
-        hidden_size, num_layers = fields.integer("hidden_size"), fields.integer("num_hidden_layers")
+        hidden_size, num_layers = fields.integer("hidden_size"), fields.count("num_hidden_layers")
         num_heads = fields.integer("num_attention_heads")
         num_kv_heads = fields.integer("num_key_value_heads", num_heads)
         if num_heads % num_kv_heads:
             raise InputError(
                 f"`num_attention_heads` {num_heads} is no multiple of `num_key_value_heads` {num_kv_heads}"
             )
-        head_dim = fields.integer("head_dim", hidden_size // num_heads)
+        head_dim = fields.count("head_dim", hidden_size // num_heads)
         if head_dim % 2:
             raise InputError(f"`head_dim` must be even, not {head_dim}")
         qkv_bias, output_bias = self.biases(fields)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmc.convert.families.fields import Fields
 from llmc.convert.families.llama import Llama
+from llmc.convert.fields import Fields
 from llmc.convert.spec import ModelSpec
 from llmc.errors import InputError
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from llmc.convert.families.fields import Fields
+from llmc.convert.fields import Fields
 from llmc.convert.spec import RopeSpec
 from llmc.errors import InputError
 
@@ -20,7 +20,9 @@ from llmc.errors import InputError
 def rope_spec(config: dict[str, Any], dim: int, interleaved: bool) -> RopeSpec:
     """The rotary embedding over `dim` channels that config.json describes."""
     scaling, kind = rope_scaling(config)
-    theta = scaling.number("rope_theta", config.get("rope_theta") or 10000.0)
+    theta = (scaling if scaling.has("rope_theta") else Fields(config)).number("rope_theta", 10000.0)
+    if theta <= 1:
+        raise InputError(f"`rope_theta` must be above 1, not {theta}")
     partial = config.get("partial_rotary_factor", scaling.config.get("partial_rotary_factor", 1.0))
     if partial != 1.0:
         raise InputError(f"`partial_rotary_factor` is {partial!r}, but only 1.0 is supported")
@@ -38,12 +40,9 @@ def rope_spec(config: dict[str, Any], dim: int, interleaved: bool) -> RopeSpec:
 
 
 def rope_scaling(config: dict[str, Any]) -> tuple[Fields, str]:
-    """The mapping that describes the scaling, and its kind (`default`: none)."""
-    name = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
-    mapping = config.get(name) or {}
-    if not isinstance(mapping, dict):
-        raise InputError(f"`{name}` must be a mapping, not {mapping!r}")
-    return Fields(mapping, f"{name}."), mapping.get("rope_type") or mapping.get("type") or "default"
+    """The object that describes the scaling, and its kind (`default`: none)."""
+    scaling = Fields(config).mapping("rope_parameters" if config.get("rope_parameters") else "rope_scaling")
+    return scaling, scaling.config.get("rope_type") or scaling.config.get("type") or "default"
 
 
 def yarn_mscale(factor: float, mscale: float = 1.0) -> float:
@@ -67,9 +66,7 @@ def _llama3(frequencies: torch.Tensor, scaling: Fields, config: dict[str, Any]) 
     return torch.where(wavelengths < length / high, frequencies, scaled)
 
 
-def _yarn(
-    periods: torch.Tensor, theta: float, scaling: Fields, config: dict[str, Any]
-) -> tuple[torch.Tensor, float]:
+def _yarn(periods: torch.Tensor, theta: float, scaling: Fields, config: dict[str, Any]) -> tuple[torch.Tensor, float]:
     """NTK-by-parts interpolation (YaRN, section 3.2) and the factor on cosine and sine."""
     dim, factor, length = 2 * len(periods), scaling.number("factor"), _original_length(scaling, config)
 
@@ -85,9 +82,9 @@ def _yarn(
     ramp = ((torch.arange(dim // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
     frequencies = 1.0 / (factor * periods) * ramp + 1.0 / periods * (1 - ramp)
 
-    if scaling.config.get("attention_factor") is not None:
+    if scaling.has("attention_factor"):
         return frequencies, scaling.number("attention_factor")
-    mscale, mscale_all_dim = scaling.config.get("mscale"), scaling.config.get("mscale_all_dim")
-    if mscale and mscale_all_dim:
+    if scaling.config.get("mscale") and scaling.config.get("mscale_all_dim"):
+        mscale, mscale_all_dim = scaling.number("mscale"), scaling.number("mscale_all_dim")
         return frequencies, yarn_mscale(factor, mscale) / yarn_mscale(factor, mscale_all_dim)
     return frequencies, yarn_mscale(factor)

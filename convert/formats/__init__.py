@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from llmc.convert.fields import Fields
 from llmc.convert.formats.float_quantized import FloatQuantized
 from llmc.convert.formats.native_fp8 import NativeFP8
 from llmc.convert.formats.pack_quantized import PackQuantized
@@ -34,26 +35,27 @@ class Format(Protocol):
         """Reads codes and scales as they are stored."""
 
 
-def formats(quantization_config: dict[str, Any] | None) -> tuple[Format, ...]:
+def formats(config: dict[str, Any]) -> tuple[Format, ...]:
     """The formats that config.json's `quantization_config` announces; InputError for what cannot be read."""
-    if quantization_config is None:
+    quantization = Fields(config).mapping("quantization_config")
+    if not quantization.config:
         return ()
-    method = quantization_config.get("quant_method")
+    method = quantization.config.get("quant_method")
     if method == "fp8":
-        return (NativeFP8.from_config(quantization_config),)
+        return (NativeFP8.from_config(quantization),)
     if method != "compressed-tensors":
         raise InputError(
-            f"quantization_config.quant_method {method!r} cannot be read; "
+            f"`quantization_config.quant_method` {method!r} cannot be read; "
             "use the unquantised checkpoint, or one in DeepSeek FP8 or compressed-tensors layout"
         )
     packed, floats = [], []
-    for name, group in (quantization_config.get("config_groups") or {}).items():
-        where, weights = f"quantization_config.config_groups.{name}", group.get("weights") or {}
-        layout = group.get("format") or quantization_config.get("format")  # "mixed-precision" names both
-        if layout == "pack-quantized":
-            packed.append(PackQuantized.from_config(weights, where))
-        elif layout == "float-quantized":
-            floats.append(FloatQuantized.from_config(weights, where))
+    groups = quantization.mapping("config_groups")
+    for name in groups.config:
+        group = groups.mapping(name)
+        # The outer format is "mixed-precision" when the groups have one each.
+        default = quantization.config.get("format")
+        if group.one_of("format", "pack-quantized", "float-quantized", default=default) == "pack-quantized":
+            packed.append(PackQuantized.from_config(group.mapping("weights")))
         else:
-            raise InputError(f"{where}.format {layout!r} is not pack-quantized or float-quantized")
+            floats.append(FloatQuantized.from_config(group.mapping("weights")))
     return (*packed[:1], *FloatQuantized.merge(floats))

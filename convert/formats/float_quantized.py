@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from llmc.convert.fields import Fields
 from llmc.convert.quantised_weight import QuantisedWeight
 from llmc.convert.safetensors_file import StoredTensor
 from llmc.errors import InputError
@@ -21,17 +21,13 @@ class FloatQuantized:
     key: str = "weight_scale"
 
     @classmethod
-    def from_config(cls, weights: dict[str, Any], where: str) -> FloatQuantized:
+    def from_config(cls, weights: Fields) -> FloatQuantized:
         """`weights`: the arguments of one config group."""
-        kind = (weights.get("type"), weights.get("num_bits"), weights.get("symmetric", True))
-        if kind != ("float", 8, True):
-            raise InputError(f"{where}.weights: only symmetric 8-bit float can be read as float-quantized")
-        strategy = weights.get("strategy")
-        if strategy == "channel":
-            return cls(None)
-        if strategy == "block":
-            return cls(block_size(weights.get("block_structure"), f"{where}.weights.block_structure"))
-        raise InputError(f"{where}.weights.strategy must be channel or block, not {strategy!r}")
+        weights.one_of("type", "float")
+        weights.one_of("num_bits", 8)
+        weights.one_of("symmetric", True, default=True)
+        per_channel = weights.one_of("strategy", "channel", "block") == "channel"
+        return cls(None if per_channel else weights.block("block_structure"))
 
     @classmethod
     def merge(cls, groups: list[FloatQuantized]) -> tuple[FloatQuantized, ...]:
@@ -42,11 +38,12 @@ class FloatQuantized:
         return (cls(sizes.pop() if sizes else None),) if groups else ()
 
     def shape(self, parts: Mapping[str, StoredTensor]) -> tuple[int, int]:
-        codes = parts["weight"]
+        codes = parts.get("weight")
+        if codes is None:
+            scale = parts[self.key]
+            raise InputError(f"{scale.file}: {scale.name} has no weight beside it; download the file again")
         if codes.dtype != "F8_E4M3" or len(codes.shape) != 2:
-            raise InputError(
-                f"{codes.file}: {codes.name} is {codes.dtype} {list(codes.shape)}, no FP8 matrix"
-            )
+            raise InputError(f"{codes.file}: {codes.name} is {codes.dtype} {list(codes.shape)}, no FP8 matrix")
         self._block(parts)
         return codes.shape[0], codes.shape[1]
 
@@ -67,10 +64,3 @@ class FloatQuantized:
             f"{scale.file}: {scale.name} has shape {list(scale.shape)}, which does not fit the "
             f"[{rows}, {columns}] weight in blocks of {' or '.join(map(str, candidates))}"
         )
-
-
-def block_size(value: Any, where: str) -> tuple[int, int]:
-    """Two positive integers, or InputError."""
-    if isinstance(value, list) and len(value) == 2 and all(type(n) is int and n > 0 for n in value):
-        return value[0], value[1]
-    raise InputError(f"{where} must be two positive integers, not {value!r}")

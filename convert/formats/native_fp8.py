@@ -6,16 +6,12 @@ Source: `weight_dequant` in inference/kernel.py of the DeepSeek-V3 repository.
 
 from __future__ import annotations
 
-from typing import Any
-
-from llmc.convert.formats.float_quantized import FloatQuantized, block_size
-from llmc.errors import InputError
+from llmc.convert.fields import Fields
+from llmc.convert.formats.float_quantized import FloatQuantized
 
 
 class NativeFP8(FloatQuantized):
     @classmethod
-    def from_config(cls, config: dict[str, Any], where: str = "quantization_config") -> NativeFP8:
-        if config.get("fmt", "e4m3") != "e4m3":
-            raise InputError(f"{where}.fmt {config['fmt']!r} cannot be read; known: e4m3")
-        size = block_size(config.get("weight_block_size"), f"{where}.weight_block_size")
-        return cls(size, key="weight_scale_inv")
+    def from_config(cls, quantization: Fields) -> NativeFP8:
+        quantization.one_of("fmt", "e4m3", default="e4m3")
+        return cls(quantization.block("weight_block_size"), key="weight_scale_inv")

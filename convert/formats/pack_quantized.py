@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
+from llmc.convert.fields import Fields
 from llmc.convert.quantised_weight import QuantisedWeight
 from llmc.convert.safetensors_file import StoredTensor
 from llmc.errors import InputError
@@ -22,13 +22,12 @@ class PackQuantized:
     key: str = "weight_packed"
 
     @classmethod
-    def from_config(cls, weights: dict[str, Any], where: str) -> PackQuantized:
+    def from_config(cls, weights: Fields) -> PackQuantized:
         """`weights`: the arguments of one config group."""
-        kind = (weights.get("type"), weights.get("num_bits"), weights.get("symmetric", True))
-        if kind != ("int", 4, True):
-            raise InputError(f"{where}.weights: only symmetric 4-bit integers can be read as pack-quantized")
-        if (strategy := weights.get("strategy")) not in ("group", "channel"):
-            raise InputError(f"{where}.weights.strategy must be group or channel, not {strategy!r}")
+        weights.one_of("type", "int")
+        weights.one_of("num_bits", 4)
+        weights.one_of("symmetric", True, default=True)
+        weights.one_of("strategy", "group", "channel")
         return cls()
 
     def shape(self, parts: Mapping[str, StoredTensor]) -> tuple[int, int]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from random_checkpoint import DEEPSEEK_V3, LLAMA, QWEN2
 
 from llmc.convert.families import families, family_of
+from llmc.convert.formats import formats
 from llmc.convert.model.causal_lm import weight_shapes
 from llmc.convert.spec import (
     GroupedQueryAttentionSpec,
@@ -45,6 +48,17 @@ DEEPSEEK_R1: dict[str, Any] = DEEPSEEK_V3 | {
         "mscale": 1.0,
         "mscale_all_dim": 1.0,
     },
+}
+
+
+SMALL_R1 = DEEPSEEK_V3 | {"rope_scaling": DEEPSEEK_R1["rope_scaling"]}
+FP8 = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
 }
 
 
@@ -127,7 +141,11 @@ REFUSED = {
     "missing": (DEEPSEEK_V3, {"kv_lora_rank": None}, "`kv_lora_rank` is missing"),
     "text": (DEEPSEEK_V3, {"hidden_size": "64"}, "`hidden_size` must be an integer"),
     "boolean": (DEEPSEEK_V3, {"hidden_size": True}, "`hidden_size` must be an integer"),
-    "zero": (DEEPSEEK_V3, {"num_hidden_layers": 0}, "`num_hidden_layers` must be an integer of at least 1"),
+    "zero": (
+        DEEPSEEK_V3,
+        {"num_hidden_layers": 0},
+        "`num_hidden_layers` must be an integer from 1 to 10000, not 0",
+    ),
     "nan": (LLAMA, {"rms_norm_eps": float("nan")}, "`rms_norm_eps` must be a positive number"),
     "eos": (LLAMA, {"eos_token_id": ["a"]}, "`eos_token_id` must be a token id"),
     "activation": (DEEPSEEK_V3, {"hidden_act": "gelu"}, "`hidden_act` is 'gelu', but only 'silu'"),
@@ -144,7 +162,7 @@ REFUSED = {
         "`rope_scaling.rope_type` is 'dynamic'",
     ),
     "no factor": (LLAMA, {"rope_scaling": {"type": "linear"}}, "`rope_scaling.factor` is missing"),
-    "rope list": (LLAMA, {"rope_scaling": [1]}, "`rope_scaling` must be a mapping"),
+    "rope list": (LLAMA, {"rope_scaling": [1]}, "`rope_scaling` must be an object"),
     "partial": (LLAMA, {"partial_rotary_factor": 0.5}, "`partial_rotary_factor` is 0.5"),
     "mlp bias": (LLAMA, {"mlp_bias": True}, "`mlp_bias` is True"),
     "heads": (LLAMA, {"num_key_value_heads": 3}, "is no multiple of `num_key_value_heads` 3"),
@@ -158,6 +176,33 @@ def test_unsupported_settings_are_refused_by_field(name: str) -> None:
     with pytest.raises(InputError) as caught:
         spec_of(config, **changes)
     assert message in str(caught.value)
+
+
+def fields_of(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    if isinstance(value, dict):
+        for name in value:
+            yield (*path, name)
+            yield from fields_of(value[name], (*path, name))
+
+
+@pytest.mark.parametrize("config", [SMALL_R1 | {"quantization_config": FP8}, QWEN2 | {"rope_scaling": LLAMA3}])
+def test_any_value_in_any_field_is_read_or_refused(config: dict[str, Any]) -> None:
+    values = (None, True, -1, 0, 1, 1.5, 2**40, 1e300, float("nan"), "x", [], [1], {}, {"a": 1})
+    refused = 0
+    for path in fields_of(config):
+        for value in values:
+            changed = copy.deepcopy(config)
+            inner = changed
+            for name in path[:-1]:
+                inner = inner[name]
+            inner[path[-1]] = value
+            try:
+                weight_shapes(family_of(changed).spec(changed))
+                formats(changed)
+            except InputError as error:
+                refused += 1
+                assert "\n" not in str(error)
+    assert refused > 200
 
 
 @pytest.mark.parametrize("architectures", [None, [], ["FooForCausalLM"], "LlamaForCausalLM"])

@@ -172,12 +172,24 @@ def broken(change: Any) -> dict[str, Any]:
 
 UNREADABLE = {
     "another tool's": ({"quant_method": "gptq", "bits": 4}, "'gptq' cannot be read"),
-    "8 bits": (broken(lambda g: g["weights"].update(num_bits=8)), "group_0.weights: only symmetric 4-bit"),
-    "asymmetric": (broken(lambda g: g["weights"].update(symmetric=False)), "only symmetric 4-bit"),
+    "8 bits": (
+        broken(lambda g: g["weights"].update(num_bits=8)),
+        "group_0.weights.num_bits` must be 4, not 8",
+    ),
+    "asymmetric": (
+        broken(lambda g: g["weights"].update(symmetric=False)),
+        "weights.symmetric` must be True, not False",
+    ),
     "layout": (broken(lambda g: g.update(format="nvfp4-pack-quantized")), "group_0.format"),
-    "strategy": (broken(lambda g: g["weights"].update(strategy="tensor")), "strategy must be"),
-    "block size": (NATIVE_FP8 | {"weight_block_size": None}, "weight_block_size must be"),
-    "e5m2": (NATIVE_FP8 | {"fmt": "e5m2"}, "fmt 'e5m2'"),
+    "strategy": (
+        broken(lambda g: g["weights"].update(strategy="tensor")),
+        "strategy` must be 'group' or 'channel'",
+    ),
+    "block size": (
+        NATIVE_FP8 | {"weight_block_size": None},
+        "weight_block_size` must be two positive integers",
+    ),
+    "e5m2": (NATIVE_FP8 | {"fmt": "e5m2"}, "fmt` must be 'e4m3', not 'e5m2'"),
 }
 
 
@@ -189,7 +201,7 @@ def test_formats_that_cannot_be_read_are_refused(tmp_path: Path, name: str) -> N
     with pytest.raises(InputError) as caught:
         Checkpoint.open(tmp_path)
     assert message in str(caught.value)
-    assert "config.json: quantization_config" in str(caught.value)
+    assert "config.json: `quantization_config" in str(caught.value)
 
 
 def part(name: str, tensor: torch.Tensor | None) -> Any:
@@ -231,8 +243,6 @@ def test_parts_that_do_not_fit_together_are_refused(tmp_path: Path, name: str) -
 
 def test_quantised_tensors_without_a_quantization_config_are_refused(tmp_path: Path) -> None:
     store(tmp_path, {"model.layers.0.mlp.gate_proj": "int4 group"})
-    (tmp_path / "config.json").write_text(
-        (tmp_path / "config.json").read_text().replace("quantization_c", "c")
-    )
+    (tmp_path / "config.json").write_text((tmp_path / "config.json").read_text().replace("quantization_c", "c"))
     with pytest.raises(InputError, match=r"gate_proj.weight is stored with weight_packed.* does not explain"):
         Checkpoint.open(tmp_path)
