@@ -61,9 +61,7 @@ def jobs(assigned: dict[str, Assignment]) -> list[Job]:
         by_suffix: dict[tuple[str, ...], list[list[str]]] = {}
         for names in members.values():
             by_suffix.setdefault(tuple(name.rsplit(".", 1)[1] for name in names), []).append(names)
-        result += [
-            Job(assigned[first].scheme, names, kind.startswith("experts.")) for names in by_suffix.values()
-        ]
+        result += [Job(assigned[first].scheme, names, kind.startswith("experts.")) for names in by_suffix.values()]
     return result
 
 

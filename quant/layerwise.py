@@ -89,9 +89,7 @@ def quantise(
     output_dir.mkdir(parents=True, exist_ok=True)
     work_dir.mkdir(parents=True, exist_ok=True)
     budget = memory_budget or DEFAULT_MEMORY_BUDGET
-    return _Pass(
-        checkpoint, rules, keep, calibration_ids, check_ids, output_dir, work_dir, budget, progress
-    ).run()
+    return _Pass(checkpoint, rules, keep, calibration_ids, check_ids, output_dir, work_dir, budget, progress).run()
 
 
 class _Pass:
@@ -115,9 +113,7 @@ class _Pass:
         self.layers = self.spec.num_all_layers
         found = routers(self.spec.mlps)
         if keep is not None and not found:
-            raise InputError(
-                f"{checkpoint.path}: this model has no experts to prune; remove `prune` from the recipe"
-            )
+            raise InputError(f"{checkpoint.path}: this model has no experts to prune; remove `prune` from the recipe")
         self.per_group = kept_per_group(found[0], keep) if keep is not None else None
         self.layer = 0  # the one at work, for progress
 

@@ -53,17 +53,13 @@ class ReapScores:
             routed["index"], routed["weight"] = output
 
         def on_expert(number: int, output: torch.Tensor) -> None:
-            weight = routed["weight"][
-                routed["index"] == number
-            ]  # in the order in which the block calls the expert
+            weight = routed["weight"][routed["index"] == number]  # in the order in which the block calls the expert
             scores.total[number] += (weight * output.norm(dim=-1)).sum(dtype=torch.float64)
             scores.tokens[number] += len(weight)
 
         handles = [moe.gate.register_forward_hook(on_route)]
         for number, expert in enumerate(moe.experts):
-            handles.append(
-                expert.register_forward_hook(lambda _, __, output, number=number: on_expert(number, output))
-            )
+            handles.append(expert.register_forward_hook(lambda _, __, output, number=number: on_expert(number, output)))
         return scores, handles
 
     def mean(self) -> torch.Tensor:

@@ -20,9 +20,7 @@ MICRO_BATCH_TOKENS = 8192
 def no_space(path: Path, error: OSError) -> Exception:
     """A MachineError where the disk is full, else the error itself."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return MachineError(
-            f"{path}: no space left on the disk; free some and build again, finished layers are kept"
-        )
+        return MachineError(f"{path}: no space left on the disk; free some and build again, finished layers are kept")
     return error
 
 

@@ -31,9 +31,7 @@ class Int4(Scheme):
         if columns % self.group_size:
             fits = [f"int4-g{size}" for size in GROUP_SIZES if columns % size == 0]
             advice = f"use {' or '.join(fits)}" if fits else "use fp8-channel"
-            raise InputError(
-                f"{weight_name} has {columns} inputs, no multiple of {self.group_size}; {advice}"
-            )
+            raise InputError(f"{weight_name} has {columns} inputs, no multiple of {self.group_size}; {advice}")
 
     def scales(self, weight: torch.Tensor, importance: torch.Tensor | None = None) -> torch.Tensor:
         """bfloat16 […, out, in / group_size]: the clip ratio of least weighted squared error per group."""

@@ -1,0 +1,78 @@
+"""What can run an artifact. Every module here that defines `NAME` is a backend; adding one is adding a file.
+
+A backend module defines
+
+    NAME: str                                     # also the target of the recipe that it runs
+    PREFERENCE: int                               # the highest that is available is picked
+    def unavailable(artifact) -> str | None       # why it cannot run this artifact here; None: it can
+    def start(artifact, threads) -> Backend
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from types import ModuleType
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmc.errors import InputError, MachineError
+from llmc.runtime.artifact import Artifact
+
+Graph = Literal["main", "mtp"]
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float32]
+
+
+class Backend(Protocol):
+    """Runs the graphs of one artifact on caches that the backend owns and the caller passes around."""
+
+    context: int  # the most tokens a cache can hold
+    has_mtp: bool
+
+    def new_cache(self, batch: int) -> Any:
+        """An empty cache for `batch` sequences, for both graphs."""
+
+    def forward(
+        self,
+        graph: Graph,
+        cache: Any,
+        input_ids: IntArray,
+        cache_position: IntArray,
+        logits_index: IntArray,
+        hidden: FloatArray | None = None,
+    ) -> tuple[FloatArray, FloatArray | None]:
+        """One step of S tokens a row, written to the cache in place.
+
+        input_ids      [B, S]; for "mtp" the tokens i + 1
+        cache_position [B], where each row's first token is written; entries at and behind it are overwritten, which
+                       is how tokens are taken back
+        logits_index   [B, L], positions within S whose logits are wanted
+        hidden         [B, S, H], for "mtp": of the tokens i
+        Returns logits [B, L, V] and hidden [B, S, H] (None for a model without MTP).
+        """
+
+    def close(self) -> None: ...
+
+
+def backends() -> dict[str, ModuleType]:
+    """All backend modules by name, the preferred first."""
+    modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
+    found = sorted((m for m in modules if hasattr(m, "NAME")), key=lambda m: -m.PREFERENCE)
+    return {module.NAME: module for module in found}
+
+
+def choose(artifact: Artifact, name: str | None = None) -> tuple[ModuleType, str]:
+    """The backend to use and why; MachineError when the one named, or every one, cannot run here."""
+    known = backends()
+    if name is not None and name not in known:
+        raise InputError(f"unknown backend {name!r}; use one of {', '.join(known)}")
+    reasons = []
+    for candidate in [name] if name else known:
+        reason = known[candidate].unavailable(artifact)
+        if reason is None:
+            return known[candidate], f"{candidate}" + (f" ({'; '.join(reasons)})" if reasons else "")
+        reasons.append(f"{candidate}: {reason}")
+    raise MachineError(f"{artifact.path}: no backend can run it here; {'; '.join(reasons)}")

@@ -1,0 +1,147 @@
+"""Does the artifact still say what the original said? Its answers to the check text against the recorded ones.
+
+Measures and their names follow llama.cpp's perplexity tool. The original's 64 most likely tokens are on record; the
+Kullback–Leibler divergence is taken over those and one bucket for all others, a lower bound of the full one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from llmc.errors import InputError
+from llmc.runtime.artifact import REFERENCE, Artifact
+from llmc.runtime.backends import Backend
+
+Progress = Callable[[int, int], None]  # tokens done, tokens in all
+Array = NDArray[Any]
+_CHUNK_BYTES = 1 << 28  # of logits at a time
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A limit of the recipe; `value` is what was measured."""
+
+    name: str
+    limit: float
+    value: float
+    passed: bool
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """tokens: predictions compared; ppl: per token, with standard errors over windows; kl in nats; top1: share of
+    positions whose most likely token is the original's; p_change: mean change of the true token's probability."""
+
+    tokens: int
+    ppl_original: float
+    ppl_original_stderr: float
+    ppl: float
+    ppl_stderr: float
+    kl_mean: float
+    kl_median: float
+    kl_p99: float
+    kl_max: float
+    top1: float
+    p_change: float
+    gates: list[Gate] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        return all(gate.passed for gate in self.gates)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+# Gate → (its value in a report, whether the limit is an upper one).
+_GATES: dict[str, tuple[Callable[[CheckReport], float], bool]] = {
+    "ppl_increase": (lambda report: report.ppl / report.ppl_original - 1, True),
+    "kl_mean": (lambda report: report.kl_mean, True),
+    "top1": (lambda report: report.top1, False),
+}
+GATE_NAMES = tuple(_GATES)
+
+
+def gates(report: CheckReport, limits: dict[str, float]) -> list[Gate]:
+    """The recipe's limits held against a report."""
+    result = []
+    for name, limit in limits.items():
+        measure, upper = _GATES[name]
+        value = measure(report)
+        result.append(Gate(name, limit, value, bool(value <= limit if upper else value >= limit)))
+    return result
+
+
+def compare(reference: dict[str, Array], top_logprobs: Array, true_logprobs: Array, best: Array) -> CheckReport:
+    """Statistics of a model's answers: log-probabilities at the reference's `top_ids` [N, P, K] and of the true
+    tokens [N, P], and its most likely token [N, P]."""
+    base, other = (array.astype(np.float64) for array in (reference["top_logprobs"], top_logprobs))
+    p, q = np.exp(base), np.exp(other)
+    rest_p, rest_q = (np.clip(1.0 - x.sum(-1), 0.0, 1.0) for x in (p, q))
+    tail = np.where(rest_p > 1e-9, rest_p * np.log(np.maximum(rest_p, 1e-9) / np.maximum(rest_q, 1e-9)), 0.0)
+    kl = np.maximum((p * (base - other)).sum(-1) + tail, 0.0).ravel()
+    before, after = (array.astype(np.float64) for array in (reference["true_logprobs"], true_logprobs))
+    ppl_original, ppl_original_stderr = _perplexity(before)
+    ppl, ppl_stderr = _perplexity(after)
+    return CheckReport(
+        tokens=kl.size,
+        ppl_original=ppl_original,
+        ppl_original_stderr=ppl_original_stderr,
+        ppl=ppl,
+        ppl_stderr=ppl_stderr,
+        kl_mean=float(kl.mean()),
+        kl_median=float(np.median(kl)),
+        kl_p99=float(np.quantile(kl, 0.99)),
+        kl_max=float(kl.max()),
+        top1=float((best == reference["top_ids"][..., 0]).mean()),
+        p_change=float((np.exp(after) - np.exp(before)).mean()),
+    )
+
+
+def _perplexity(logprobs: Array) -> tuple[float, float]:
+    """Perplexity of [N, P] log-probabilities and its standard error, from the spread between windows."""
+    windows = -logprobs.mean(axis=1)
+    ppl = math.exp(windows.mean())
+    spread = windows.std(ddof=1) / math.sqrt(len(windows)) if len(windows) > 1 else 0.0
+    return ppl, float(ppl * spread)
+
+
+def check(artifact: Artifact, backend: Backend, progress: Progress | None = None) -> CheckReport:
+    """Runs the check text through the backend, window by window; InputError for logits that are not finite."""
+    path = artifact.path / REFERENCE
+    if not path.is_file():
+        raise InputError(f"{path}: missing; this artifact was published without it and cannot be checked")
+    reference = load_file(path)
+    ids, top_ids = reference["input_ids"].astype(np.int64), reference["top_ids"]
+    windows, length = ids.shape
+    top = np.empty(top_ids.shape, np.float32)
+    true = np.empty((windows, length - 1), np.float32)
+    best = np.empty((windows, length - 1), np.int64)
+    chunk = max(1, min(256, _CHUNK_BYTES // (4 * artifact.model["vocab_size"])))
+    for row in range(windows):
+        cache = backend.new_cache(1)
+        for start in range(0, length - 1, chunk):
+            part = slice(start, min(start + chunk, length - 1))
+            every = np.arange(part.stop - start, dtype=np.int64)[None]
+            position = np.array([start], dtype=np.int64)
+            logits, _ = backend.forward("main", cache, ids[row : row + 1, part], position, every)
+            said = logits[0].astype(np.float64)
+            if not np.isfinite(said).all():
+                raise InputError(f"{artifact.path}: logits hold NaN or infinity in window {row}; build it again")
+            said -= said.max(-1, keepdims=True)
+            said -= np.log(np.exp(said).sum(-1, keepdims=True))
+            top[row, part] = np.take_along_axis(said, top_ids[row, part].astype(np.int64), -1)
+            true[row, part] = np.take_along_axis(said, ids[row, 1:][part, None], -1)[:, 0]
+            best[row, part] = said.argmax(-1)
+        if progress:
+            progress((row + 1) * length, windows * length)
+    report = compare(reference, top, true, best)
+    report.gates.extend(gates(report, artifact.gates))
+    return report
