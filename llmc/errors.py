@@ -26,3 +26,7 @@ class MachineError(LlmcError):
     """This machine lacks something: disk, memory, a GPU, a package."""
 
     exit_code = 4
+
+
+class MissingPackageError(MachineError):
+    """A target's compiler is not installed: a build goes on without that target and says so."""

@@ -1,0 +1,299 @@
+"""The recipe: what a user asks for, in YAML, validated as a whole before any work begins.
+
+Every error is one line, `file:line: path.to.key: what is wrong`, and an unknown key is answered with the nearest
+one that exists.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from llmc.errors import InputError
+
+PYTHON_DOCS = "builtin:python-docs"
+
+Location = tuple[str | int, ...]
+
+
+def _share(value: object) -> object:
+    """`2%` is 0.02."""
+    if isinstance(value, str) and (match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", value.strip())):
+        return float(match[1]) / 100
+    if isinstance(value, str):
+        raise ValueError("write a share as 0.02 or 2%")
+    return value
+
+
+Share = Annotated[
+    float,
+    BeforeValidator(_share),
+    WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string", "pattern": r"^\d+(\.\d+)?\s*%$"}]}),
+]
+
+
+class Section(BaseModel):
+    """A mapping of the recipe."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, value: object) -> object:
+        refuse_unknown_keys(cls, value)
+        return value
+
+
+class Calibration(Section):
+    """The text that pruning and GPTQ measure the model's activations on."""
+
+    text: str = Field(PYTHON_DOCS, description=f"{PYTHON_DOCS}, or the path of a text file")
+    samples: int = Field(128, ge=1, description="windows of text")
+    length: int | None = Field(None, ge=16, description="tokens per window; default 2048, or the model's context")
+    seed: int = Field(0, ge=0, description="decides which documents are taken, and in which order")
+
+
+class Prune(Section):
+    """Removing experts of a mixture-of-experts model; every router group keeps the same number."""
+
+    method: Literal["reap"] = "reap"
+    keep: Share = Field(gt=0, le=1, description="share of the experts that stays, such as 0.75 or 75%")
+
+
+class Quantize(Section):
+    """One rule; the first that matches a module decides, and modules that none matches stay as they are."""
+
+    match: str = Field(description="a role (experts, shared_experts, dense_mlp, attention, …) or re:PATTERN")
+    scheme: str
+    method: Literal["gptq", "rtn"] = Field("gptq", description="rtn rounds to nearest, without calibration")
+
+    @model_validator(mode="after")
+    def _can_be_satisfied(self) -> Quantize:
+        from llmc.quant.assign import Rule, check_rules
+
+        _as_value_error(lambda: check_rules([Rule(self.match, self.scheme, self.method)]))
+        return self
+
+
+class Gates(Section):
+    """Limits of what the artifact may lose, measured on the check text; a build that misses one fails."""
+
+    ppl_increase: Share | None = Field(None, gt=0, lt=1, description="perplexity over the original's, minus one")
+    kl_mean: float | None = Field(None, gt=0, description="mean KL divergence from the original, nats per token")
+    top1: Share | None = Field(None, gt=0, le=1, description="share of tokens with the original's first choice")
+
+    def limits(self) -> dict[str, float]:
+        return self.model_dump(exclude_none=True)
+
+
+class Check(Section):
+    """The text that the artifact is compared with the original on; never part of the calibration text."""
+
+    text: str = Field(PYTHON_DOCS, description=f"{PYTHON_DOCS}, or the path of a text file")
+    tokens: int = Field(16384, ge=16)
+    length: int | None = Field(None, ge=16, description="tokens per window; default 1024, or the model's context")
+    gates: Gates = Field(default_factory=Gates)
+
+
+class Recipe(Section):
+    """What becomes of a checkpoint."""
+
+    name: str | None = Field(
+        None, pattern=r"^[\w.-]+$", description="default: the recipe's file name; the output is build/NAME"
+    )
+    model: str = Field(description="a directory, builtin:tiny-deepseek-v3, or a hub id with optional @revision")
+    calibration: Calibration = Field(default_factory=Calibration)
+    prune: Prune | None = None
+    quantize: list[Quantize] = Field(
+        default=[], description="default: experts, or the MLPs of a dense model, int4-g128 by GPTQ"
+    )
+    targets: list[dict[str, dict[str, Any] | None]] = [{"onnxruntime": {}}]
+    check: Check = Field(default_factory=Check)
+
+    @field_validator("targets")
+    @classmethod
+    def _known_targets(cls, targets: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        resolved: dict[str, Any] = {}
+        for index, entry in enumerate(targets):
+            if len(entry) != 1:
+                raise _at((index,), f"each target is one key with its options, not {len(entry)} keys")
+            ((name, options),) = entry.items()
+            if name in resolved:
+                raise _at((index, name), f"target {name} is named twice")
+            resolved[name] = _target_options(index, name, options or {})
+        return [{name: options} for name, options in resolved.items()]
+
+    @model_validator(mode="after")
+    def _gates_can_be_measured(self) -> Recipe:
+        if self.check.gates.limits() and not any("onnxruntime" in target for target in self.targets):
+            raise _at(("check", "gates"), "gates are measured with ONNX Runtime; add `- onnxruntime: {}` to targets")
+        return self
+
+
+def load_recipe(argument: str) -> tuple[Recipe, Path]:
+    """The recipe a command line argument names, and the folder that its relative paths start from.
+
+    A YAML file; the name of a recipe that ships with llmc; or a model, which gets the default recipe.
+    """
+    import llmc.recipes
+
+    path, shipped = Path(argument), Path(llmc.recipes.__file__).parent
+    if not path.exists() and re.fullmatch(r"[\w-]+", argument):
+        path = shipped / f"{argument}.yaml"
+    if path.is_file():
+        recipe = read_recipe(path)
+        return recipe.model_copy(update={"name": recipe.name or path.stem}), path.parent
+    if path.suffix in (".yaml", ".yml"):
+        known = ", ".join(sorted(file.stem for file in shipped.glob("*.yaml")))
+        raise InputError(f"{argument}: no such recipe; write one, or use one that ships with llmc: {known}")
+    return Recipe(name=re.sub(r"[^\w.-]", "-", Path(argument).name), model=argument), Path()
+
+
+def read_recipe(path: Path) -> Recipe:
+    """InputError, with file, line and key, for whatever is wrong with it."""
+    value, lines = _read_yaml(path)
+    try:
+        return Recipe.model_validate(value)
+    except ValidationError as error:
+        first, count = error.errors()[0], error.error_count()
+        location, message = _explain(first)
+        line = next(lines[location[:end]] for end in range(len(location), -1, -1) if location[:end] in lines)
+        more = f" (and {count - 1} more)" if count > 1 else ""
+        where = f"{_dotted(location)}: " if location else ""
+        raise InputError(f"{path}:{line}: {where}{message}{more}") from error
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of the recipe, for editors; schemes and targets are those that are installed."""
+    from llmc.convert.targets import target, target_names
+    from llmc.quant.assign import QUANTISABLE
+    from llmc.quant.schemes import schemes
+
+    schema = Recipe.model_json_schema()
+    rule = schema["$defs"]["Quantize"]["properties"]
+    rule["scheme"]["enum"] = sorted(schemes())
+    rule["match"]["anyOf"] = [{"enum": list(QUANTISABLE)}, {"pattern": "^re:"}]
+    options = {}
+    for name in target_names():
+        options[name] = {"anyOf": [target(name).Options.model_json_schema(), {"type": "null"}]}
+    schema["properties"]["targets"]["items"] = {
+        "type": "object",
+        "properties": options,
+        "additionalProperties": False,
+        "minProperties": 1,
+        "maxProperties": 1,
+    }
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "llmc recipe"} | schema
+
+
+def refuse_unknown_keys(model: type[BaseModel], value: object) -> None:
+    """Raises for the first key of a mapping that `model` does not have."""
+    for key in value if isinstance(value, Mapping) else ():
+        if key not in model.model_fields:
+            raise _at((key,), unknown(str(key), "key", model.model_fields))
+
+
+def unknown(name: str, kind: str, known: Iterable[str]) -> str:
+    """`unknown key 'shceme'; did you mean 'scheme'? (known: match, scheme, method)`"""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"unknown {kind} {name!r}; {hint}(known: {', '.join(known)})"
+
+
+def _target_options(index: int, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    from llmc.convert.targets import target, target_names
+
+    if name not in target_names():
+        raise _at((index, name), unknown(name, "target", target_names()))
+    model = target(name).Options
+    try:
+        refuse_unknown_keys(model, options)
+        return model.model_validate(options).model_dump(mode="json")
+    except PydanticCustomError as error:
+        raise _at((index, name, *(error.context or {})["path"]), error.message()) from error
+    except ValidationError as error:
+        location, message = _explain(error.errors()[0])
+        raise _at((index, name, *location), message) from error
+
+
+def _at(path: Location, message: str) -> PydanticCustomError:
+    """An error below the value that is being validated."""
+    return PydanticCustomError("recipe", "{message}", {"message": message, "path": path})
+
+
+def _as_value_error(check: Callable[[], object]) -> None:
+    try:
+        check()
+    except InputError as error:
+        raise _at((), str(error)) from error
+
+
+def _explain(error: Any) -> tuple[Location, str]:
+    """Where and what, of one of pydantic's errors."""
+    location, context = tuple(error["loc"]), error.get("ctx", {})
+    if "path" in context:
+        return (*location, *context["path"]), error["msg"]
+    if error["type"] == "missing":
+        return location[:-1], f"`{location[-1]}` is missing"
+    message = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    value = error["input"]
+    return location, f"{message}, not {value!r}" if isinstance(value, str | int | float | None) else message
+
+
+def _dotted(location: Location) -> str:
+    """quantize[0].scheme"""
+    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in location]
+    return "".join(parts).removeprefix(".")
+
+
+def _read_yaml(path: Path) -> tuple[Any, dict[Location, int]]:
+    """The value, and the line of every key and list entry in it."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise InputError(f"{path}: anchors and aliases are not supported in recipes; write the value out")
+        node = yaml.compose(text, yaml.SafeLoader)
+        value = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise InputError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: a recipe is a mapping with the key `model`, not {type(value).__name__}")
+    lines: dict[Location, int] = {(): 1}
+    _find_lines(path, node, (), lines)
+    return value, lines
+
+
+def _find_lines(path: Path, node: yaml.Node, location: Location, lines: dict[Location, int]) -> None:
+    if isinstance(node, yaml.MappingNode):
+        children = [(key.value, key, value) for key, value in node.value]
+    elif isinstance(node, yaml.SequenceNode):
+        children = [(index, value, value) for index, value in enumerate(node.value)]
+    else:
+        return
+    for key, marked, value in children:
+        here, line = (*location, key), marked.start_mark.line + 1
+        if here in lines:
+            raise InputError(f"{path}:{line}: {_dotted(here)}: this key is there twice; remove one")
+        lines[here] = line
+        _find_lines(path, value, here, lines)
