@@ -46,7 +46,7 @@ class Checkpoint:
     spec: ModelSpec
     shards: tuple[Path, ...]
     _stored: dict[str, StoredTensor]  # by stored name, in file order
-    _parts: dict[str, dict[str, StoredTensor]]  # parts of `<module>.weight`, by module
+    _parts: dict[str, dict[str, StoredTensor]]  # by logical name: last name component → stored tensor
     _formats: tuple[Format, ...]
 
     @classmethod
@@ -54,7 +54,9 @@ class Checkpoint:
         """Reads config and headers, no weights; InputError for everything that is wrong with them."""
         path = Path(path)
         if not path.is_dir():
-            raise InputError(f"{path}: no such folder; a checkpoint is one that holds config.json and safetensors")
+            raise InputError(
+                f"{path}: no such folder; a checkpoint is one that holds config.json and safetensors"
+            )
         config = read_json(path / "config.json")
         try:
             family = family_of(config)
@@ -69,8 +71,7 @@ class Checkpoint:
         parts: dict[str, dict[str, StoredTensor]] = {}
         for name, tensor in stored.items():
             module, _, last = name.rpartition(".")
-            if last in PART_NAMES:
-                parts.setdefault(module, {})[last] = tensor
+            parts.setdefault(f"{module}.weight" if last in PART_NAMES else name, {})[last] = tensor
         shards = tuple(sorted({tensor.file for tensor in stored.values()}))
         checkpoint = cls(path, config, family, spec, shards, stored, parts, known_formats)
         checkpoint._check_complete()
@@ -78,10 +79,11 @@ class Checkpoint:
 
     def names(self) -> list[str]:
         """Logical tensor names in file order; what a quantised module stores counts as `<module>.weight`."""
-        return list(dict.fromkeys(map(_logical, self._stored)))
+        return list(self._parts)
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and (name in self._stored or self._module(name) in self._parts)
+        """Whether there is a tensor of this name, logical or stored."""
+        return name in self._parts or name in self._stored
 
     def role(self, name: str) -> Role:
         return self.family.role(name, self.spec)
@@ -135,11 +137,11 @@ class Checkpoint:
 
     def _layout(self, name: str) -> tuple[Format, Parts] | None:
         """How a quantised tensor is stored; None: plain."""
-        parts = self._parts.get(self._module(name), {})
+        parts = self._parts.get(name, {})
         for known in self._formats:
             if known.key in parts:
                 return known, parts
-        if extra := sorted(parts.keys() - {"weight"}):
+        if extra := sorted(parts.keys() & {*PART_NAMES} - {"weight"}):
             raise InputError(
                 f"{parts[extra[0]].file}: {name} is stored with {', '.join(extra)}, which config.json's "
                 "quantization_config does not explain; restore the config.json it was saved with"
@@ -174,10 +176,6 @@ class Checkpoint:
         if bad:
             raise InputError(f"{self.path}: tensor {name} holds NaN or infinity; download it again")
 
-    @staticmethod
-    def _module(name: str) -> str:
-        return name.removesuffix(".weight") if name.endswith(".weight") else ""
-
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; InputError when the file is missing or holds something else."""
@@ -190,11 +188,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{path}: must hold a JSON object, not {type(value).__name__}")
     return value
-
-
-def _logical(stored_name: str) -> str:
-    module, _, last = stored_name.rpartition(".")
-    return f"{module}.weight" if last in PART_NAMES else stored_name
 
 
 def _read_headers(path: Path) -> dict[str, StoredTensor]:
@@ -216,12 +209,15 @@ def _read_headers(path: Path) -> dict[str, StoredTensor]:
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or not shard.endswith(".safetensors") or Path(shard).name != shard:
             raise InputError(
-                f"{path / INDEX}: {name} is said to be in {shard!r}; only safetensors files in the same folder are read"
+                f"{path / INDEX}: {name} is said to be in {shard!r}; "
+                "only safetensors files in the same folder are read"
             )
         if shard not in headers:
             headers[shard] = read_header(path / shard)
         if name not in headers[shard]:
-            raise InputError(f"{path / shard}: tensor {name} is missing, but in the index; download both again")
+            raise InputError(
+                f"{path / shard}: tensor {name} is missing, but in the index; download both again"
+            )
     return {
         name: tensor
         for shard in sorted(headers)

@@ -23,9 +23,8 @@ def rope_spec(config: dict[str, Any], dim: int, interleaved: bool) -> RopeSpec:
     theta = (scaling if scaling.has("rope_theta") else Fields(config)).number("rope_theta", 10000.0)
     if theta <= 1:
         raise InputError(f"`rope_theta` must be above 1, not {theta}")
-    partial = config.get("partial_rotary_factor", scaling.config.get("partial_rotary_factor", 1.0))
-    if partial != 1.0:
-        raise InputError(f"`partial_rotary_factor` is {partial!r}, but only 1.0 is supported")
+    for fields in (scaling, Fields(config)):
+        fields.require("partial_rotary_factor", 1.0, "all channels of a head are rotated")
     periods = theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
     frequencies, attention_factor = 1.0 / periods, 1.0
     if kind == "linear":
@@ -66,7 +65,9 @@ def _llama3(frequencies: torch.Tensor, scaling: Fields, config: dict[str, Any]) 
     return torch.where(wavelengths < length / high, frequencies, scaled)
 
 
-def _yarn(periods: torch.Tensor, theta: float, scaling: Fields, config: dict[str, Any]) -> tuple[torch.Tensor, float]:
+def _yarn(
+    periods: torch.Tensor, theta: float, scaling: Fields, config: dict[str, Any]
+) -> tuple[torch.Tensor, float]:
     """NTK-by-parts interpolation (YaRN, section 3.2) and the factor on cosine and sine."""
     dim, factor, length = 2 * len(periods), scaling.number("factor"), _original_length(scaling, config)
 

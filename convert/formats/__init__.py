@@ -48,7 +48,8 @@ def formats(config: dict[str, Any]) -> tuple[Format, ...]:
             f"`quantization_config.quant_method` {method!r} cannot be read; "
             "use the unquantised checkpoint, or one in DeepSeek FP8 or compressed-tensors layout"
         )
-    packed, floats = [], []
+    packed: list[Format] = []
+    floats: list[FloatQuantized] = []
     groups = quantization.mapping("config_groups")
     for name in groups.config:
         group = groups.mapping(name)
@@ -58,4 +59,4 @@ def formats(config: dict[str, Any]) -> tuple[Format, ...]:
             packed.append(PackQuantized.from_config(group.mapping("weights")))
         else:
             floats.append(FloatQuantized.from_config(group.mapping("weights")))
-    return (*packed[:1], *FloatQuantized.merge(floats))
+    return (*packed[:1], FloatQuantized.merge(floats)) if floats else (*packed[:1],)

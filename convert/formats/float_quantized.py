@@ -30,12 +30,12 @@ class FloatQuantized:
         return cls(None if per_channel else weights.block("block_structure"))
 
     @classmethod
-    def merge(cls, groups: list[FloatQuantized]) -> tuple[FloatQuantized, ...]:
+    def merge(cls, groups: list[FloatQuantized]) -> FloatQuantized:
         """One format for all config groups: the shape of a scale tells channel from block."""
         sizes = {group.block_size for group in groups} - {None}
         if len(sizes) > 1:
-            raise InputError("quantization_config.config_groups: two different FP8 block_structures")
-        return (cls(sizes.pop() if sizes else None),) if groups else ()
+            raise InputError("`quantization_config.config_groups` has two different FP8 block_structures")
+        return cls(sizes.pop() if sizes else None)
 
     def shape(self, parts: Mapping[str, StoredTensor]) -> tuple[int, int]:
         codes = parts.get("weight")
@@ -43,7 +43,9 @@ class FloatQuantized:
             scale = parts[self.key]
             raise InputError(f"{scale.file}: {scale.name} has no weight beside it; download the file again")
         if codes.dtype != "F8_E4M3" or len(codes.shape) != 2:
-            raise InputError(f"{codes.file}: {codes.name} is {codes.dtype} {list(codes.shape)}, no FP8 matrix")
+            raise InputError(
+                f"{codes.file}: {codes.name} is {codes.dtype} {list(codes.shape)}, no FP8 matrix"
+            )
         self._block(parts)
         return codes.shape[0], codes.shape[1]
 

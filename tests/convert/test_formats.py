@@ -12,6 +12,7 @@ from compressed_tensors.compressors.base import BaseCompressor
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from random_checkpoint import DEEPSEEK_V3, LLAMA, random_weights, write_checkpoint
+from transformers import AutoModelForCausalLM, FineGrainedFP8Config
 
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.formats.pack_quantized import pack_int4, unpack_int4
@@ -126,14 +127,12 @@ def test_packing_is_what_the_package_packs() -> None:
 
 
 def native_fp8(weight: torch.Tensor, size: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Codes and scales, and the product element by element."""
+    """Codes and scales, and the product of each code with the scale of its block."""
     rows, columns = weight.shape
     scale = torch.rand(-(-rows // size), -(-columns // size)) + 0.01
     codes = weight.clamp(-400, 400).to(torch.float8_e4m3fn)
-    plain = codes.float().clone()
-    for i in range(rows):
-        for j in range(columns):
-            plain[i, j] *= scale[i // size, j // size]
+    row, column = torch.arange(rows)[:, None] // size, torch.arange(columns)[None] // size
+    plain = codes.float() * scale[row, column]
     return {"weight": codes, "weight_scale_inv": scale}, plain
 
 
@@ -152,16 +151,23 @@ def test_native_fp8_with_ragged_edges_is_bit_exact(tmp_path: Path) -> None:
 
 
 def test_native_fp8_reads_back_as_in_transformers(tmp_path: Path) -> None:
-    """transformers dequantises whole blocks only; its FP8 loader is the witness for those."""
-    from transformers.integrations.finegrained_fp8 import Fp8Dequantize
-
-    stored, _ = native_fp8(torch.randn(64, 80), 16)
-    theirs = Fp8Dequantize(None)._dequantize_one(stored["weight"], stored["weight_scale_inv"])
-    weights = random_weights(LLAMA)
-    weights.pop("model.layers.0.mlp.down_proj.weight")
-    weights |= {f"model.layers.0.mlp.down_proj.{part}": tensor for part, tensor in stored.items()}
-    write_checkpoint(tmp_path, LLAMA | {"quantization_config": NATIVE_FP8}, weights)
-    assert torch.equal(Checkpoint.open(tmp_path).tensor("model.layers.0.mlp.down_proj.weight"), theirs)
+    """Whole blocks only: transformers 5 spreads the scales of ragged edges evenly over all rows."""
+    config = LLAMA | {"hidden_size": 256, "intermediate_size": 384, "num_key_value_heads": 8}
+    weights = random_weights(config)
+    names = [name for name in weights if "_proj" in name]
+    for name in names:
+        codes, scale = native_fp8(weights[name], 128)[0].values()
+        weights |= {name: codes, f"{name}_scale_inv": scale}
+    quantization_config = NATIVE_FP8 | {"weight_block_size": [128, 128]}
+    write_checkpoint(tmp_path, config | {"quantization_config": quantization_config}, weights)
+    theirs = AutoModelForCausalLM.from_pretrained(
+        tmp_path,
+        quantization_config=FineGrainedFP8Config(dequantize=True, weight_block_size=(128, 128)),
+        dtype=torch.float32,
+    ).state_dict()
+    checkpoint = Checkpoint.open(tmp_path)
+    assert len(names) == 14
+    assert all(torch.equal(checkpoint.tensor(name), theirs[name]) for name in names)
 
 
 def broken(change: Any) -> dict[str, Any]:
@@ -243,6 +249,8 @@ def test_parts_that_do_not_fit_together_are_refused(tmp_path: Path, name: str) -
 
 def test_quantised_tensors_without_a_quantization_config_are_refused(tmp_path: Path) -> None:
     store(tmp_path, {"model.layers.0.mlp.gate_proj": "int4 group"})
-    (tmp_path / "config.json").write_text((tmp_path / "config.json").read_text().replace("quantization_c", "c"))
+    (tmp_path / "config.json").write_text(
+        (tmp_path / "config.json").read_text().replace("quantization_c", "c")
+    )
     with pytest.raises(InputError, match=r"gate_proj.weight is stored with weight_packed.* does not explain"):
         Checkpoint.open(tmp_path)
