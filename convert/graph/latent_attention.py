@@ -19,23 +19,20 @@ def latent_attention_function() -> ir.Function:
     So heads are laid out as rows of one matrix product per sequence instead of Hq small ones, and the product
     with the value is taken over all C channels and cut afterwards: slicing the cache would copy it.
     """
-    b = FunctionBuilder(
-        "LatentAttention",
-        ["query", "cache", "mask"],
-        {"scale": ir.AttributeType.FLOAT, "kv_lora_rank": ir.AttributeType.INT},
-    )
+    integer = ir.AttributeType.INT
+    attributes = {"num_heads": integer, "kv_lora_rank": integer, "scale": ir.AttributeType.FLOAT}
+    b = FunctionBuilder("LatentAttention", ["query", "cache", "mask"], attributes)
     query, cached, mask = b.inputs
-    channels = b.dimension(cached, 3)
-    rows = b.concat(b.constant([0, 1, -1]), channels)
+    first = b.constant([0])
+    heads = b.op("Unsqueeze", b.attribute("num_heads"), first)
+    # In a Reshape 0 keeps a dimension: [B, Hq, S, n] <-> [B, 1, Hq * S, n]
+    to_rows, to_heads = b.constant([0, 1, -1, 0]), b.concat(first, heads, b.constant([-1, 0]))
     scaled = b.op("Mul", query, b.cast_like(b.attribute("scale"), query))
-    scores = b.op("MatMul", b.op("Reshape", scaled, rows), b.transpose(cached, 0, 1, 3, 2))
-    heads = b.concat(b.op("Shape", query, start=0, end=3), b.constant([-1]))
-    scores = b.op("Add", b.op("Reshape", scores, heads), mask)
-    weights = b.op("Softmax", scores, axis=-1)
-    rows = b.concat(b.constant([0, 1, -1]), b.dimension(cached, 2))
-    mixed = b.op("Reshape", b.op("MatMul", b.op("Reshape", weights, rows), cached), heads)
-    rank = b.op("Unsqueeze", b.attribute("kv_lora_rank"), b.constant([0]))
-    return b.function(b.op("Slice", mixed, b.constant([0]), rank, b.constant([3])))
+    scores = b.op("MatMul", b.op("Reshape", scaled, to_rows), b.transpose(cached, 0, 1, 3, 2))
+    weights = b.op("Softmax", b.op("Add", b.op("Reshape", scores, to_heads), mask), axis=-1)
+    mixed = b.op("Reshape", b.op("MatMul", b.op("Reshape", weights, to_rows), cached), to_heads)
+    rank = b.op("Unsqueeze", b.attribute("kv_lora_rank"), first)
+    return b.function(b.op("Slice", mixed, first, rank, b.constant([3])))
 
 
 def latent_attention(b: GraphBuilder, x: ir.Value, path: str, layer: int, step: Step) -> ir.Value:
@@ -56,12 +53,10 @@ def latent_attention(b: GraphBuilder, x: ir.Value, path: str, layer: int, step: 
         query = b.transpose(b.reshape(query, 0, 0, spec.num_heads, nope + rope), 0, 2, 1, 3)
         query_nope, query_rope = b.split(query, nope, rope)
 
-        latent, key_rope = b.split(b.linear(x, f"{path}.kv_a_proj_with_mqa"), rank, rope)
-        key_rope = rotary(b, b.op("Unsqueeze", key_rope, b.constant([1])), step.angles)
-        latent = b.op(
-            "Unsqueeze", rms_norm(b, latent, f"{path}.kv_a_layernorm", spec.norm_eps), b.constant([1])
-        )
-        cached = step.append(b, layer, "latent", b.concat(latent, key_rope))
+        entry = b.op("Unsqueeze", b.linear(x, f"{path}.kv_a_proj_with_mqa"), b.constant([1]))
+        latent, key_rope = b.split(entry, rank, rope)
+        latent = rms_norm(b, latent, f"{path}.kv_a_layernorm", spec.norm_eps)
+        cached = step.append(b, layer, "latent", b.concat(latent, rotary(b, key_rope, step.angles)))
 
         kv_b = f"{path}.kv_b_proj.weight"
         key_layout = Layout(transposed=False, heads=spec.num_heads, rows=(0, nope))
@@ -72,8 +67,9 @@ def latent_attention(b: GraphBuilder, x: ir.Value, path: str, layer: int, step: 
             b.concat(absorbed, rotary(b, query_rope, step.angles)),
             cached,
             step.mask,
-            scale=spec.softmax_scale,
+            num_heads=spec.num_heads,
             kv_lora_rank=rank,
+            scale=spec.softmax_scale,
         )
         value = b.op("MatMul", mixed, b.weight(kv_b, value_layout, name=f"{kv_b}.value"))
         value = b.reshape(b.transpose(value, 0, 2, 1, 3), 0, 0, spec.num_heads * spec.v_head_dim)

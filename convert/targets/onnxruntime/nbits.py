@@ -35,10 +35,10 @@ def nbits(rewriter: ArtifactWeights, weights: Sequence[WeightTensor], accuracy_l
     int4 is taken as it lies in the artifact, in the layout of compressed-tensors' `weight_packed`. FP8 is
     encoded anew, in 8 bits, but not at accuracy level 1: there is no exact 8-bit kernel.
     """
-    block = weights[0].block[1]
-    if any(weight.block != weights[0].block for weight in weights):
-        return None
-    if all(weight.code_type == "int4" for weight in weights) and block >= 16 and block & (block - 1) == 0:
+    kinds = {weight.code_type for weight in weights}
+    blocks = {weight.block[1] for weight in weights}
+    block = min(blocks)
+    if kinds == {"int4"} and blocks == {block} and block >= 16 and block & (block - 1) == 0:
         codes = []
         for weight in weights:
             rows, columns = weight.checkpoint.shape(weight.names[0])
@@ -46,7 +46,7 @@ def nbits(rewriter: ArtifactWeights, weights: Sequence[WeightTensor], accuracy_l
             codes.append(rewriter.stored(weight, "weight_packed", ir.DataType.UINT8, shape))
         return NBits(4, block, codes, [rewriter.scales(weight) for weight in weights])
     whole = all(weight.shape.numpy()[weight.layout.input_axis] % BLOCK_8BIT == 0 for weight in weights)
-    if all(weight.code_type == "float8_e4m3fn" for weight in weights) and whole and accuracy_level == 4:
+    if kinds == {"float8_e4m3fn"} and whole and accuracy_level == 4:
         pairs = [_eight_bit(weight) for weight in weights]
         codes, scales = ([rewriter.initializer(part) for part in parts] for parts in zip(*pairs, strict=True))
         return NBits(8, BLOCK_8BIT, codes, scales)

@@ -1,0 +1,66 @@
+"""Small quantised checkpoints, written by the same code as real ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from random_checkpoint import DEEPSEEK_V3, LLAMA, QWEN2, random_weights, write_checkpoint
+
+from llmc.convert.checkpoint import Checkpoint
+from llmc.quant.assign import Rule
+from llmc.quant.layerwise import quantise
+
+# Input widths that the int4 groups divide; kv_a_proj_with_mqa has 80 rows, less than one FP8 block.
+DEEPSEEK = DEEPSEEK_V3 | {
+    "hidden_size": 128,
+    "intermediate_size": 192,
+    "moe_intermediate_size": 64,
+    "q_lora_rank": 64,
+    "kv_lora_rank": 64,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 32,
+}
+DENSE = {"hidden_size": 128, "intermediate_size": 192}
+# name: config, {role: scheme}; what is not named keeps its bfloat16.
+CASES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
+    "deepseek": (DEEPSEEK, {"experts": "int4-g64", "shared_experts": "int4-g32", "attention": "fp8-block"}),
+    "deepseek, all int4": (
+        DEEPSEEK,
+        dict.fromkeys(("experts", "shared_experts", "dense_mlp", "attention", "kv_b_proj", "mtp"), "int4-g32"),
+    ),
+    "deepseek, all fp8": (
+        DEEPSEEK,
+        {"experts": "fp8-block", "attention": "fp8-channel", "kv_b_proj": "fp8-block", "mtp": "fp8-channel"},
+    ),
+    "deepseek, bfloat16": (DEEPSEEK, {}),
+    "deepseek, unnormalised": (
+        DEEPSEEK | {"norm_topk_prob": False, "q_lora_rank": None, "num_nextn_predict_layers": 0},
+        {"experts": "int4-g64"},
+    ),
+    "llama": (LLAMA | DENSE, {"dense_mlp": "int4-g64", "attention": "fp8-channel"}),
+    "qwen2, tied": (
+        QWEN2 | DENSE | {"tie_word_embeddings": True, "head_dim": 24},
+        {"dense_mlp": "fp8-block", "attention": "int4-g32"},
+    ),
+}
+
+
+def quantised_checkpoint(directory: Path, config: dict[str, Any], schemes: dict[str, str]) -> Checkpoint:
+    """A random model, rounded to nearest by the given schemes."""
+    weights = {name: weight.bfloat16() for name, weight in random_weights(config).items()}
+    source = write_checkpoint(directory / "source", config, weights)
+    ids = torch.arange(64).reshape(2, 32)
+    quantise(
+        Checkpoint.open(source),
+        [Rule(role, scheme, "rtn") for role, scheme in schemes.items()],
+        None,
+        ids,
+        ids,
+        directory / "artifact",
+        directory / "work",
+        lambda *_: None,
+    )
+    return Checkpoint.open(directory / "artifact")
