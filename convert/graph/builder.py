@@ -64,9 +64,7 @@ class GraphBuilder(Nodes):
         return self.op(function.name, *inputs, domain=DOMAIN, outputs=outputs, **attributes)
 
     def model(self) -> ir.Model:
-        return ir.Model(
-            self.graph, ir_version=11, producer_name="llmc", functions=list(self.functions.values())
-        )
+        return ir.Model(self.graph, ir_version=11, producer_name="llmc", functions=list(self.functions.values()))
 
 
 class FunctionBuilder(Nodes):

@@ -30,9 +30,7 @@ class Nodes:
         yield
         self.path = outer
 
-    def op(
-        self, op_type: str, *inputs: ir.Value | None, domain: str = "", outputs: int = 1, **attributes: Any
-    ) -> Any:
+    def op(self, op_type: str, *inputs: ir.Value | None, domain: str = "", outputs: int = 1, **attributes: Any) -> Any:
         """Add one node; returns its output, or a tuple where `outputs` is more than one.
 
         An attribute may be given as an `ir.Attr`, which is how a function body refers to its own attributes.
@@ -57,9 +55,7 @@ class Nodes:
         assert tensor.name is not None
         if tensor.name not in self.graph.initializers:
             shape = ir.Shape(tensor.shape.numpy())
-            value = ir.Value(
-                name=tensor.name, type=ir.TensorType(tensor.dtype), shape=shape, const_value=tensor
-            )
+            value = ir.Value(name=tensor.name, type=ir.TensorType(tensor.dtype), shape=shape, const_value=tensor)
             self.graph.register_initializer(value)
         return self.graph.initializers[tensor.name]
 

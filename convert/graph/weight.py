@@ -160,9 +160,7 @@ class WeightTensor(Pieces):
             for module in self.modules:
                 weight = self.checkpoint.quantised(module)
                 if weight is None or (weight.code_type, weight.block) != self._stored:
-                    raise InputError(
-                        f"{module}: quantised differently from {self.modules[0]}, its fellow expert"
-                    )
+                    raise InputError(f"{module}: quantised differently from {self.modules[0]}, its fellow expert")
                 yield tensor_of(self.layout.apply(part(weight)), dtype)
 
         return Pieces(read, dtype, shape, f"{self.name}.{kind}")

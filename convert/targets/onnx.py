@@ -29,7 +29,12 @@ def build(checkpoint: Checkpoint, options: Options, directory: Path, progress: P
     for model in models.values():
         lower(model)
     files = {"main": "onnx/portable.onnx", "mtp": "onnx/portable-mtp.onnx"}
-    return write("onnx", models, directory, files, progress)
+    result = write("onnx", models, directory, files, progress)
+    result.notes.append(
+        "ONNX Runtime rounds the activations of int4 layers to int8, unless the session is configured with "
+        "session.qdq_matmulnbits_accuracy_level=1"
+    )
+    return result
 
 
 def lower(model: ir.Model) -> None:
@@ -54,6 +59,4 @@ def dequantised(rewriter: Rewriter, weight: WeightTensor) -> ir.Value:
     standard op blocks one axis only, and the repeated scales are 3 % of the codes.
     """
     codes, scales = rewriter.initializer(weight.codes()), rewriter.initializer(weight.scales())
-    return rewriter.op(
-        "DequantizeLinear", codes, scales, axis=weight.layout.input_axis, block_size=weight.block[1]
-    )
+    return rewriter.op("DequantizeLinear", codes, scales, axis=weight.layout.input_axis, block_size=weight.block[1])

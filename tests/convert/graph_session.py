@@ -56,7 +56,7 @@ class GraphSession:
         return torch.from_numpy(outputs["logits"]), None if hidden is None else torch.from_numpy(hidden)
 
 
-def divergence(expected: torch.Tensor, got: torch.Tensor) -> float:
-    """The largest KL divergence of any position's next-token distribution."""
+def divergences(expected: torch.Tensor, got: torch.Tensor) -> torch.Tensor:
+    """The KL divergence of each position's next-token distribution, from logits [..., V]."""
     p, q = (torch.log_softmax(logits.double(), -1) for logits in (expected, got))
-    return float((p.exp() * (p - q)).sum(-1).max())
+    return (p.exp() * (p - q)).sum(-1)

@@ -49,12 +49,17 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
 
 
 def quantised_checkpoint(directory: Path, config: dict[str, Any], schemes: dict[str, str]) -> Checkpoint:
-    """A random model, rounded to nearest by the given schemes."""
+    """A random model in bfloat16, its roles rounded to nearest by their schemes."""
     weights = {name: weight.bfloat16() for name, weight in random_weights(config).items()}
     source = write_checkpoint(directory / "source", config, weights)
+    return quantised_copy(Checkpoint.open(source), schemes, directory)
+
+
+def quantised_copy(source: Checkpoint, schemes: dict[str, str], directory: Path) -> Checkpoint:
+    """Rounded to nearest by {role: scheme}."""
     ids = torch.arange(64).reshape(2, 32)
     quantise(
-        Checkpoint.open(source),
+        source,
         [Rule(role, scheme, "rtn") for role, scheme in schemes.items()],
         None,
         ids,

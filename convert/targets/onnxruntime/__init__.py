@@ -40,6 +40,8 @@ def build(checkpoint: Checkpoint, options: Options, directory: Path, progress: P
     files = {"main": "model.onnx", "mtp": "mtp.onnx"}
     result = write("onnxruntime", models, directory, files, progress)
     result.details["accuracy_level"] = options.accuracy_level
+    if "data" in result.files:
+        result.notes.append(f"FP8 weights are encoded anew in 8 bits for the CPU, in {result.files['data']}")
     return result
 
 

@@ -57,9 +57,7 @@ def _routing(rewriter: ArtifactWeights, router: ir.Node) -> tuple[ir.Value, ir.V
         )
         return log_weight, rewriter.constant(attributes["scaling_factor"].as_float(), FLOAT)
     index, weight = router.outputs
-    nothing = rewriter.op(
-        "Expand", rewriter.constant(NOT_CHOSEN, FLOAT), rewriter.op("Shape", router.inputs[0])
-    )
+    nothing = rewriter.op("Expand", rewriter.constant(NOT_CHOSEN, FLOAT), rewriter.op("Shape", router.inputs[0]))
     log_weight = rewriter.op("ScatterElements", nothing, index, rewriter.op("Log", weight), axis=1)
     return log_weight, rewriter.op("ReduceSum", weight, rewriter.constant([1]))
 

@@ -68,8 +68,6 @@ def _eight_bit(weight: WeightTensor) -> tuple[Pieces, Pieces]:
     uint8 = ir.DataType.UINT8
     name = f"{weight.name}.8bit"
     return (
-        Pieces(
-            lambda: (tensor_of(codes, uint8) for codes, _ in encoded()), uint8, (*shape, BLOCK_8BIT), name
-        ),
+        Pieces(lambda: (tensor_of(codes, uint8) for codes, _ in encoded()), uint8, (*shape, BLOCK_8BIT), name),
         Pieces(lambda: (tensor_of(scales, FLOAT) for _, scales in encoded()), FLOAT, shape, f"{name}.scales"),
     )
