@@ -30,7 +30,7 @@ class GraphBuilder(Nodes):
         self.graph.inputs.append(value)
         return value
 
-    def output(self, value: ir.Value, name: str, dtype: ir.DataType, *shape: int | str) -> None:
+    def output(self, value: ir.Value, name: str, dtype: ir.DataType, *shape: int | str | ir.SymbolicDim) -> None:
         value.name, value.dtype, value.shape = name, dtype, ir.Shape(shape)
         self.graph.outputs.append(value)
 

@@ -53,11 +53,5 @@ class Step:
         """Write `entries` [B, heads, S, channels] at `cache_position`: the cache [B, heads, T, channels]."""
         past = self.past[layer, kind]
         present = b.op("TensorScatter", past, entries, self.cache_position, axis=2)
-        assert past.shape is not None
-        b.output(
-            present,
-            f"present.{layer}.{kind}",
-            b.dtype,
-            *(str(d) if isinstance(d, ir.SymbolicDim) else d for d in past.shape),
-        )
+        b.output(present, f"present.{layer}.{kind}", b.dtype, *past.shape or ())
         return present

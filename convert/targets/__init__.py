@@ -41,9 +41,7 @@ class TargetResult:
 class Target(Protocol):
     Options: type[BaseModel]
 
-    def build(
-        self, checkpoint: Checkpoint, options: Any, directory: Path, progress: Progress
-    ) -> TargetResult: ...
+    def build(self, checkpoint: Checkpoint, options: Any, directory: Path, progress: Progress) -> TargetResult: ...
 
 
 def target_names() -> list[str]:

@@ -14,6 +14,8 @@ import torch
 from graph_session import GraphSession, divergences
 from onnx.external_data_helper import ExternalDataInfo
 from quantised_checkpoint import CASES, quantised_checkpoint, quantised_copy
+from random_checkpoint import random_checkpoint
+from test_model_parity import CASES as ARCHITECTURES
 from test_model_parity import EMBEDDED
 from test_target_onnx import EXACT, compare_with_torch
 from tokenizers import Tokenizer
@@ -149,6 +151,22 @@ def test_embedded_checkpoint(tmp_path: Path) -> None:
         print(f"accuracy level {level}: KL divergence mean {means[level]:.1e}, largest {float(each.max()):.1e}")
         assert level == 4 or float(each.max()) < EXACT
     assert means[4] < 2e-3
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("kind", ["onnx", "onnxruntime"])
+def test_architectures(name: str, kind: str, tmp_path: Path) -> None:
+    """Every variant that the torch blocks know (rotary scalings, biases, groups, head sizes), in plain floats."""
+    checkpoint = Checkpoint.open(random_checkpoint(tmp_path, ARCHITECTURES[name]))
+    module = target(kind)
+    result = module.build(checkpoint, module.Options(), checkpoint.path, lambda *_: None)
+    ids = torch.randint(0, 96, (2, 20), generator=torch.Generator().manual_seed(0))
+    model = CausalLM.load(checkpoint)
+    expected = model.logits(model.hidden(ids))
+    graph = GraphSession(checkpoint.path / result.files["main"], batch=2)
+    first, _ = graph.step(ids[:, :17], [0, 0])
+    rest, _ = graph.step(ids[:, 17:], [17, 17])
+    assert divergences(expected, torch.cat((first, rest), dim=1)).max() < EXACT
 
 
 def test_build_is_deterministic(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def lower_grouped_query_attention(rewriter: Rewriter, spec: GroupedQueryAttentio
             mixed, *presents = rewriter.op(
                 "GroupQueryAttention",
                 *(flat(query), flat(key), flat(value), past_key, past_value, *lengths[:2]),
-                *[None] * 9,
+                *[None] * 9,  # rotary tables, positions, bias, sink, quantisation, norms
                 lengths[2],
                 domain="com.microsoft",
                 outputs=3,
