@@ -1,0 +1,41 @@
+import pytest
+from random_checkpoint import DEEPSEEK_V3, random_checkpoint
+
+from llmc.convert.checkpoint import Checkpoint
+from llmc.errors import InputError
+from llmc.quant.assign import Rule, assign, linear_modules
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return Checkpoint.open(
+        random_checkpoint(tmp_path_factory.mktemp("assign"), DEEPSEEK_V3 | {"moe_intermediate_size": 64})
+    )
+
+
+def test_first_match_wins_and_the_rest_keeps_its_precision(checkpoint):
+    rules = [Rule(r"re:.*\.2\.mlp\.experts\.0\..*", "fp8-channel", "rtn"), Rule("experts", "int4-g64")]
+    assigned = assign(checkpoint, rules)
+    assert assigned["model.layers.2.mlp.experts.0.up_proj"].scheme.name == "fp8-channel"
+    assert assigned["model.layers.2.mlp.experts.1.up_proj"].scheme.name == "int4-g64"
+    assert len(assigned) == 2 * 8 * 3  # the MTP layer's experts are `mtp`
+    assert set(assigned) < set(linear_modules(checkpoint))
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ([Rule("expert", "int4-g64")], "'expert' is not a role that can be quantised; use one of experts"),
+        ([Rule("router", "int4-g64")], "'router' is not a role that can be quantised"),
+        ([Rule("experts", "int4-g64", "awq")], "unknown method 'awq'; use one of gptq, rtn"),
+        ([Rule("re:(", "int4-g64")], "not a regular expression"),
+        ([Rule("experts", "int4-g64"), Rule(r"re:.*\.1\.mlp\.experts.*", "fp8-block")], "matches nothing"),
+        (
+            [Rule("experts", "int4-g128")],
+            r"experts\.0\.\w+_proj\.weight has 64 inputs, no multiple of 128; use int4-g32 or",
+        ),
+    ],
+)
+def test_rules_that_do_not_fit(checkpoint, rules, message):
+    with pytest.raises(InputError, match=message):
+        assign(checkpoint, rules)

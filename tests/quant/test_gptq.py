@@ -1,0 +1,118 @@
+import pytest
+import torch
+
+from llmc.quant.gptq import DAMPING, round_to_nearest, solve
+from llmc.quant.schemes import scheme
+
+
+def problem(experts=3, out=24, columns=256, tokens=1500, seed=0):
+    """Weights [E, out, in] and Hessians [E, in, in] of correlated inputs."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(experts, out, columns, generator=generator)
+    mix = 0.3 * torch.randn(columns, columns, generator=generator) + torch.eye(columns)
+    x = torch.randn(experts, tokens, columns, generator=generator) @ mix
+    return weight, x.mT @ x
+
+
+def output_error(weight, codes_times_scale, hessian):
+    change, w, h = (t.double() for t in (codes_times_scale - weight, weight, hessian))
+    return (((change @ h) * change).sum() / ((w @ h) * w).sum()).item()
+
+
+def plain_gptq(weight, hessian, chosen):
+    """Column by column in float64, one matrix, no blocks: the algorithm as its paper states it."""
+    w, h = weight.double().clone(), hessian.double().clone()
+    diagonal = h.diagonal().clone()
+    scales = chosen.expand(chosen.scales(weight, hessian.diagonal()), weight.shape).double()
+    order = hessian.diagonal().argsort(descending=True, stable=True)
+    h.diagonal().add_(DAMPING * diagonal.mean())
+    inverse = torch.linalg.inv(h[order][:, order])
+    w, scales = w[:, order], scales[:, order]
+    codes = torch.zeros_like(w)
+    for i in range(w.shape[1]):
+        codes[:, i] = chosen.round((w[:, i] / scales[:, i]).float()).double()
+        error = (w[:, i] - codes[:, i] * scales[:, i]) / inverse[0, 0]
+        w[:, i:] -= error[:, None] * inverse[0]
+        # Eliminate the fixed column from the inverse of what is left.
+        inverse = (inverse - inverse[:, :1] @ inverse[:1] / inverse[0, 0])[1:, 1:]
+    result = torch.zeros_like(codes)
+    result[:, order] = codes
+    return result
+
+
+@pytest.mark.parametrize("name", ["int4-g32", "int4-g128", "fp8-channel", "fp8-block"])
+def test_agrees_with_the_plain_algorithm(name):
+    weight, hessian = problem(experts=2)
+    result = solve(weight, hessian, scheme(name))
+    for expert in range(2):
+        plain = plain_gptq(weight[expert], hessian[expert], scheme(name))
+        scales = scheme(name).expand(result.scales[expert], weight.shape[1:])
+        # A ratio that lies on a rounding boundary may fall to either side; what counts is that nearly none does.
+        assert (result.codes[expert].double() == plain).double().mean() > 0.99
+        mine = output_error(weight[expert], result.weight(expert).dequantise(), hessian[expert])
+        theirs = output_error(weight[expert], plain * scales, hessian[expert])
+        assert mine == pytest.approx(theirs, rel=0.01)
+        assert result.error[expert].item() == pytest.approx(mine, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["int4-g32", "int4-g64", "int4-g128", "fp8-channel", "fp8-block"])
+def test_better_than_rounding_on_correlated_inputs(name):
+    weight, hessian = problem()
+    result = solve(weight, hessian, scheme(name))
+    for expert in range(3):
+        rounded = output_error(
+            weight[expert], round_to_nearest(weight[expert], scheme(name)).dequantise(), hessian[expert]
+        )
+        assert result.error[expert] < 0.7 * rounded
+
+
+def test_a_batch_is_each_expert_alone():
+    weight, hessian = problem(experts=4)
+    together = solve(weight, hessian, scheme("int4-g64"))
+    for expert in range(4):
+        alone = solve(weight[expert], hessian[expert], scheme("int4-g64"))
+        assert (alone.codes[0] == together.codes[expert]).float().mean() > 0.999
+        assert torch.equal(alone.scales[0], together.scales[expert])
+
+
+def test_columns_are_fixed_in_order_of_the_diagonal_and_groups_stay_where_they_are():
+    weight, hessian = problem(experts=1)
+    result = solve(weight, hessian, scheme("int4-g64"))
+    diagonal = hessian[0].diagonal()[result.order[0]]
+    assert (diagonal[:-1] >= diagonal[1:]).all()
+    assert sorted(result.order[0].tolist()) == list(range(256))
+    permutation = torch.randperm(64, generator=torch.Generator().manual_seed(1))
+    inside_groups = torch.cat([permutation + 64 * group for group in range(4)])
+    moved = solve(weight[..., inside_groups], hessian[:, inside_groups][..., inside_groups], scheme("int4-g64"))
+    assert torch.equal(moved.scales, result.scales)
+    assert (moved.codes == result.codes[..., inside_groups]).float().mean() > 0.99
+
+
+def test_damping_grows_until_a_singular_hessian_factorises():
+    weight, hessian = problem(experts=2, tokens=2000)
+    x = torch.randn(8, 256)
+    hessian[0] = x.mT @ x * 1e6
+    hessian[0] -= 0.02 * hessian[0].diagonal().mean() * torch.eye(256)  # indefinite even with the first damping
+    result = solve(weight, hessian, scheme("int4-g64"))
+    assert DAMPING < result.damping[0] < torch.inf
+    assert result.damping[1] == pytest.approx(DAMPING)
+    assert result.codes.abs().max() <= 8 and result.scales.isfinite().all()
+
+
+def test_a_hessian_that_never_factorises_means_rounding_to_nearest_and_says_so():
+    weight, hessian = problem(experts=1)
+    hessian[0] = torch.eye(256) - 1e4 * torch.ones(256, 256) * (1 - torch.eye(256))
+    result = solve(weight, hessian, scheme("int4-g64"))
+    assert result.damping[0] == torch.inf
+    scales = scheme("int4-g64").scales(weight, hessian.diagonal(dim1=-2, dim2=-1))
+    nearest = scheme("int4-g64").round(weight / scheme("int4-g64").expand(scales, (24, 256)))
+    assert torch.equal(result.codes[0].float(), nearest[0])
+
+
+def test_dead_channels_become_zero():
+    weight, hessian = problem(experts=1)
+    hessian[:, 5] = 0
+    hessian[:, :, 5] = 0
+    result = solve(weight, hessian, scheme("int4-g64"))
+    assert (result.codes[0, :, 5] == 0).all()
+    assert result.damping[0] == pytest.approx(DAMPING)

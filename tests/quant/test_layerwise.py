@@ -1,0 +1,223 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from random_checkpoint import DEEPSEEK_V3, LLAMA, random_checkpoint
+from safetensors.torch import load_file
+
+from llmc.convert.checkpoint import Checkpoint
+from llmc.convert.model import CausalLM, load_layer
+from llmc.errors import InputError, MachineError
+from llmc.quant.assign import Rule
+from llmc.quant.layerwise import quantise
+from llmc.quant.stream import Stream
+
+DEEPSEEK = DEEPSEEK_V3 | {"moe_intermediate_size": 64, "intermediate_size": 96, "n_routed_experts": 12}
+RULES = [Rule("experts", "int4-g32"), Rule("attention", "fp8-block", "rtn")]
+
+
+def ids(rows, length, seed):
+    return torch.randint(3, 96, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def run(source, directory, rules=RULES, keep=None, calibration=None, progress=lambda *_: None, memory=None):
+    calibration = ids(48, 32, 0) if calibration is None else calibration
+    output, work = directory / "out", directory / "work"
+    return quantise(Checkpoint.open(source), rules, keep, calibration, ids(4, 24, 1), output, work, progress, memory)
+
+
+def files(directory):
+    return {path.name: path.read_bytes() for path in sorted((directory / "out").iterdir())}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return random_checkpoint(tmp_path_factory.mktemp("source"), DEEPSEEK)
+
+
+@pytest.fixture(scope="module")
+def finished(source, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("finished")
+    return directory, run(source, directory, keep=2 / 3)
+
+
+def test_the_result_opens_and_every_promised_parameter_is_quantised(source, finished):
+    directory, result = finished
+    before, after = Checkpoint.open(source), Checkpoint.open(directory / "out")
+    assert after.spec.mlps[1].router.num_experts == 8
+    experts = 2 * 8 * 3 * 64 * 64
+    assert result.roles["experts"] == {"expected": experts, "quantised": experts}
+    assert after.quantised("model.layers.1.mlp.experts.7.down_proj").block == (1, 32)
+    assert after.quantised("model.layers.2.self_attn.o_proj").code_type == "float8_e4m3fn"
+    assert after.quantised("model.layers.2.self_attn.kv_b_proj") is None
+    for name in ("model.embed_tokens.weight", "lm_head.weight", "model.layers.0.mlp.up_proj.weight"):
+        assert torch.equal(after.stored(name).read(), before.stored(name).read())
+
+
+def test_the_mtp_layer_is_inside_and_pruned_like_the_rest(source, finished):
+    directory, result = finished
+    before, after = Checkpoint.open(source), Checkpoint.open(directory / "out")
+    assert after.spec.num_mtp_layers == 1
+    kept = result.survivors["3"]
+    assert len(kept) == 8 and all(sum(3 * g <= e < 3 * g + 3 for e in kept) == 2 for g in range(4))
+    for new, old in enumerate(kept):
+        name = "model.layers.3.mlp.experts.{}.gate_proj.weight"
+        assert torch.equal(after.tensor(name.format(new)), before.tensor(name.format(old)))
+    for name in ("weight", "e_score_correction_bias"):
+        gate = f"model.layers.3.mlp.gate.{name}"
+        assert torch.equal(after.tensor(gate), before.tensor(gate)[kept])
+
+
+def test_reported_perplexities_are_those_of_the_two_models(source, finished):
+    directory, result = finished
+    text = ids(4, 24, 1)
+    for path, reported in ((source, result.ppl_original), (directory / "out", result.ppl)):
+        model = CausalLM.load(Checkpoint.open(path))
+        logits = model.logits(model.hidden(text))[:, :-1]
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), text[:, 1:].flatten())
+        assert reported == pytest.approx(loss.exp().item(), rel=1e-4)
+
+
+def test_the_reference_is_what_the_original_says(source, finished):
+    directory, _ = finished
+    reference = load_file(directory / "out" / "reference.safetensors")
+    model = CausalLM.load(Checkpoint.open(source))
+    said = model.logits(model.hidden(reference["input_ids"].long()))[:, :-1].log_softmax(-1)
+    assert reference["top_ids"].shape == (4, 23, 64)
+    torch.testing.assert_close(reference["top_logprobs"], said.topk(64).values, atol=1e-4, rtol=1e-4)
+    true = said.gather(-1, reference["input_ids"][:, 1:, None].long())[..., 0]
+    torch.testing.assert_close(reference["true_logprobs"], true, atol=1e-4, rtol=1e-4)
+
+
+def test_stacked_experts_lie_one_behind_the_other(finished):
+    after = Checkpoint.open(finished[0] / "out")
+    for part in ("weight_packed", "weight_scale"):
+        stored = [after.stored(f"model.layers.1.mlp.experts.{e}.down_proj.{part}") for e in range(8)]
+        assert all(a.offset + a.nbytes == b.offset for a, b in zip(stored, stored[1:], strict=False))
+
+
+def test_gptq_beats_rounding_where_it_counts(source, tmp_path):
+    errors = {}
+    for method in ("gptq", "rtn"):
+        rules = [Rule(role, "int4-g32", method) for role in ("experts", "shared_experts", "dense_mlp")]
+        result = run(source, tmp_path / method, rules)
+        errors[method] = result.layer_errors[-1]
+    assert errors["gptq"] < 0.9 * errors["rtn"]
+
+
+def test_experts_in_portions_give_the_same_result(source, finished, tmp_path):
+    phases = set()
+    run(source, tmp_path, keep=2 / 3, memory=1 << 20, progress=lambda *step: phases.add(step[2]))
+    assert any("portion 2" in phase for phase in phases)
+    small, large = files(tmp_path), files(finished[0])
+    assert small.keys() == large.keys()
+    mine, theirs = Checkpoint.open(tmp_path / "out"), Checkpoint.open(finished[0] / "out")
+    for name in mine.names():
+        torch.testing.assert_close(mine.tensor(name), theirs.tensor(name), atol=0.1, rtol=0)
+
+
+def test_experts_with_too_few_tokens_use_the_pooled_hessian_and_say_so(source, tmp_path):
+    result = run(source, tmp_path, calibration=ids(2, 16, 0))
+    experts = {name: report for name, report in result.modules.items() if ".experts." in name}
+    few = [report for report in experts.values() if report["tokens"] < 2 * 64 / 3]
+    assert few and all(report["fallback"] == "pooled Hessian" for report in few)
+
+
+def test_a_family_without_experts(tmp_path):
+    source = random_checkpoint(tmp_path / "llama", LLAMA | {"intermediate_size": 128})
+    result = run(source, tmp_path, [Rule("dense_mlp", "int4-g64"), Rule("attention", "fp8-channel", "rtn")])
+    assert result.roles["dense_mlp"]["quantised"] == 2 * 3 * 64 * 128
+    with pytest.raises(InputError, match="no experts to prune"):
+        run(source, tmp_path / "pruned", [Rule("dense_mlp", "int4-g64")], keep=0.5)
+
+
+def test_weights_that_are_stored_in_the_scheme_already_are_not_rounded_again(finished, tmp_path):
+    result = run(finished[0] / "out", tmp_path)
+    assert {report["method"] for report in result.modules.values()} == {"kept as stored"}
+    before, after = Checkpoint.open(finished[0] / "out"), Checkpoint.open(tmp_path / "out")
+    for name in before.names():
+        assert torch.equal(before.tensor(name), after.tensor(name))
+
+
+def test_mtp_layers_are_quantised_when_named(source, tmp_path):
+    result = run(source, tmp_path, [Rule("re:model.layers.3.mlp.experts.*", "int4-g32")])
+    assert result.roles["mtp"]["quantised"] == 12 * 3 * 64 * 64
+    original, quantised = (load_layer(Checkpoint.open(path), 3) for path in (source, tmp_path / "out"))
+    assert not torch.equal(original.mlp.experts[0].up_proj.weight, quantised.mlp.experts[0].up_proj.weight)
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("moment", [1, 4, 9, 12, 15])
+def test_an_interrupted_pass_goes_on_and_ends_in_the_same_bytes(source, finished, tmp_path, moment):
+    steps = iter(range(1000))
+
+    def stop(*_):
+        if next(steps) == moment:
+            raise Stop
+
+    with pytest.raises(Stop):
+        run(source, tmp_path, keep=2 / 3, progress=stop)
+    layers = set()
+    run(source, tmp_path, keep=2 / 3, progress=lambda layer, *_: layers.add(layer))
+    assert files(tmp_path) == files(finished[0])
+    if moment >= 9:
+        assert 0 not in layers  # the first layer was not done again
+
+
+def test_killed_and_resumed(source, finished, tmp_path):
+    """kill -9 in the middle, for real; the marker of the first layer tells when."""
+    code = (
+        "import sys, time; sys.path[:0] = sys.argv[3:5]\n"
+        "from pathlib import Path\n"
+        "import test_layerwise as t\n"
+        "t.run(Path(sys.argv[1]), Path(sys.argv[2]), keep=2 / 3, progress=lambda *_: time.sleep(0.2))\n"
+    )
+    here = os.path.dirname(__file__)
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, str(source), str(tmp_path), here, os.path.join(here, "..", "convert")]
+    )
+    marker = tmp_path / "work" / "layer-00000.json"
+    deadline = time.monotonic() + 120
+    while not marker.exists() and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert marker.exists() and not (tmp_path / "out" / "config.json").exists()
+    run(source, tmp_path, keep=2 / 3)
+    assert files(tmp_path) == files(finished[0])
+
+
+def test_a_full_disk_is_one_clear_line(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(MachineError, match="no space left on the disk"):
+        Stream(tmp_path, "check", 0, (2, 4, 8)).create()
+
+
+def test_config_names_exactly_the_quantised_modules(finished):
+    import re
+
+    config = json.loads((finished[0] / "out" / "config.json").read_text())["quantization_config"]
+    assert config["format"] == "mixed-precision"
+    checkpoint = Checkpoint.open(finished[0] / "out")
+    modules = {name.removesuffix(".weight") for name in checkpoint.names() if name.endswith("_proj.weight")}
+    for group in config["config_groups"].values():
+        matched = {m for m in modules for t in group["targets"] if re.match(t.removeprefix("re:"), m)}
+        stored = {
+            m
+            for m in modules
+            if (w := checkpoint.quantised(m)) and (w.code_type == "int4") == (group["format"] == "pack-quantized")
+        }
+        assert matched == stored
+    ignored = {m for m in modules for t in config["ignore"] if re.match(t.removeprefix("re:"), m)}
+    assert ignored == {m for m in modules if checkpoint.quantised(m) is None}

@@ -1,0 +1,82 @@
+import pytest
+import torch
+from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+
+from llmc.errors import InputError
+from llmc.quant.gptq import round_to_nearest
+from llmc.quant.schemes import scheme, schemes
+
+
+def test_unknown_name_lists_the_valid_ones_nearest_first():
+    with pytest.raises(InputError, match=r"'int4-g129'; use one of int4-g128, .*fp8-block"):
+        scheme("int4-g129")
+
+
+def test_int4_scales_are_bfloat16_and_clip_where_that_helps():
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(16, 128, generator=generator)
+    weight[:, 3] *= 4  # one outlier in every group of 128
+    scales = scheme("int4-g128").scales(weight)
+    assert scales.dtype == torch.bfloat16 and scales.shape == (16, 1)
+    assert (scales[:, 0].float() < weight.abs().amax(1) / 7).any()
+
+    def error(chosen):
+        codes = scheme("int4-g128").round(weight / chosen)
+        return (codes * chosen - weight).square().sum()
+
+    assert error(scales.float()) < error((weight.abs().amax(1, keepdim=True) / 7).bfloat16().float())
+
+
+def test_importance_moves_the_scale_towards_channels_that_matter():
+    weight = torch.randn(1, 64, generator=torch.Generator().manual_seed(3))
+    importance = torch.ones(1, 64)
+    loud = weight.abs().argmax()
+    importance[0, loud] = 1e4
+    codes = scheme("int4-g64")
+
+    def loud_error(scale):
+        return (codes.round(weight / scale.float()) * scale.float() - weight)[0, loud].abs()
+
+    assert loud_error(codes.scales(weight[None], importance)[0]) <= loud_error(codes.scales(weight))
+
+
+def test_packed_as_compressed_tensors_packs():
+    weight = round_to_nearest(torch.randn(24, 64), scheme("int4-g32"))
+    stored = scheme("int4-g32").stored("m", weight)
+    assert list(stored) == ["m.weight_packed", "m.weight_scale", "m.weight_shape"]
+    assert torch.equal(stored["m.weight_packed"], pack_to_int32(weight.codes, 4))
+    assert stored["m.weight_shape"].tolist() == [24, 64]
+
+
+def test_fp8_blocks_with_ragged_edges():
+    weight = torch.randn(200, 300, generator=torch.Generator().manual_seed(0))
+    result = round_to_nearest(weight, scheme("fp8-block"))
+    assert result.scales.shape == (2, 3) and result.scales.dtype == torch.float32
+    for row, rows in enumerate((slice(0, 128), slice(128, 200))):
+        for column, columns in enumerate((slice(0, 128), slice(128, 256), slice(256, 300))):
+            block = weight[rows, columns]
+            scale = block.abs().max() / 448
+            assert result.scales[row, column] == scale
+            assert torch.equal(result.codes[rows, columns].float(), (block / scale).to(torch.float8_e4m3fn).float())
+    assert (result.dequantise() - weight).abs().max() < 0.07 * weight.abs().max()
+
+
+def test_fp8_per_channel_and_zero_rows():
+    weight = torch.randn(5, 64)
+    weight[2] = 0
+    result = round_to_nearest(weight, scheme("fp8-channel"))
+    assert result.scales.shape == (5, 1)
+    assert (result.dequantise()[2] == 0).all()
+
+
+@pytest.mark.parametrize("name", sorted(schemes()))
+def test_batched_scales_are_those_of_each_matrix(name):
+    weight = torch.randn(3, 40, 256)
+    batched = scheme(name).scales(weight)
+    for expert in range(3):
+        assert torch.equal(batched[expert], scheme(name).scales(weight[expert]))
+
+
+def test_a_group_size_that_does_not_divide_names_those_that_do():
+    with pytest.raises(InputError, match=r"x\.weight has 96 inputs, no multiple of 128; use int4-g32"):
+        scheme("int4-g128").check("x.weight", (64, 96))
