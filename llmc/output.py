@@ -51,6 +51,8 @@ class Output:
         try:
             yield
         finally:
+            if self.work.exists() and [path.name for path in self.work.iterdir()] == ["lock"]:
+                shutil.rmtree(self.work)
             os.close(file)
 
     def place(self, artifact: Path, passed: bool) -> Path:
@@ -79,6 +81,4 @@ def read_manifest(artifact: Path) -> dict[str, Any] | None:
 def is_whole(artifact: Path, manifest: dict[str, Any]) -> bool:
     """Whether all files of an artifact are there in their size."""
     sizes = {path: entry["bytes"] for path, entry in manifest.get("files", {}).items()}
-    return all(
-        (artifact / path).is_file() and (artifact / path).stat().st_size == size for path, size in sizes.items()
-    )
+    return all((artifact / path).is_file() and (artifact / path).stat().st_size == size for path, size in sizes.items())

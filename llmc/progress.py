@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
 
@@ -16,6 +15,8 @@ class Display:
     """Everything goes to `console`, finished stages also to the file `log`, with the time of day."""
 
     def __init__(self, console: Console, log: Path | None = None) -> None:
+        import psutil  # not part of the base install, which never builds
+
         self.console, self.log = console, log
         self.process = psutil.Process()
         self.live: Progress | None = None

@@ -68,6 +68,10 @@ class Calibration(Section):
     length: int | None = Field(None, ge=16, description="tokens per window; default 2048, or the model's context")
     seed: int = Field(0, ge=0, description="decides which documents are taken, and in which order")
 
+    def windows(self, context: int) -> tuple[int, int]:
+        """How many, and their tokens, for a model with this context; InputError if they are longer."""
+        return self.samples, _window("calibration", self.length, 2048, context)
+
 
 class Prune(Section):
     """Removing experts of a mixture-of-experts model; every router group keeps the same number."""
@@ -109,6 +113,13 @@ class Check(Section):
     tokens: int = Field(16384, ge=16)
     length: int | None = Field(None, ge=16, description="tokens per window; default 1024, or the model's context")
     gates: Gates = Field(default_factory=Gates)
+
+    def windows(self, context: int) -> tuple[int, int]:
+        """How many, and their tokens, for a model with this context; InputError if they are longer."""
+        length = _window("check", self.length, 1024, context)
+        if self.tokens < length:
+            raise InputError(f"check.tokens {self.tokens} is less than one window of {length} tokens")
+        return self.tokens // length, length
 
 
 class Recipe(Section):
@@ -217,6 +228,12 @@ def unknown(name: str, kind: str, known: Iterable[str]) -> str:
     return f"unknown {kind} {name!r}; {hint}(known: {', '.join(known)})"
 
 
+def _window(name: str, length: int | None, default: int, context: int) -> int:
+    if length is not None and length > context:
+        raise InputError(f"{name}.length {length} is more than the model's context of {context} tokens")
+    return length or min(default, context)
+
+
 def _target_options(index: int, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     from llmc.convert.targets import target, target_names
 
@@ -228,6 +245,8 @@ def _target_options(index: int, name: str, options: Mapping[str, Any]) -> dict[s
         return model.model_validate(options).model_dump(mode="json")
     except PydanticCustomError as error:
         raise _at((index, name, *(error.context or {})["path"]), error.message()) from error
+    except InputError as error:
+        raise _at((index, name), str(error)) from error
     except ValidationError as error:
         location, message = _explain(error.errors()[0])
         raise _at((index, name, *location), message) from error

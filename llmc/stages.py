@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOM_PACKAGES = ("llmc", "convert", "quant", "runtime")
+_OTHER_ROOMS = ("convert/", "quant/", "runtime/", "recipes/")
 
 
 def key_of(*parts: Any) -> str:
@@ -29,7 +29,7 @@ def code_version(room: str, without: tuple[str, ...] = ()) -> str:
     for path in sorted(root.rglob("*.py")):
         name = path.relative_to(root).as_posix()
         # An installed llmc holds the other rooms as folders of its own.
-        if not name.startswith(without if room != "llmc" else tuple(f"{other}/" for other in ROOM_PACKAGES)):
+        if not name.startswith(_OTHER_ROOMS if room == "llmc" else without):
             digest.update(f"{name}\0{path.stat().st_size}\0".encode() + path.read_bytes())
     return digest.hexdigest()
 
@@ -57,10 +57,16 @@ class Stages:
         path = self.directory / f"{name}.json"
         if path.exists() and (record := json.loads(path.read_text("utf-8")))["key"] == key:
             return record["result"]
+        path.unlink(missing_ok=True)  # what the stage writes is no longer what the record says
         result = work()
         write_json(path, {"key": key, "result": result})
         # As read back, so that a resumed build goes on with the very same values.
         return json.loads(path.read_text("utf-8"))["result"]
+
+    def forget_all_but(self, names: set[str]) -> None:
+        for path in self.directory.glob("*.json"):
+            if path.stem not in names:
+                path.unlink()
 
 
 def write_json(path: Path, value: Any) -> None:

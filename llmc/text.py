@@ -47,31 +47,20 @@ class Texts:
 
 def read_texts(calibration: Calibration, check: Check, checkpoint: Checkpoint, base: Path) -> Texts:
     """Both texts of a recipe in folder `base`; InputError when one is missing or too short."""
-    spec = checkpoint.spec
-    context = spec.max_position_embeddings
-    lengths = {
-        "calibration": calibration.length or min(2048, context),
-        "check": check.length or min(1024, context),
-    }
-    for name, length in lengths.items():
-        if length > context:
-            raise InputError(f"{name}.length {length} is more than the model's context of {context} tokens")
-    if check.tokens < lengths["check"]:
-        raise InputError(f"check.tokens {check.tokens} is less than one window of {lengths['check']} tokens")
-
+    context = checkpoint.spec.max_position_embeddings
     same = calibration.text == check.text and check.text != PYTHON_DOCS
     note = f"calibration {calibration.text}, check {check.text}"
     if same:
         note = f"{check.text}: every {_CHECK_ONE_IN}th piece for the check, the others for calibration"
     tokenizer = _Tokenizer(checkpoint)
     windows = {}
-    for name, text, count, seed in (
-        ("calibration", calibration.text, calibration.samples, calibration.seed),
-        ("check", check.text, check.tokens // lengths["check"], 0),
+    for name, text, (count, length), seed in (
+        ("calibration", calibration.text, calibration.windows(context), calibration.seed),
+        ("check", check.text, check.windows(context), 0),
     ):
         documents = [body for held_out, body in _documents(text, base, same) if held_out in (None, name == "check")]
         random.Random(seed).shuffle(documents)
-        windows[name] = tokenizer.windows(name, text, documents, count, lengths[name])
+        windows[name] = tokenizer.windows(name, text, documents, count, length)
     return Texts(windows["calibration"], windows["check"], note)
 
 
@@ -103,7 +92,9 @@ class _Tokenizer:
                 "ask for fewer or shorter ones, or give more text"
             )
         if max(ids) >= self.vocab_size:
-            raise InputError(f"{self.path}: makes token {max(ids)}, but the model has {self.vocab_size}; wrong tokenizer")
+            raise InputError(
+                f"{self.path}: makes token {max(ids)}, but the model knows {self.vocab_size}; not its tokenizer"
+            )
         return np.array(ids[: count * length], np.int64).reshape(count, length)
 
 

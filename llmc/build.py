@@ -1,0 +1,179 @@
+"""The build: checkpoint → quantised checkpoint → targets → check → manifest → artifact directory.
+
+Each step is a stage with a key (see `stages`); quantisation also resumes within itself, layer by layer. All work
+happens in `<output>.work` and is renamed at the end, so that a build killed at any moment leaves either no artifact
+or a whole one, and the next run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import errno
+import resource
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmc.card import model_card
+from llmc.convert.checkpoint import INDEX, Checkpoint
+from llmc.convert.targets import target
+from llmc.errors import InputError, MachineError, MissingPackageError
+from llmc.job import Job, prepare
+from llmc.manifest import build_manifest, hash_files_of
+from llmc.measure import Speed, measure
+from llmc.output import MANIFEST, Output, is_whole, read_manifest
+from llmc.progress import Display
+from llmc.quant.layerwise import quantise
+from llmc.stages import Stages, versions, write_json
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass
+class Result:
+    """path is where the artifact lies; the rest is for the terminal: none of it is in the artifact."""
+
+    path: Path
+    manifest: dict[str, Any]
+    up_to_date: bool = False
+    seconds: float = 0.0
+    peak_memory: int = 0
+    speed: Speed | None = None
+
+    @property
+    def missed_gates(self) -> list[dict[str, Any]]:
+        return [gate for gate in self.manifest["checks"].get("gates", ()) if not gate["passed"]]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "path": str(self.path),
+            "up_to_date": self.up_to_date,
+            "seconds": round(self.seconds, 1),
+            "peak_memory": self.peak_memory,
+            "speed": vars(self.speed) if self.speed else None,
+            "manifest": self.manifest,
+        }
+
+
+def build(argument: str, output: Path | None, fresh: bool, display: Display) -> Result:
+    """Builds what a recipe file, a shipped recipe's name or a model names.
+
+    Does nothing when the output is up to date (unless `fresh`). A missed gate does not raise: the result names it,
+    and the artifact lies beside the output as `<output>.rejected`.
+    """
+    start = time.monotonic()
+    job, place = prepare(argument, output, display)
+    keys = job.keys()
+    if not fresh and (manifest := read_manifest(place.path)) and manifest.get("key") == keys["build"]:
+        if is_whole(place.path, manifest):
+            return Result(place.path, manifest, up_to_date=True)
+        display.line(f"{place.path}: files are missing or cut short; building again")
+    if "onnxruntime" in job.targets and not versions("onnxruntime", "onnxruntime-gpu"):
+        raise MachineError("the result is checked with ONNX Runtime, which is not installed; pip install 'llmc[cpu]'")
+    with place.lock():
+        display.log = place.path.with_name(f"{place.path.name}.log")
+        display.line(f"building {place.path}")
+        try:
+            work = _Build(job, keys, place, fresh, display)
+            result = Result(place.path, work.run(), speed=work.speed)
+            result.path = place.place(work.artifact, passed=not result.missed_gates)
+        except OSError as error:
+            if error.errno not in _DISK_FULL:
+                raise
+            raise MachineError(
+                f"{error.filename or place.work}: no space left on the disk; free some and build again: "
+                "what is finished is kept"
+            ) from error
+    result.seconds = time.monotonic() - start
+    result.peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return result
+
+
+class _Build:
+    def __init__(self, job: Job, keys: dict[str, str], place: Output, fresh: bool, display: Display) -> None:
+        self.job, self.keys, self.display = job, keys, display
+        self.speed: Speed | None = None
+        self.home = place.work / keys["quantise"][:16]
+        for other in place.work.iterdir():  # what an interrupted build of something else left
+            if other.is_dir() and (fresh or other != self.home):
+                shutil.rmtree(other)
+        already = sum(file.stat().st_size for file in self.home.rglob("*") if file.is_file())
+        job.plan.require(place.path, already)
+        self.artifact = self.home / "artifact"
+        self.artifact.mkdir(parents=True, exist_ok=True)
+        self.stages = Stages(self.home / "stages")
+
+    def run(self) -> dict[str, Any]:
+        """The finished artifact's manifest."""
+        quantised = self.stages.run("quantise", self.keys["quantise"], self._quantise)
+        source = self.job.checkpoint
+        for file in source.files():
+            if file not in source.shards and file.name not in ("config.json", INDEX):  # tokenizer, licence, …
+                shutil.copyfile(file, self.artifact / file.name)
+        checkpoint = Checkpoint.open(self.artifact)
+        targets = {name: self._target(checkpoint, name) for name in self.job.targets}
+        self._remove_all_but(checkpoint, targets)
+        manifest = build_manifest(self.job, checkpoint, quantised, targets, self.keys["build"])
+        manifest["files"] = hash_files_of(self.artifact)  # README.md is not among them: _remove_all_but
+        if "onnxruntime" in targets:
+            write_json(self.artifact / MANIFEST, manifest)  # the runtime wants one
+            manifest["checks"] = self.stages.run("check", self.keys["check"], self._check)
+        (self.artifact / "README.md").write_text(model_card(manifest), encoding="utf-8")
+        manifest["files"] = hash_files_of(self.artifact, manifest["files"])
+        write_json(self.artifact / MANIFEST, manifest)
+        return manifest
+
+    def _quantise(self) -> dict[str, Any]:
+        job, checkpoint, scratch = self.job, self.job.checkpoint, self.home / "scratch"
+        weights = [checkpoint.nbytes(f"model.layers.{index}.") for index in range(checkpoint.spec.num_all_layers)]
+        calibration, check = (torch.from_numpy(ids) for ids in (job.texts.calibration, job.texts.check))
+        with self.display.stage("quantise"):
+            progress = self.display.layers(weights)
+            try:
+                result = quantise(checkpoint, job.rules, job.keep, calibration, check, self.artifact, scratch, progress)
+            except InputError:  # the checkpoint is broken: no later run can go on from here
+                shutil.rmtree(self.home)
+                raise
+        shutil.rmtree(scratch)
+        return result.to_json()
+
+    def _target(self, checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+        module = target(name)
+        options = module.Options.model_validate(self.job.targets[name])
+
+        def work() -> dict[str, Any]:
+            with self.display.stage(f"target {name}"):
+                return vars(module.build(checkpoint, options, self.artifact, self.display.update))
+
+        try:
+            result: dict[str, Any] = self.stages.run(f"target-{name}", self.keys[name], work)
+        except MissingPackageError as error:
+            self.display.line(f"target {name}: skipped, {error}")
+            result = {"name": name, "skipped": str(error), "files": {}}
+        return result
+
+    def _remove_all_but(self, checkpoint: Checkpoint, targets: dict[str, dict[str, Any]]) -> None:
+        """Removes what targets that the recipe no longer names, or a killed run, left in the artifact."""
+        wanted = {*checkpoint.files(), self.artifact / "reference.safetensors"}
+        wanted |= {self.artifact / file for result in targets.values() for file in result["files"].values()}
+        for path in sorted(self.artifact.rglob("*"), reverse=True):
+            if path.is_file() and path not in wanted:
+                path.unlink()
+            elif path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+        self.stages.forget_all_but({"quantise", "check", *(f"target-{name}" for name in targets)})
+
+    def _check(self) -> dict[str, Any]:
+        from llmc.runtime import load
+
+        with self.display.stage("check"), load(self.artifact, backend="onnxruntime") as model:
+            report = model.check(lambda done, total: self.display.update("perplexity, KL", done / total, done))
+            checks = report.to_json()
+            self.display.update("decode", 1.0)
+            self.speed, acceptance = measure(model)
+        if acceptance is not None:
+            checks["mtp_acceptance"] = acceptance
+        return checks

@@ -1,0 +1,104 @@
+"""README.md of an artifact: a model card with the front matter that the Hugging Face hub reads."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from typing import Any
+
+import yaml
+
+from llmc.progress import size
+from llmc.summary import rows, target_line
+
+_MEASURES = {
+    "ppl": "perplexity per token of the check text; ± is the standard error over its windows",
+    "kl": "Kullback–Leibler divergence from the original's distribution to this model's, in nats per token, over the "
+    "original's 64 most likely tokens and one bucket for the rest (a lower bound of the full one)",
+    "top-1": "share of positions at which both find the same token most likely",
+}
+
+
+def model_card(manifest: dict[str, Any]) -> str:
+    """Markdown; says only what the manifest says, so that equal builds have equal cards."""
+    source, name = manifest["source"], manifest["name"]
+    front: dict[str, Any] = {"license": source["license"] or "unknown"}
+    if "/" in source["id"]:
+        front |= {"base_model": source["id"], "base_model_relation": "quantized"}
+    tags = ["llmc", "compressed-tensors", *(["onnx"] if manifest["targets"] else [])]
+    front |= {"pipeline_tag": "text-generation", "library_name": "transformers", "tags": tags}
+    parts = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
+        f"# {name}\n",
+        f"Made from {source['id']} by llmc {manifest['llmc_version']} and compared with it before it was released.\n",
+        _table(("", ""), rows(manifest)),
+        "## Use\n",
+        _usage(name),
+        "## What was done to the tensors\n",
+        _table(("role", "scheme", "method", "modules", "error, median", "error, largest"), _tensor_rows(manifest)),
+        "The error is the relative squared error of a module's output on the calibration text (gptq) or of its "
+        "weights (rtn). Modules that are not listed keep the original's precision.\n",
+        _fallbacks(manifest),
+    ]
+    if pruned := manifest["pruned"]:
+        parts += [
+            "## Pruned experts\n",
+            "REAP: the experts that contribute least to the outputs of their layer on the calibration text were "
+            "removed, the same number in every router group.\n",
+            _table(("layer", "experts that stayed"), _survivors(pruned)),
+        ]
+    parts += [
+        "## Files\n",
+        _table(("target", "files", ""), _target_rows(manifest)),
+        "## How it was measured\n",
+        f"Texts: {manifest['texts']['note']}.\n",
+        "\n".join(f"- {key}: {text}" for key, text in _MEASURES.items()) + "\n",
+        "`llmc check` repeats the measurement on the machine that serves the model.\n",
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _usage(name: str) -> str:
+    return (
+        f"```python\nfrom llmc.runtime import load\n\nmodel = load({name!r})\n"
+        'for piece in model.stream("def ", max_new_tokens=64):\n    print(piece, end="")\n```\n\n'
+        f"or `llmc run {name} --prompt 'def '`. The safetensors load in transformers and vLLM as they are "
+        "(compressed-tensors).\n"
+    )
+
+
+def _table(head: tuple[str, ...], body: list[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *body]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines) + "\n"
+
+
+def _tensor_rows(manifest: dict[str, Any]) -> list[tuple[str, ...]]:
+    errors: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    for tensor in manifest["tensors"].values():
+        errors[tensor["role"], tensor["scheme"], tensor["method"]].append(tensor.get("error", 0.0))
+    return [
+        (*kind, str(len(found)), f"{statistics.median(found):.2e}", f"{max(found):.2e}")
+        for kind, found in sorted(errors.items())
+    ]
+
+
+def _fallbacks(manifest: dict[str, Any]) -> str:
+    found = {name: tensor["fallback"] for name, tensor in manifest["tensors"].items() if tensor.get("fallback")}
+    if not found:
+        return "No module needed a fallback.\n"
+    lines = [f"- {name}: {fallback}" for name, fallback in list(found.items())[:20]]
+    more = [f"- … and {len(found) - 20} more, see llmc.json"] if len(found) > 20 else []
+    return "\n".join([f"{len(found)} modules saw too few tokens or a singular Hessian:\n", *lines, *more]) + "\n"
+
+
+def _survivors(pruned: dict[str, Any]) -> list[tuple[str, ...]]:
+    return [(layer, ", ".join(map(str, kept))) for layer, kept in pruned["survivors"].items()]
+
+
+def _target_rows(manifest: dict[str, Any]) -> list[tuple[str, ...]]:
+    total = sum(entry["bytes"] for path, entry in manifest["files"].items() if path.endswith(".safetensors"))
+    found: list[tuple[str, ...]] = [("safetensors", "model-*.safetensors", size(total))]
+    for name, target in manifest["targets"].items():
+        files = ", ".join(sorted(target.get("files", {}).values()))
+        found.append((name, files, "; ".join([target_line(target), *target.get("notes", ())])))
+    return found

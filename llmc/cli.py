@@ -1,0 +1,245 @@
+"""The command line. Heavy imports (torch, onnx) happen inside the commands that need them."""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from llmc import __version__
+from llmc.errors import GateError, LlmcError, MachineError
+
+
+class Commands(TyperGroup):
+    """Turns exceptions into one line on standard error and an exit code."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if "--debug" in args:  # wherever it stands
+            args = ["--debug", *(arg for arg in args if arg != "--debug")]
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            self._fail(ctx, "interrupted; a build goes on from here when it is started again", 130)
+        except LlmcError as error:
+            self._fail(ctx, str(error), error.exit_code)
+        except (MemoryError, OSError) as error:
+            if isinstance(error, BrokenPipeError):
+                raise
+            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+            advice = "; free some disk space" if full else ""
+            self._fail(ctx, f"{str(error) or type(error).__name__}{advice}", MachineError.exit_code)
+        except (typer.Exit, typer.Abort):
+            raise
+        except Exception as error:
+            if type(error).__module__.startswith(("typer", "click")):  # wrong usage
+                raise
+            self._fail(ctx, f"internal error: {type(error).__name__}: {error}; --debug shows where", 1)
+
+    def _fail(self, ctx: Any, message: str, code: int) -> None:
+        if ctx.params.get("debug"):
+            traceback.print_exc()
+        typer.echo(f"llmc: {' '.join(message.split())}", err=True)
+        raise typer.Exit(code)
+
+
+app = typer.Typer(cls=Commands, no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False)
+recipe_app = typer.Typer(no_args_is_help=True, help="About recipes.")
+app.add_typer(recipe_app, name="recipe")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output instead of tables.")]
+Artifact = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="The directory that `llmc build` made.")]
+Backend = Annotated[str | None, typer.Option(help="onnxruntime or tensorrt-rtx; default: the fastest available.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")]
+
+
+def main() -> None:
+    app()
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the trace of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Prune, quantise and compile open LLM checkpoints, and prove that what comes out is still the same model.
+
+    `llmc plan RECIPE` says what a build will take, `llmc build RECIPE` makes an artifact directory,
+    `llmc run ARTIFACT` generates text with it.
+
+    Exit codes: 0 success, 2 wrong input, 3 a gate of the recipe was missed, 4 the machine lacks something.
+    """
+    if version:
+        typer.echo(f"llmc {__version__}")
+
+
+@app.command()
+def build(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, a shipped recipe's name, or a model.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: build/RECIPE-NAME.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget what an earlier or interrupted run left.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Build an artifact: quantised checkpoint, graphs, engines, and the measurement against the original.
+
+    A build that was interrupted, even by kill -9, goes on where it stopped when the same command is given again; one
+    that is up to date does nothing. What misses a gate of the recipe ends with exit code 3 and is kept as
+    OUTPUT.rejected.
+
+        llmc build quickstart
+        llmc build recipes/deepseek-v3.yaml --output /data/deepseek-v3-int4
+    """
+    from llmc.build import build as run_build
+    from llmc.progress import Display, duration, size
+    from llmc.summary import gate_line, rows
+
+    console = Console(stderr=True)
+    result = run_build(recipe, output, fresh, Display(console))
+    if as_json:
+        _print_json(result.to_json())
+    else:
+        lines = rows(result.manifest)
+        if speed := result.speed:
+            draft = f", {speed.speculative:.0f} with MTP speculation" if speed.speculative else ""
+            lines.append(("decode here", f"{speed.decode:.0f} tokens/s{draft}"))
+        if not result.up_to_date:
+            lines.append(("took", f"{duration(result.seconds)}, at most {size(result.peak_memory)} of memory"))
+        _print_rows(str(result.path), lines)
+    if result.up_to_date:
+        console.print(f"{result.path} is up to date; --fresh builds it anew", highlight=False)
+    if missed := result.missed_gates:
+        each = "; ".join(f"{gate['name']} {gate_line(gate)}" for gate in missed)
+        raise GateError(f"{each}; the artifact is kept in {result.path} for a look")
+
+
+@app.command()
+def plan(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE|MODEL", help="A recipe, or a model for the default one.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: build/RECIPE-NAME.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a build would take and give: sizes per role, memory, disk, cache. Reads headers, no weights.
+
+    llmc plan quickstart
+    llmc plan ~/models/DeepSeek-R1-Distill-Qwen-7B --json
+    """
+    from llmc.job import plan_only
+    from llmc.tables import plan_tables
+
+    planned = plan_only(recipe, output)
+    if as_json:
+        _print_json(planned.to_json())
+    else:
+        for table in plan_tables(planned):
+            Console().print(table)
+
+
+@app.command()
+def check(artifact: Artifact, backend: Backend = None, threads: Threads = None, as_json: Json = False) -> None:
+    """Compare an artifact with what the original said, on this machine. Needs neither torch nor the original.
+
+    llmc check build/quickstart
+    llmc check build/quickstart --backend tensorrt-rtx
+    """
+    from llmc.runtime import load
+    from llmc.summary import check_rows, gate_line
+
+    with load(artifact, backend, threads) as model:
+        report = model.check()
+        found = report.to_json() | {"backend": model.reason}
+    if as_json:
+        _print_json(found)
+    else:
+        _print_rows(str(artifact), [("backend", model.reason), *check_rows(found)])
+    if missed := [gate for gate in found["gates"] if not gate["passed"]]:
+        each = "; ".join(f"{gate['name']} {gate_line(gate)}" for gate in missed)
+        raise GateError(f"{artifact}: {each}; this backend does not say what the original said")
+
+
+@app.command()
+def run(
+    artifact: Artifact,
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="The text to continue; - reads standard input.")],
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the most likely token.")] = 0.0,
+    top_k: Annotated[int, typer.Option(min=0, help="0: no limit.")] = 0,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    speculative: Annotated[bool, typer.Option(help="Use the MTP layer, where there is one.")] = True,
+    backend: Backend = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Generate text, printed as it comes.
+
+    llmc run build/quickstart --prompt "def "
+    llmc run build/quickstart --prompt "import " --temperature 0.8 --seed 1 --max-new-tokens 200
+    """
+    from llmc.runtime import load
+
+    text = sys.stdin.read() if prompt == "-" else prompt
+    with load(artifact, backend, threads, speculative) as model:
+        if as_json:
+            _print_json(vars(model.generate(text, max_new_tokens, temperature, top_k, top_p, seed)))
+            return
+        typer.echo(text, nl=False)
+        for piece in model.stream(text, max_new_tokens, temperature, top_k, top_p, seed):
+            typer.echo(piece, nl=False)
+        typer.echo()
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A checkpoint directory, an artifact, or an engine.")],
+    as_json: Json = False,
+) -> None:
+    """Show what is in a checkpoint, an artifact or an engine.
+
+    llmc inspect build/quickstart
+    llmc inspect build/quickstart/engines/rtx-sm89-sm120.engine
+    """
+    from llmc.tables import inspect as look
+
+    found = look(path)
+    if as_json:
+        _print_json(found.data)
+    else:
+        for table in found.tables:
+            Console().print(table)
+
+
+@recipe_app.command()
+def schema() -> None:
+    """Print the recipe's JSON Schema, for editors.
+
+    llmc recipe schema > llmc-recipe.schema.json
+    """
+    from llmc.recipe import json_schema
+
+    _print_json(json_schema())
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _print_rows(title: str, lines: list[tuple[str, str]]) -> None:
+    from llmc.tables import table
+
+    made = table(title, "", "", numbers=False)
+    for line in lines:
+        made.add_row(*line)
+    Console().print(made)
+
+
+if __name__ == "__main__":
+    main()

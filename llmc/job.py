@@ -1,0 +1,83 @@
+"""A build before it begins: everything that its recipe names, found, read and checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmc.convert.checkpoint import Checkpoint
+from llmc.output import Output
+from llmc.plan import Plan, plan, rules_of
+from llmc.progress import Display
+from llmc.quant.assign import Rule
+from llmc.recipe import Recipe, load_recipe
+from llmc.source import Source, hash_files, locate
+from llmc.stages import code_version, key_of, versions
+from llmc.text import Texts, read_texts
+
+# Packages whose version may change the bytes of a stage's result.
+_QUANTISE_PACKAGES = ("torch", "numpy")
+_TARGET_PACKAGES = ("onnx", "onnx_ir", "ml_dtypes", "tensorrt-rtx-cu13", "tensorrt_rtx")
+_CHECK_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "tokenizers", "numpy")
+ALL_PACKAGES = tuple(dict.fromkeys((*_QUANTISE_PACKAGES, *_TARGET_PACKAGES, *_CHECK_PACKAGES)))
+
+
+@dataclass(frozen=True)
+class Job:
+    """A recipe with everything it names found, read and checked; nothing is written yet."""
+
+    recipe: Recipe
+    source: Source
+    checkpoint: Checkpoint
+    rules: list[Rule]
+    texts: Texts
+    source_files: dict[str, str]  # name → sha256
+    plan: Plan
+
+    @property
+    def keep(self) -> float | None:
+        return self.recipe.prune.keep if self.recipe.prune else None
+
+    @property
+    def targets(self) -> dict[str, dict[str, Any]]:
+        return {name: options or {} for entry in self.recipe.targets for name, options in entry.items()}
+
+    def keys(self) -> dict[str, str]:
+        """The key of every stage, and under "build" that of the whole: all are known before any work is done."""
+        rules = [vars(rule) for rule in self.rules]
+        code = [code_version("convert", without=("graph/", "targets/")), code_version("quant")]
+        quantised = key_of(
+            self.source_files, rules, self.keep, self.texts.key(), code, versions("python", *_QUANTISE_PACKAGES)
+        )
+        keys = {"quantise": quantised}
+        for name, options in self.targets.items():
+            keys[name] = key_of(quantised, name, options, code_version("convert"), versions(*_TARGET_PACKAGES))
+        gates = self.recipe.check.gates.limits()
+        keys["check"] = key_of(keys, gates, code_version("runtime"), versions(*_CHECK_PACKAGES))
+        keys["build"] = key_of(keys, self.recipe.model_dump(mode="json"), self.source.id, code_version("llmc"))
+        return keys
+
+
+def plan_only(argument: str, output: Path | None) -> Plan:
+    """The plan of a build; reads no weight and no text."""
+    recipe, base = load_recipe(argument)
+    checkpoint = Checkpoint.open(locate(recipe.model, base).path)
+    return plan(checkpoint, recipe, _output(recipe, output))
+
+
+def prepare(argument: str, output: Path | None, display: Display) -> tuple[Job, Output]:
+    """Finds and checks everything a build needs; InputError or MachineError before anything is written."""
+    recipe, base = load_recipe(argument)
+    place = Output(_output(recipe, output))
+    source = locate(recipe.model, base)
+    checkpoint = Checkpoint.open(source.path)
+    planned = plan(checkpoint, recipe, place.path)
+    texts = read_texts(recipe.calibration, recipe.check, checkpoint, base)
+    with display.stage("read the checkpoint"):
+        hashes = hash_files(checkpoint.files(), lambda done, total: display.update("sha256", done / total))
+    return Job(recipe, source, checkpoint, rules_of(recipe, checkpoint.spec), texts, hashes, planned), place
+
+
+def _output(recipe: Recipe, output: Path | None) -> Path:
+    return output or Path("build") / str(recipe.name)

@@ -1,0 +1,105 @@
+"""llmc.json: everything that is known about an artifact, and nothing of when or where it was made."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from llmc import __version__
+from llmc.convert.checkpoint import Checkpoint
+from llmc.job import ALL_PACKAGES, Job
+from llmc.output import MANIFEST
+from llmc.runtime.artifact import FORMAT_VERSION
+from llmc.sizes import sizes_by_role
+from llmc.stages import versions
+
+
+def build_manifest(
+    job: Job, artifact: Checkpoint, quantised: dict[str, Any], targets: dict[str, Any], key: str
+) -> dict[str, Any]:
+    """The manifest without `files` and `checks`; `quantised` is what the pass reported."""
+    spec = artifact.spec
+    recipe = job.recipe.model_dump(mode="json", exclude_none=True)
+    recipe["quantize"] = [vars(rule) for rule in job.rules]
+    return {
+        "format_version": FORMAT_VERSION,
+        "llmc_version": __version__,
+        "key": key,
+        "name": job.recipe.name,
+        "recipe": recipe,
+        "source": {
+            "id": job.source.id,
+            "revision": job.source.revision,
+            "license": job.source.license,
+            "files": job.source_files,
+        },
+        "texts": {"note": job.texts.note, "sha256": job.texts.key()},
+        "model": {
+            "family": spec.family,
+            "num_layers": spec.num_layers,
+            "num_mtp_layers": spec.num_mtp_layers,
+            "vocab_size": spec.vocab_size,
+            "max_position_embeddings": spec.max_position_embeddings,
+            "bos_token_id": spec.bos_token_id,
+            "eos_token_ids": list(spec.eos_token_ids),
+        },
+        "quantised": _roles(artifact, quantised),
+        "tensors": _tensors(artifact, quantised["modules"]),
+        "pruned": _pruned(job, quantised),
+        "layer_errors": quantised["layer_errors"],
+        "sizes": {"original": job.checkpoint.nbytes(), "artifact": artifact.nbytes()},
+        "targets": targets,
+        "checks": {},
+        "versions": versions(*ALL_PACKAGES),
+    }
+
+
+def _roles(artifact: Checkpoint, quantised: dict[str, Any]) -> dict[str, Any]:
+    """Role → parameters and bytes in the artifact, and how many were to be and are quantised, in which schemes."""
+    schemes: dict[str, set[str]] = {}
+    for module, report in quantised["modules"].items():
+        schemes.setdefault(artifact.role(f"{module}.weight"), set()).add(report["scheme"])
+    none = {"expected": 0, "quantised": 0}
+    return {
+        role: {"parameters": found.parameters, "bytes": found.bytes}
+        | {key: quantised["roles"].get(role, none)[key] for key in none}
+        | {"schemes": sorted(schemes.get(role, ()))}
+        for role, found in sizes_by_role(artifact).items()
+    }
+
+
+def _tensors(artifact: Checkpoint, modules: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Module → role, scheme, method, relative squared error, tokens seen, fallback taken."""
+    tensors = {}
+    for module, report in modules.items():
+        entry = {"role": artifact.role(f"{module}.weight"), "scheme": report["scheme"], "method": report["method"]}
+        error = report.get("output_error", report.get("weight_error"))
+        if error is not None:
+            entry["error"] = float(f"{error:.4g}")
+        tensors[module] = entry | {key: report[key] for key in ("tokens", "fallback") if key in report}
+    return tensors
+
+
+def _pruned(job: Job, quantised: dict[str, Any]) -> dict[str, Any]:
+    if not quantised["survivors"]:
+        return {}
+    before, after = job.plan.experts
+    return {
+        "method": "reap",
+        "experts_before": before,
+        "experts_after": after,
+        "survivors": quantised["survivors"],
+        "calibration_tokens": quantised["expert_tokens"],
+    }
+
+
+def hash_files_of(artifact: Path, known: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Relative path → sha256 and bytes of every file but the manifest; `known` ones are not read again."""
+    files = dict(known or {})
+    for path in sorted(artifact.rglob("*")):
+        name = path.relative_to(artifact).as_posix()
+        if path.is_file() and name != MANIFEST and name not in files:
+            with path.open("rb") as file:
+                files[name] = {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}
+    return files

@@ -1,0 +1,220 @@
+"""What a build will take and give, from the checkpoint's headers alone: no weight is read."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmc import machine
+from llmc.convert.checkpoint import Checkpoint
+from llmc.convert.quantised_weight import QuantisedWeight
+from llmc.convert.spec import LatentAttentionSpec, MixtureOfExpertsSpec, ModelSpec
+from llmc.errors import MachineError
+from llmc.progress import size
+from llmc.quant.assign import Rule, assign
+from llmc.quant.layerwise import DEFAULT_MEMORY_BUDGET
+from llmc.quant.prune import kept_per_group, routers
+from llmc.quant.schemes.scheme import Scheme
+from llmc.quant.stream import MICRO_BATCH_TOKENS
+from llmc.recipe import Recipe
+from llmc.sizes import Size, tensor_sizes
+
+# Python, torch and what they keep for themselves; measured.
+_BASE_MEMORY = 450 << 20
+
+
+@dataclass(frozen=True)
+class Change:
+    """A role or a layer, before and after the build."""
+
+    before: Size
+    after: Size
+
+    def __add__(self, other: Change) -> Change:
+        return Change(self.before + other.before, self.after + other.after)
+
+
+_NOTHING = Change(Size(0, 0), Size(0, 0))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """roles: what becomes of each; quantised, in parameters, counts what is left after pruning.
+
+    cache_bytes: bfloat16, per token, as it is kept; cache_bytes_expanded: as keys and values per head.
+    memory, work_disk and target_bytes are estimates; everything else is exact.
+    """
+
+    name: str
+    family: str
+    layers: int
+    mtp_layers: int
+    experts: list[int]  # before and after pruning; empty for a dense model
+    roles: dict[str, Change]
+    schemes: dict[str, dict[str, int]]  # role -> scheme -> parameters
+    total: Change
+    cache_bytes: int
+    cache_bytes_expanded: int
+    memory: int
+    work_disk: int
+    target_bytes: dict[str, int]
+    memory_available: int
+    disk_free: int
+
+    @property
+    def output_disk(self) -> int:
+        return self.total.after.bytes + sum(self.target_bytes.values())
+
+    @property
+    def fits_memory(self) -> bool:
+        return self.memory <= self.memory_available
+
+    @property
+    def fits_disk(self) -> bool:
+        return self.work_disk + self.output_disk <= self.disk_free
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {
+            "output_disk": self.output_disk,
+            "fits_memory": self.fits_memory,
+            "fits_disk": self.fits_disk,
+        }
+
+    def require(self, output: Path, already: int) -> None:
+        """MachineError if the build cannot fit; `already` bytes of it lie on the disk."""
+        needed = self.work_disk + self.output_disk - already
+        if needed > self.disk_free:
+            raise MachineError(
+                f"{output}: the build needs {size(needed)} of disk, but only {size(self.disk_free)} are free; "
+                "free some, or choose another --output"
+            )
+        if not self.fits_memory:
+            raise MachineError(
+                f"the build needs about {size(self.memory)} of memory, but only {size(self.memory_available)} are "
+                "free; stop other programs, or use a larger machine"
+            )
+
+
+def default_rules(spec: ModelSpec) -> list[Rule]:
+    """What is quantised when a recipe does not say: experts, or the MLPs of a dense model."""
+    return [Rule("experts" if routers(spec.mlps) else "dense_mlp", "int4-g128")]
+
+
+def rules_of(recipe: Recipe, spec: ModelSpec) -> list[Rule]:
+    return [Rule(rule.match, rule.scheme, rule.method) for rule in recipe.quantize] or default_rules(spec)
+
+
+def plan(checkpoint: Checkpoint, recipe: Recipe, output: Path) -> Plan:
+    """The plan of a build into `output`; InputError for what of the recipe does not fit the model."""
+    spec = checkpoint.spec
+    calibration, check = (part.windows(spec.max_position_embeddings) for part in (recipe.calibration, recipe.check))
+    text_tokens = math.prod(calibration) + 2 * math.prod(check)  # original and quantised model read the check text
+    assigned = assign(checkpoint, rules_of(recipe, spec))
+    found = routers(spec.mlps)
+    experts = [found[0].num_experts] * 2 if found else []
+    if recipe.prune and found:
+        experts[1] = kept_per_group(found[0], recipe.prune.keep) * found[0].num_groups
+    kept = experts[1] / experts[0] if experts else 1.0
+
+    changes: dict[str, Change] = {}
+    schemes: dict[str, dict[str, int]] = {}
+    layers = [_NOTHING for _ in range(spec.num_all_layers)]
+    for name, before in tensor_sizes(checkpoint).items():
+        role, parts = checkpoint.role(name), name.split(".")
+        parameters, count = before.parameters, before.bytes
+        if assignment := assigned.get(name.removesuffix(".weight")):
+            rows, columns = checkpoint.shape(name)
+            count = _stored_bytes(assignment.scheme, (rows, columns))
+        if ".mlp.gate." in name:  # one row per expert
+            parameters, count = round(parameters * kept), round(count * kept)
+        # All experts are alike, so which of them go does not matter here.
+        if "experts" in parts and int(parts[parts.index("experts") + 1]) >= experts[1]:
+            parameters = count = 0
+        change = Change(before, Size(parameters, count))
+        changes[role] = changes.get(role, _NOTHING) + change
+        if name.startswith("model.layers."):
+            layers[int(parts[2])] += change
+        if assignment and parameters:
+            by_scheme = schemes.setdefault(role, {})
+            by_scheme[assignment.scheme.name] = by_scheme.get(assignment.scheme.name, 0) + parameters
+    total = sum(changes.values(), _NOTHING)
+    cache, expanded = _cache_bytes(spec)
+    return Plan(
+        name=recipe.name or "",
+        family=checkpoint.family.name,
+        layers=spec.num_layers,
+        mtp_layers=spec.num_mtp_layers,
+        experts=experts,
+        roles=changes,
+        schemes=schemes,
+        total=total,
+        cache_bytes=cache,
+        cache_bytes_expanded=expanded,
+        memory=_memory(spec, layers),
+        # Two layers' activations, and a shard on its way into its file.
+        work_disk=2 * 4 * spec.hidden_size * text_tokens + max(layer.after.bytes for layer in layers),
+        target_bytes=_target_bytes(recipe.targets, schemes, total),
+        memory_available=machine.memory(),
+        disk_free=machine.free_disk(output),
+    )
+
+
+@functools.cache
+def _stored_bytes(scheme: Scheme, shape: tuple[int, int]) -> int:
+    """Bytes on disk of a weight in a scheme: its own code, run on tensors without memory."""
+    weight = torch.empty(shape, device="meta")
+    codes = scheme.to_codes(weight)
+    stored = scheme.stored("m", QuantisedWeight(codes, scheme.scales(weight), scheme.block(shape), scheme.code_type))
+    return sum(tensor.nbytes for tensor in stored.values())
+
+
+def _cache_bytes(spec: ModelSpec) -> tuple[int, int]:
+    """bfloat16 bytes per token: as kept, and as one key and one value per head."""
+    attention, layers = spec.attention, spec.num_all_layers
+    if isinstance(attention, LatentAttentionSpec):
+        kept = attention.kv_lora_rank + attention.qk_rope_head_dim
+        head = attention.qk_nope_head_dim + attention.qk_rope_head_dim + attention.v_head_dim
+        return 2 * layers * kept, 2 * layers * attention.num_heads * head
+    kept = 2 * attention.num_kv_heads * attention.head_dim
+    return 2 * layers * kept, 2 * layers * kept
+
+
+def _memory(spec: ModelSpec, layers: Sequence[Change]) -> int:
+    """Peak of the single pass: the largest layer in float32 and once more as codes and shard, the solver's share
+    or the head and one block of logits, and the widest activations of a micro-batch."""
+    widest = max(
+        [spec.hidden_size * 4]
+        + [
+            max(mlp.intermediate_size, mlp.shared_intermediate_size, mlp.intermediate_size * mlp.router.top_k)
+            if isinstance(mlp, MixtureOfExpertsSpec)
+            else mlp.intermediate_size
+            for mlp in spec.mlps
+        ]
+    )
+    largest = max(layer.before.parameters for layer in layers)
+    ends = 4 * spec.vocab_size * spec.hidden_size
+    solver = min(DEFAULT_MEMORY_BUDGET, 8 * 4 * largest)
+    micro_batch = 4 * MICRO_BATCH_TOKENS * (4 * spec.hidden_size + 4 * widest)
+    return _BASE_MEMORY + max(largest * 5 + solver, 2 * ends) + micro_batch
+
+
+def _target_bytes(
+    targets: Sequence[Mapping[str, Any]], schemes: Mapping[str, Mapping[str, int]], total: Change
+) -> dict[str, int]:
+    """Bytes that each target adds: ONNX Runtime only encodes FP8 anew, the others have weights of their own."""
+    fp8 = sum(count for counts in schemes.values() for name, count in counts.items() if name.startswith("fp8"))
+    result = {}
+    for name, options in (item for target in targets for item in target.items()):
+        if name == "onnxruntime":
+            result[name] = fp8
+        elif name == "tensorrt-rtx" and fp8 and min((options or {}).get("sm", [0])) < 89:
+            result[name] = 2 * total.after.bytes + fp8  # a second engine, with FP8 weights in bfloat16
+        else:
+            result[name] = total.after.bytes
+    return result

@@ -1,0 +1,38 @@
+"""Parameters and bytes of a checkpoint's tensors, from its headers."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+from llmc.convert.checkpoint import Checkpoint
+from llmc.convert.formats import PART_NAMES
+from llmc.convert.safetensors_file import read_header
+
+
+@dataclass(frozen=True)
+class Size:
+    parameters: int
+    bytes: int
+
+    def __add__(self, other: Size) -> Size:
+        return Size(self.parameters + other.parameters, self.bytes + other.bytes)
+
+
+def tensor_sizes(checkpoint: Checkpoint) -> dict[str, Size]:
+    """By logical name; the scales of a quantised weight count as bytes, not as parameters."""
+    stored: Counter[str] = Counter()
+    for shard in checkpoint.shards:
+        for name, tensor in read_header(shard).items():
+            module, _, last = name.rpartition(".")
+            stored[f"{module}.weight" if last in PART_NAMES else name] += tensor.nbytes
+    return {name: Size(math.prod(checkpoint.shape(name)), stored[name]) for name in checkpoint.names()}
+
+
+def sizes_by_role(checkpoint: Checkpoint) -> dict[str, Size]:
+    roles: dict[str, Size] = {}
+    for name, size in tensor_sizes(checkpoint).items():
+        role = checkpoint.role(name)
+        roles[role] = roles.get(role, Size(0, 0)) + size
+    return roles

@@ -1,0 +1,135 @@
+"""Tables about a plan, a checkpoint, an artifact, an engine."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from llmc.errors import InputError
+from llmc.output import MANIFEST
+from llmc.progress import size
+
+if TYPE_CHECKING:
+    from llmc.plan import Plan
+
+
+@dataclass(frozen=True)
+class Found:
+    """The same as JSON and as tables."""
+
+    data: dict[str, Any]
+    tables: list[Table]
+
+
+def inspect(path: Path) -> Found:
+    """InputError for what is neither checkpoint, artifact nor engine."""
+    if path.suffix == ".engine" or (path.suffix == ".json" and path.with_suffix(".engine").exists()):
+        return _engine(path.with_suffix(".json"))
+    if (path / MANIFEST).is_file():
+        return _artifact(path)
+    return _checkpoint(path)
+
+
+def plan_tables(plan: Plan) -> list[Table]:
+    mtp = f" + {plan.mtp_layers} MTP" if plan.mtp_layers else ""
+    experts = f", {plan.experts[0]} → {plan.experts[1]} experts per layer" if plan.experts else ""
+    roles = table(
+        f"{plan.name}: {plan.family}, {plan.layers}{mtp} layers{experts}",
+        "role", "parameters", "bytes", "→ parameters", "→ bytes", "scheme",
+    )  # fmt: skip
+    for role, change in [*plan.roles.items(), ("total", plan.total)]:
+        before, after = change.before, change.after
+        schemes = ", ".join(plan.schemes.get(role, ()))
+        numbers = f"{before.parameters:,}", size(before.bytes), f"{after.parameters:,}", size(after.bytes)
+        roles.add_row(role, *numbers, schemes, style="bold" if role == "total" else None)
+    needs = table("this machine", "", "needed", "free", "")
+    needs.add_row("memory, about", size(plan.memory), size(plan.memory_available), _fits(plan.fits_memory))
+    disk = size(plan.work_disk + plan.output_disk)
+    needs.add_row("disk while it works", disk, size(plan.disk_free), _fits(plan.fits_disk))
+    needs.add_row("disk of the artifact", size(plan.output_disk), "", "")
+    for name, count in plan.target_bytes.items():
+        needs.add_row(f"  of it target {name}, about", size(count), "", "")
+    cache = table("cache, bfloat16", "", "per token", "32,768 tokens")
+    cache.add_row("as kept", size(plan.cache_bytes), size(plan.cache_bytes * 32768))
+    if plan.cache_bytes_expanded != plan.cache_bytes:
+        expanded = plan.cache_bytes_expanded
+        cache.add_row("if it were expanded to heads", size(expanded), size(expanded * 32768))
+    return [roles, needs, cache]
+
+
+def table(title: str, *columns: str, numbers: bool = True) -> Table:
+    """A table whose first column is words; the others are numbers, aligned right, or words too."""
+    made = Table(title=title, title_justify="left", show_header=any(columns))
+    for index, column in enumerate(columns):
+        made.add_column(column, justify="right" if numbers and index else "left", overflow="fold")
+    return made
+
+
+def _fits(fits: bool) -> str:
+    return "fits" if fits else "DOES NOT FIT"
+
+
+def _artifact(path: Path) -> Found:
+    from llmc.runtime.artifact import Artifact
+    from llmc.summary import rows
+
+    manifest = Artifact.open(path).manifest
+    overview = table(str(path), "", "", numbers=False)
+    for row in rows(manifest):
+        overview.add_row(*row)
+    files = table("files", "file", "bytes")
+    for name, entry in manifest["files"].items():
+        files.add_row(name, f"{entry['bytes']:,}")
+    return Found(manifest, [overview, files])
+
+
+def _checkpoint(path: Path) -> Found:
+    from llmc.convert.checkpoint import Checkpoint
+    from llmc.sizes import sizes_by_role
+
+    checkpoint = Checkpoint.open(path)
+    spec, roles = checkpoint.spec, sizes_by_role(checkpoint)
+    mtp = f" + {spec.num_mtp_layers} MTP" if spec.num_mtp_layers else ""
+    title = f"{path}: {spec.family}, {spec.num_layers}{mtp} layers, context {spec.max_position_embeddings:,}"
+    made = table(title, "role", "parameters", "bytes")
+    for role, found in roles.items():
+        made.add_row(role, f"{found.parameters:,}", size(found.bytes))
+    made.add_row("total", f"{sum(r.parameters for r in roles.values()):,}", size(checkpoint.nbytes()), style="bold")
+    data = {
+        "path": str(path),
+        "family": spec.family,
+        "num_layers": spec.num_layers,
+        "num_mtp_layers": spec.num_mtp_layers,
+        "vocab_size": spec.vocab_size,
+        "hidden_size": spec.hidden_size,
+        "max_position_embeddings": spec.max_position_embeddings,
+        "shards": [shard.name for shard in checkpoint.shards],
+        "bytes": checkpoint.nbytes(),
+        "roles": {role: vars(found) for role, found in roles.items()},
+    }
+    return Found(data, [made])
+
+
+def _engine(path: Path) -> Found:
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: the description of the engine cannot be read ({error}); build it again") from error
+    overview = table(str(data["engine"]), "", "", numbers=False)
+    for key in ("graph", "tensorrt_rtx", "sm", "context", "batch"):
+        overview.add_row(key, str(data[key]))
+    overview.add_row("size", f"{size(data['bytes'])}, of which {size(data['text_bytes'])} program text")
+    for kind, count in data["weight_bytes"].items():
+        overview.add_row(f"weights, {kind}", size(count))
+    io = table("inputs and outputs", "", "name", "dtype", "shape", numbers=False)
+    for direction in ("inputs", "outputs"):
+        for value in data[direction]:
+            io.add_row(direction[:-1], value["name"], value["dtype"], str(value["shape"]))
+    profiles = table("profiles", "number", "tokens per row")
+    for number, profile in enumerate(data["profiles"]):
+        profiles.add_row(str(number), str(profile["tokens"]))
+    return Found(data, [overview, io, profiles])
