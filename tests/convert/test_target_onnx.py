@@ -6,11 +6,13 @@ import onnx
 import pytest
 import torch
 from graph_session import GraphSession, divergences
+from pydantic import ValidationError
 from quantised_checkpoint import CASES, quantised_checkpoint
 
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.model import CausalLM
 from llmc.convert.targets import TargetResult, target
+from llmc.errors import InputError
 
 EXACT = 1e-9  # float32 in another order of summation leaves 1e-12
 
@@ -30,6 +32,13 @@ def test_checker(built: tuple[Checkpoint, TargetResult]) -> None:
 
 def test_equals_torch(built: tuple[Checkpoint, TargetResult]) -> None:
     compare_with_torch(*built, limit=EXACT)
+
+
+def test_unknown_target() -> None:
+    with pytest.raises(InputError, match=r"unknown target 'onnxrt'; known: onnx, onnxruntime"):
+        target("onnxrt")
+    with pytest.raises(ValidationError):
+        target("onnxruntime").Options(accuracy=1)
 
 
 def compare_with_torch(checkpoint: Checkpoint, result: TargetResult, limit: float) -> None:
