@@ -1,0 +1,56 @@
+"""What tests of all rooms share."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+# Tests run in parallel; before anything imports torch.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+from random_checkpoint import DEEPSEEK_V3, random_checkpoint
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def embedded() -> Path:
+    """The trained checkpoint that ships with llmc."""
+    return REPOSITORY / "recipes" / "checkpoints" / "tiny-deepseek-v3"
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DeepSeek-V3 of 0.3 M random parameters whose tokens are bytes; inputs are multiples of 32."""
+    path = random_checkpoint(
+        tmp_path_factory.mktemp("models") / "small",
+        DEEPSEEK_V3,
+        vocab_size=260,
+        intermediate_size=96,
+        moe_intermediate_size=32,
+        q_lora_rank=32,
+        num_hidden_layers=2,
+        max_position_embeddings=128,
+    )
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: number for number, token in enumerate(["<bos>", "<eos>", *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<bos>", "<eos>"])
+    tokenizer.save(str(path / "tokenizer.json"))
+    return path
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """100,000 characters of words."""
+    generator = random.Random(0)
+    words = ["".join(generator.choices("etaoinshrdlu", k=generator.randint(2, 9))) for _ in range(500)]
+    lines = [" ".join(generator.choices(words, k=10)) for _ in range(1600)]
+    path = tmp_path_factory.mktemp("text") / "words.txt"
+    path.write_text("\n".join(lines))
+    return path

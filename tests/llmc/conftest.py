@@ -1,0 +1,51 @@
+"""Recipes for the small model, and the command line run inside the test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from llmc.cli import app
+
+Recipe = Callable[..., Path]
+Llmc = Callable[..., Result]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, small_model: Path, text_file: Path) -> Recipe:
+    """Writes small.yaml; keyword arguments replace whole keys of it, None removes one."""
+
+    def write(**changes: Any) -> Path:
+        content: dict[str, Any] = {
+            "model": str(small_model),
+            "calibration": {"text": str(text_file), "samples": 8, "length": 64},
+            "prune": {"keep": 0.75},
+            "quantize": [
+                {"match": "experts", "scheme": "int4-g32"},
+                {"match": "attention", "scheme": "fp8-block"},
+            ],
+            "targets": [{"onnxruntime": {}}],
+            "check": {"text": str(text_file), "tokens": 256, "length": 64},
+        } | changes
+        path = tmp_path / "small.yaml"
+        path.write_text(yaml.safe_dump({key: value for key, value in content.items() if value is not None}))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def llmc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Llmc:
+    """`llmc("build", …)` in an empty directory."""
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+
+    def run(*arguments: str | Path) -> Result:
+        return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+    return run
