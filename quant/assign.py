@@ -47,7 +47,8 @@ def check_rules(rules: Iterable[Rule]) -> None:
                 raise InputError(f"match {rule.match!r}: not a regular expression ({error})") from error
         elif rule.match not in QUANTISABLE:
             raise InputError(
-                f"match {rule.match!r} is not a role that can be quantised; use one of {', '.join(QUANTISABLE)}, or re:…"
+                f"match {rule.match!r} is not a role that can be quantised; "
+                f"use one of {', '.join(QUANTISABLE)}, or re:…"
             )
 
 
@@ -84,6 +85,7 @@ def assign(checkpoint: Checkpoint, rules: Sequence[Rule]) -> dict[str, Assignmen
     if idle := [rule for rule in rules if rule not in used]:
         roles = {checkpoint.role(f"{module}.weight") for module in linear_modules(checkpoint)}
         raise InputError(
-            f"quantize rule `match: {idle[0].match}` matches nothing (any more) in this model; it has {', '.join(sorted(roles))}"
+            f"quantize rule `match: {idle[0].match}` matches nothing that an earlier rule left; "
+            f"this model has {', '.join(sorted(roles))}"
         )
     return result

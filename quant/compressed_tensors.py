@@ -30,7 +30,7 @@ def quantization_config(schemes: dict[str, str], all_modules: Iterable[str]) -> 
         "format": formats.pop() if len(formats) == 1 else "mixed-precision",
         "quantization_status": "compressed",
         "config_groups": groups,
-        "ignore": patterns([module for module in all_modules if module not in schemes]) + ["lm_head"],
+        "ignore": [*patterns([module for module in all_modules if module not in schemes]), "lm_head"],
         "kv_cache_scheme": None,
     }
 

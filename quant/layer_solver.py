@@ -27,11 +27,11 @@ class Job:
     members: list[list[str]]
     expert: bool
 
-    def matrix_bytes(self, modules: dict[str, nn.Module]) -> int:
+    def matrix_bytes(self, modules: dict[str, nn.Linear]) -> int:
         """Working memory for one matrix of the batch, in bytes: Hessian and factors, weights and their copies."""
         shapes = [modules[name].weight.shape for name in self.members[0]]
         rows, columns = sum(shape[0] for shape in shapes), shapes[0][1]
-        return 4 * (5 * columns * columns + 10 * rows * columns)  # type: ignore[operator]
+        return 4 * (5 * columns * columns + 10 * rows * columns)
 
 
 @dataclass
@@ -78,10 +78,10 @@ def solve_layer(
     Hessians fit `memory_budget` bytes together.
     """
     solved = Solved()
-    modules = dict(layer.named_modules())
+    modules = {name: module for name, module in layer.named_modules() if isinstance(module, nn.Linear)}
     for name, assignment in assigned.items():
         if assignment.method == "rtn":
-            weight = modules[name].weight.float()  # type: ignore[union-attr, operator]
+            weight = modules[name].weight.float()
             quantised = round_to_nearest(weight, assignment.scheme)
             lost = (quantised.dequantise() - weight).square().sum() / weight.square().sum().clamp_min(1e-30)
             solved.weights[name] = quantised
@@ -96,7 +96,7 @@ def solve_layer(
     return solved
 
 
-def _portions(all_jobs: list[Job], modules: dict[str, nn.Module], budget: int) -> list[list[Job]]:
+def _portions(all_jobs: list[Job], modules: dict[str, nn.Linear], budget: int) -> list[list[Job]]:
     """Jobs, cut where a portion's working memory would pass the budget; at least one matrix each."""
     portions: list[list[Job]] = [[]]
     room = budget
@@ -117,7 +117,7 @@ def _portions(all_jobs: list[Job], modules: dict[str, nn.Module], budget: int) -
 
 def _solve_job(
     job: Job,
-    modules: dict[str, nn.Module],
+    modules: dict[str, nn.Linear],
     hessians: Hessians,
     assigned: dict[str, Assignment],
     top_k: int,
@@ -126,7 +126,7 @@ def _solve_job(
     sources = [observed(names[0], assigned) for names in job.members]
     tokens = [hessians.tokens[source] for source in sources]
     hessian = torch.stack([hessians.sums[source] for source in sources])
-    weight = torch.stack([torch.cat([modules[n].weight for n in names]) for names in job.members])  # type: ignore[misc]
+    weight = torch.stack([torch.cat([modules[n].weight for n in names]) for names in job.members])
     pooled = [False] * len(sources)
     if job.expert:
         total = sum(tokens) / top_k
@@ -160,17 +160,17 @@ def _take_apart(
     result: Quantised,
     number: int,
     names: list[str],
-    modules: dict[str, nn.Module],
+    modules: dict[str, nn.Linear],
     weights: dict[str, QuantisedWeight],
 ) -> None:
     """Cuts matrix `number` back into the layers that were stacked in it."""
     whole, row = result.weight(number), 0
     for name in names:
-        rows = modules[name].weight.shape[0]  # type: ignore[index, union-attr]
+        rows = modules[name].weight.shape[0]
         if len(names) == 1:
             weights[name] = whole
         else:  # one row per scale block, see `jobs`
-            end = row + rows  # type: ignore[operator]
+            end = row + rows
             codes, scales = whole.codes[row:end].clone(), whole.scales[row:end].clone()
             weights[name] = QuantisedWeight(codes, scales, whole.block, whole.code_type)
             row = end

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 from torch.nn import functional
 
 from llmc.convert.checkpoint import Checkpoint
@@ -189,7 +190,7 @@ class _Pass:
                 self.budget,
             )
         for name, weight in solved.weights.items():
-            layer.get_submodule(name).weight.copy_(weight.dequantise())  # type: ignore[union-attr, operator]
+            _linear(layer, name).weight.copy_(weight.dequantise())
         if not is_mtp:
             self._advance(layer, "calibration", index)
             self._advance(layer, "check", index)
@@ -263,7 +264,7 @@ class _Pass:
         return kept, scores.tokens.tolist()
 
     def _stored_alike(self, prefix: str, mine: dict[str, Assignment], kept: list[int] | None) -> set[str]:
-        """Modules that the checkpoint already stores in the scheme asked for: their codes are kept, not rounded twice."""
+        """Modules that the checkpoint already stores in the scheme asked for: codes are kept, not rounded twice."""
         names = set()
         for name, assignment in mine.items():
             weight = self.checkpoint.quantised(prefix + _original(name, kept))
@@ -288,7 +289,7 @@ class _Pass:
         for name, assignment in mine.items():
             role = self.checkpoint.role(f"{prefix}{name}.weight")
             counts = roles.setdefault(role, {"expected": 0, "quantised": 0})
-            size = layer.get_submodule(name).weight.numel()  # type: ignore[union-attr, operator]
+            size = _linear(layer, name).weight.numel()
             counts["expected"] += size
             counts["quantised"] += size if schemes.get(prefix + name) == assignment.scheme.name else 0
         return roles
@@ -315,7 +316,8 @@ class _Pass:
         for role, counts in result.roles.items():
             if counts["expected"] != counts["quantised"]:
                 raise LlmcError(
-                    f"{role}: {counts['quantised']:,} of {counts['expected']:,} parameters were quantised; this is a bug in llmc"
+                    f"{role}: {counts['quantised']:,} of {counts['expected']:,} parameters were quantised; "
+                    "this is a bug in llmc"
                 )
         last = self.spec.num_layers
         result.ppl_original, result.ppl = write_reference(
@@ -346,6 +348,12 @@ class _Pass:
             if kept is None or "experts" not in parts or int(parts[parts.index("experts") + 1]) < len(kept):
                 modules.append(module)
         return modules
+
+
+def _linear(layer: DecoderLayer, name: str) -> nn.Linear:
+    module = layer.get_submodule(name)
+    assert isinstance(module, nn.Linear), name
+    return module
 
 
 def _original(name: str, kept: list[int] | None) -> str:

@@ -20,7 +20,7 @@ class Scheme(ABC):
     def block(self, shape: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns that share a scale in an [out, in] weight."""
 
-    def check(self, weight_name: str, shape: tuple[int, int]) -> None:
+    def check(self, weight_name: str, shape: tuple[int, int]) -> None:  # noqa: B027  # most schemes fit every shape
         """InputError when a weight of this shape cannot be stored in this scheme."""
 
     @abstractmethod
