@@ -165,7 +165,7 @@ def load_recipe(argument: str) -> tuple[Recipe, Path]:
     import llmc.recipes
 
     path, shipped = Path(argument), Path(llmc.recipes.__file__).parent
-    if not path.exists() and re.fullmatch(r"[\w-]+", argument):
+    if not path.exists() and re.fullmatch(r"[\w.-]+", argument):
         path = shipped / f"{argument}.yaml"
     if path.is_file():
         recipe = read_recipe(path)

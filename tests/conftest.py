@@ -33,6 +33,9 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         moe_intermediate_size=32,
         q_lora_rank=32,
         num_hidden_layers=2,
+        num_experts_per_tok=2,
+        n_group=2,
+        topk_group=1,
         max_position_embeddings=128,
     )
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

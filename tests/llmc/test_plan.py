@@ -1,0 +1,101 @@
+"""The plan's numbers against numbers worked out by hand."""
+
+from pathlib import Path
+
+import pytest
+from random_checkpoint import DEEPSEEK_V3, LLAMA, random_checkpoint
+
+from llmc import machine
+from llmc.convert.checkpoint import Checkpoint
+from llmc.errors import InputError, MachineError
+from llmc.plan import Plan, plan
+from llmc.recipe import Prune, Quantize, Recipe
+
+
+def planned(path: Path, **recipe: object) -> Plan:
+    return plan(Checkpoint.open(path), Recipe(model=str(path), **recipe), path / "out")  # type: ignore[arg-type]
+
+
+def test_mixture_of_experts_by_hand(tmp_path: Path) -> None:
+    """Hidden 64; 8 experts of width 64 in two MoE layers and the MTP layer; float32 on disk."""
+    path = random_checkpoint(
+        tmp_path / "m", DEEPSEEK_V3, moe_intermediate_size=64, num_experts_per_tok=2, n_group=2, topk_group=1
+    )
+    found = planned(
+        path,
+        prune=Prune(keep=0.5),
+        quantize=[Quantize(match="experts", scheme="int4-g32"), Quantize(match="attention", scheme="fp8-block")],
+        calibration={"samples": 2, "length": 32},
+        check={"tokens": 64, "length": 32},
+    )
+    assert found.experts == [8, 4]
+
+    one = 3 * 64 * 64  # parameters of an expert: gate, up, down
+    experts = found.roles["experts"]
+    assert experts.before.parameters == 2 * 8 * one
+    assert experts.before.bytes == 4 * 2 * 8 * one
+    assert experts.after.parameters == 2 * 4 * one
+    # Half a byte a weight, a bfloat16 scale for each 32, and a shape of two int64 for each matrix.
+    assert experts.after.bytes == 2 * 4 * (one // 2 + one // 32 * 2 + 3 * 16)
+
+    router = found.roles["router"]  # weight [8, 64] and bias [8]
+    assert (router.before.parameters, router.after.parameters) == (2 * (8 * 64 + 8), 2 * (4 * 64 + 4))
+
+    # q_a [24, 64], q_b [96, 24], kv_a [40, 64], o [64, 80]: 1, 1, 1 and 1 blocks of 128 x 128, float32 scales.
+    # The norms inside attention have another role.
+    attention = found.roles["attention"]
+    linear = 24 * 64 + 96 * 24 + 40 * 64 + 64 * 80
+    assert attention.before.parameters == 3 * linear
+    assert attention.after.bytes == 3 * (linear + 4 * 4)
+
+    # The MTP layer keeps its precision and loses half of its experts.
+    mtp = found.roles["mtp"]
+    assert mtp.before.parameters - mtp.after.parameters == 4 * one + 4 * 64 + 4
+    assert mtp.after.bytes == 4 * mtp.after.parameters
+
+    assert found.total.before.bytes == Checkpoint.open(path).nbytes()
+    assert found.schemes == {"experts": {"int4-g32": 2 * 4 * one}, "attention": {"fp8-block": 3 * linear}}
+    # Latent: (32 + 8) values in 4 layers. Expanded: 4 heads of 16 + 8 for keys and 20 for values.
+    assert (found.cache_bytes, found.cache_bytes_expanded) == (2 * 4 * 40, 2 * 4 * 4 * 44)
+    # Two layers' float32 activations [tokens, 64] of 64 + 64 + 64 tokens, and the largest layer's new shard.
+    assert found.work_disk - 2 * 4 * 64 * 192 == mtp.after.bytes
+
+
+def test_dense_by_hand(tmp_path: Path) -> None:
+    path = random_checkpoint(tmp_path / "m", LLAMA, intermediate_size=128, hidden_size=128)
+    found = planned(path)  # the default recipe
+    mlp = found.roles["dense_mlp"]
+    assert found.experts == []
+    assert mlp.before.parameters == mlp.after.parameters == 2 * 3 * 128 * 128
+    assert mlp.after.bytes == 2 * 3 * (128 * 64 + 128 * 2 + 16)
+    assert found.cache_bytes == found.cache_bytes_expanded == 2 * 2 * 2 * 2 * 16
+    assert found.target_bytes == {"onnxruntime": 0}
+
+
+def test_wrong_for_the_model(tmp_path: Path) -> None:
+    path = random_checkpoint(tmp_path / "m", DEEPSEEK_V3, num_experts_per_tok=2, n_group=2, topk_group=1)
+    with pytest.raises(InputError, match=r"use one of 0\.5, 0\.75, 1"):
+        planned(path, prune=Prune(keep=0.7), quantize=[Quantize(match="attention", scheme="fp8-block")])
+    with pytest.raises(InputError, match="48 inputs"):
+        planned(path, quantize=[Quantize(match="experts", scheme="int4-g64")])
+
+
+def test_says_what_does_not_fit(tmp_path: Path, small_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rules = [Quantize(match="experts", scheme="int4-g32")]
+    found = planned(small_model, quantize=rules)
+    assert found.fits_disk
+    assert found.fits_memory
+    found.require(tmp_path, 0)
+
+    needed = found.work_disk + found.output_disk
+    monkeypatch.setattr(machine, "free_disk", lambda path: needed - 1)
+    short = planned(small_model, quantize=rules)
+    assert not short.fits_disk
+    with pytest.raises(MachineError, match="disk"):
+        short.require(tmp_path, 0)
+    short.require(tmp_path, 1)  # what is there already need not be free
+
+    monkeypatch.undo()
+    monkeypatch.setattr(machine, "memory", lambda: found.memory - 1)
+    with pytest.raises(MachineError, match="memory"):
+        planned(small_model, quantize=rules).require(tmp_path, 0)

@@ -1,0 +1,83 @@
+"""Calibration and check text never share a document and are the same in every run."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llmc.convert.checkpoint import Checkpoint
+from llmc.errors import InputError
+from llmc.recipe import PYTHON_DOCS, Calibration, Check
+from llmc.text import Texts, python_documents, read_texts
+
+
+@pytest.fixture
+def checkpoint(small_model: Path) -> Checkpoint:
+    return Checkpoint.open(small_model)
+
+
+def texts(checkpoint: Checkpoint, base: Path, calibration: str, check: str, seed: int = 0) -> Texts:
+    return read_texts(
+        Calibration(text=calibration, samples=6, length=32, seed=seed), Check(text=check, tokens=128), checkpoint, base
+    )
+
+
+def test_python_documents_are_split_by_name() -> None:
+    documents = list(python_documents())
+    held_out = {text for out, text in documents if out}
+    train = {text for out, text in documents if not out}
+    assert 0.02 < len(held_out) / len(documents) < 0.12
+    assert not held_out & train
+
+
+def test_deterministic_and_seeded(checkpoint: Checkpoint) -> None:
+    first, again = (texts(checkpoint, Path(), PYTHON_DOCS, PYTHON_DOCS) for _ in range(2))
+    assert first.key() == again.key()
+    other = texts(checkpoint, Path(), PYTHON_DOCS, PYTHON_DOCS, seed=1)
+    assert (first.calibration != other.calibration).any()
+    assert (first.check == other.check).all()
+    assert first.calibration.shape == (6, 32)
+    assert first.check.shape == (1, 128)
+    assert first.calibration.dtype == np.int64
+
+
+def test_one_file_for_both_is_split(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    # Every line is its own number: what is in both texts would be seen.
+    (tmp_path / "t.txt").write_text("".join(f"{number:07d}\n" for number in range(20_000)))
+    both = read_texts(
+        Calibration(text="t.txt", samples=900, length=128), Check(text="t.txt", tokens=12800), checkpoint, tmp_path
+    )
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(checkpoint.path / "tokenizer.json"))
+    lines = [set(tokenizer.decode(part.ravel().tolist()).split()) for part in (both.calibration, both.check)]
+    whole = [{line for line in part if len(line) == 7} for part in lines]
+    assert len(whole[0]) > 10_000
+    assert len(whole[1]) > 1_000
+    assert not whole[0] & whole[1]
+    assert "every 5th piece" in both.note
+
+
+def test_documents_end_with_the_end_token(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("word " * 5000)  # one line: one document
+    (tmp_path / "b.txt").write_text("other " * 5000)
+    both = read_texts(
+        Calibration(text="a.txt", samples=195, length=128), Check(text="b.txt", tokens=128), checkpoint, tmp_path
+    )
+    assert (both.calibration == 1).sum() == 0  # 24,960 of 25,000 characters
+    with pytest.raises(InputError, match="25,001 tokens"):  # the document and its end
+        read_texts(
+            Calibration(text="a.txt", samples=196, length=128), Check(text="b.txt", tokens=128), checkpoint, tmp_path
+        )
+
+
+@pytest.mark.parametrize("text", ["missing.txt", "builtin:python-dcos"])
+def test_missing(checkpoint: Checkpoint, tmp_path: Path, text: str) -> None:
+    with pytest.raises(InputError, match=text):
+        texts(checkpoint, tmp_path, text, PYTHON_DOCS)
+
+
+def test_not_text(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    (tmp_path / "t.bin").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="UTF-8"):
+        texts(checkpoint, tmp_path, "t.bin", PYTHON_DOCS)
