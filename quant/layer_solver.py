@@ -15,9 +15,6 @@ from llmc.quant.gptq import Quantised, round_to_nearest, solve
 from llmc.quant.hessian import Hessians, expert_of, observed
 from llmc.quant.schemes.scheme import Scheme
 
-# Experts that saw fewer tokens than this share of all are calibrated on the pooled inputs of all experts.
-MIN_TOKEN_SHARE = 0.005
-
 
 @dataclass(frozen=True)
 class Job:
@@ -69,13 +66,14 @@ def solve_layer(
     layer: nn.Module,
     assigned: dict[str, Assignment],
     calibrate: Callable[[str], None],
-    top_k: int,
+    few_tokens: Callable[[int], float],
     memory_budget: int,
 ) -> Solved:
     """Quantises every module in `assigned` (names inside the layer); the layer itself is left as it is.
 
     calibrate(phase): runs all calibration tokens through the layer; called once per portion of experts whose
     Hessians fit `memory_budget` bytes together.
+    few_tokens(inputs): an expert that saw fewer is calibrated on the pooled inputs of the experts beside it.
     """
     solved = Solved()
     modules = {name: module for name, module in layer.named_modules() if isinstance(module, nn.Linear)}
@@ -92,7 +90,7 @@ def solve_layer(
         calibrate("calibrate" if number == 0 else f"calibrate, portion {number + 1}")
         hessians.detach()
         for job in portion:
-            _solve_job(job, modules, hessians, assigned, top_k, solved)
+            _solve_job(job, modules, hessians, assigned, few_tokens, solved)
     return solved
 
 
@@ -120,7 +118,7 @@ def _solve_job(
     modules: dict[str, nn.Linear],
     hessians: Hessians,
     assigned: dict[str, Assignment],
-    top_k: int,
+    few_tokens: Callable[[int], float],
     solved: Solved,
 ) -> None:
     sources = [observed(names[0], assigned) for names in job.members]
@@ -129,9 +127,7 @@ def _solve_job(
     weight = torch.stack([torch.cat([modules[n].weight for n in names]) for names in job.members])
     pooled = [False] * len(sources)
     if job.expert:
-        total = sum(tokens) / top_k
-        fewest = max(MIN_TOKEN_SHARE * total, 2 * weight.shape[-1] / top_k)
-        pooled = [count < fewest for count in tokens]
+        pooled = [count < few_tokens(weight.shape[-1]) for count in tokens]
         if any(pooled):
             everything = hessian.sum(0) / max(1, sum(tokens))
             for number, few in enumerate(pooled):

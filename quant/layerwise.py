@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,6 +40,7 @@ from llmc.quant.shard import scheme_of, shard_path, write_ends, write_index, wri
 from llmc.quant.stream import Stream
 
 DEFAULT_MEMORY_BUDGET = 4 << 30
+MIN_TOKEN_SHARE = 0.005  # of all calibration tokens, for an expert to be calibrated on its own ones
 
 
 class Progress(Protocol):
@@ -116,6 +118,7 @@ class _Pass:
         if keep is not None and not found:
             raise InputError(f"{checkpoint.path}: this model has no experts to prune; remove `prune` from the recipe")
         self.per_group = kept_per_group(found[0], keep) if keep is not None else None
+        self.last_calibrated = self._last_calibrated()
         self.layer = 0  # the one at work, for progress
 
     def run(self) -> QuantiseResult:
@@ -132,6 +135,12 @@ class _Pass:
         if not ends.exists():
             write_ends(self.checkpoint, ends)
         return self._finish(records)
+
+    def _last_calibrated(self) -> int:
+        """The last layer that the calibration text has to reach; -1: none."""
+        gptq = [int(module.split(".")[2]) for module, given in self.assigned.items() if given.method == "gptq"]
+        pruned = [i for i, mlp in enumerate(self.spec.mlps) if isinstance(mlp, MixtureOfExpertsSpec)]
+        return max([-1, *gptq, *(pruned if self.per_group is not None else [])])
 
     def _records(self) -> list[dict[str, Any]]:
         """Records of the layers that are finished, first to last."""
@@ -182,20 +191,16 @@ class _Pass:
         solved = Solved()
         if any(name not in as_stored for name in mine):
             todo = {name: a for name, a in mine.items() if name not in as_stored}
-            solved = solve_layer(
-                layer,
-                todo,
-                lambda phase: self._run(layer, forward, index, phase),
-                self._top_k(index),
-                self.budget,
-            )
+            calibrate = partial(self._run, layer, forward, index)
+            solved = solve_layer(layer, todo, calibrate, self._few_tokens(index), self.budget)
         for name, weight in solved.weights.items():
             _linear(layer, name).weight.copy_(weight.dequantise())
         if not is_mtp:
-            self._advance(layer, "calibration", index)
+            if index < self.last_calibrated:
+                self._advance(layer, "calibration", index)
             self._advance(layer, "check", index)
             record["error"] = self._distance(index + 1)
-        elif index + 1 < self.layers:
+        elif index < self.last_calibrated:
             self._advance_mtp(layer, index)
         path = shard_path(self.output_dir, index + 1, self.layers + 1)
         record["schemes"] = write_layer(self.checkpoint, index, layer, kept, solved.weights, path)
@@ -203,9 +208,11 @@ class _Pass:
         record["roles"] = self._count(prefix, mine, record["schemes"], layer)
         return record
 
-    def _top_k(self, index: int) -> int:
-        mlp = self.spec.mlps[index]
-        return mlp.router.top_k if isinstance(mlp, MixtureOfExpertsSpec) else 1
+    def _few_tokens(self, index: int) -> Callable[[int], float]:
+        """With fewer tokens than this, for a number of inputs, an expert's own Hessian says too little."""
+        mlp, tokens = self.spec.mlps[index], self.ids["calibration"].numel()
+        top_k = mlp.router.top_k if isinstance(mlp, MixtureOfExpertsSpec) else 1
+        return lambda inputs: max(MIN_TOKEN_SHARE * tokens, 2 * inputs / top_k)
 
     def _run(self, layer: DecoderLayer, forward: Callable[..., Any], index: int, phase: str) -> None:
         """All calibration tokens through the layer, for the observers attached to it."""
