@@ -55,7 +55,7 @@ class Job:
             keys[name] = key_of(quantised, name, options, code_version("convert"), versions(*_TARGET_PACKAGES))
         gates = self.recipe.check.gates.limits()
         keys["check"] = key_of(keys, gates, code_version("runtime"), versions(*_CHECK_PACKAGES))
-        keys["build"] = key_of(keys, self.recipe.model_dump(mode="json"), self.source.id, code_version("llmc"))
+        keys["build"] = key_of(keys, self.recipe.public(), self.source.id, code_version("llmc"))
         return keys
 
 

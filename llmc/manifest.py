@@ -20,14 +20,12 @@ def build_manifest(
 ) -> dict[str, Any]:
     """The manifest without `files` and `checks`; `quantised` is what the pass reported."""
     spec = artifact.spec
-    recipe = job.recipe.model_dump(mode="json", exclude_none=True)
-    recipe["quantize"] = [vars(rule) for rule in job.rules]
     return {
         "format_version": FORMAT_VERSION,
         "llmc_version": __version__,
         "key": key,
         "name": job.recipe.name,
-        "recipe": recipe,
+        "recipe": job.recipe.public() | {"quantize": [vars(rule) for rule in job.rules]},
         "source": {
             "id": job.source.id,
             "revision": job.source.revision,

@@ -156,6 +156,18 @@ class Recipe(Section):
             raise _at(("check", "gates"), "gates are measured with ONNX Runtime; add `- onnxruntime: {}` to targets")
         return self
 
+    def public(self) -> dict[str, Any]:
+        """As JSON for an artifact: absolute paths, which only tell where a build ran, are cut to their last part."""
+        shown = self.model_dump(mode="json", exclude_none=True)
+        shown["model"] = public_path(self.model)
+        for part in (shown["calibration"], shown["check"]):
+            part["text"] = public_path(part["text"])
+        return shown
+
+
+def public_path(path: str) -> str:
+    return Path(path).name if Path(path).expanduser().is_absolute() else path
+
 
 def load_recipe(argument: str) -> tuple[Recipe, Path]:
     """The recipe a command line argument names, and the folder that its relative paths start from.

@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llmc.errors import InputError
-from llmc.recipe import PYTHON_DOCS, Calibration, Check
-from llmc.recipe import unknown as unknown_name
+from llmc.recipe import PYTHON_DOCS, Calibration, Check, public_path, unknown
 
 if TYPE_CHECKING:
     from llmc.convert.checkpoint import Checkpoint
@@ -49,9 +48,10 @@ def read_texts(calibration: Calibration, check: Check, checkpoint: Checkpoint, b
     """Both texts of a recipe in folder `base`; InputError when one is missing or too short."""
     context = checkpoint.spec.max_position_embeddings
     same = calibration.text == check.text and check.text != PYTHON_DOCS
-    note = f"calibration {calibration.text}, check {check.text}"
+    names = public_path(calibration.text), public_path(check.text)
+    note = f"calibration {names[0]}, check {names[1]}, which share no document"
     if same:
-        note = f"{check.text}: every {_CHECK_ONE_IN}th piece for the check, the others for calibration"
+        note = f"{names[1]}: every {_CHECK_ONE_IN}th piece for the check, the others for calibration"
     tokenizer = _Tokenizer(checkpoint)
     windows = {}
     for name, text, (count, length), seed in (
@@ -103,7 +103,7 @@ def _documents(text: str, base: Path, split: bool) -> Iterator[tuple[bool | None
     if text == PYTHON_DOCS:
         yield from python_documents()
     elif text.startswith("builtin:"):
-        raise InputError(f"text {text}: {unknown_name(text, 'text', [PYTHON_DOCS])}")
+        raise InputError(f"text {text}: {unknown(text, 'text', [PYTHON_DOCS])}")
     else:
         for number, piece in enumerate(_pieces(base / Path(text).expanduser())):
             yield (number % _CHECK_ONE_IN == 0) if split else None, piece

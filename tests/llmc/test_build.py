@@ -1,0 +1,164 @@
+"""A whole build of a small random model through the command line."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from llmc.convert.checkpoint import Checkpoint
+from llmc.output import Output
+from llmc.plan import plan
+from llmc.recipe import read_recipe
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*") if path.is_file()
+    }
+
+
+def test_build(llmc, recipe, small_model: Path) -> None:
+    path = recipe(targets=[{"onnxruntime": {}}, {"onnx": {}}], name="it")
+    made = llmc("build", path)
+    assert made.exit_code == 0, made.output
+    assert "perplexity" in made.stdout
+    out = Path("build/it")
+    manifest = json.loads((out / "llmc.json").read_text())
+
+    # Nothing of the work is left, and every file but the manifest is in it.
+    assert sorted(file.name for file in Path("build").iterdir()) == ["it", "it.log"]
+    assert sorted(manifest["files"]) == sorted(contents(out).keys() - {"llmc.json"})
+    assert str(small_model.parent) not in (out / "llmc.json").read_text() + (out / "README.md").read_text()
+
+    # The plan, made from headers, said exactly what came out.
+    planned = plan(Checkpoint.open(small_model), read_recipe(path), out)
+    artifact = Checkpoint.open(out)
+    assert artifact.nbytes() == planned.total.after.bytes == manifest["sizes"]["artifact"]
+    for role, counts in manifest["quantised"].items():
+        assert counts["bytes"] == planned.roles[role].after.bytes
+        assert counts["expected"] == counts["quantised"] == sum(planned.schemes.get(role, {}).values())
+    assert manifest["pruned"]["experts_after"] == 6 == planned.experts[1]
+    assert set(manifest["targets"]) == {"onnxruntime", "onnx"}
+
+    # The check is that of the artifact, and is what `llmc check` finds.
+    checked = json.loads(llmc("check", out, "--json").stdout)
+    for name in ("ppl", "ppl_original", "kl_mean", "top1"):
+        assert checked[name] == pytest.approx(manifest["checks"][name], rel=1e-6)
+    assert 0 < checked["kl_mean"] < 0.5
+
+    card = (out / "README.md").read_text()
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["pipeline_tag"] == "text-generation"
+    assert "| experts | int4-g32 | gptq | 18 |" in card  # 3 matrices of each of 6 experts in one layer
+
+
+def test_up_to_date_and_rebuilt(llmc, recipe) -> None:
+    path = recipe()
+    first = json.loads(llmc("build", path, "--json").stdout)
+    out = Path(first["path"])
+    before = contents(out)
+    stamp = (out / "llmc.json").stat().st_mtime_ns
+
+    again = llmc("build", path, "--json")
+    assert json.loads(again.stdout)["up_to_date"]
+    assert "up to date" in again.stderr
+    assert (out / "llmc.json").stat().st_mtime_ns == stamp
+
+    fresh = json.loads(llmc("build", path, "--json", "--fresh").stdout)
+    assert not fresh["up_to_date"]
+    assert contents(out) == before
+
+    (out / "model.onnx").unlink()  # a damaged artifact is not up to date
+    assert llmc("build", path).exit_code == 0
+    assert contents(out) == before
+
+    recipe(quantize=[{"match": "experts", "scheme": "int4-g32", "method": "rtn"}])
+    assert llmc("build", path).exit_code == 0
+    assert contents(out) != before
+    assert sorted(file.name for file in Path("build").iterdir()) == ["small", "small.log"]
+
+
+def test_missed_gate(llmc, recipe) -> None:
+    gates = {"kl_mean": 1e-9, "top1": 0.01}
+    path = recipe(check=yaml.safe_load(recipe().read_text())["check"] | {"gates": gates})
+    made = llmc("build", path)
+    assert made.exit_code == 3
+    message = made.stderr.strip().splitlines()[-1]
+    assert "kl_mean MISSED by" in message
+    assert "top1" not in message
+    assert sorted(file.name for file in Path("build").iterdir()) == ["small.log", "small.rejected"]
+
+    # The rejected artifact is whole: it can be looked at, run and checked.
+    rejected = Path("build/small.rejected")
+    assert llmc("inspect", rejected).exit_code == 0
+    assert llmc("run", rejected, "--prompt", "a", "--max-new-tokens", 2).exit_code == 0
+    assert llmc("check", rejected).exit_code == 3
+
+    recipe(check=yaml.safe_load(path.read_text())["check"] | {"gates": {"top1": 0.01}})
+    assert llmc("build", path).exit_code == 0
+    assert sorted(file.name for file in Path("build").iterdir()) == ["small", "small.log"]
+
+
+def test_other_targets_take_up_the_quantised_model(llmc, recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A target that fails costs its own time, not that of quantisation; what it left is gone in the end."""
+    from llmc.convert.targets import onnx
+    from llmc.errors import InputError
+
+    def fails(checkpoint, options, directory: Path, progress):
+        (directory / "onnx").mkdir()
+        (directory / "onnx" / "half.onnx").write_bytes(b"half")
+        raise InputError("target onnx: refused")
+
+    path = recipe(targets=[{"onnxruntime": {}}, {"onnx": {}}])
+    with monkeypatch.context() as patch:
+        patch.setattr(onnx, "build", fails)
+        failed = llmc("build", path)
+    assert failed.exit_code == 2
+    assert not Path("build/small").exists()
+
+    from llmc import build
+
+    def never(*arguments):
+        raise AssertionError("quantised twice")
+
+    recipe(targets=[{"onnxruntime": {}}])
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "quantise", never)
+        assert llmc("build", path).exit_code == 0
+    resumed = contents(Path("build/small"))
+    assert not Path("build/small/onnx").exists()
+    assert llmc("build", path, "--fresh").exit_code == 0
+    assert contents(Path("build/small")) == resumed
+
+
+def test_a_target_whose_compiler_is_missing_is_skipped(llmc, recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "tensorrt_rtx" else find(name, *rest)
+    )
+    made = llmc("build", recipe(targets=[{"onnxruntime": {}}, {"tensorrt-rtx": {}}]), "--json")
+    assert made.exit_code == 0, made.output
+    assert "target tensorrt-rtx: skipped" in made.stderr
+    assert "pip install 'llmc[rtx]'" in json.loads(made.stdout)["manifest"]["targets"]["tensorrt-rtx"]["skipped"]
+
+
+def test_what_is_not_an_artifact_is_left_alone(llmc, recipe) -> None:
+    Path("build/small").mkdir(parents=True)
+    Path("build/small/precious.txt").write_text("mine")
+    made = llmc("build", recipe())
+    assert made.exit_code == 2
+    assert "is not an llmc artifact" in made.stderr
+    assert contents(Path("build")) == {"small/precious.txt": b"mine"}
+
+
+def test_one_build_at_a_time(llmc, recipe) -> None:
+    with Output(Path("build/small")).lock():
+        made = llmc("build", recipe())
+        assert made.exit_code == 4
+        assert "another build" in made.stderr
+    shutil.rmtree("build", ignore_errors=True)
+    assert llmc("build", recipe()).exit_code == 0
