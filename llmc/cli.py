@@ -66,10 +66,18 @@ def main() -> None:
     app()
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"llmc {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the trace of an error.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version.")
+    ] = False,
 ) -> None:
     """Prune, quantise and compile open LLM checkpoints, and prove that what comes out is still the same model.
 
@@ -78,8 +86,6 @@ def options(
 
     Exit codes: 0 success, 2 wrong input, 3 a gate of the recipe was missed, 4 the machine lacks something.
     """
-    if version:
-        typer.echo(f"llmc {__version__}")
 
 
 @app.command()

@@ -1,0 +1,63 @@
+"""Which room may import what, read from the sources; and that the light parts stay light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+FORBIDDEN = {
+    "runtime": ("llmc.convert", "llmc.quant", "torch", "transformers"),
+    "convert": ("llmc.quant", "llmc.runtime"),
+    "quant": ("llmc.runtime",),
+}
+# What the rooms may import of the folder llmc/.
+FRONT = {"llmc.errors"}
+
+
+def imported(path: Path) -> set[str]:
+    """Absolute names: `from llmc.convert import spec` is llmc.convert and llmc.convert.spec."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+@pytest.mark.parametrize("room", FORBIDDEN)
+def test_rooms_import_only_what_they_may(room: str) -> None:
+    rooms = ("llmc.convert", "llmc.quant", "llmc.runtime")
+    sources = sorted((REPOSITORY / room).rglob("*.py"))
+    assert sources
+    for path in sources:
+        for name in imported(path):
+            for forbidden in FORBIDDEN[room]:
+                assert not f"{name}.".startswith(f"{forbidden}."), f"{path} imports {name}"
+            if name.startswith("llmc.") and not name.startswith(rooms):
+                assert any(f"{name}.".startswith(f"{front}.") for front in FRONT), f"{path} imports {name}"
+
+
+def test_no_file_without_a_subject() -> None:
+    for room in ("llmc", "convert", "quant", "runtime", "recipes", "tests", "ci"):
+        for path in (REPOSITORY / room).rglob("*.py"):
+            assert path.stem not in {"utils", "helpers", "misc", "common"}, path
+            assert len(path.read_text(encoding="utf-8").splitlines()) <= 500, f"{path} is too long"
+
+
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("llmc.cli", ("torch", "transformers", "onnx", "onnx_ir", "onnxruntime", "numpy")),
+        ("llmc.runtime", ("torch", "transformers", "onnx", "onnx_ir")),
+        ("llmc.tables", ("torch", "psutil")),
+    ],
+)
+def test_light_imports(module: str, heavy: tuple[str, ...]) -> None:
+    code = f"import sys, {module}; print([name for name in {heavy!r} if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
