@@ -69,6 +69,7 @@ def build(argument: str, output: Path | None, fresh: bool, display: Display) -> 
     keys = job.keys()
     if not fresh and (manifest := read_manifest(place.path)) and manifest.get("key") == keys["build"]:
         if is_whole(place.path, manifest):
+            place.clear()
             return Result(place.path, manifest, up_to_date=True)
         display.line(f"{place.path}: files are missing or cut short; building again")
     if "onnxruntime" in job.targets and not versions("onnxruntime", "onnxruntime-gpu"):

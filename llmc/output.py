@@ -55,6 +55,12 @@ class Output:
                 shutil.rmtree(self.work)
             os.close(file)
 
+    def clear(self) -> None:
+        """Ends the work directory of a build that was killed after its last rename, and that of no other."""
+        if self.work.exists() and not any(self.work.glob("*/artifact")):
+            with self.lock():
+                shutil.rmtree(self.work)
+
     def place(self, artifact: Path, passed: bool) -> Path:
         """Renames a finished artifact to its place, in exchange for an older one, and ends the work directory."""
         place = self.path if passed else self.rejected

@@ -66,6 +66,14 @@ def test_up_to_date_and_rebuilt(llmc, recipe) -> None:
     assert "up to date" in again.stderr
     assert (out / "llmc.json").stat().st_mtime_ns == stamp
 
+    # Killed after the artifact got its place: what it replaced goes, another build's work stays.
+    (Path("build/small.work") / "replaced").mkdir(parents=True)
+    assert llmc("build", path).exit_code == 0
+    assert not Path("build/small.work").exists()
+    (Path("build/small.work") / "0123" / "artifact").mkdir(parents=True)
+    assert llmc("build", path).exit_code == 0
+    assert Path("build/small.work/0123/artifact").exists()
+
     fresh = json.loads(llmc("build", path, "--json", "--fresh").stdout)
     assert not fresh["up_to_date"]
     assert contents(out) == before
