@@ -63,10 +63,12 @@ class Section(BaseModel):
 class Calibration(Section):
     """The text that pruning and GPTQ measure the model's activations on."""
 
-    text: str = Field(PYTHON_DOCS, description=f"{PYTHON_DOCS}, or the path of a text file")
-    samples: int = Field(128, ge=1, description="windows of text")
-    length: int | None = Field(None, ge=16, description="tokens per window; default 2048, or the model's context")
-    seed: int = Field(0, ge=0, description="decides which documents are taken, and in which order")
+    text: str = Field(default=PYTHON_DOCS, description=f"{PYTHON_DOCS}, or the path of a text file")
+    samples: int = Field(default=128, ge=1, description="windows of text")
+    length: int | None = Field(
+        default=None, ge=16, description="tokens per window; default 2048, or the model's context"
+    )
+    seed: int = Field(default=0, ge=0, description="decides which documents are taken, and in which order")
 
     def windows(self, context: int) -> tuple[int, int]:
         """How many, and their tokens, for a model with this context; InputError if they are longer."""
@@ -85,7 +87,7 @@ class Quantize(Section):
 
     match: str = Field(description="a role (experts, shared_experts, dense_mlp, attention, …) or re:PATTERN")
     scheme: str
-    method: Literal["gptq", "rtn"] = Field("gptq", description="rtn rounds to nearest, without calibration")
+    method: Literal["gptq", "rtn"] = Field(default="gptq", description="rtn rounds to nearest, without calibration")
 
     @model_validator(mode="after")
     def _can_be_satisfied(self) -> Quantize:
@@ -98,9 +100,13 @@ class Quantize(Section):
 class Gates(Section):
     """Limits of what the artifact may lose, measured on the check text; a build that misses one fails."""
 
-    ppl_increase: Share | None = Field(None, gt=0, lt=1, description="perplexity over the original's, minus one")
-    kl_mean: float | None = Field(None, gt=0, description="mean KL divergence from the original, nats per token")
-    top1: Share | None = Field(None, gt=0, le=1, description="share of tokens with the original's first choice")
+    ppl_increase: Share | None = Field(
+        default=None, gt=0, lt=1, description="perplexity over the original's, minus one"
+    )
+    kl_mean: float | None = Field(
+        default=None, gt=0, description="mean KL divergence from the original, nats per token"
+    )
+    top1: Share | None = Field(default=None, gt=0, le=1, description="share of tokens with the original's first choice")
 
     def limits(self) -> dict[str, float]:
         return self.model_dump(exclude_none=True)
@@ -109,9 +115,11 @@ class Gates(Section):
 class Check(Section):
     """The text that the artifact is compared with the original on; never part of the calibration text."""
 
-    text: str = Field(PYTHON_DOCS, description=f"{PYTHON_DOCS}, or the path of a text file")
-    tokens: int = Field(16384, ge=16)
-    length: int | None = Field(None, ge=16, description="tokens per window; default 1024, or the model's context")
+    text: str = Field(default=PYTHON_DOCS, description=f"{PYTHON_DOCS}, or the path of a text file")
+    tokens: int = Field(default=16384, ge=16)
+    length: int | None = Field(
+        default=None, ge=16, description="tokens per window; default 1024, or the model's context"
+    )
     gates: Gates = Field(default_factory=Gates)
 
     def windows(self, context: int) -> tuple[int, int]:
@@ -311,6 +319,7 @@ def _read_yaml(path: Path) -> tuple[Any, dict[Location, int]]:
     if not isinstance(value, dict):
         raise InputError(f"{path}: a recipe is a mapping with the key `model`, not {type(value).__name__}")
     lines: dict[Location, int] = {(): 1}
+    assert node is not None
     _find_lines(path, node, (), lines)
     return value, lines
 

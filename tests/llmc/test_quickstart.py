@@ -1,0 +1,30 @@
+"""The quickstart recipe on the embedded checkpoint, with less text and without its engines, to save time."""
+
+import json
+import re
+from pathlib import Path
+
+import yaml
+
+
+def test_quickstart(llmc, tmp_path: Path) -> None:
+    recipe = yaml.safe_load((Path(__file__).parents[2] / "recipes" / "quickstart.yaml").read_text())
+    recipe["calibration"] |= {"samples": 64, "length": 128}
+    recipe["check"] |= {"tokens": 4096, "length": 256}
+    recipe["targets"] = [target for target in recipe["targets"] if "tensorrt-rtx" not in target]
+    path = tmp_path / "quickstart.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+
+    made = llmc("build", path, "--json")
+    assert made.exit_code == 0, made.stderr
+    manifest = json.loads(made.stdout)["manifest"]
+    checks = manifest["checks"]
+    assert len(checks["gates"]) == 3
+    assert checks["ppl_original"] < 40  # trained, and this text was held out
+    assert checks["mtp_acceptance"] > 0.5
+    assert manifest["sizes"]["artifact"] < 0.7 * manifest["sizes"]["original"]
+    assert manifest["pruned"]["experts_after"] == 12
+
+    said = llmc("run", "build/quickstart", "--prompt", "    def __init__(self", "--max-new-tokens", 40)
+    assert said.exit_code == 0
+    assert re.match(r"    def __init__\(self[^\n]*\):\n", said.stdout)
