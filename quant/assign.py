@@ -83,9 +83,10 @@ def assign(checkpoint: Checkpoint, rules: Sequence[Rule]) -> dict[str, Assignmen
                 used.add(rule)
                 break
     if idle := [rule for rule in rules if rule not in used]:
-        roles = {checkpoint.role(f"{module}.weight") for module in linear_modules(checkpoint)}
-        raise InputError(
-            f"quantize rule `match: {idle[0].match}` matches nothing that an earlier rule left; "
-            f"this model has {', '.join(sorted(roles))}"
-        )
+        modules = linear_modules(checkpoint)
+        if idle[0].match.startswith("re:"):
+            advice = f"it must match whole module names, such as {modules[0]}"
+        else:
+            advice = f"this model has {', '.join(sorted({checkpoint.role(f'{module}.weight') for module in modules}))}"
+        raise InputError(f"quantize rule `match: {idle[0].match}` matches nothing that an earlier rule left; {advice}")
     return result
