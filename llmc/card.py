@@ -50,7 +50,7 @@ def model_card(manifest: dict[str, Any]) -> str:
         ]
     parts += [
         "## Files\n",
-        _table(("target", "files", ""), _target_rows(manifest)),
+        _table(("target", "files", ""), _file_rows(manifest)),
         "## How it was measured\n",
         f"Texts: {manifest['texts']['note']}.\n",
         "\n".join(f"- {key}: {text}" for key, text in _MEASURES.items()) + "\n",
@@ -96,9 +96,12 @@ def _survivors(pruned: dict[str, Any]) -> list[tuple[str, ...]]:
     return [(layer, ", ".join(map(str, kept))) for layer, kept in pruned["survivors"].items()]
 
 
-def _target_rows(manifest: dict[str, Any]) -> list[tuple[str, ...]]:
-    total = sum(entry["bytes"] for path, entry in manifest["files"].items() if path.endswith(".safetensors"))
-    found: list[tuple[str, ...]] = [("safetensors", "model-*.safetensors", size(total))]
+def _file_rows(manifest: dict[str, Any]) -> list[tuple[str, ...]]:
+    reference = manifest["files"]["reference.safetensors"]["bytes"]
+    found: list[tuple[str, ...]] = [
+        ("", "model-*.safetensors", size(manifest["sizes"]["artifact"])),
+        ("", "reference.safetensors", f"{size(reference)}; what the original said about the check text"),
+    ]
     for name, target in manifest["targets"].items():
         files = ", ".join(sorted(target.get("files", {}).values()))
         found.append((name, files, "; ".join([target_line(target), *target.get("notes", ())])))

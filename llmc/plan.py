@@ -25,6 +25,8 @@ from llmc.quant.stream import MICRO_BATCH_TOKENS
 from llmc.recipe import Recipe
 from llmc.sizes import Size, tensor_sizes
 
+# Compiled programs in the engines of one set of GPUs, main and MTP graph; measured: they hardly grow with the model.
+_ENGINE_PROGRAMS = 48 << 20
 # Python, torch and what they keep for themselves; measured.
 _BASE_MEMORY = 450 << 20
 
@@ -213,8 +215,9 @@ def _target_bytes(
     for name, options in (item for target in targets for item in target.items()):
         if name == "onnxruntime":
             result[name] = fp8
-        elif name == "tensorrt-rtx" and fp8 and min((options or {}).get("sm", [0])) < 89:
-            result[name] = 2 * total.after.bytes + fp8  # a second engine, with FP8 weights in bfloat16
+        elif name == "tensorrt-rtx":
+            widened = {fp8 if sm < 89 else 0 for sm in (options or {})["sm"]}  # GPUs without FP8 get their own engines
+            result[name] = sum(total.after.bytes + more + _ENGINE_PROGRAMS for more in widened)
         else:
             result[name] = total.after.bytes
     return result
