@@ -72,11 +72,11 @@ class Model:
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         sampling = Sampling(temperature, top_k, top_p)
         if len(texts) == 1:
-            sequences = [self._sequence(texts[0], max_new_tokens, seed)]
+            sequences = [self._request(texts[0], max_new_tokens, seed)]
             for _ in self._decoder(1, sampling).speculate(sequences[0]):
                 pass
         else:
-            sequences = [self._sequence(text, max_new_tokens, seed + row) for row, text in enumerate(texts)]
+            sequences = [self._request(text, max_new_tokens, seed + row) for row, text in enumerate(texts)]
             if sequences:
                 self._decoder(len(texts), sampling).batch(sequences)
         answers = [self._generation(sequence) for sequence in sequences]
@@ -92,7 +92,7 @@ class Model:
         seed: int = 0,
     ) -> Iterator[str]:
         """Continues one prompt, piece by piece; together the pieces are what `generate` returns."""
-        sequence = self._sequence(prompt, max_new_tokens, seed)
+        sequence = self._request(prompt, max_new_tokens, seed)
         decoder = self._decoder(1, Sampling(temperature, top_k, top_p))
         return self._pieces(decoder.speculate(sequence), sequence)
 
@@ -116,7 +116,7 @@ class Model:
             self.backend, batch, sampling, self.draft_tokens, frozenset(self.artifact.model["eos_token_ids"])
         )
 
-    def _sequence(self, prompt: str, max_new_tokens: int, seed: int) -> Request:
+    def _request(self, prompt: str, max_new_tokens: int, seed: int) -> Request:
         ids = self.tokenizer.encode(prompt).ids
         if not ids:
             raise InputError("the prompt is empty and this tokenizer adds no first token; give some text")

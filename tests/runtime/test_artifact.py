@@ -1,0 +1,102 @@
+import hashlib
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from llmc.errors import InputError, MachineError
+from llmc.runtime import load
+
+
+@pytest.fixture
+def copy(dense, tmp_path):
+    shutil.copytree(dense, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def change(artifact, **entries):
+    path = artifact / "llmc.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+
+
+def test_no_artifact(tmp_path):
+    with pytest.raises(InputError, match=r"no llmc.json here; give the directory that `llmc build` made"):
+        load(tmp_path)
+
+
+def test_a_broken_manifest(copy):
+    (copy / "llmc.json").write_text("{")
+    with pytest.raises(InputError, match="broken manifest"):
+        load(copy)
+
+
+def test_a_newer_format(copy):
+    change(copy, format_version=2)
+    with pytest.raises(InputError, match=r"format 2 is newer than this llmc knows \(1\); upgrade llmc"):
+        load(copy)
+
+
+def test_missing_and_cut_files(copy):
+    size = (copy / "config.json").stat().st_size
+    (copy / "config.json").write_text("{}")
+    with pytest.raises(InputError, match=rf"config.json: missing or not {size:,} bytes long"):
+        load(copy)
+    (copy / "config.json").unlink()
+    with pytest.raises(InputError, match="config.json: missing"):
+        load(copy)
+
+
+def test_a_tampered_file_is_found_when_asked_for(copy):
+    data = (copy / "config.json").read_bytes()
+    entry = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    change(copy, files={"config.json": entry})
+    load(copy, verify=True).close()
+    (copy / "config.json").write_bytes(data.replace(b"llama", b"lIama"))
+    load(copy).close()
+    with pytest.raises(InputError, match="not the file that was built"):
+        load(copy, verify=True)
+
+
+def test_backends_by_name(copy):
+    with pytest.raises(InputError, match="unknown backend 'cuda'; use one of"):
+        load(copy, backend="cuda")
+    with load(copy, backend="onnxruntime") as model:
+        assert model.reason == "onnxruntime"
+    change(copy, targets={})
+    with pytest.raises(MachineError, match="no backend can run it here; .*add `onnxruntime` to the recipe's targets"):
+        load(copy)
+
+
+def test_without_onnx_runtime(copy, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else found(name))
+    with pytest.raises(MachineError, match=r"pip install 'llmc\[cpu\]'"):
+        load(copy)
+
+
+def test_a_graph_that_does_not_load(copy):
+    (copy / "model.onnx").write_bytes(b"no graph")
+    with pytest.raises(MachineError, match=r"model.onnx: ONNX Runtime .* cannot load it"):
+        load(copy, backend="onnxruntime")
+
+
+def test_importing_the_runtime_brings_in_nothing_heavy():
+    code = "import sys, llmc.runtime; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert "numpy" in loaded
+    for package in ("torch", "transformers", "onnx", "onnxruntime", "tensorrt_rtx", "llmc.convert", "llmc.quant"):
+        assert package not in loaded
+
+
+def test_generating_needs_no_torch(dense):
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from llmc.runtime import load\n"
+        "with load(sys.argv[1], threads=1) as model:\n"
+        "    print(len(model.generate('ab', 5).token_ids), model.check().tokens)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(dense)], check=True, capture_output=True, text=True)
+    assert done.stdout.split()[1] == str(3 * 39)

@@ -1,0 +1,107 @@
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from llmc.convert.checkpoint import Checkpoint
+from llmc.convert.model import CausalLM
+from llmc.errors import InputError
+from llmc.runtime import load
+from llmc.runtime.check import compare, gates
+
+
+@pytest.fixture(scope="module")
+def report(trained):
+    seen = []
+    with load(trained, threads=1) as model:
+        return model.check(lambda done, total: seen.append((done, total))), seen
+
+
+@pytest.fixture(scope="module")
+def torch_logprobs(trained):
+    """What the quantised torch model says about the check text, float64 [N, P, V], and the reference."""
+    reference = load_file(trained / "reference.safetensors")
+    model = CausalLM.load(Checkpoint.open(trained))
+    ids = torch.from_numpy(reference["input_ids"]).long()
+    return model.logits(model.hidden(ids))[:, :-1].double().log_softmax(-1).numpy(), reference
+
+
+def test_statistics_are_those_of_the_plain_formulas(report, torch_logprobs):
+    measured, seen = report
+    logprobs, reference = torch_logprobs
+    ids, top_ids = reference["input_ids"].astype(int), reference["top_ids"].astype(int)
+    true = np.array([[logprobs[n, i, ids[n, i + 1]] for i in range(ids.shape[1] - 1)] for n in range(len(ids))])
+    windows = np.exp(-true.mean())
+    assert measured.ppl == pytest.approx(windows, rel=1e-5)
+    assert measured.ppl_original == pytest.approx(np.exp(-reference["true_logprobs"].astype(float).mean()), rel=1e-6)
+    assert measured.ppl_stderr == pytest.approx(windows * true.mean(1).std(ddof=1) / 2, rel=1e-4)  # 4 windows
+    kl = []
+    for n in range(len(ids)):
+        for i in range(ids.shape[1] - 1):
+            p = np.exp(reference["top_logprobs"][n, i].astype(float))
+            q = np.exp(logprobs[n, i, top_ids[n, i]])
+            rest = (1 - p.sum()) * math.log((1 - p.sum()) / (1 - q.sum()))
+            kl.append((p * np.log(p / q)).sum() + rest)
+    assert measured.kl_mean == pytest.approx(np.mean(kl), rel=1e-3)
+    assert measured.kl_max == pytest.approx(np.max(kl), rel=1e-2)
+    assert measured.kl_p99 == pytest.approx(np.quantile(kl, 0.99), rel=1e-2)
+    assert measured.top1 == pytest.approx((logprobs.argmax(-1) == top_ids[..., 0]).mean(), abs=2 / len(kl))
+    assert measured.tokens == len(kl) and seen[-1][0] == seen[-1][1] == ids.size
+
+
+def test_onnx_runtime_says_what_the_quantised_torch_model_says(trained, torch_logprobs):
+    """Per-token KL divergence between the two below 1e-4 at accuracy level 1, over the whole vocabulary."""
+    logprobs, reference = torch_logprobs
+    with load(trained, threads=1) as model:
+        for row, ids in enumerate(reference["input_ids"].astype(np.int64)[:, :-1]):
+            every = np.arange(len(ids))[None]
+            logits, _ = model.backend.forward("main", model.backend.new_cache(1), ids[None], np.array([0]), every)
+            said = torch.from_numpy(logits[0]).double().log_softmax(-1).numpy()
+            kl = (np.exp(logprobs[row]) * (logprobs[row] - said)).sum(-1)
+            assert kl.max() < 1e-4
+
+
+def test_a_model_against_itself_and_gates(report):
+    rng = np.random.default_rng(0)
+    logprobs = np.log(rng.dirichlet(np.ones(100), size=(3, 10)))
+    order = np.argsort(-logprobs, axis=-1)[..., :64]
+    reference = {
+        "top_ids": order,
+        "top_logprobs": np.take_along_axis(logprobs, order, -1),
+        "true_logprobs": logprobs[..., 0],
+    }
+    same = compare(reference, reference["top_logprobs"], reference["true_logprobs"], logprobs.argmax(-1))
+    assert same.kl_max == pytest.approx(0, abs=1e-9) and same.top1 == 1 and same.ppl == same.ppl_original
+    worse = compare(reference, reference["top_logprobs"] - 0.1, logprobs[..., 0] - 0.1, logprobs.argmin(-1))
+    assert worse.ppl == pytest.approx(same.ppl * math.exp(0.1)) and worse.top1 == 0 and worse.kl_mean > 0
+    held = {gate.name: gate for gate in gates(worse, {"ppl_increase": 0.05, "kl_mean": 10.0, "top1": 0.9})}
+    assert not held["ppl_increase"].passed and held["ppl_increase"].value == pytest.approx(math.exp(0.1) - 1)
+    assert held["kl_mean"].passed and not held["top1"].passed
+    measured, _ = report
+    assert [gate.name for gate in measured.gates] == ["ppl_increase", "kl_mean", "top1"] and measured.passed
+    assert measured.to_json()["gates"][0]["limit"] == 0.05
+
+
+def test_without_a_reference_there_is_nothing_to_check(trained, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(trained, copy)
+    (copy / "reference.safetensors").unlink()
+    with load(copy, threads=1) as model, pytest.raises(InputError, match=r"reference\.safetensors: missing"):
+        model.check()
+
+
+def test_logits_that_are_not_finite_fail_the_check(trained):
+    with load(trained, threads=1) as model:
+        forward = model.backend.forward
+
+        def broken(*arguments):
+            logits, hidden = forward(*arguments)
+            logits[0, 0, 0] = np.nan
+            return logits, hidden
+
+        model.backend.forward = broken
+        with pytest.raises(InputError, match="NaN or infinity in window 0"):
+            model.check()

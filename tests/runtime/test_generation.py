@@ -1,0 +1,190 @@
+import numpy as np
+import pytest
+import torch
+
+from llmc.convert.checkpoint import Checkpoint
+from llmc.convert.model import CausalLM
+from llmc.errors import InputError
+from llmc.runtime import load
+from llmc.runtime.decoding import PREFILL
+
+PROMPTS = [
+    "def ",
+    "import os\n\n\ndef main(",
+    "class Error(Exception):\n",
+    "The value of",
+    "    return self._",
+    "x = {",
+]
+
+
+@pytest.fixture(scope="module")
+def plain(trained):
+    with load(trained, threads=1, speculative=False) as model:
+        yield model
+
+
+def test_one_prompt_gives_one_answer_and_several_a_list(plain):
+    one = plain.generate("def ", max_new_tokens=4)
+    assert one.token_ids and one.prompt_tokens == len(plain.tokenizer.encode("def ").ids)
+    several = plain.generate(["def ", "x"], max_new_tokens=4)
+    assert len(several) == 2 and plain.generate([], max_new_tokens=4) == []
+
+
+def test_greedy_is_what_the_torch_model_says(trained, plain):
+    model = CausalLM.load(Checkpoint.open(trained))
+    for prompt in PROMPTS[:3]:
+        answer = plain.generate(prompt, max_new_tokens=24)
+        ids = plain.tokenizer.encode(prompt).ids
+        for token in answer.token_ids:
+            assert model.logits(model.hidden(torch.tensor([ids]))[:, -1:]).argmax().item() == token
+            ids.append(token)
+
+
+@pytest.mark.parametrize("draft_tokens", [1, 2, 3])
+def test_speculation_does_not_change_greedy_text(trained, plain, draft_tokens):
+    steps = tokens = 0
+    with load(trained, threads=1, draft_tokens=draft_tokens) as model:
+        for prompt in PROMPTS:
+            expected, answer = plain.generate(prompt, 60), model.generate(prompt, 60)
+            assert answer.token_ids == expected.token_ids and answer.finish_reason == expected.finish_reason
+            assert 0 <= answer.accepted <= answer.drafted <= draft_tokens * answer.steps
+            # The prompt's pass gives the first token, every later pass one of its own and what it accepted.
+            if answer.finish_reason == "length":
+                assert len(answer.token_ids) == 1 + answer.steps + answer.accepted
+            assert expected.drafted == 0
+            steps, tokens = steps + answer.steps, tokens + len(answer.token_ids)
+    assert tokens / steps > 1.3  # the MTP layer is trained: drafts are accepted
+
+
+def test_a_batch_of_unequal_prompts_is_each_alone(plain):
+    together = plain.generate(PROMPTS, max_new_tokens=24)
+    assert [a.token_ids for a in together] == [plain.generate(p, max_new_tokens=24).token_ids for p in PROMPTS]
+
+
+def test_long_prompts_are_fed_in_parts(trained, plain):
+    text = "".join(f"value_{i} = {i}\n" for i in range(120))
+    ids = plain.tokenizer.encode(text).ids
+    assert len(ids) > 2 * PREFILL
+    model = CausalLM.load(Checkpoint.open(trained))
+    expected = model.logits(model.hidden(torch.tensor([ids]))[:, -1:]).argmax().item()
+    with load(trained, threads=1) as speculative:
+        for loaded in (plain, speculative):
+            assert loaded.generate(text, max_new_tokens=3).token_ids[0] == expected
+        assert speculative.generate(text, 20).token_ids == plain.generate(text, 20).token_ids
+    batch = plain.generate([text, "def "], max_new_tokens=3)
+    assert batch[0].token_ids[0] == expected
+    assert batch[1].token_ids == plain.generate("def ", max_new_tokens=3).token_ids
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"temperature": 1.0, "seed": 3}, {"temperature": 0.8, "top_p": 0.9, "top_k": 50}]
+)
+def test_streamed_pieces_are_the_generated_text(trained, options):
+    with load(trained, threads=1) as model:
+        pieces = list(model.stream("def parse(", max_new_tokens=40, **options))
+        assert "".join(pieces) == model.generate("def parse(", max_new_tokens=40, **options).text
+        assert len(pieces) > 10
+
+
+def test_characters_cut_across_tokens_are_not_streamed_in_halves(dense):
+    with load(dense, threads=1) as model:
+        said = "naïve – 日本語"
+        tokens = model.tokenizer.encode(said).ids  # one byte each
+        request = model._request("a", 10, 0)
+        request.tokens.extend(tokens)
+        pieces = list(model._pieces(iter(tokens), request))
+        assert "".join(pieces) == said and not any("�" in piece for piece in pieces)
+        request.tokens[:] = tokens[:-1]  # the last character never completes
+        assert "".join(model._pieces(iter(tokens[:-1]), request)) == model.tokenizer.decode(tokens[:-1])
+
+
+def test_end_of_text_stops_and_is_not_part_of_the_answer(dense):
+    with load(dense, threads=1) as model:
+        free = model.generate("hello", max_new_tokens=12)
+        model.artifact.model["eos_token_ids"] = [free.token_ids[4]]
+        stopped = model.generate("hello", max_new_tokens=12)
+        first = free.token_ids.index(free.token_ids[4])
+        assert stopped.token_ids == free.token_ids[:first] and stopped.finish_reason == "stop"
+        both = model.generate(["hello", "hello there"], max_new_tokens=12)
+        assert both[0].token_ids == stopped.token_ids
+
+
+def test_the_context_is_a_limit_that_can_be_reached_and_not_passed(dense):
+    with load(dense, threads=1) as model:
+        prompt = "a" * 580
+        room = 600 - len(model.tokenizer.encode(prompt).ids) + 1
+        full = model.generate([prompt, "b"], max_new_tokens=room)
+        assert len(full[0].token_ids) == room or full[0].finish_reason == "stop"
+        alone = model.generate(prompt, max_new_tokens=room)
+        assert alone.token_ids == full[0].token_ids
+        with pytest.raises(InputError, match="do not fit the context of 600"):
+            model.generate(prompt, max_new_tokens=room + 1)
+
+
+def test_speculation_up_to_the_end_of_the_context(trained):
+    with load(trained, threads=1, draft_tokens=3) as model:
+        text = "def f(x):\n    return x\n" * 200
+        ids = model.tokenizer.encode(text).ids[1 : model.backend.context - 10]
+        prompt = model.tokenizer.decode(ids)
+        room = model.backend.context - len(model.tokenizer.encode(prompt).ids) + 1
+        answer = model.generate(prompt, max_new_tokens=room)
+        assert len(answer.token_ids) == room or answer.finish_reason == "stop"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "message"),
+    [
+        ("a", {"temperature": -1.0}, "at least 0"),
+        ("a", {"top_p": 0.0}, "above 0"),
+        ("", {}, "prompt is empty"),
+        ("a", {"max_new_tokens": 0}, "at least 1"),
+    ],
+)
+def test_bad_arguments(dense, prompt, options, message):
+    with load(dense, threads=1) as model, pytest.raises(InputError, match=message):
+        model.generate(prompt, **options)
+
+
+def test_sampling_is_reproducible_by_seed_and_rows_have_their_own(trained):
+    with load(trained, threads=1, speculative=False) as model:
+        first = model.generate(["def ", "def "], 16, temperature=1.0, seed=5)
+        again = model.generate(["def ", "def "], 16, temperature=1.0, seed=5)
+        assert first == again and first[0].token_ids != first[1].token_ids
+        assert model.generate("def ", 16, temperature=1.0, seed=6).token_ids == first[1].token_ids
+
+
+def test_the_cache_is_written_in_place_and_not_copied(trained):
+    with load(trained, threads=1) as model:
+        backend = model.backend
+        cache = backend.new_cache(1)
+        ids = np.array([[5, 6, 7]])
+        zero = np.array([0])
+        backend.forward("main", cache, ids, zero, np.array([[2]]))
+        buffer = cache.buffers["past.0.latent"]
+        assert np.abs(buffer[:, :, :3]).min(axis=-1).min() >= 0 and np.abs(buffer[:, :, :3]).sum() > 0
+        assert (buffer[:, :, 3:] == 0).all()
+        before = buffer.copy()
+        backend.forward("main", cache, np.array([[8]]), np.array([3]), np.array([[0]]))
+        assert cache.buffers["past.0.latent"] is buffer
+        assert (buffer[:, :, :3] == before[:, :, :3]).all() and np.abs(buffer[:, :, 3]).sum() > 0
+
+
+def test_the_cache_grows_and_taking_tokens_back_is_writing_over_them(trained):
+    with load(trained, threads=1) as model:
+        backend = model.backend
+        generator = np.random.default_rng(0)
+        ids = generator.integers(3, 4000, (1, 400))
+
+        def step(cache, tokens, position):
+            index = np.array([[tokens.shape[1] - 1]])
+            return backend.forward("main", cache, tokens, np.array([position]), index)[0][0, 0]
+
+        straight, detour = backend.new_cache(1), backend.new_cache(1)
+        step(straight, ids[:, :200], 0)
+        step(detour, ids[:, :200], 0)
+        step(detour, ids[:, 300:], 200)  # a wrong turn, taken back
+        for start in (200, 300):
+            a, b = (step(cache, ids[:, start : start + 100], start) for cache in (straight, detour))
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+        assert straight.capacity == 512

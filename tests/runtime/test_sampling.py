@@ -1,0 +1,77 @@
+import numpy as np
+import pytest
+
+from llmc.errors import InputError
+from llmc.runtime.sampling import Sampling, draw, verify
+
+LOGITS = np.array([2.0, 1.0, 0.5, 0.0, -1.0], np.float32)
+
+
+def test_greedy_is_certain():
+    assert Sampling().distribution(LOGITS).tolist() == [1, 0, 0, 0, 0]
+    generator = np.random.default_rng(0)
+    state = generator.bit_generator.state
+    assert draw(Sampling().distribution(LOGITS), generator) == 0
+    assert generator.bit_generator.state == state
+
+
+def test_temperature_top_k_and_top_p():
+    expected = np.exp(LOGITS.astype(np.float64) / 0.7)
+    expected /= expected.sum()
+    np.testing.assert_allclose(Sampling(0.7).distribution(LOGITS), expected, rtol=1e-6)
+    two = Sampling(0.7, top_k=2).distribution(LOGITS)
+    np.testing.assert_allclose(two, [*(expected[:2] / expected[:2].sum()), 0, 0, 0], rtol=1e-6)
+    # The smallest set of likeliest tokens that reaches top_p.
+    mass = expected.cumsum()
+    nucleus = Sampling(0.7, top_p=float(mass[1] + 1e-6)).distribution(LOGITS)
+    assert (nucleus > 0).tolist() == [True, True, True, False, False]
+    assert (Sampling(0.7, top_p=1e-9).distribution(LOGITS) > 0).sum() == 1
+
+
+def test_logits_that_are_not_finite_are_refused():
+    with pytest.raises(InputError, match="NaN or infinity"):
+        Sampling().distribution(np.array([1.0, np.nan], np.float32))
+
+
+def agree(counts, probability):
+    """Pearson's chi-square statistic stays below its 99.9 % quantile (for up to 24 degrees of freedom)."""
+    expected = counts.sum() * probability
+    assert (counts[expected == 0] == 0).all()
+    used = expected > 0
+    statistic = ((counts[used] - expected[used]) ** 2 / expected[used]).sum()
+    return statistic < {1: 10.8, 4: 18.5, 24: 51.2}[int(used.sum()) - 1]
+
+
+def test_draws_follow_the_distribution():
+    generator, probability = np.random.default_rng(0), Sampling(1.0).distribution(LOGITS)
+    counts = np.bincount([draw(probability, generator) for _ in range(20_000)], minlength=5)
+    assert agree(counts, probability)
+    assert not agree(counts, np.full(5, 0.2))  # the statistic can tell
+
+
+def test_speculative_sampling_keeps_the_models_distribution():
+    """Two tokens, the second depending on the first, whatever the drafts are drawn from."""
+    random = np.random.default_rng(1)
+    first = random.dirichlet(np.ones(5))
+    second = random.dirichlet(np.ones(5), size=5)  # of the model, by first token
+    draft_first, draft_second = random.dirichlet(np.ones(5)), random.dirichlet(np.ones(5), size=5)
+    counts = np.zeros((5, 5))
+    for _ in range(40_000):
+        a = draw(draft_first, random)
+        b = draw(draft_second[a], random)
+        tokens = verify([a, b], [draft_first, draft_second[a]], [first, second[a], second[b]], random)
+        assert 1 <= len(tokens) <= 3
+        following = tokens[1] if len(tokens) > 1 else draw(second[tokens[0]], random)
+        counts[tokens[0], following] += 1
+    assert agree(counts.ravel(), (first[:, None] * second).ravel())
+    assert not agree(counts.ravel(), (draft_first[:, None] * draft_second).ravel())
+
+
+def test_greedy_verification_accepts_exactly_the_models_own_tokens():
+    one_hot = np.eye(5)
+    generator = np.random.default_rng(0)
+    wanted = [one_hot[3], one_hot[1], one_hot[4]]
+    assert verify([3, 1], [one_hot[3], one_hot[1]], wanted, generator) == [3, 1, 4]
+    assert verify([3, 2], [one_hot[3], one_hot[2]], wanted, generator) == [3, 1]
+    assert verify([0, 1], [one_hot[0], one_hot[1]], wanted, generator) == [3]
+    assert verify([], [], [one_hot[2]], generator) == [2]
