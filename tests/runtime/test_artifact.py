@@ -45,7 +45,7 @@ def test_missing_and_cut_files(copy):
     with pytest.raises(InputError, match=rf"config.json: missing or not {size:,} bytes long"):
         load(copy)
     (copy / "config.json").unlink()
-    with pytest.raises(InputError, match="config.json: missing"):
+    with pytest.raises(InputError, match=r"config\.json: missing"):
         load(copy)
 
 
@@ -66,7 +66,7 @@ def test_backends_by_name(copy):
     with load(copy, backend="onnxruntime") as model:
         assert model.reason == "onnxruntime"
     change(copy, targets={})
-    with pytest.raises(MachineError, match="no backend can run it here; .*add `onnxruntime` to the recipe's targets"):
+    with pytest.raises(MachineError, match=r"no backend can run it here; .*add `onnxruntime` to the recipe's targets"):
         load(copy)
 
 
