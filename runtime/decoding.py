@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from llmc.runtime.backends import Backend, FloatArray, IntArray
-from llmc.runtime.sampling import Sampling, draw, verify
+from llmc.runtime.sampling import Probabilities, Sampling, draw, verify
 
 PREFILL = 256  # prompt tokens per pass
 
@@ -81,10 +81,10 @@ class Decoder:
 
     def _draft(
         self, following: IntArray, behind: FloatArray | None, first: int, count: int, request: Request
-    ) -> tuple[list[int], list[FloatArray]]:
+    ) -> tuple[list[int], list[Probabilities]]:
         """Up to `count` drafts and their distributions; catches the MTP layer's cache up even when count is 0."""
         drafts: list[int] = []
-        drafted: list[FloatArray] = []
+        drafted: list[Probabilities] = []
         if behind is None or not self.draft_tokens:
             return drafts, drafted
         position = first
@@ -129,7 +129,7 @@ class Decoder:
             part = ids[:, start : start + PREFILL]
             index = (lengths - 1 - start).clip(0, part.shape[1] - 1)[:, None]
             logits, _ = self.backend.forward("main", self.cache, part, np.full(len(requests), start), index)
-            for row in np.flatnonzero((lengths - 1) // PREFILL == start // PREFILL):
+            for row in np.flatnonzero((lengths - 1) // PREFILL == start // PREFILL).tolist():
                 self._choose(requests[row], logits[row, 0])
         position = lengths.copy()
         zero = np.zeros((len(requests), 1), np.int64)

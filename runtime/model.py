@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -47,14 +47,28 @@ class Model:
         self.tokenizer = Tokenizer.from_file(str(artifact.path / "tokenizer.json"))
 
     @overload
-    def generate(self, prompts: str, max_new_tokens: int = ..., **options: float | int) -> Generation: ...
+    def generate(
+        self,
+        prompts: str,
+        max_new_tokens: int = ...,
+        temperature: float = ...,
+        top_k: int = ...,
+        top_p: float = ...,
+        seed: int = ...,
+    ) -> Generation: ...
     @overload
     def generate(
-        self, prompts: Sequence[str], max_new_tokens: int = ..., **options: float | int
+        self,
+        prompts: list[str],
+        max_new_tokens: int = ...,
+        temperature: float = ...,
+        top_k: int = ...,
+        top_p: float = ...,
+        seed: int = ...,
     ) -> list[Generation]: ...
     def generate(
         self,
-        prompts: str | Sequence[str],
+        prompts: str | list[str],
         max_new_tokens: int = 128,
         temperature: float = 0.0,
         top_k: int = 0,

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from llmc.errors import InputError
 from llmc.runtime.backends import FloatArray
+
+Probabilities = npt.NDArray[np.float64]  # [V]
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Sampling:
         if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise InputError(f"{self}: temperature and top_k are at least 0, top_p is above 0 and at most 1")
 
-    def distribution(self, logits: FloatArray) -> FloatArray:
+    def distribution(self, logits: FloatArray) -> Probabilities:
         """[V] logits → [V] float64 probabilities after temperature, then top-k, then top-p (Holtzman et al. 2020)."""
         if not np.isfinite(logits).all():
             raise InputError("the model's logits hold NaN or infinity; check the artifact with `llmc check`")
@@ -44,7 +47,7 @@ class Sampling:
         return probability
 
 
-def draw(probability: FloatArray, generator: np.random.Generator) -> int:
+def draw(probability: Probabilities, generator: np.random.Generator) -> int:
     """A token from [V] probabilities; a certain one takes no random number."""
     best = int(probability.argmax())
     if probability[best] == 1.0:
@@ -53,7 +56,7 @@ def draw(probability: FloatArray, generator: np.random.Generator) -> int:
 
 
 def verify(
-    drafts: list[int], drafted: list[FloatArray], wanted: list[FloatArray], generator: np.random.Generator
+    drafts: list[int], drafted: list[Probabilities], wanted: list[Probabilities], generator: np.random.Generator
 ) -> list[int]:
     """Speculative sampling (Leviathan et al. 2023, algorithm 1): the tokens that follow, one to len(drafts) + 1.
 

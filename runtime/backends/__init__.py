@@ -24,12 +24,15 @@ from llmc.runtime.artifact import Artifact
 Graph = Literal["main", "mtp"]
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float32]
+Hidden = NDArray[Any]  # in a type of the backend's choice: it is only cut and given back
 
 
 class Backend(Protocol):
     """Runs the graphs of one artifact on caches that the backend owns and the caller passes around."""
 
-    context: int  # the most tokens a cache can hold
+    context: int  # the most tokens of a row that a cache can hold
+    batch: int  # the most rows of a step
+    prefill: int  # the most tokens per row of a step
     has_mtp: bool
 
     def new_cache(self, batch: int) -> Any:
@@ -42,15 +45,15 @@ class Backend(Protocol):
         input_ids: IntArray,
         cache_position: IntArray,
         logits_index: IntArray,
-        hidden: FloatArray | None = None,
-    ) -> tuple[FloatArray, FloatArray | None]:
+        hidden: Hidden | None = None,
+    ) -> tuple[FloatArray, Hidden | None]:
         """One step of S tokens a row, written to the cache in place.
 
         input_ids      [B, S]; for "mtp" the tokens i + 1
         cache_position [B], where each row's first token is written; entries at and behind it are overwritten, which
                        is how tokens are taken back
         logits_index   [B, L], positions within S whose logits are wanted
-        hidden         [B, S, H], for "mtp": of the tokens i
+        hidden         [B, S, H], for "mtp": the main graph's of the tokens i, or its own when it drafts further
         Returns logits [B, L, V] and hidden [B, S, H] (None for a model without MTP).
         """
 
@@ -69,7 +72,7 @@ def choose(artifact: Artifact, name: str | None = None) -> tuple[ModuleType, str
     known = backends()
     if name is not None and name not in known:
         raise InputError(f"unknown backend {name!r}; use one of {', '.join(known)}")
-    reasons = []
+    reasons: list[str] = []
     for candidate in [name] if name else known:
         reason = known[candidate].unavailable(artifact)
         if reason is None:

@@ -15,6 +15,7 @@ from llmc.runtime.backends import FloatArray, Graph, IntArray
 
 NAME = "onnxruntime"
 PREFERENCE = 0
+_BATCH, _PREFILL = 32, 256  # bound the memory that a step takes
 _FIRST_CAPACITY = 256
 _STEP = 64  # attention runs over whole steps of the cache, not over what is never written
 
@@ -43,6 +44,7 @@ class Cache:
 class OnnxRuntimeBackend:
     def __init__(self, artifact: Artifact, threads: int | None) -> None:
         self.context: int = artifact.model["max_position_embeddings"]
+        self.batch, self.prefill = _BATCH, _PREFILL
         self._sessions = {}
         for graph in ("main", "mtp"):
             path = artifact.target_file(NAME, graph)
