@@ -54,9 +54,7 @@ class Checkpoint:
         """Reads config and headers, no weights; InputError for everything that is wrong with them."""
         path = Path(path)
         if not path.is_dir():
-            raise InputError(
-                f"{path}: no such folder; a checkpoint is one that holds config.json and safetensors"
-            )
+            raise InputError(f"{path}: no such folder; a checkpoint is one that holds config.json and safetensors")
         config = read_json(path / "config.json")
         try:
             family = family_of(config)
@@ -209,15 +207,12 @@ def _read_headers(path: Path) -> dict[str, StoredTensor]:
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or not shard.endswith(".safetensors") or Path(shard).name != shard:
             raise InputError(
-                f"{path / INDEX}: {name} is said to be in {shard!r}; "
-                "only safetensors files in the same folder are read"
+                f"{path / INDEX}: {name} is said to be in {shard!r}; only safetensors files in the same folder are read"
             )
         if shard not in headers:
             headers[shard] = read_header(path / shard)
         if name not in headers[shard]:
-            raise InputError(
-                f"{path / shard}: tensor {name} is missing, but in the index; download both again"
-            )
+            raise InputError(f"{path / shard}: tensor {name} is missing, but in the index; download both again")
     return {
         name: tensor
         for shard in sorted(headers)

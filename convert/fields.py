@@ -20,9 +20,7 @@ class Fields:
     def has(self, name: str) -> bool:
         return self.config.get(name) is not None
 
-    def integer(
-        self, name: str, default: Any = _MISSING, minimum: int = 1, maximum: int = _MAX_INTEGER
-    ) -> int:
+    def integer(self, name: str, default: Any = _MISSING, minimum: int = 1, maximum: int = _MAX_INTEGER) -> int:
         value = self._get(name, default)
         if type(value) is not int or not minimum <= value <= maximum:
             raise self.error(name, f"an integer from {minimum} to {maximum}")

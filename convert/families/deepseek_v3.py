@@ -79,13 +79,9 @@ def _mixture_of_experts(fields: Fields) -> MixtureOfExpertsSpec:
     experts, groups = fields.count("n_routed_experts"), fields.integer("n_group", 1)
     top_k, top_k_groups = fields.integer("num_experts_per_tok"), fields.integer("topk_group", 1)
     if experts % groups or experts // groups < 2:
-        raise InputError(
-            f"`n_routed_experts` {experts} must give each of `n_group` {groups} groups two or more"
-        )
+        raise InputError(f"`n_routed_experts` {experts} must give each of `n_group` {groups} groups two or more")
     if top_k_groups > groups or top_k > top_k_groups * experts // groups:
-        raise InputError(
-            f"`num_experts_per_tok` {top_k} does not fit into `topk_group` {top_k_groups} groups"
-        )
+        raise InputError(f"`num_experts_per_tok` {top_k} does not fit into `topk_group` {top_k_groups} groups")
     intermediate_size = fields.integer("moe_intermediate_size")
     return MixtureOfExpertsSpec(
         router=RouterSpec(

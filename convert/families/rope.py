@@ -65,9 +65,7 @@ def _llama3(frequencies: torch.Tensor, scaling: Fields, config: dict[str, Any]) 
     return torch.where(wavelengths < length / high, frequencies, scaled)
 
 
-def _yarn(
-    periods: torch.Tensor, theta: float, scaling: Fields, config: dict[str, Any]
-) -> tuple[torch.Tensor, float]:
+def _yarn(periods: torch.Tensor, theta: float, scaling: Fields, config: dict[str, Any]) -> tuple[torch.Tensor, float]:
     """NTK-by-parts interpolation (YaRN, section 3.2) and the factor on cosine and sine."""
     dim, factor, length = 2 * len(periods), scaling.number("factor"), _original_length(scaling, config)
 

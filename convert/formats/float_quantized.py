@@ -43,9 +43,7 @@ class FloatQuantized:
             scale = parts[self.key]
             raise InputError(f"{scale.file}: {scale.name} has no weight beside it; download the file again")
         if codes.dtype != "F8_E4M3" or len(codes.shape) != 2:
-            raise InputError(
-                f"{codes.file}: {codes.name} is {codes.dtype} {list(codes.shape)}, no FP8 matrix"
-            )
+            raise InputError(f"{codes.file}: {codes.name} is {codes.dtype} {list(codes.shape)}, no FP8 matrix")
         self._block(parts)
         return codes.shape[0], codes.shape[1]
 

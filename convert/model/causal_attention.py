@@ -6,9 +6,7 @@ import torch
 from torch.nn import functional
 
 
-def causal_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
-) -> torch.Tensor:
+def causal_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
     """[B, H, S, Dv] from query [B, H, S, D], key [B, G, T, D] and value [B, G, T, Dv]; G divides H.
 
     The last query stands at the last key: query s sees keys t <= T - S + s. No [S, T] matrix is made, unless

@@ -33,9 +33,7 @@ class DecoderLayer(nn.Module):
             else DenseMLP(hidden_size, mlp.intermediate_size)
         )
 
-    def forward(
-        self, x: torch.Tensor, positions: torch.Tensor, cache: LayerCache | None = None
-    ) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, positions: torch.Tensor, cache: LayerCache | None = None) -> torch.Tensor:
         """x [B, S, H], positions [B, S] → [B, S, H]."""
         x = x + self.self_attn(self.input_layernorm(x), positions, cache)
         return x + self.mlp(self.post_attention_layernorm(x))

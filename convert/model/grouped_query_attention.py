@@ -21,9 +21,7 @@ class GroupedQueryAttention(nn.Module):
         self.v_proj = nn.Linear(hidden_size, key_size, bias=spec.qkv_bias)
         self.o_proj = nn.Linear(query_size, hidden_size, bias=spec.output_bias)
 
-    def forward(
-        self, x: torch.Tensor, positions: torch.Tensor, cache: KeyValueCache | None = None
-    ) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, positions: torch.Tensor, cache: KeyValueCache | None = None) -> torch.Tensor:
         """x [B, S, H], positions [B, S] → [B, S, H]."""
         query, key, value = (
             project(x).unflatten(-1, (-1, self.spec.head_dim)).transpose(1, 2)

@@ -24,9 +24,7 @@ class LatentAttention(nn.Module):
     `kv_b_proj` into query and output, so that all heads attend to the latent itself (decode).
     """
 
-    def __init__(
-        self, spec: LatentAttentionSpec, rope: RopeSpec, hidden_size: int, form: Form = "expanded"
-    ) -> None:
+    def __init__(self, spec: LatentAttentionSpec, rope: RopeSpec, hidden_size: int, form: Form = "expanded") -> None:
         super().__init__()
         self.spec, self.rope, self.form = spec, rope, form
         query_size = spec.num_heads * (spec.qk_nope_head_dim + spec.qk_rope_head_dim)
@@ -36,18 +34,14 @@ class LatentAttention(nn.Module):
             self.q_a_proj = nn.Linear(hidden_size, spec.q_lora_rank, bias=spec.bias)
             self.q_a_layernorm = RMSNorm(spec.q_lora_rank, spec.norm_eps)
             self.q_b_proj = nn.Linear(spec.q_lora_rank, query_size, bias=False)
-        self.kv_a_proj_with_mqa = nn.Linear(
-            hidden_size, spec.kv_lora_rank + spec.qk_rope_head_dim, bias=spec.bias
-        )
+        self.kv_a_proj_with_mqa = nn.Linear(hidden_size, spec.kv_lora_rank + spec.qk_rope_head_dim, bias=spec.bias)
         self.kv_a_layernorm = RMSNorm(spec.kv_lora_rank, spec.norm_eps)
         self.kv_b_proj = nn.Linear(
             spec.kv_lora_rank, spec.num_heads * (spec.qk_nope_head_dim + spec.v_head_dim), bias=False
         )
         self.o_proj = nn.Linear(spec.num_heads * spec.v_head_dim, hidden_size, bias=spec.bias)
 
-    def forward(
-        self, x: torch.Tensor, positions: torch.Tensor, cache: LatentCache | None = None
-    ) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, positions: torch.Tensor, cache: LatentCache | None = None) -> torch.Tensor:
         """x [B, S, H], positions [B, S] → [B, S, H]."""
         spec = self.spec
         table = rotary_table(self.rope, positions)
@@ -59,9 +53,7 @@ class LatentAttention(nn.Module):
         query_nope, query_rope = query.split((spec.qk_nope_head_dim, spec.qk_rope_head_dim), dim=-1)
         query_rope = rotary(query_rope, table, self.rope.interleaved)
 
-        latent, key_rope = self.kv_a_proj_with_mqa(x)[:, None].split(
-            (spec.kv_lora_rank, spec.qk_rope_head_dim), dim=-1
-        )
+        latent, key_rope = self.kv_a_proj_with_mqa(x)[:, None].split((spec.kv_lora_rank, spec.qk_rope_head_dim), dim=-1)
         key_rope = rotary(key_rope, table, self.rope.interleaved)
         latent = torch.cat((self.kv_a_layernorm(latent), key_rope), dim=-1)  # [B, 1, S, R + P], cached
         if cache is not None:
@@ -71,9 +63,7 @@ class LatentAttention(nn.Module):
         mixed = attend(query_nope, query_rope, latent)  # [B, heads, S, v_head_dim]
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
 
-    def _expanded(
-        self, query_nope: torch.Tensor, query_rope: torch.Tensor, latent: torch.Tensor
-    ) -> torch.Tensor:
+    def _expanded(self, query_nope: torch.Tensor, query_rope: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
         spec = self.spec
         compressed, key_rope = latent.split((spec.kv_lora_rank, spec.qk_rope_head_dim), dim=-1)
         key_value = self.kv_b_proj(compressed[:, 0]).unflatten(-1, (spec.num_heads, -1)).transpose(1, 2)
@@ -81,9 +71,7 @@ class LatentAttention(nn.Module):
         key = torch.cat((key_nope, key_rope.expand(-1, spec.num_heads, -1, -1)), dim=-1)
         return causal_attention(torch.cat((query_nope, query_rope), dim=-1), key, value, spec.softmax_scale)
 
-    def _absorbed(
-        self, query_nope: torch.Tensor, query_rope: torch.Tensor, latent: torch.Tensor
-    ) -> torch.Tensor:
+    def _absorbed(self, query_nope: torch.Tensor, query_rope: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
         spec = self.spec
         weight = self.kv_b_proj.weight.unflatten(0, (spec.num_heads, -1))  # [heads, nope + v, R]
         weight_key, weight_value = weight.split((spec.qk_nope_head_dim, spec.v_head_dim), dim=1)

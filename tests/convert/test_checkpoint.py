@@ -90,9 +90,7 @@ def test_end_of_turn_tokens_come_from_the_generation_config(tmp_path: Path) -> N
     assert Checkpoint.open(path).spec.eos_token_ids == (1, 7, 9)
 
 
-def test_opening_reads_no_weights_and_a_layer_only_its_own(
-    sharded: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_opening_reads_no_weights_and_a_layer_only_its_own(sharded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
     original = StoredTensor.read
     monkeypatch.setattr(StoredTensor, "read", lambda self: (read.append(self.name), original(self))[1])
@@ -150,9 +148,7 @@ def test_pickles_are_not_opened(tmp_path: Path, name: str) -> None:
     assert "save_pretrained" in message
 
 
-@pytest.mark.parametrize(
-    "place", ["../model.safetensors", "/etc/passwd", "sub/x.safetensors", "pytorch_model.bin", 7]
-)
+@pytest.mark.parametrize("place", ["../model.safetensors", "/etc/passwd", "sub/x.safetensors", "pytorch_model.bin", 7])
 def test_an_index_points_only_into_its_folder(sharded: Path, place: Any) -> None:
     edit_json(sharded / INDEX, lambda index: index["weight_map"].update({EXPERT: place}))
     message = refused(sharded)
@@ -215,9 +211,7 @@ def test_an_expert_of_the_wrong_shape(sharded: Path) -> None:
     assert f"tensor {EXPERT} has shape [40, 64], but config.json asks for [48, 64]" in message
 
 
-@pytest.mark.parametrize(
-    ("dtype", "name"), [(torch.int64, "I64"), (torch.float64, "F64"), (torch.uint8, "U8")]
-)
+@pytest.mark.parametrize(("dtype", "name"), [(torch.int64, "I64"), (torch.float64, "F64"), (torch.uint8, "U8")])
 def test_wrong_dtype(sharded: Path, dtype: torch.dtype, name: str) -> None:
     edit_weights(sharded / SHARD, lambda weights: weights.update({EXPERT: torch.zeros(48, 64, dtype=dtype)}))
     message = refused(sharded)

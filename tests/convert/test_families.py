@@ -185,9 +185,7 @@ def fields_of(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...
             yield from fields_of(value[name], (*path, name))
 
 
-@pytest.mark.parametrize(
-    "config", [SMALL_R1 | {"quantization_config": FP8}, QWEN2 | {"rope_scaling": LLAMA3}]
-)
+@pytest.mark.parametrize("config", [SMALL_R1 | {"quantization_config": FP8}, QWEN2 | {"rope_scaling": LLAMA3}])
 def test_any_value_in_any_field_is_read_or_refused(config: dict[str, Any]) -> None:
     values = (None, True, -1, 0, 1, 1.5, 2**40, 1e300, float("nan"), "x", [], [1], {}, {"a": 1})
     refused = 0

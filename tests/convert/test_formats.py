@@ -249,8 +249,6 @@ def test_parts_that_do_not_fit_together_are_refused(tmp_path: Path, name: str) -
 
 def test_quantised_tensors_without_a_quantization_config_are_refused(tmp_path: Path) -> None:
     store(tmp_path, {"model.layers.0.mlp.gate_proj": "int4 group"})
-    (tmp_path / "config.json").write_text(
-        (tmp_path / "config.json").read_text().replace("quantization_c", "c")
-    )
+    (tmp_path / "config.json").write_text((tmp_path / "config.json").read_text().replace("quantization_c", "c"))
     with pytest.raises(InputError, match=r"gate_proj.weight is stored with weight_packed.* does not explain"):
         Checkpoint.open(tmp_path)

@@ -27,9 +27,7 @@ def witness_logits(path: Path, ids: torch.Tensor, depth: int) -> torch.Tensor:
             # Every depth looks one token further and so covers one position less.
             count = ids.shape[1] - layer - 1
             positions = torch.arange(layer + 1, ids.shape[1])[None]
-            hidden = mtp.forward_layer(
-                layer, hidden[:, :count], positions, cache, input_ids=ids[:, layer + 1 :]
-            )
+            hidden = mtp.forward_layer(layer, hidden[:, :count], positions, cache, input_ids=ids[:, layer + 1 :])
         return main.lm_head(hidden)
 
 
@@ -44,9 +42,7 @@ def our_hidden(model: CausalLM, ids: torch.Tensor, depth: int) -> torch.Tensor:
 def test_logits_equal_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, depth: int) -> None:
     path = random_checkpoint(tmp_path, DEEPSEEK_V3, num_nextn_predict_layers=2)
     # transformers finds MTP tensors by the depth of the released model, 61.
-    monkeypatch.setattr(
-        DeepseekV3ForCausalLM, "_keys_to_ignore_on_load_unexpected", [r"model\.layers\.[34]\..*"]
-    )
+    monkeypatch.setattr(DeepseekV3ForCausalLM, "_keys_to_ignore_on_load_unexpected", [r"model\.layers\.[34]\..*"])
     ids = torch.randint(0, 96, (1, 50), generator=torch.Generator().manual_seed(1))
     model = CausalLM.load(Checkpoint.open(path))
     expected = witness_logits(path, ids, depth)
@@ -66,9 +62,7 @@ def test_step_by_step_equals_at_once(tmp_path: Path) -> None:
 
 def test_embedded_checkpoint_drafts_what_the_model_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits as in transformers, and a trained layer that agrees with the main model far beyond chance."""
-    monkeypatch.setattr(
-        DeepseekV3ForCausalLM, "_keys_to_ignore_on_load_unexpected", [r"model\.layers\.4\..*"]
-    )
+    monkeypatch.setattr(DeepseekV3ForCausalLM, "_keys_to_ignore_on_load_unexpected", [r"model\.layers\.4\..*"])
     model = CausalLM.load(Checkpoint.open(EMBEDDED))
     ids = torch.zeros(1, 1, dtype=torch.int64)
     caches = model.new_cache(1, 64)

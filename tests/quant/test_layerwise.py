@@ -1,9 +1,11 @@
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -98,7 +100,7 @@ def test_stacked_experts_lie_one_behind_the_other(finished):
     after = Checkpoint.open(finished[0] / "out")
     for part in ("weight_packed", "weight_scale"):
         stored = [after.stored(f"model.layers.1.mlp.experts.{e}.down_proj.{part}") for e in range(8)]
-        assert all(a.offset + a.nbytes == b.offset for a, b in zip(stored, stored[1:], strict=False))
+        assert all(a.offset + a.nbytes == b.offset for a, b in itertools.pairwise(stored))
 
 
 def test_gptq_beats_rounding_where_it_counts(source, tmp_path):
@@ -180,9 +182,9 @@ def test_killed_and_resumed(source, finished, tmp_path):
         "import test_layerwise as t\n"
         "t.run(Path(sys.argv[1]), Path(sys.argv[2]), keep=2 / 3, progress=lambda *_: time.sleep(0.2))\n"
     )
-    here = os.path.dirname(__file__)
+    here = Path(__file__).parent
     child = subprocess.Popen(
-        [sys.executable, "-c", code, str(source), str(tmp_path), here, os.path.join(here, "..", "convert")]
+        [sys.executable, "-c", code, str(source), str(tmp_path), str(here), str(here.parent / "convert")]
     )
     marker = tmp_path / "work" / "layer-00000.json"
     deadline = time.monotonic() + 120

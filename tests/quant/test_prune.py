@@ -20,7 +20,7 @@ def test_keep_must_give_whole_experts_in_every_group():
 
 
 def test_top_k_must_stay_reachable():
-    with pytest.raises(InputError, match="use one of 0.5, 0.75, 1"):
+    with pytest.raises(InputError, match=r"use one of 0\.5, 0\.75, 1"):
         kept_per_group(router(), 0.25)
     assert kept_per_group(router(groups=1, top_groups=1), 0.25) == 4
 
