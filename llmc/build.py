@@ -2,7 +2,8 @@
 
 Each step is a stage with a key (see `stages`); quantisation also resumes within itself, layer by layer. All work
 happens in `<output>.work` and is renamed at the end, so that a build killed at any moment leaves either no artifact
-or a whole one, and the next run goes on where it stopped.
+or a whole one, and the next run goes on where it stopped. A resumed build ends in the same bytes, but for engines
+that are compiled anew: TensorRT-RTX numbers the values in an engine differently each time, a few bytes of it.
 """
 
 from __future__ import annotations
