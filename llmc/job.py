@@ -12,7 +12,7 @@ from llmc.plan import Plan, plan, rules_of
 from llmc.progress import Display
 from llmc.quant.assign import Rule
 from llmc.recipe import Recipe, load_recipe
-from llmc.source import Source, hash_files, locate
+from llmc.source import Source, hash_files, locate, locate_headers
 from llmc.stages import code_version, key_of, versions
 from llmc.text import Texts, read_texts
 
@@ -60,10 +60,10 @@ class Job:
 
 
 def plan_only(argument: str, output: Path | None) -> Plan:
-    """The plan of a build; reads no weight and no text."""
+    """The plan of a build; reads and downloads no weight and no text."""
     recipe, base = load_recipe(argument)
-    checkpoint = Checkpoint.open(locate(recipe.model, base).path)
-    return plan(checkpoint, recipe, _output(recipe, output))
+    with locate_headers(recipe.model, base) as source:
+        return plan(Checkpoint.open(source.path), recipe, _output(recipe, output))
 
 
 def prepare(argument: str, output: Path | None, display: Display) -> tuple[Job, Output]:

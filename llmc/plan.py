@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import Linear
 
 from llmc import machine
 from llmc.convert.checkpoint import Checkpoint
+from llmc.convert.model.causal_lm import empty_layer
 from llmc.convert.quantised_weight import QuantisedWeight
 from llmc.convert.spec import LatentAttentionSpec, MixtureOfExpertsSpec, ModelSpec
-from llmc.errors import MachineError
+from llmc.errors import InputError, MachineError
 from llmc.progress import size
-from llmc.quant.assign import Rule, assign
+from llmc.quant.assign import Assignment, Rule, assign
+from llmc.quant.layer_solver import jobs
 from llmc.quant.layerwise import DEFAULT_MEMORY_BUDGET
 from llmc.quant.prune import kept_per_group, routers
 from llmc.quant.schemes.scheme import Scheme
@@ -120,7 +123,9 @@ def plan(checkpoint: Checkpoint, recipe: Recipe, output: Path) -> Plan:
     assigned = assign(checkpoint, rules_of(recipe, spec))
     found = routers(spec.mlps)
     experts = [found[0].num_experts] * 2 if found else []
-    if recipe.prune and found:
+    if recipe.prune:
+        if not found:
+            raise InputError(f"{checkpoint.path}: this model has no experts to prune; remove `prune` from the recipe")
         experts[1] = kept_per_group(found[0], recipe.prune.keep) * found[0].num_groups
     kept = experts[1] / experts[0] if experts else 1.0
 
@@ -128,20 +133,19 @@ def plan(checkpoint: Checkpoint, recipe: Recipe, output: Path) -> Plan:
     schemes: dict[str, dict[str, int]] = {}
     layers = [_NOTHING for _ in range(spec.num_all_layers)]
     for name, before in tensor_sizes(checkpoint).items():
-        role, parts = checkpoint.role(name), name.split(".")
+        role = checkpoint.role(name)
         parameters, count = before.parameters, before.bytes
         if assignment := assigned.get(name.removesuffix(".weight")):
             rows, columns = checkpoint.shape(name)
             count = _stored_bytes(assignment.scheme, (rows, columns))
         if ".mlp.gate." in name:  # one row per expert
             parameters, count = round(parameters * kept), round(count * kept)
-        # All experts are alike, so which of them go does not matter here.
-        if "experts" in parts and int(parts[parts.index("experts") + 1]) >= experts[1]:
+        if _pruned(name, experts[1] if experts else 0):
             parameters = count = 0
         change = Change(before, Size(parameters, count))
         changes[role] = changes.get(role, _NOTHING) + change
         if name.startswith("model.layers."):
-            layers[int(parts[2])] += change
+            layers[int(name.split(".")[2])] += change
         if assignment and parameters:
             by_scheme = schemes.setdefault(role, {})
             by_scheme[assignment.scheme.name] = by_scheme.get(assignment.scheme.name, 0) + parameters
@@ -158,7 +162,7 @@ def plan(checkpoint: Checkpoint, recipe: Recipe, output: Path) -> Plan:
         total=total,
         cache_bytes=cache,
         cache_bytes_expanded=expanded,
-        memory=_memory(spec, layers),
+        memory=_memory(checkpoint, assigned, layers, experts[1] if experts else 0),
         # Two layers' activations, and a shard on its way into its file.
         work_disk=2 * 4 * spec.hidden_size * text_tokens + max(layer.after.bytes for layer in layers),
         target_bytes=_target_bytes(recipe.targets, schemes, total),
@@ -187,23 +191,46 @@ def _cache_bytes(spec: ModelSpec) -> tuple[int, int]:
     return 2 * layers * kept, 2 * layers * kept
 
 
-def _memory(spec: ModelSpec, layers: Sequence[Change]) -> int:
-    """Peak of the single pass: the largest layer in float32 and once more as codes and shard, the solver's share
-    or the head and one block of logits, and the widest activations of a micro-batch."""
-    widest = max(
-        [spec.hidden_size * 4]
-        + [
-            max(mlp.intermediate_size, mlp.shared_intermediate_size, mlp.intermediate_size * mlp.router.top_k)
-            if isinstance(mlp, MixtureOfExpertsSpec)
-            else mlp.intermediate_size
-            for mlp in spec.mlps
-        ]
+def _memory(checkpoint: Checkpoint, assigned: Mapping[str, Assignment], layers: Sequence[Change], kept: int) -> int:
+    """Peak of the single pass: a layer in float32, its codes, and what the solver takes on top; or the head."""
+    spec = checkpoint.spec
+    by_layer: dict[int, dict[str, Assignment]] = {}
+    for name, assignment in assigned.items():
+        _, _, index, inside = name.split(".", 3)
+        if not _pruned(name, kept):
+            by_layer.setdefault(int(index), {})[inside] = assignment
+
+    @functools.cache  # layers of one kind
+    def solver(index: int) -> int:
+        linears = {
+            name: module for name, module in empty_layer(spec, index).named_modules() if isinstance(module, Linear)
+        }
+        needs = [(job.matrix_bytes(linears), len(job.members)) for job in jobs(by_layer.get(index, {}))]
+        return max((max(one, min(one * count, DEFAULT_MEMORY_BUDGET)) for one, count in needs), default=0)
+
+    kinds = [(mlp, spec.is_mtp(index)) for index, mlp in enumerate(spec.mlps)]
+    largest = max(
+        5 * change.before.parameters + max(solver(kinds.index(kind)), _activations(spec))
+        for change, kind in zip(layers, kinds, strict=True)
     )
-    largest = max(layer.before.parameters for layer in layers)
-    ends = 4 * spec.vocab_size * spec.hidden_size
-    solver = min(DEFAULT_MEMORY_BUDGET, 8 * 4 * largest)
-    micro_batch = 4 * MICRO_BATCH_TOKENS * (4 * spec.hidden_size + 4 * widest)
-    return _BASE_MEMORY + max(largest * 5 + solver, 2 * ends) + micro_batch
+    return _BASE_MEMORY + max(largest, 2 * 4 * spec.vocab_size * spec.hidden_size)
+
+
+def _activations(spec: ModelSpec) -> int:
+    """Widest intermediate results of a micro-batch: an MLP's two projections and their product."""
+    widths = [
+        max(mlp.intermediate_size, mlp.shared_intermediate_size)
+        if isinstance(mlp, MixtureOfExpertsSpec)
+        else mlp.intermediate_size
+        for mlp in spec.mlps
+    ]
+    return 4 * MICRO_BATCH_TOKENS * (3 * max(widths) + 4 * spec.hidden_size)
+
+
+def _pruned(name: str, kept: int) -> bool:
+    """Whether a tensor goes with its expert. All experts are alike, so which of them go does not matter here."""
+    parts = name.split(".")
+    return "experts" in parts and int(parts[parts.index("experts") + 1]) >= kept
 
 
 def _target_bytes(

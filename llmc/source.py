@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from collections.abc import Callable
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -14,8 +19,9 @@ from llmc.errors import InputError, MachineError
 from llmc.recipe import unknown
 
 BUILTIN = "builtin:"
-# Weights, configuration, tokenizer, licence; never pickles or code.
-_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "vocab.*", "merges.txt", "LICENSE*", "README.md"]
+# Never pickles or code.
+_HUB_WEIGHTS = ["*.safetensors"]
+_HUB_FILES = ["*.json", "*.jinja", "tokenizer*", "vocab.*", "merges.txt", "LICENSE*", "README.md"]
 
 
 @dataclass(frozen=True)
@@ -37,11 +43,40 @@ def locate(model: str, base: Path) -> Source:
     path = base / Path(model).expanduser()
     if path.exists():
         return Source(path.resolve().name, None, path, _license(path))
-    match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", model)
-    if match is None or model.startswith("."):
-        raise InputError(f"model {model}: there is no folder {path}, and this is not a hub id such as org/name")
-    path = _download(match[1], match[2])
-    return Source(match[1], path.name, path, _license(path))
+    repo, revision = _hub_id(model, path)
+    with _hub(repo) as hub:
+        path = Path(hub.snapshot_download(repo, revision=revision, allow_patterns=[*_HUB_WEIGHTS, *_HUB_FILES]))
+    return Source(repo, path.name, path, _license(path))
+
+
+@contextmanager
+def locate_headers(model: str, base: Path) -> Iterator[Source]:
+    """As `locate`, but of a hub model only the headers of the weights are downloaded, into a folder that is gone
+    in the end: files of full size without content."""
+    path = base / Path(model).expanduser()
+    if model.startswith(BUILTIN) or path.exists():
+        yield locate(model, base)
+        return
+    repo, revision = _hub_id(model, path)
+    with tempfile.TemporaryDirectory() as folder:
+        with _hub(repo) as hub:
+            files = hub.snapshot_download(repo, revision=revision, allow_patterns=_HUB_FILES)
+            shutil.copytree(files, folder, dirs_exist_ok=True)
+            for name, shard in hub.get_safetensors_metadata(repo, revision=revision).files_metadata.items():
+                _write_header(Path(folder) / name, shard.tensors)
+        yield Source(repo, Path(files).name, Path(folder), _license(Path(folder)))
+
+
+def _write_header(path: Path, tensors: Mapping[str, Any]) -> None:
+    """A safetensors file whose tensors are a hole."""
+    entries = {
+        name: {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": tensor.data_offsets}
+        for name, tensor in tensors.items()
+    }
+    header = json.dumps(entries).encode()
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + max(tensor.data_offsets[1] for tensor in tensors.values()))
 
 
 def hash_files(files: list[Path], progress: Callable[[int, int], None]) -> dict[str, str]:
@@ -69,18 +104,26 @@ def _builtin(name: str) -> Path:
     return folder / name
 
 
-def _download(repo: str, revision: str | None) -> Path:
+def _hub_id(model: str, path: Path) -> tuple[str, str | None]:
+    """Repository and revision."""
+    match = re.fullmatch(r"(\w[\w.-]*/[\w.-]+)(?:@([\w./-]+))?", model)
+    if match is None:
+        raise InputError(f"model {model}: there is no folder {path}, and this is not a hub id such as org/name")
+    return match[1], match[2]
+
+
+@contextmanager
+def _hub(repo: str) -> Iterator[Any]:
+    """The hub's client, with its errors in one line."""
     try:
-        from huggingface_hub import snapshot_download
+        import huggingface_hub
     except ImportError as error:
-        raise MachineError(
-            f"model {repo} is no folder here, and downloading from the hub needs: pip install 'llmc[hub]'"
-        ) from error
+        raise MachineError(f"model {repo}: no such folder; to get it from the hub: pip install 'llmc[hub]'") from error
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=_HUB_FILES))
+        yield huggingface_hub
     except Exception as error:  # whatever the network, the hub and its client come up with
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise MachineError(f"model {repo} is no folder here and cannot be downloaded from the hub: {reason}") from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise MachineError(f"model {repo}: no such folder, and the hub says: {reason}") from error
 
 
 def _license(path: Path) -> str | None:

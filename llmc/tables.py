@@ -65,7 +65,7 @@ def table(title: str, *columns: str, numbers: bool = True) -> Table:
     """A table whose first column is words; the others are numbers, aligned right, or words too."""
     made = Table(title=title, title_justify="left", show_header=any(columns))
     for index, column in enumerate(columns):
-        made.add_column(column, justify="right" if numbers and index else "left", overflow="fold")
+        made.add_column(column, justify="right" if numbers and index else "left", no_wrap=not index, overflow="fold")
     return made
 
 

@@ -1,0 +1,94 @@
+"""Where models come from; the hub is played by a folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import huggingface_hub
+import pytest
+
+from llmc.convert.safetensors_file import read_header
+from llmc.errors import InputError, MachineError
+from llmc.source import hash_files, locate
+
+
+@pytest.fixture
+def hub(embedded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Serves the embedded checkpoint as org/tiny; returns what was downloaded."""
+    downloaded: list[str] = []
+    folder = tmp_path / "cache" / "0123abcd"
+
+    def snapshot_download(repo: str, revision: str | None, allow_patterns: list[str]) -> str:
+        if repo != "org/tiny":
+            raise OSError("404: no such model\nmore")
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in embedded.iterdir():
+            if any(file.match(pattern) for pattern in allow_patterns):
+                shutil.copy(file, folder)
+                downloaded.append(file.name)
+        return str(folder)
+
+    def get_safetensors_metadata(repo: str, revision: str | None) -> SimpleNamespace:
+        files = {}
+        for shard in embedded.glob("*.safetensors"):
+            start = 8 + int.from_bytes(shard.read_bytes()[:8], "little")
+            tensors = {
+                name: SimpleNamespace(
+                    dtype=found.dtype,
+                    shape=list(found.shape),
+                    data_offsets=(found.offset - start, found.offset - start + found.nbytes),
+                )
+                for name, found in read_header(shard).items()
+            }
+            files[shard.name] = SimpleNamespace(tensors=tensors)
+        return SimpleNamespace(files_metadata=files)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(huggingface_hub, "get_safetensors_metadata", get_safetensors_metadata)
+    return downloaded
+
+
+def test_plan_of_a_hub_model_downloads_no_weights(llmc, hub: list[str], embedded: Path) -> None:
+    found = json.loads(llmc("plan", "org/tiny@main", "--json").stdout)
+    here = json.loads(llmc("plan", embedded, "--json").stdout)
+    assert found["roles"] == here["roles"]
+    assert "config.json" in hub
+    assert not [name for name in hub if name.endswith(".safetensors")]
+
+
+def test_hub_model(hub: list[str], tmp_path: Path) -> None:
+    source = locate("org/tiny@main", tmp_path)
+    assert (source.id, source.revision) == ("org/tiny", "0123abcd")
+    assert "model-00001-of-00002.safetensors" in hub
+
+
+def test_hub_errors_are_one_line(hub: list[str], tmp_path: Path) -> None:
+    with pytest.raises(MachineError, match=r"org/other: no such folder, and the hub says: 404: no such model$"):
+        locate("org/other", tmp_path)
+
+
+@pytest.mark.parametrize("model", ["nothing", "../x/y", "a/b/c", "/abs/x"])
+def test_neither_folder_nor_hub_id(tmp_path: Path, model: str) -> None:
+    with pytest.raises(InputError, match="there is no folder"):
+        locate(model, tmp_path)
+
+
+def test_directory(embedded: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(embedded)
+    source = locate("link", tmp_path)
+    assert (source.id, source.revision) == ("tiny-deepseek-v3", None)
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "README.md").write_text("---\nlicense: mit\ntags: [a]\n---\n# A model")
+    assert locate("m", tmp_path).license == "mit"
+
+
+def test_hashes(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    seen: list[tuple[int, int]] = []
+    assert hash_files([tmp_path / "a"], lambda *at: seen.append(at)) == {
+        "a": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    }
+    assert seen == [(3, 3)]
