@@ -21,7 +21,7 @@ from llmc.runtime.backends import Backend
 
 Progress = Callable[[int, int], None]  # tokens done, tokens in all
 Array = NDArray[Any]
-_CHUNK_BYTES = 1 << 28  # of logits at a time
+_CHUNK_BYTES = 1 << 26  # of logits at a time
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,14 @@ _GATES: dict[str, tuple[Callable[[CheckReport], float], bool]] = {
     "kl_mean": (lambda report: report.kl_mean, True),
     "top1": (lambda report: report.top1, False),
 }
-GATE_NAMES = tuple(_GATES)
 
 
 def gates(report: CheckReport, limits: dict[str, float]) -> list[Gate]:
-    """The recipe's limits held against a report."""
+    """The recipe's limits held against a report; InputError for one that is not known here."""
     result = []
     for name, limit in limits.items():
+        if name not in _GATES:
+            raise InputError(f"gate {name!r} is not known to this llmc, only {', '.join(_GATES)}; upgrade llmc")
         measure, upper = _GATES[name]
         value = measure(report)
         result.append(Gate(name, limit, value, bool(value <= limit if upper else value >= limit)))
@@ -106,11 +107,11 @@ def compare(reference: dict[str, Array], top_logprobs: Array, true_logprobs: Arr
 
 
 def _perplexity(logprobs: Array) -> tuple[float, float]:
-    """Perplexity of [N, P] log-probabilities and its standard error, from the spread between windows."""
-    windows = -logprobs.mean(axis=1)
-    ppl = math.exp(windows.mean())
-    spread = windows.std(ddof=1) / math.sqrt(len(windows)) if len(windows) > 1 else 0.0
-    return ppl, float(ppl * spread)
+    """Perplexity of [N, P] log-probabilities and its standard error, from the spread between windows: the tokens of
+    one window depend on each other. A single window leaves only the spread between its tokens."""
+    ppl = math.exp(-logprobs.mean())
+    spread = logprobs.mean(axis=1) if len(logprobs) > 1 else logprobs[0]
+    return ppl, float(ppl * spread.std(ddof=1) / math.sqrt(len(spread)))
 
 
 def check(artifact: Artifact, backend: Backend, progress: Progress | None = None) -> CheckReport:
@@ -119,29 +120,27 @@ def check(artifact: Artifact, backend: Backend, progress: Progress | None = None
     if not path.is_file():
         raise InputError(f"{path}: missing; this artifact was published without it and cannot be checked")
     reference = load_file(path)
-    ids, top_ids = reference["input_ids"].astype(np.int64), reference["top_ids"]
-    windows, length = ids.shape
+    ids, top_ids = (reference[name].astype(np.int64) for name in ("input_ids", "top_ids"))
+    windows, predictions, _ = top_ids.shape
     top = np.empty(top_ids.shape, np.float32)
-    true = np.empty((windows, length - 1), np.float32)
-    best = np.empty((windows, length - 1), np.int64)
-    chunk = max(1, min(256, _CHUNK_BYTES // (4 * artifact.model["vocab_size"])))
+    true, best = np.empty((windows, predictions), np.float32), np.empty((windows, predictions), np.int64)
+    chunk = max(1, min(backend.prefill, _CHUNK_BYTES // (4 * artifact.vocab_size)))
     for row in range(windows):
         cache = backend.new_cache(1)
-        for start in range(0, length - 1, chunk):
-            part = slice(start, min(start + chunk, length - 1))
-            every = np.arange(part.stop - start, dtype=np.int64)[None]
-            position = np.array([start], dtype=np.int64)
-            logits, _ = backend.forward("main", cache, ids[row : row + 1, part], position, every)
-            said = logits[0].astype(np.float64)
-            if not np.isfinite(said).all():
+        for start in range(0, predictions, chunk):
+            part = slice(start, min(start + chunk, predictions))
+            every = np.arange(part.stop - start)[None]
+            batch, _ = backend.forward("main", cache, ids[row : row + 1, part], np.array([start]), every)
+            logits = batch[0]
+            if not np.isfinite(logits).all():
                 raise InputError(f"{artifact.path}: logits hold NaN or infinity in window {row}; build it again")
-            said -= said.max(-1, keepdims=True)
-            said -= np.log(np.exp(said).sum(-1, keepdims=True))
-            top[row, part] = np.take_along_axis(said, top_ids[row, part].astype(np.int64), -1)
-            true[row, part] = np.take_along_axis(said, ids[row, 1:][part, None], -1)[:, 0]
-            best[row, part] = said.argmax(-1)
+            peak = logits.max(-1, keepdims=True)
+            normaliser = peak + np.log(np.exp(logits - peak).sum(-1, keepdims=True, dtype=np.float64))
+            top[row, part] = np.take_along_axis(logits, top_ids[row, part], -1) - normaliser
+            true[row, part] = (np.take_along_axis(logits, ids[row, 1:][part, None], -1) - normaliser)[:, 0]
+            best[row, part] = logits.argmax(-1)
         if progress:
-            progress((row + 1) * length, windows * length)
+            progress((row + 1) * predictions, windows * predictions)
     report = compare(reference, top, true, best)
     report.gates.extend(gates(report, artifact.gates))
     return report

@@ -22,37 +22,40 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+        if not (self.temperature >= 0 and self.top_k >= 0 and 0 < self.top_p <= 1):
             raise InputError(f"{self}: temperature and top_k are at least 0, top_p is above 0 and at most 1")
 
     def distribution(self, logits: FloatArray) -> Probabilities:
-        """[V] logits → [V] float64 probabilities after temperature, then top-k, then top-p (Holtzman et al. 2020)."""
+        """[V] logits → [V] probabilities after temperature, then top-k, then top-p (Holtzman et al. 2020, section 3.1:
+        the fewest tokens that together have at least that probability). Ties at the k-th place are all kept.
+        InputError for logits that are not finite."""
         if not np.isfinite(logits).all():
             raise InputError("the model's logits hold NaN or infinity; check the artifact with `llmc check`")
         if self.temperature == 0:
             chosen = np.zeros(len(logits))
             chosen[logits.argmax()] = 1.0
             return chosen
-        scaled = logits.astype(np.float64) / self.temperature
-        probability = np.exp(scaled - scaled.max())
-        probability /= probability.sum()
-        if 0 < self.top_k < len(logits):
-            probability[np.argsort(-probability, kind="stable")[self.top_k :]] = 0.0
-            probability /= probability.sum()
+        mass = np.exp((logits.astype(np.float64) - logits.max()) / self.temperature)
+        if 0 < self.top_k < len(mass):
+            mass[mass < np.partition(mass, -self.top_k)[-self.top_k]] = 0.0
+        mass /= mass.sum()
         if self.top_p < 1:
-            order = np.argsort(-probability, kind="stable")
-            before = np.cumsum(probability[order]) - probability[order]
-            probability[order[before >= self.top_p]] = 0.0
-            probability /= probability.sum()
-        return probability
+            # All tokens below (1 - top_p) / V together are too little to be needed: only the others are sorted.
+            likely = np.flatnonzero(mass > (1 - self.top_p) / len(mass))
+            likely = likely[np.argsort(-mass[likely], kind="stable")]
+            count = 1 + np.searchsorted(np.cumsum(mass[likely]), self.top_p)
+            kept = np.zeros_like(mass)
+            kept[likely[:count]] = mass[likely[:count]]
+            mass = kept / kept.sum()
+        return mass
 
 
 def draw(probability: Probabilities, generator: np.random.Generator) -> int:
-    """A token from [V] probabilities; a certain one takes no random number."""
-    best = int(probability.argmax())
-    if probability[best] == 1.0:
-        return best
-    return int(np.searchsorted(np.cumsum(probability), generator.random() * probability.sum(), side="right"))
+    """A token, for one random number; the [V] probabilities need not sum to one."""
+    possible = np.flatnonzero(probability)
+    below = np.cumsum(probability[possible])
+    place = np.searchsorted(below, generator.random() * below[-1], side="right")
+    return int(possible[min(place, len(possible) - 1)])
 
 
 def verify(
@@ -66,8 +69,7 @@ def verify(
     """
     accepted: list[int] = []
     for token, q, p in zip(drafts, drafted, wanted, strict=False):
-        if p[token] < q[token] and generator.random() * q[token] >= p[token]:
-            rest = np.maximum(p - q, 0.0)
-            return [*accepted, draw(rest / rest.sum(), generator)]
+        if generator.random() * q[token] >= p[token]:
+            return [*accepted, draw(np.maximum(p - q, 0.0), generator)]
         accepted.append(token)
     return [*accepted, draw(wanted[-1], generator)]

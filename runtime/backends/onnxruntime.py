@@ -11,7 +11,7 @@ import numpy as np
 
 from llmc.errors import InputError, MachineError
 from llmc.runtime.artifact import Artifact
-from llmc.runtime.backends import FloatArray, Graph, IntArray
+from llmc.runtime.backends import FloatArray, Graph, Hidden, IntArray
 
 NAME = "onnxruntime"
 PREFERENCE = 0
@@ -43,16 +43,19 @@ class Cache:
 
 class OnnxRuntimeBackend:
     def __init__(self, artifact: Artifact, threads: int | None) -> None:
-        self.context: int = artifact.model["max_position_embeddings"]
-        self.batch, self.prefill = _BATCH, _PREFILL
-        self._sessions = {}
-        for graph in ("main", "mtp"):
-            path = artifact.target_file(NAME, graph)
-            if path is not None:
-                self._sessions[graph] = _session(path, threads)
+        from onnxruntime import OrtValue
+
+        self._value = OrtValue.ortvalue_from_numpy  # on the CPU a view of the array
+        self.context, self.batch, self.prefill = artifact.context, _BATCH, _PREFILL
+        paths = {graph: artifact.target_file(NAME, graph) for graph in ("main", "mtp")}
+        self._sessions = {graph: _session(path, threads) for graph, path in paths.items() if path}
         self.has_mtp = "mtp" in self._sessions
         self._caches = {
             graph: [node for node in session.get_inputs() if node.name.startswith("past.")]
+            for graph, session in self._sessions.items()
+        }
+        self._outputs = {
+            graph: [node.name for node in session.get_outputs() if not node.name.startswith("present.")]
             for graph, session in self._sessions.items()
         }
 
@@ -66,37 +69,31 @@ class OnnxRuntimeBackend:
         input_ids: IntArray,
         cache_position: IntArray,
         logits_index: IntArray,
-        hidden: FloatArray | None = None,
-    ) -> tuple[FloatArray, FloatArray | None]:
-        import onnxruntime
-
-        session = self._sessions[graph]
+        hidden: Hidden | None = None,
+    ) -> tuple[FloatArray, Hidden | None]:
         length = input_ids.shape[1]
         end = int(cache_position.max()) + length
         self._grow(cache, end)
-        inputs: dict[str, Any] = {
+        inputs = {
             "input_ids": input_ids,
             "position_ids": cache_position[:, None] + np.arange(length),
             "cache_position": cache_position,
             "logits_index": logits_index,
-        }
-        if hidden is not None:
-            inputs["previous_hidden"] = hidden
-        binding = session.io_binding()
-        for name, value in inputs.items():
-            binding.bind_cpu_input(name, np.ascontiguousarray(value))
+        } | ({} if hidden is None else {"previous_hidden": hidden})
+        binding = self._sessions[graph].io_binding()
+        for name, array in inputs.items():
+            binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        for name in self._outputs[graph]:
+            binding.bind_output(name)
         for node in self._caches[graph]:
             buffer = cache.buffers[node.name]
-            used = buffer[:, :, : min(cache.capacity, -(-end // _STEP) * _STEP)]
-            value = onnxruntime.OrtValue.ortvalue_from_numpy(used if used.flags.c_contiguous else buffer)
+            used = buffer[:, :, : -(-end // _STEP) * _STEP]  # contiguous for one row of one head, as latents are
+            value = self._value(used if used.flags.c_contiguous else buffer)
             binding.bind_ortvalue_input(node.name, value)
             binding.bind_ortvalue_output(node.name.replace("past.", "present."), value)
-        outputs = [node.name for node in session.get_outputs() if not node.name.startswith("present.")]
-        for name in outputs:
-            binding.bind_output(name)
-        session.run_with_iobinding(binding)
-        # Outputs come in the order in which they were bound: caches first.
-        found = dict(zip(outputs, binding.get_outputs()[-len(outputs) :], strict=True))
+        self._sessions[graph].run_with_iobinding(binding)
+        # Results come in the order in which outputs were bound.
+        found = dict(zip(self._outputs[graph], binding.get_outputs(), strict=False))
         return found["logits"].numpy(), found["hidden"].numpy() if "hidden" in found else None
 
     def _grow(self, cache: Cache, end: int) -> None:
@@ -136,4 +133,5 @@ def _session(path: Path, threads: int | None) -> Any:
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
-        raise MachineError(f"{path}: ONNX Runtime {onnxruntime.__version__} cannot load it: {error}") from error
+        reason = " ".join(str(error).split())
+        raise MachineError(f"{path}: ONNX Runtime {onnxruntime.__version__} cannot load it: {reason}") from error

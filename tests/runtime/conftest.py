@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -19,13 +20,15 @@ from llmc.quant.layerwise import quantise
 GATES = {"ppl_increase": 0.05, "kl_mean": 0.05, "top1": 0.9}
 
 
-def make_artifact(source: Path, rules: list[Rule], text: torch.Tensor, directory: Path, level: int = 1) -> Path:
+def make_artifact(source: Path, rules: list[Rule], text: torch.Tensor, directory: Path) -> Path:
     """Quantises to nearest, lowers to ONNX Runtime and writes a manifest, without the front door."""
     artifact = directory / "artifact"
     quantise(Checkpoint.open(source), rules, None, text[:1], text, artifact, directory / "work", lambda *_: None)
-    for name in ("tokenizer.json", "generation_config.json"):
-        if (source / name).exists():
-            shutil.copy(source / name, artifact)
+    shutil.copy(source / "tokenizer.json", artifact)
+    return lower(artifact, 1)
+
+
+def lower(artifact: Path, level: int) -> Path:
     checkpoint = Checkpoint.open(artifact)
     onnxruntime = target("onnxruntime")
     options = onnxruntime.Options.model_validate({"accuracy_level": level})
@@ -40,7 +43,11 @@ def make_artifact(source: Path, rules: list[Rule], text: torch.Tensor, directory
             "max_position_embeddings": spec.max_position_embeddings,
             "eos_token_ids": list(spec.eos_token_ids),
         },
-        "files": {"config.json": {"bytes": (artifact / "config.json").stat().st_size, "sha256": ""}},
+        "files": {
+            path.name: {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+            for path in artifact.iterdir()
+            if path.name != "llmc.json"
+        },
     }
     (artifact / "llmc.json").write_text(json.dumps(manifest))
     return artifact
@@ -48,12 +55,17 @@ def make_artifact(source: Path, rules: list[Rule], text: torch.Tensor, directory
 
 @pytest.fixture(scope="session")
 def trained(embedded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded checkpoint: int4 experts, FP8 attention, MTP."""
+    """The embedded checkpoint: int4 experts, FP8 attention, MTP; accuracy level 1."""
     tokenizer = Tokenizer.from_file(str(embedded / "tokenizer.json"))
     ids = tokenizer.encode((Path(json.__file__)).read_text(encoding="utf-8")).ids
     text = torch.tensor(ids[: 4 * 192]).view(4, 192)
     rules = [Rule("experts", "int4-g64", "rtn"), Rule("attention", "fp8-block", "rtn")]
     return make_artifact(embedded, rules, text, tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture(scope="session")
+def trained_level_4(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return lower(shutil.copytree(trained, tmp_path_factory.mktemp("level 4") / "artifact"), 4)
 
 
 @pytest.fixture(scope="session")

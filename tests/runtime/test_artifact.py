@@ -1,14 +1,17 @@
-import hashlib
 import importlib.util
 import json
 import shutil
 import subprocess
 import sys
+import types
 
 import pytest
 
+import llmc.runtime.backends
 from llmc.errors import InputError, MachineError
 from llmc.runtime import load
+from llmc.runtime.artifact import Artifact
+from llmc.runtime.backends import choose
 
 
 @pytest.fixture
@@ -28,6 +31,12 @@ def test_no_artifact(tmp_path):
 
 
 def test_a_broken_manifest(copy):
+    for key in ("model", "recipe", "targets", "files", "format_version"):
+        whole = (copy / "llmc.json").read_text()
+        change(copy, **{key: None})
+        with pytest.raises(InputError, match=r"llmc\.json: broken manifest"):
+            load(copy)
+        (copy / "llmc.json").write_text(whole)
     (copy / "llmc.json").write_text("{")
     with pytest.raises(InputError, match="broken manifest"):
         load(copy)
@@ -50,14 +59,26 @@ def test_missing_and_cut_files(copy):
 
 
 def test_a_tampered_file_is_found_when_asked_for(copy):
-    data = (copy / "config.json").read_bytes()
-    entry = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    change(copy, files={"config.json": entry})
     load(copy, verify=True).close()
+    data = (copy / "config.json").read_bytes()
     (copy / "config.json").write_bytes(data.replace(b"llama", b"lIama"))
     load(copy).close()
-    with pytest.raises(InputError, match="not the file that was built"):
+    with pytest.raises(InputError, match=r"config\.json: not the file that was built"):
         load(copy, verify=True)
+
+
+def test_what_can_be_run_is_among_the_files_that_verify_looks_at(copy):
+    change(copy, targets={"onnxruntime": {"files": {"main": "../model.onnx"}}})
+    with pytest.raises(InputError, match=r"broken manifest .*files do not list .*\.\./model\.onnx"):
+        load(copy)
+
+
+def test_no_tokenizer(copy):
+    files = json.loads((copy / "llmc.json").read_text())["files"]
+    change(copy, files={name: entry for name, entry in files.items() if name != "tokenizer.json"})
+    (copy / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match=r"tokenizer\.json: missing"):
+        load(copy)
 
 
 def test_backends_by_name(copy):
@@ -70,6 +91,20 @@ def test_backends_by_name(copy):
         load(copy)
 
 
+def test_the_preferred_backend_that_can_run_it_is_picked(copy, monkeypatch):
+    def backend(name, preference, reason):
+        return types.SimpleNamespace(NAME=name, PREFERENCE=preference, unavailable=lambda artifact: reason)
+
+    fast, slow = backend("fast", 2, None), backend("slow", 1, None)
+    monkeypatch.setattr(llmc.runtime.backends, "backends", lambda: {"fast": fast, "slow": slow})
+    assert choose(Artifact.open(copy)) == (fast, "fast")
+    assert choose(Artifact.open(copy), "slow") == (slow, "slow")
+    fast.unavailable = lambda artifact: "no GPU"
+    assert choose(Artifact.open(copy)) == (slow, "slow (fast: no GPU)")
+    with pytest.raises(MachineError, match="fast: no GPU"):
+        choose(Artifact.open(copy), "fast")
+
+
 def test_without_onnx_runtime(copy, monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else found(name))
@@ -78,7 +113,8 @@ def test_without_onnx_runtime(copy, monkeypatch):
 
 
 def test_a_graph_that_does_not_load(copy):
-    (copy / "model.onnx").write_bytes(b"no graph")
+    graph = copy / "model.onnx"
+    graph.write_bytes(b"?" * graph.stat().st_size)
     with pytest.raises(MachineError, match=r"model.onnx: ONNX Runtime .* cannot load it"):
         load(copy, backend="onnxruntime")
 

@@ -1,3 +1,4 @@
+import json
 import math
 import shutil
 
@@ -49,7 +50,8 @@ def test_statistics_are_those_of_the_plain_formulas(report, torch_logprobs):
     assert measured.kl_max == pytest.approx(np.max(kl), rel=1e-2)
     assert measured.kl_p99 == pytest.approx(np.quantile(kl, 0.99), rel=1e-2)
     assert measured.top1 == pytest.approx((logprobs.argmax(-1) == top_ids[..., 0]).mean(), abs=2 / len(kl))
-    assert measured.tokens == len(kl) and seen[-1][0] == seen[-1][1] == ids.size
+    assert measured.p_change == pytest.approx((np.exp(true) - np.exp(reference["true_logprobs"])).mean(), abs=1e-6)
+    assert measured.tokens == len(kl) and seen[-1] == (len(kl), len(kl))
 
 
 def test_onnx_runtime_says_what_the_quantised_torch_model_says(trained, torch_logprobs):
@@ -80,15 +82,32 @@ def test_a_model_against_itself_and_gates(report):
     held = {gate.name: gate for gate in gates(worse, {"ppl_increase": 0.05, "kl_mean": 10.0, "top1": 0.9})}
     assert not held["ppl_increase"].passed and held["ppl_increase"].value == pytest.approx(math.exp(0.1) - 1)
     assert held["kl_mean"].passed and not held["top1"].passed
+    with pytest.raises(InputError, match=r"gate 'top5' is not known to this llmc, only ppl_increase, kl_mean, top1"):
+        gates(worse, {"top5": 0.9})
     measured, _ = report
     assert [gate.name for gate in measured.gates] == ["ppl_increase", "kl_mean", "top1"] and measured.passed
     assert measured.to_json()["gates"][0]["limit"] == 0.05
+
+
+def test_one_window_has_the_standard_error_of_its_tokens():
+    logprobs = np.log(np.random.default_rng(0).dirichlet(np.ones(20), size=(1, 500)))
+    reference = {
+        "top_ids": np.argsort(-logprobs)[..., :4],
+        "top_logprobs": -np.sort(-logprobs)[..., :4],
+        "true_logprobs": logprobs[..., 0],
+    }
+    report = compare(reference, reference["top_logprobs"], reference["true_logprobs"], logprobs.argmax(-1))
+    expected = report.ppl * logprobs[0, :, 0].std(ddof=1) / math.sqrt(500)
+    assert report.ppl_stderr == report.ppl_original_stderr == pytest.approx(expected)
 
 
 def test_without_a_reference_there_is_nothing_to_check(trained, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(trained, copy)
     (copy / "reference.safetensors").unlink()
+    manifest = json.loads((copy / "llmc.json").read_text())
+    del manifest["files"]["reference.safetensors"]
+    (copy / "llmc.json").write_text(json.dumps(manifest))
     with load(copy, threads=1) as model, pytest.raises(InputError, match=r"reference\.safetensors: missing"):
         model.check()
 

@@ -1,12 +1,19 @@
+import dataclasses
+import json
+from collections import Counter
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models
 
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.model import CausalLM
 from llmc.errors import InputError
 from llmc.runtime import load
-from llmc.runtime.decoding import PREFILL
+from llmc.runtime.detokeniser import Detokeniser
+from llmc.runtime.sampling import Sampling
 
 PROMPTS = [
     "def ",
@@ -16,6 +23,12 @@ PROMPTS = [
     "    return self._",
     "x = {",
 ]
+
+
+def excerpts(count):
+    """Beginnings for the model to continue, of a text that it knows the kind of."""
+    text = Path(json.decoder.__file__).read_text(encoding="utf-8")
+    return [text[start : start + 60] for start in range(0, count * 500, 500)]
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +54,12 @@ def test_greedy_is_what_the_torch_model_says(trained, plain):
             ids.append(token)
 
 
-@pytest.mark.parametrize("draft_tokens", [1, 2, 3])
+@pytest.mark.parametrize("draft_tokens", [1, 3])
 def test_speculation_does_not_change_greedy_text(trained, plain, draft_tokens):
     steps = tokens = 0
     with load(trained, threads=1, draft_tokens=draft_tokens) as model:
-        for prompt in PROMPTS:
-            expected, answer = plain.generate(prompt, 60), model.generate(prompt, 60)
+        for prompt in [*PROMPTS, *excerpts(12)]:
+            expected, answer = plain.generate(prompt, 40), model.generate(prompt, 40)
             assert answer.token_ids == expected.token_ids and answer.finish_reason == expected.finish_reason
             assert 0 <= answer.accepted <= answer.drafted <= draft_tokens * answer.steps
             # The prompt's pass gives the first token, every later pass one of its own and what it accepted.
@@ -57,15 +70,80 @@ def test_speculation_does_not_change_greedy_text(trained, plain, draft_tokens):
     assert tokens / steps > 1.3  # the MTP layer is trained: drafts are accepted
 
 
-def test_a_batch_of_unequal_prompts_is_each_alone(plain):
-    together = plain.generate(PROMPTS, max_new_tokens=24)
-    assert [a.token_ids for a in together] == [plain.generate(p, max_new_tokens=24).token_ids for p in PROMPTS]
+@pytest.mark.parametrize("prefill", [256, 7])
+def test_drafts_are_those_of_the_torch_mtp_layer(trained, monkeypatch, prefill):
+    """Counted on whole texts, without caches: how often the MTP layer foresees the token after the next."""
+    torch_model = CausalLM.load(Checkpoint.open(trained))
+    with load(trained, threads=1) as model:
+        monkeypatch.setattr(model.backend, "prefill", prefill)
+        for prompt in excerpts(6):
+            answer = model.generate(prompt, 40)
+            start = model.tokenizer.encode(prompt).ids
+            ids = torch.tensor([[*start, *answer.token_ids]])
+            foreseen = torch_model.logits(torch_model.mtp(ids[:, 1:], torch_model.hidden(ids[:, :-1]))).argmax(-1)[0]
+            drafted = accepted = steps = 0
+            known, end = len(start) + 1, ids.shape[1]
+            while known < end:
+                hit = known + 1 < end and bool(foreseen[known - 2] == ids[0, known])
+                drafted += known + 1 < end
+                accepted, steps, known = accepted + hit, steps + 1, known + 1 + hit
+            assert answer.finish_reason == "length"
+            assert (answer.drafted, answer.accepted, answer.steps) == (drafted, accepted, steps)
+
+
+def test_with_int8_activations_only_ties_depend_on_speculation(trained_level_4):
+    with load(trained_level_4, threads=1) as model, load(trained_level_4, threads=1, speculative=False) as plain:
+        for prompt in excerpts(12):
+            expected, answer = plain.generate(prompt, 40).token_ids, model.generate(prompt, 40).token_ids
+            if expected != answer:
+                pairs = list(zip(expected, answer, strict=False))
+                where = next(place for place, (one, other) in enumerate(pairs) if one != other)
+                ids = np.array([plain.tokenizer.encode(prompt).ids + expected[:where]])
+                index = np.array([[ids.shape[1] - 1]])
+                logits, _ = plain.backend.forward("main", plain.backend.new_cache(1), ids, np.array([0]), index)
+                assert abs(np.diff(logits[0, 0, list(pairs[where])])) < 0.1
+
+
+def test_speculation_keeps_the_distribution_of_sampled_text(trained):
+    """Four tokens drawn from the best two each: all 16 answers come up as often as the model's probabilities say."""
+    prompt, drawn, rounds = "    return self.", {"temperature": 1.5, "top_k": 2}, 600
+    with load(trained, threads=1, draft_tokens=2) as model:
+        start = model.tokenizer.encode(prompt).ids
+
+        def following(tokens):
+            ids = np.array([[*start, *tokens]])
+            index = np.array([[ids.shape[1] - 1]])
+            return model.backend.forward("main", model.backend.new_cache(1), ids, np.array([0]), index)[0][0, 0]
+
+        expected = {(): float(rounds)}
+        for _ in range(4):
+            expected = {
+                (*tokens, int(token)): count * probability[token]
+                for tokens, count in expected.items()
+                for probability in [Sampling(**drawn).distribution(following(tokens))]
+                for token in np.flatnonzero(probability)
+            }
+        answers = [model.generate(prompt, 4, seed=seed, **drawn) for seed in range(rounds)]
+        assert 0.2 < sum(a.accepted for a in answers) / sum(a.drafted for a in answers) < 0.95
+        found = Counter(tuple(answer.token_ids) for answer in answers)
+    assert found.keys() <= expected.keys() and len(expected) == 16 and min(expected.values()) > 2
+    statistic = sum((found[tokens] - count) ** 2 / count for tokens, count in expected.items())
+    assert statistic < 37.7  # the 99.9 % quantile of chi-square with 15 degrees of freedom
+
+
+def test_a_batch_of_unequal_prompts_is_each_alone(plain, monkeypatch):
+    alone = [plain.generate(prompt, max_new_tokens=24) for prompt in PROMPTS]
+    assert plain.generate(PROMPTS, max_new_tokens=24) == alone
+    monkeypatch.setattr(plain.backend, "batch", len(PROMPTS) - 2)  # takes two rounds
+    assert plain.generate(PROMPTS, max_new_tokens=24) == alone
+    monkeypatch.setattr(plain.backend, "batch", 1)
+    assert plain.generate(PROMPTS, max_new_tokens=24) == alone
 
 
 def test_long_prompts_are_fed_in_parts(trained, plain):
     text = "".join(f"value_{i} = {i}\n" for i in range(120))
     ids = plain.tokenizer.encode(text).ids
-    assert len(ids) > 2 * PREFILL
+    assert len(ids) > 2 * plain.backend.prefill
     model = CausalLM.load(Checkpoint.open(trained))
     expected = model.logits(model.hidden(torch.tensor([ids]))[:, -1:]).argmax().item()
     with load(trained, threads=1) as speculative:
@@ -99,10 +177,19 @@ def test_characters_cut_across_tokens_are_not_streamed_in_halves(dense):
         assert "".join(model._pieces(iter(tokens[:-1]), request)) == model.tokenizer.decode(tokens[:-1])
 
 
+def test_words_that_follow_the_prompt_keep_their_space():
+    """Decoders of the SentencePiece kind drop the space of the first word that they see."""
+    tokenizer = Tokenizer(models.WordLevel({"▁hello": 0, "▁world": 1, "s": 2}, unk_token="s"))
+    tokenizer.decoder = decoders.Metaspace()
+    assert tokenizer.decode([1, 2]) == "worlds"
+    detokeniser = Detokeniser(tokenizer, [0])
+    assert [detokeniser.push(1), detokeniser.push(2), detokeniser.rest()] == [" world", "s", ""]
+
+
 def test_end_of_text_stops_and_is_not_part_of_the_answer(dense):
     with load(dense, threads=1) as model:
         free = model.generate("hello", max_new_tokens=12)
-        model.artifact.model["eos_token_ids"] = [free.token_ids[4]]
+        model.artifact = dataclasses.replace(model.artifact, eos_token_ids=frozenset([free.token_ids[4]]))
         stopped = model.generate("hello", max_new_tokens=12)
         first = free.token_ids.index(free.token_ids[4])
         assert stopped.token_ids == free.token_ids[:first] and stopped.finish_reason == "stop"

@@ -1,0 +1,29 @@
+"""Tokens to text while they come: a character is held back until all of its bytes are there."""
+
+from __future__ import annotations
+
+from tokenizers import Tokenizer
+
+_LOOK_BACK = 8  # tokens of the prompt; decoders decide by what is in front whether a word starts with a space
+
+
+class Detokeniser:
+    """Continues the text of a prompt."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt: list[int]) -> None:
+        self.tokenizer = tokenizer
+        self._before, self._pending = prompt[-_LOOK_BACK:], list[int]()
+
+    def push(self, token: int) -> str:
+        """The text that is certain after this token; it may be empty."""
+        self._pending.append(token)
+        text = self.rest()
+        if not text or text.endswith("\N{REPLACEMENT CHARACTER}"):
+            return ""
+        self._before, self._pending = self._pending, []
+        return text
+
+    def rest(self) -> str:
+        """The text of what was held back: at the end, bytes that never became a character."""
+        before = self.tokenizer.decode(self._before)
+        return self.tokenizer.decode([*self._before, *self._pending])[len(before) :]
