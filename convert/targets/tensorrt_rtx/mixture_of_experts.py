@@ -2,36 +2,84 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import onnx_ir as ir
 
 from llmc.convert.graph.rewrite import Rewriter, weight_of
 from llmc.convert.targets.tensorrt_rtx.phases import Phases
-from llmc.convert.targets.tensorrt_rtx.weights import matrix
+from llmc.convert.targets.tensorrt_rtx.weights import Weights
 
 
-def mixture_of_experts(
-    b: Rewriter, node: ir.Node, dtype: ir.DataType, fp8: bool, phases: Phases, batch: int
-) -> None:
-    """Replace `llmc.MixtureOfExperts`.
-
-    Gathering makes one matrix per token and choice, so it pays while those are fewer than the experts: `batch`
-    rows as wide as the widest decode step that keeps below.
-    """
-    x, index, weight = node.inputs[:3]
+def mixture_of_experts(b: Rewriter, node: ir.Node, weights: Weights, phases: Phases, batch: int) -> None:
+    """Replace `llmc.MixtureOfExperts`; `batch` is the most rows of a step."""
+    x, index, share = node.inputs[:3]
     gate, up, down = (weight_of(value) for value in node.inputs[3:])
-    assert x and index and weight and gate and up and down
-    experts, hidden, inner = (int(n) for n in gate.shape)
-    top_k = int(index.shape[1]) if index.shape is not None else None
+    assert x and index and share and gate and up and down and up.name and down.name
+    router = index.producer()
+    assert router is not None
+    top_k = router.attributes["top_k"].as_int()
+    experts, hidden, inner = gate.shape.numpy()
     with b.before(node):
-        stacks = [matrix(b, gate, dtype, fp8), matrix(b, up, dtype, fp8), matrix(b, down, dtype, fp8, axis=1)]
-        widths = [width for width in phases.widths if batch * width * top_k <= experts]
-        if not widths:
-            b.replace(node, _all(b, x, index, weight, stacks, experts, inner))
+        # Each expert's gate and up lie together. Left apart, the compiler joins them for the product over all
+        # experts but not for gathering, and the engine holds them twice.
+        pairs = [name for pair in zip(gate.names, up.names, strict=True) for name in pair]
+        gate_up = weights.matrix(up.name.replace("up_proj", "gate_up_proj"), gate, pairs)
+        all_down = weights.matrix(down.name, down, down.names, axis=1)
+        stacks = _Stacks(b, gate_up, all_down, experts, hidden, inner)
+        narrow = gathering_widths(phases.widths, batch, top_k, experts)
+        if not narrow:
+            b.replace(node, stacks.all(x, index, share))
             return
-        decode, prefill = zip(*(phases.split(v, 0, max(widths)) for v in (x, index, weight)), strict=True)
-        y = b.concat(
-            _chosen(b, *decode, stacks, experts, inner, hidden),
-            _all(b, *prefill, stacks, experts, inner),
-            axis=0,
-        )
-        b.replace(node, y)
+        parts = (phases.split(value, 0, max(narrow)) for value in (x, index, share))
+        decode, prefill = zip(*parts, strict=True)
+        b.replace(node, b.concat(stacks.chosen(*decode), stacks.all(*prefill), axis=0))
+
+
+def gathering_widths(widths: Sequence[int], batch: int, top_k: int, experts: int) -> list[int]:
+    """The decode widths at which experts are gathered.
+
+    Gathering makes a matrix for each token and choice: more than there are experts cost more than all of them.
+    """
+    return [width for width in widths if batch * width * top_k <= experts]
+
+
+@dataclass(frozen=True)
+class _Stacks:
+    """The experts' weights, and x [N, H], index and share [N, K] -> [N, H] in two forms."""
+
+    b: Rewriter
+    gate_up: ir.Value  # [E * 2 I, H]
+    down: ir.Value  # [H, E * I]
+    experts: int
+    hidden: int
+    inner: int
+
+    def chosen(self, x: ir.Value, index: ir.Value, share: ir.Value) -> ir.Value:
+        """Codes are decoded after the choice, in one kernel with it: only the chosen experts are read."""
+        b = self.b
+        gate_up = b.reshape(self.gate_up, self.experts, 2 * self.inner, self.hidden)
+        gate_up = b.transpose(b.op("Gather", gate_up, index, axis=0), 0, 1, 3, 2)  # [N, K, H, 2 I]
+        middle = self._swiglu(b.op("MatMul", b.op("Unsqueeze", x, b.constant([1, 2])), gate_up))
+        middle = b.op("Mul", middle, b.op("Unsqueeze", share, b.constant([2, 3])))  # [N, K, 1, I]
+        down = b.reshape(self.down, self.hidden, self.experts, self.inner)
+        down = b.transpose(b.op("Gather", down, index, axis=1), 1, 2, 3, 0)  # [N, K, I, H]
+        return b.op("ReduceSum", b.op("MatMul", middle, down), b.constant([1, 2]), keepdims=0)
+
+    def all(self, x: ir.Value, index: ir.Value, share: ir.Value) -> ir.Value:
+        """Two products over all experts side by side; what was not chosen is weighed with zero in between."""
+        b = self.b
+        ids, last = b.constant(range(self.experts)), b.constant([2])
+        chosen = b.cast_like(b.op("Equal", b.op("Unsqueeze", index, last), ids), share)
+        shares = b.op("ReduceSum", b.op("Mul", chosen, b.op("Unsqueeze", share, last)), b.constant([1]), keepdims=0)
+        both = b.op("MatMul", x, b.transpose(self.gate_up, 1, 0))
+        shape = b.concat(b.op("Shape", shares), b.constant([2 * self.inner]))
+        middle = self._swiglu(b.op("Reshape", both, shape, allowzero=1))  # [N, E, I]
+        middle = b.op("Mul", middle, b.op("Unsqueeze", shares, last))
+        shape = b.concat(b.dimension(x, 0), b.constant([self.experts * self.inner]))
+        return b.op("MatMul", b.op("Reshape", middle, shape, allowzero=1), b.transpose(self.down, 1, 0))
+
+    def _swiglu(self, both: ir.Value) -> ir.Value:
+        gate, up = self.b.split(both, self.inner, self.inner)
+        return self.b.op("Mul", self.b.silu(gate), up)

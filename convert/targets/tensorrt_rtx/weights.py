@@ -3,104 +3,99 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
 
 import onnx_ir as ir
 import torch
 
 from llmc.convert.graph.rewrite import Rewriter
-from llmc.convert.graph.weight import WeightTensor, tensor_of
+from llmc.convert.graph.weight import Pieces, WeightTensor, tensor_of
 from llmc.convert.quantised_weight import QuantisedWeight
 from llmc.errors import InputError
 
+ONNX_TYPES = {"int4": ir.DataType.INT4, "float8_e4m3fn": ir.DataType.FLOAT8E4M3FN}
 
-def keeps_codes(weight: WeightTensor, fp8: bool) -> bool:
-    """Whether the weight goes into the engine as stored codes rather than as plain floats.
 
-    fp8: whether every GPU the engine is for knows FP8
+class Weights:
+    """Adds weights to a graph.
+
+    dtype:      what they are decoded to
+    code_types: those that every GPU of the engine knows; weights stored otherwise become plain ones of `dtype`
     """
-    return weight.code_type == "int4" or (weight.code_type == "float8_e4m3fn" and fp8)
 
+    def __init__(self, b: Rewriter, dtype: ir.DataType, code_types: Collection[str]) -> None:
+        self.b = b
+        self.dtype = dtype
+        self.code_types = code_types
 
-def matrix(b: Rewriter, weight: WeightTensor, dtype: ir.DataType, fp8: bool, axis: int = 0) -> ir.Value:
-    """The weight's modules, each [out, in] as in the checkpoint, joined along `axis`.
+    def matrix(self, name: str, like: WeightTensor, names: Sequence[str], axis: int = 0) -> ir.Value:
+        """The checkpoint matrices `names`, each [out, in], joined along `axis`; all are stored like `like`.
 
-    Always two-dimensional and with `in` last: it is the one order in which the compiler fuses int4 into the
-    product and also gathers single experts, so that both share one copy.
-    """
-    name = f"{weight.name}.{'rows' if axis == 0 else 'columns'}"
-    out, columns = weight.checkpoint.shape(weight.names[0])
-    count = len(weight.names)
-    shape = ir.Shape((out * count, columns) if axis == 0 else (out, columns * count))
-    if not keeps_codes(weight, fp8):
+        Always two-dimensional and with `in` last: in this order the compiler both fuses int4 into a product and
+        gathers single experts, and so keeps one copy for the two.
+        """
+        checkpoint, (_, block) = like.checkpoint, like.block
+        out, columns = checkpoint.shape(names[0])
 
-        def plain() -> ir.TensorProtocol:
-            parts = [weight.checkpoint.tensor(each) for each in weight.names]
-            return tensor_of(torch.cat(parts, axis), dtype, name)
+        def joined(
+            part: str, dtype: ir.DataType, shape: tuple[int, ...], read: Callable[[str], torch.Tensor]
+        ) -> ir.Value:
+            def pieces() -> Iterator[ir.TensorProtocol]:
+                if axis == 0:  # one after the other
+                    yield from (tensor_of(read(each), dtype) for each in names)
+                else:
+                    yield tensor_of(torch.cat([read(each) for each in names], axis), dtype)
 
-        return b.initializer(ir.LazyTensor(plain, dtype, shape, name=name))
+            return self.b.initializer(Pieces(pieces, dtype, shape, name + part))
 
-    def joined(
-        part: str, dtype: ir.DataType, shape: ir.Shape, take: Callable[[QuantisedWeight], torch.Tensor]
-    ) -> ir.Value:
-        def read() -> ir.TensorProtocol:
-            return tensor_of(
-                torch.cat([take(_stored(weight, module)) for module in weight.modules], axis).reshape(
-                    shape.numpy()
-                ),
-                dtype,
-                f"{name}.{part}",
-            )
+        rows, across = (out * len(names), 1) if axis == 0 else (out, len(names))
+        if like.code_type not in self.code_types:
+            return joined(".plain", self.dtype, (rows, columns * across), checkpoint.tensor)
 
-        return b.initializer(ir.LazyTensor(read, dtype, shape, name=f"{name}.{part}"))
+        group = math.gcd(block, columns)  # edge blocks may be ragged, TensorRT's must not be
+        groups = columns // group * across
 
-    # Edge blocks may be ragged; TensorRT's must not be.
-    group = math.gcd(weight.block[1], columns)
+        def scales(each: str) -> torch.Tensor:
+            weight = _stored(like, each)
+            by_row = weight.scales.float().repeat_interleave(weight.block[0], 0)[:out]
+            return by_row.repeat_interleave(block // group, 1)[:, : columns // group]
 
-    def scales(stored: QuantisedWeight) -> torch.Tensor:
-        rows = stored.scales.repeat_interleave(stored.block[0], 0)[:out]
-        return rows.repeat_interleave(stored.block[1] // group, 1)[:, : columns // group]
+        # int4 is fused into a product only with scales in the type of that product.
+        scale_type = self.dtype if like.code_type == "int4" else ir.DataType.FLOAT
+        scale = joined(".scales", scale_type, (rows,) if groups == 1 else (rows, groups), scales)
+        codes = joined(
+            ".codes",
+            ONNX_TYPES[str(like.code_type)],
+            (rows, columns * across),
+            lambda each: _stored(like, each).codes,
+        )
+        blocks: dict[str, Any] = {"axis": 0} if groups == 1 else {"axis": 1, "block_size": group}
+        return self.b.op("DequantizeLinear", codes, scale, output_dtype=int(self.dtype), **blocks)
 
-    int4 = weight.code_type == "int4"
-    codes = joined(
-        "codes", ir.DataType.INT4 if int4 else ir.DataType.FLOAT8E4M3FN, shape, lambda stored: stored.codes
-    )
-    # int4 is fused only with scales in the type of the product.
-    scale_type = dtype if int4 else ir.DataType.FLOAT
-    groups = shape[1] // group
-    if groups == 1:
-        scale = joined("scales", scale_type, ir.Shape((shape[0],)), scales)
-        return b.op("DequantizeLinear", codes, scale, axis=0, output_dtype=int(dtype))
-    scale = joined("scales", scale_type, ir.Shape((shape[0], groups)), scales)
-    return b.op("DequantizeLinear", codes, scale, axis=1, block_size=group, output_dtype=int(dtype))
-
-
-def _stored(weight: WeightTensor, module: str) -> QuantisedWeight:
-    stored = weight.checkpoint.quantised(module)
-    if stored is None or (stored.code_type, stored.block) != (weight.code_type, weight.block):
-        raise InputError(f"{module}: not quantised the way {weight.modules[0]} is; they share one tensor")
-    return stored
-
-
-def decode_weights(b: Rewriter, dtype: ir.DataType, fp8: bool) -> None:
-    """Replace every initialiser that is stored quantised by its codes and what decodes them."""
-    for value, weight in b.weights():
-        if not keeps_codes(weight, fp8) or not value.uses():
-            continue
-        with b.before(next(node for node in b.graph if value in node.inputs)):
-            decoded = matrix(b, weight, dtype, fp8)
+    def decode(self) -> None:
+        """Replace every initialiser that is stored as codes by the codes and what decodes them."""
+        b = self.b
+        for value, weight in b.weights():
+            if weight.code_type not in self.code_types or not value.uses():
+                continue
             layout = weight.layout
-            if layout.heads is not None:
-                decoded = b.reshape(decoded, layout.heads, -1, decoded_columns(weight))
-                if layout.rows is not None:
-                    start, stop = layout.rows
-                    decoded = b.op("Slice", decoded, b.constant([start]), b.constant([stop]), b.constant([1]))
-            if layout.transposed:
-                order = list(range(2 if layout.heads is None else 3))
-                order[-2:] = reversed(order[-2:])
-                decoded = b.transpose(decoded, *order)
-        value.replace_all_uses_with(decoded)
+            with b.before(next(node for node in b.graph if value in node.inputs)):
+                # Two layouts of one matrix share its codes.
+                decoded = self.matrix(weight.names[0], weight, weight.names)
+                if layout.heads is not None:
+                    decoded = b.reshape(decoded, layout.heads, -1, weight.checkpoint.shape(weight.names[0])[1])
+                    decoded = b.op("Slice", decoded, *(b.constant([n]) for n in (*layout.rows, 1)))
+                if layout.transposed:
+                    decoded = b.transpose(decoded, *((1, 0) if layout.heads is None else (0, 2, 1)))
+            value.replace_all_uses_with(decoded)
 
 
-def decoded_columns(weight: WeightTensor) -> int:
-    return weight.checkpoint.shape(weight.names[0])[1]
+def _stored(like: WeightTensor, name: str) -> QuantisedWeight:
+    weight = like.checkpoint.quantised(name.removesuffix(".weight"))
+    if weight is None or (weight.code_type, weight.block) != (like.code_type, like.block):
+        raise InputError(
+            f"{name} is not quantised like {like.names[0]}, and an engine holds them in one tensor; "
+            "let one line of the recipe's `quantize` match both"
+        )
+    return weight

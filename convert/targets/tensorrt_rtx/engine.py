@@ -1,0 +1,130 @@
+"""One engine: compiled, checked against the weights it was made of, and described in a .json beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from llmc.convert.graph.write import op_histogram
+from llmc.convert.targets.tensorrt_rtx.compiler import compile_engine
+from llmc.convert.targets.tensorrt_rtx.program import inspect
+from llmc.errors import MachineError
+
+# How a compiled program calls the types of codes.
+_CODES = {"int4": "int4", "float8e4m3fn": "fp8_e4m3"}
+# An engine without its program text may be this much larger than its weights: other layouts, alignment.
+_FACTOR, _CONSTANT = 1.3, 1 << 20
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Which steps an engine can take.
+
+    context: cache entries per row
+    batch:   most rows
+    widths:  tokens per row of the steps that decode
+    prefill: most tokens per row of all others
+    """
+
+    context: int
+    batch: int
+    widths: tuple[int, ...]
+    prefill: int
+
+    def profiles(self, model: ir.Model) -> list[dict[str, Any]]:
+        """An optimisation profile for each decode width, and one for everything wider: {"tokens": [least, most],
+        "shapes": {input: [smallest, usual, largest]}}."""
+        spans = [(width, width) for width in self.widths] + [(max(self.widths) + 1, self.prefill)]
+        return [
+            {
+                "tokens": [least, most],
+                "shapes": {
+                    str(value.name): [
+                        _shape(value, batch=1, sequence=least, num_logits=1),
+                        _shape(value, batch=1, sequence=most, num_logits=1),
+                        _shape(value, batch=self.batch, sequence=most, num_logits=most),
+                    ]
+                    for value in model.graph.inputs
+                },
+            }
+            for least, most in spans
+        ]
+
+
+def _shape(value: ir.Value, **sizes: int) -> list[int]:
+    assert value.shape is not None
+    return [d if isinstance(d, int) else sizes[str(d.value)] for d in value.shape]
+
+
+def build_engine(
+    model: ir.Model,
+    onnx: Path,
+    engine: Path,
+    sm: Sequence[int],
+    steps: Steps,
+    timeout: float,
+    progress: Callable[[float], None],
+) -> dict[str, Any]:
+    """Compile `model`, which lies in the file `onnx`, and return what the .json says.
+
+    MachineError if codes did not arrive in the engine as codes.
+    """
+    profiles = steps.profiles(model)
+    compiled = compile_engine(onnx, engine, sm, [profile["shapes"] for profile in profiles], timeout, progress)
+    description = {
+        "engine": engine.name,
+        "graph": model.graph.name,
+        "bytes": engine.stat().st_size,
+        "sha256": _sha256(engine),
+        "tensorrt_rtx": compiled["version"],
+        "sm": list(sm),
+        "context": steps.context,
+        "batch": steps.batch,
+        "profiles": profiles,
+        "inputs": compiled["inputs"],
+        "outputs": compiled["outputs"],
+        "weight_bytes": _weight_bytes(model),
+        **inspect(engine),
+        "ops": op_histogram(model),
+    }
+    _check_codes(engine.name, description)
+    engine.with_suffix(".json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+    return description
+
+
+def _check_codes(name: str, description: dict[str, Any]) -> None:
+    weights = description["weight_bytes"]
+    for stored, compiled in _CODES.items():
+        for profile, program in zip(description["profiles"], description["programs"], strict=True):
+            if (found := program["constant_bytes"].get(compiled, 0)) < weights.get(stored, 0):
+                raise MachineError(
+                    f"{name}: of {weights[stored]} bytes of {stored} weights only {found} are in the program for "
+                    f"{profile['tokens']} tokens; the compiler widened the rest, so quantise them differently"
+                )
+    held, limit = description["bytes"] - description["text_bytes"], _FACTOR * sum(weights.values()) + _CONSTANT
+    if held > limit:
+        raise MachineError(
+            f"{name}: holds {held} bytes for {sum(weights.values())} bytes of weights; the compiler widened or "
+            "copied some, so quantise them differently"
+        )
+
+
+def _weight_bytes(model: ir.Model) -> dict[str, int]:
+    """By type."""
+    count: Counter[str] = Counter()
+    for value in model.graph.initializers.values():
+        assert value.const_value is not None
+        count[value.const_value.dtype.name.lower()] += value.const_value.nbytes
+    return dict(sorted(count.items()))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,41 @@
+"""From the intermediate graph to one that TensorRT-RTX compiles well."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import onnx_ir as ir
+
+from llmc.convert.graph.builder import DOMAIN
+from llmc.convert.graph.rewrite import Rewriter
+from llmc.convert.spec import LatentAttentionSpec, ModelSpec
+from llmc.convert.targets.tensorrt_rtx.latent_attention import latent_attention
+from llmc.convert.targets.tensorrt_rtx.mixture_of_experts import mixture_of_experts
+from llmc.convert.targets.tensorrt_rtx.phases import Phases
+from llmc.convert.targets.tensorrt_rtx.weights import Weights
+
+
+def lower(
+    model: ir.Model,
+    spec: ModelSpec,
+    dtype: ir.DataType,
+    code_types: Collection[str],
+    widths: tuple[int, ...],
+    batch: int,
+) -> None:
+    """Rewrite a graph of `convert.graph.build` in place.
+
+    dtype:      that the graph was built with
+    code_types: kinds of stored codes that go into the engine; other quantised weights become plain ones
+    widths:     tokens per row of the decode profiles
+    batch:      rows of the largest step
+    """
+    b = Rewriter(model)
+    weights, phases = Weights(b, dtype, code_types), Phases(b, widths)
+    if isinstance(spec.attention, LatentAttentionSpec):
+        for node in b.nodes("LatentAttention", DOMAIN):
+            latent_attention(b, node, spec.attention, phases)
+    for node in b.nodes("MixtureOfExperts", DOMAIN):
+        mixture_of_experts(b, node, weights, phases, batch)
+    weights.decode()
+    b.clean()
