@@ -1,0 +1,269 @@
+"""TensorRT-RTX engines on a GPU, driven through cuda-python.
+
+What an engine is for stands in the .json beside it, which is read before the engine is: deserialising the wrong one
+can end the process. The final kernels are compiled when the engine is first run on a GPU.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import mmap
+import weakref
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmc.errors import InputError, MachineError
+from llmc.runtime.artifact import Artifact
+from llmc.runtime.backends import FloatArray, Graph, Hidden, IntArray
+
+NAME = "tensorrt-rtx"
+PREFERENCE = 1
+Array = NDArray[Any]
+_PACKAGE = "tensorrt-rtx-cu13"
+# How the description calls types. bfloat16 is carried around as its bits.
+_NUMPY = {
+    "bool": np.bool_, "int32": np.int32, "int64": np.int64, "float": np.float32, "half": np.float16, "bf16": np.uint16,
+}  # fmt: skip
+
+
+def unavailable(artifact: Artifact) -> str | None:
+    descriptions = _descriptions(artifact)
+    if not descriptions:
+        return "the artifact has no engines; add `tensorrt-rtx` to the recipe's targets"
+    if importlib.util.find_spec("tensorrt_rtx") is None or importlib.util.find_spec("cuda") is None:
+        return "the packages are not installed; pip install 'llmc[rtx]'"
+    sm = compute_capability()
+    if isinstance(sm, str):
+        return sm
+    matching = [each for each in descriptions if sm in each["sm"]]
+    if not matching:
+        known = ", ".join(map(str, sorted({n for each in descriptions for n in each["sm"]})))
+        return f"its engines are for SM {known}, this GPU is SM {sm}; add it to `sm` of the target, if it is a choice"
+    installed = importlib.metadata.version(_PACKAGE)
+    if built := {each["tensorrt_rtx"] for each in matching} - {installed}:  # releases do not read each other's engines
+        version = min(built)
+        return f"its engines need release {version}, {installed} is installed; pip install {_PACKAGE}=={version}"
+    return None
+
+
+def start(artifact: Artifact, threads: int | None) -> TensorRtRtxBackend:
+    sm = compute_capability()
+    return TensorRtRtxBackend({each["graph"]: each for each in _descriptions(artifact) if sm in each["sm"]})
+
+
+def compute_capability() -> int | str:
+    """Of the GPU that CUDA lists first, times ten; or why there is none."""
+    from cuda.bindings import runtime as cuda
+
+    error, count = cuda.cudaGetDeviceCount()
+    if error != cuda.cudaError_t.cudaSuccess or not count:
+        return f"there is no GPU that CUDA can use ({_reason(cuda, error)})"
+    attributes = cuda.cudaDeviceAttr
+    major, minor = (
+        _call(cuda, "cudaDeviceGetAttribute", attribute, 0)
+        for attribute in (attributes.cudaDevAttrComputeCapabilityMajor, attributes.cudaDevAttrComputeCapabilityMinor)
+    )
+    return 10 * int(major) + int(minor)
+
+
+def _descriptions(artifact: Artifact) -> list[dict[str, Any]]:
+    """What the .json of each engine says; its "engine" becomes a path."""
+    found = []
+    for file in artifact.targets.get(NAME, {}).values():
+        if file.suffix == ".json":
+            try:
+                description = json.loads(file.read_text(encoding="utf-8"))
+                description["engine"] = file.with_name(description["engine"])
+                for key in ("graph", "sm", "tensorrt_rtx", "context", "batch", "profiles", "inputs", "outputs"):
+                    description[key]
+            except (ValueError, KeyError, TypeError) as error:
+                raise InputError(f"{file}: broken ({error!r}); build or download the artifact again") from error
+            found.append(description)
+    return found
+
+
+@dataclass
+class Cache:
+    """Device addresses of one buffer per cache input of either graph, [B, …, context, …]."""
+
+    batch: int
+    buffers: dict[str, int] = field(default_factory=dict)
+
+
+class TensorRtRtxBackend:
+    """descriptions: of the engines of graph "main" and, where the model has it, "mtp"."""
+
+    def __init__(self, descriptions: dict[str, dict[str, Any]]) -> None:
+        main = descriptions["main"]
+        self.context, self.batch = int(main["context"]), int(main["batch"])
+        self.prefill = max(profile["tokens"][1] for profile in main["profiles"])
+        self.has_mtp = "mtp" in descriptions
+        self._device = _Device()
+        self._engines = {graph: _Engine(self._device, each) for graph, each in descriptions.items()}
+
+    def new_cache(self, batch: int) -> Cache:
+        cache = Cache(batch)
+        weakref.finalize(cache, self._device.free, cache.buffers)
+        for engine in self._engines.values():
+            for name, (shape, dtype) in engine.caches.items():
+                cache.buffers[name] = self._device.zeros(batch * int(np.prod(shape[1:])) * np.dtype(dtype).itemsize)
+        return cache
+
+    def forward(
+        self,
+        graph: Graph,
+        cache: Cache,
+        input_ids: IntArray,
+        cache_position: IntArray,
+        logits_index: IntArray,
+        hidden: Hidden | None = None,
+    ) -> tuple[FloatArray, Hidden | None]:
+        length = input_ids.shape[1]
+        if (end := int(cache_position.max()) + length) > self.context:
+            raise InputError(f"{end} tokens do not fit the engine's context of {self.context}; shorten the prompt")
+        inputs = {
+            "input_ids": input_ids,
+            "position_ids": cache_position[:, None] + np.arange(length),
+            "cache_position": cache_position,
+            "logits_index": logits_index,
+        } | ({} if hidden is None else {"previous_hidden": hidden})
+        found = self._engines[graph].run(inputs, cache)
+        return found["logits"], found.get("hidden")
+
+    def close(self) -> None:
+        for engine in self._engines.values():
+            engine.close()
+        self._engines.clear()
+
+
+class _Engine:
+    """One deserialised engine, with a context for each profile that is used and buffers for the largest step."""
+
+    def __init__(self, device: _Device, description: dict[str, Any]) -> None:
+        import tensorrt_rtx as trt
+
+        self._device, self._path = device, description["engine"]
+        self._logger = trt.Logger(trt.Logger.ERROR)
+        self._runtime = trt.Runtime(self._logger)
+        with self._path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            self._engine = self._runtime.deserialize_cuda_engine(data)
+        if self._engine is None:
+            raise MachineError(f"{self._path}: TensorRT-RTX {trt.__version__} cannot load it on this GPU")
+        self._strategy = trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
+        self._contexts: dict[int, Any] = {}
+        self._spans = [tuple(profile["tokens"]) for profile in description["profiles"]]
+        io = {each["name"]: (tuple(each["shape"]), _NUMPY[each["dtype"]]) for each in description["inputs"]}
+        self.caches = {name: kind for name, kind in io.items() if name.startswith("past.")}
+        self._inputs = {name: dtype for name, (_, dtype) in io.items() if name not in self.caches}
+        self._outputs = {
+            each["name"]: _NUMPY[each["dtype"]]
+            for each in description["outputs"]
+            if not each["name"].startswith("present.")
+        }
+        self._buffers: dict[str, int] = {}
+        self._sizes: dict[str, int] = {}
+
+    def run(self, inputs: dict[str, Array], cache: Cache) -> dict[str, Array]:
+        context = self._context(inputs["input_ids"].shape[1])
+        for name, dtype in self._inputs.items():
+            array: Array = np.ascontiguousarray(inputs[name], dtype)
+            self._device.upload(self._buffer(name, array.nbytes), array)
+            self._bind(context, name, self._buffers[name], array.shape)
+        for name, (shape, _) in self.caches.items():  # written in place
+            self._bind(context, name, cache.buffers[name], (cache.batch, *shape[1:]))
+            self._bind(context, name.replace("past.", "present."), cache.buffers[name])
+        found = {name: np.empty(tuple(context.get_tensor_shape(name)), dtype) for name, dtype in self._outputs.items()}
+        for name, array in found.items():
+            self._bind(context, name, self._buffer(name, array.nbytes))
+        if not context.execute_async_v3(self._device.stream):
+            raise MachineError(f"{self._path}: the engine failed; its reason is on standard error")
+        for name, array in found.items():
+            self._device.download(array, self._buffers[name])
+        self._device.synchronize()
+        return found
+
+    def close(self) -> None:
+        self._contexts.clear()
+        self._engine = self._runtime = None
+        self._device.free(self._buffers)
+
+    def _context(self, length: int) -> Any:
+        """That of the profile for steps of `length` tokens a row."""
+        index = next(i for i, (least, most) in enumerate(self._spans) if least <= length <= most)
+        if index not in self._contexts:
+            context = self._engine.create_execution_context(self._strategy)
+            if context is None or not context.set_optimization_profile_async(index, self._device.stream):
+                raise MachineError(f"{self._path}: no memory on the GPU to run it")
+            self._contexts[index] = context
+        return self._contexts[index]
+
+    def _bind(self, context: Any, name: str, address: int, shape: tuple[int, ...] | None = None) -> None:
+        if (shape and not context.set_input_shape(name, shape)) or not context.set_tensor_address(name, address):
+            raise MachineError(f"{self._path}: does not take {name} {list(shape or ())}")
+
+    def _buffer(self, name: str, size: int) -> int:
+        """Grows when a step is larger than all before."""
+        if size > self._sizes.get(name, 0):
+            if name in self._buffers:
+                self._device.free({name: self._buffers.pop(name)})
+            self._buffers[name], self._sizes[name] = self._device.zeros(size), size
+        return self._buffers[name]
+
+
+class _Device:
+    """Memory of the current GPU, and one stream for everything."""
+
+    def __init__(self) -> None:
+        from cuda.bindings import runtime as cuda
+
+        self._cuda = cuda
+        self.stream = int(_call(cuda, "cudaStreamCreate"))
+
+    def zeros(self, size: int) -> int:
+        """Zeros, since a cache entry that is masked still must not be infinite."""
+        error, address = self._cuda.cudaMalloc(size)
+        if error == self._cuda.cudaError_t.cudaErrorMemoryAllocation:
+            raise MachineError(
+                f"no {size:,} bytes left on the GPU; build with a smaller `context`, or give fewer prompts at once"
+            )
+        _check(self._cuda, error)
+        _call(self._cuda, "cudaMemsetAsync", address, 0, size, self.stream)
+        return int(address)
+
+    def free(self, buffers: dict[str, int]) -> None:
+        for address in buffers.values():
+            self._cuda.cudaFree(address)  # waits for work under way; an error would only repeat an earlier one
+        buffers.clear()
+
+    def upload(self, address: int, array: Array) -> None:
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
+        _call(self._cuda, "cudaMemcpyAsync", address, array.ctypes.data, array.nbytes, kind, self.stream)
+
+    def download(self, array: Array, address: int) -> None:
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        _call(self._cuda, "cudaMemcpyAsync", array.ctypes.data, address, array.nbytes, kind, self.stream)
+
+    def synchronize(self) -> None:
+        _call(self._cuda, "cudaStreamSynchronize", self.stream)
+
+
+def _call(cuda: Any, name: str, *arguments: Any) -> Any:
+    """What the function returns besides its error code."""
+    error, *results = getattr(cuda, name)(*arguments)
+    _check(cuda, error)
+    return results[0] if results else None
+
+
+def _check(cuda: Any, error: Any) -> None:
+    if error != cuda.cudaError_t.cudaSuccess:
+        raise MachineError(f"the GPU failed: {_reason(cuda, error)}")
+
+
+def _reason(cuda: Any, error: Any) -> str:
+    _, text = cuda.cudaGetErrorString(error)
+    return text.decode() if isinstance(text, bytes) else str(text)

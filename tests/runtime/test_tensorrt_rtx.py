@@ -1,0 +1,225 @@
+"""Choosing an engine, and driving one. No machine of CI has a GPU: CUDA is played by host memory, the engine by ONNX
+Runtime, and what is tested is everything in between."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib.metadata
+import importlib.util
+import json
+import shutil
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from cuda.bindings import runtime as real_cuda
+
+import llmc.runtime.backends.tensorrt_rtx as backend
+from llmc.errors import InputError, MachineError
+from llmc.runtime import load
+
+RELEASE = importlib.metadata.version("tensorrt-rtx-cu13")
+PREFILL = 48
+PROMPTS = ["def add(a, b):\n    return", "import os\n" * 20, "class"]
+
+
+def describe(graph: str, onnx: Path, sm: list[int], context: int) -> dict[str, object]:
+    session = onnxruntime.InferenceSession(str(onnx))
+
+    def io(nodes):
+        types = {"tensor(int64)": "int64", "tensor(float)": "float"}
+        shapes = ([d if isinstance(d, int) else context if d == "capacity" else -1 for d in n.shape] for n in nodes)
+        return [{"name": n.name, "dtype": types[n.type], "shape": s} for n, s in zip(nodes, shapes, strict=True)]
+
+    return {
+        "engine": f"{graph}.engine", "graph": graph, "sm": sm, "tensorrt_rtx": RELEASE, "context": context, "batch": 2,
+        "profiles": [{"tokens": [1, 1]}, {"tokens": [2, 2]}, {"tokens": [3, PREFILL]}],
+        "inputs": io(session.get_inputs()), "outputs": io(session.get_outputs()),
+    }  # fmt: skip
+
+
+def add_engines(source: Path, directory: Path, **changes: object) -> Path:
+    """A copy of an artifact with "engines" that name the graphs of its ONNX Runtime target."""
+    artifact = shutil.copytree(source, directory / "artifact")
+    manifest = json.loads((artifact / "llmc.json").read_text())
+    files = {}
+    for graph, onnx in manifest["targets"]["onnxruntime"]["files"].items():
+        description = describe(graph, artifact / onnx, [80, 86], 160) | changes
+        for name, text in ((f"{graph}.engine", str(artifact / onnx)), (f"{graph}.json", json.dumps(description))):
+            (artifact / name).write_text(text)
+            files[name] = name
+            manifest["files"][name] = {"bytes": len(text), "sha256": ""}
+    manifest["targets"]["tensorrt-rtx"] = {"files": files}
+    (artifact / "llmc.json").write_text(json.dumps(manifest))
+    return artifact
+
+
+@pytest.mark.skipif(not isinstance(backend.compute_capability(), str), reason="there is a GPU here")
+def test_without_a_gpu_the_cpu_runs_it_and_the_reason_is_told(dense, tmp_path):
+    artifact = add_engines(dense, tmp_path)
+    with pytest.raises(MachineError, match=r"tensorrt-rtx: there is no GPU that CUDA can use \(.+\)$"):
+        load(artifact, backend="tensorrt-rtx")
+    with load(artifact) as model:
+        assert model.reason.startswith("onnxruntime (tensorrt-rtx: there is no GPU")
+
+
+def test_why_engines_cannot_run(dense, tmp_path, monkeypatch):
+    monkeypatch.setattr(backend, "compute_capability", lambda: 90)
+
+    def reason(artifact):
+        with pytest.raises(MachineError) as caught:
+            load(artifact, backend="tensorrt-rtx")
+        return str(caught.value)
+
+    assert "the artifact has no engines; add `tensorrt-rtx`" in reason(dense)
+    assert "engines are for SM 80, 86, this GPU is SM 90" in reason(add_engines(dense, tmp_path / "a"))
+    monkeypatch.setattr(backend, "compute_capability", lambda: 86)
+    other = add_engines(dense, tmp_path / "b", tensorrt_rtx="1.2.3")
+    assert f"need release 1.2.3, {RELEASE} is installed; pip install tensorrt-rtx-cu13==1.2.3" in reason(other)
+    broken = add_engines(dense, tmp_path / "c")
+    (broken / "main.json").write_text((broken / "main.json").read_text().replace('"batch"', '"Batch"'))
+    with pytest.raises(InputError, match=r"main\.json: broken"):
+        load(broken)
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorrt_rtx" else found(name))
+    assert r"pip install 'llmc[rtx]'" in reason(other)
+
+
+class HostMemory:
+    """The functions of cuda.bindings.runtime that the backend calls. New memory holds NaN."""
+
+    cudaError_t, cudaMemcpyKind = real_cuda.cudaError_t, real_cuda.cudaMemcpyKind
+    cudaDeviceAttr = real_cuda.cudaDeviceAttr
+    fine = real_cuda.cudaError_t.cudaSuccess
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.blocks: dict[int, ctypes.Array[ctypes.c_char]] = {}
+
+    def cudaGetErrorString(self, error):
+        return real_cuda.cudaGetErrorString(error)
+
+    def cudaGetDeviceCount(self):
+        return self.fine, 1
+
+    def cudaDeviceGetAttribute(self, attribute, device):
+        return self.fine, 8 if attribute == self.cudaDeviceAttr.cudaDevAttrComputeCapabilityMajor else 6
+
+    def cudaStreamCreate(self):
+        return self.fine, 7
+
+    def cudaMalloc(self, size):
+        if size + sum(map(len, self.blocks.values())) > self.limit:
+            return self.cudaError_t.cudaErrorMemoryAllocation, None
+        block = ctypes.create_string_buffer(b"\xff" * size, size)
+        self.blocks[ctypes.addressof(block)] = block
+        return self.fine, ctypes.addressof(block)
+
+    def cudaFree(self, address):
+        del self.blocks[address]
+        return (self.fine,)
+
+    def cudaMemsetAsync(self, address, value, size, stream):
+        ctypes.memset(address, value, size)
+        return (self.fine,)
+
+    def cudaMemcpyAsync(self, to, source, size, kind, stream):
+        ctypes.memmove(to, source, size)
+        return (self.fine,)
+
+    def cudaStreamSynchronize(self, stream):
+        return (self.fine,)
+
+
+class Context:
+    """Runs the ONNX graph that the "engine" names, on memory by address."""
+
+    SPANS = ((1, 1), (2, 2), (3, PREFILL))
+
+    def __init__(self, path: str) -> None:
+        self.session = onnxruntime.InferenceSession(path)
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.addresses: dict[str, int] = {}
+
+    def set_optimization_profile_async(self, index, stream):
+        self.span = self.SPANS[index]
+        return True
+
+    def set_input_shape(self, name, shape):
+        self.shapes[name] = shape
+        return name != "input_ids" or (self.span[0] <= shape[1] <= self.span[1] and shape[0] <= 2)
+
+    def set_tensor_address(self, name, address):
+        self.addresses[name] = address
+        return True
+
+    def get_tensor_shape(self, name):
+        vocabulary, hidden = (n.shape[-1] for n in self.session.get_outputs()[:2])
+        if name == "logits":
+            return (*self.shapes["logits_index"], vocabulary)
+        return (*self.shapes["input_ids"], hidden)
+
+    def execute_async_v3(self, stream):
+        feeds = {
+            n.name: self._memory(n.name, self.shapes[n.name], np.int64 if "int64" in n.type else np.float32)
+            for n in self.session.get_inputs()
+        }
+        names = [n.name for n in self.session.get_outputs()]
+        for name, value in zip(names, self.session.run(names, feeds), strict=True):
+            self._memory(name, value.shape, np.float32)[:] = value
+        return True
+
+    def _memory(self, name, shape, dtype):
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        return np.frombuffer((ctypes.c_char * size).from_address(self.addresses[name]), dtype).reshape(shape)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A machine with a GPU of SM 86."""
+    memory = HostMemory(limit=1 << 26)
+    monkeypatch.setitem(sys.modules, "cuda.bindings", types.SimpleNamespace(runtime=memory))
+    engine = lambda data: types.SimpleNamespace(  # noqa: E731
+        create_execution_context=lambda strategy: Context(bytes(data).decode())
+    )
+    rtx = types.SimpleNamespace(
+        __version__=RELEASE,
+        Logger=type("Logger", (), {"ERROR": 1, "__init__": lambda self, severity: None}),
+        Runtime=lambda logger: types.SimpleNamespace(deserialize_cuda_engine=lambda data: engine(data[:])),
+        ExecutionContextAllocationStrategy=types.SimpleNamespace(ON_PROFILE_CHANGE=1),
+    )
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", rtx)
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "tensorrt_rtx" or found(name))
+    return memory
+
+
+def test_an_engine_is_driven_like_any_backend(trained, tmp_path, gpu):
+    """Prefill in pieces, decode, drafts that are refused, batches: the same tokens as from ONNX Runtime itself."""
+    artifact = add_engines(trained, tmp_path)
+    with load(artifact, backend="onnxruntime") as model:
+        alone = [model.generate(prompt, 40) for prompt in PROMPTS]
+        together = model.generate(PROMPTS[:2], 12)
+    with load(artifact) as model:
+        assert model.reason == "tensorrt-rtx" and model.backend.prefill == PREFILL and model.backend.batch == 2
+        assert len(model.tokenizer.encode(PROMPTS[1]).ids) > PREFILL
+        assert [model.generate(prompt, 40) for prompt in PROMPTS] == alone
+        assert sum(answer.accepted for answer in alone) > 10
+        assert [answer.token_ids for answer in model.generate(PROMPTS[:2], 12)] == [a.token_ids for a in together]
+        with pytest.raises(InputError, match="do not fit the context of 160"):
+            model.generate("a", 200)
+    gc.collect()
+    assert not gpu.blocks  # caches and buffers are given back
+
+
+def test_no_memory_on_the_gpu(trained, tmp_path, gpu):
+    gpu.limit = 100_000
+    with (
+        load(add_engines(trained, tmp_path)) as model,
+        pytest.raises(MachineError, match="bytes left on the GPU; build with a smaller `context`"),
+    ):
+        model.generate("a", 2)
