@@ -8,17 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from llmc.runtime.backends import Backend, FloatArray, Graph, Hidden
+from llmc.runtime.backends import Backend, FloatArray, Graph, Hidden, IntArray
 from llmc.runtime.sampling import Probabilities, Sampling, draw, verify
+
+_NEVER = np.float32(-1e30)  # a logit of probability 0 that still is a number
 
 
 @dataclass
 class Request:
-    """One prompt and what became of it."""
+    """One prompt and what became of it. The first new token is one of `first_tokens`, if that is not None."""
 
     prompt: list[int]
     max_new_tokens: int
     generator: np.random.Generator
+    first_tokens: IntArray | None = None
     tokens: list[int] = field(default_factory=list)
     stopped: bool = False  # by an end-of-text token, which is not among `tokens`
     steps: int = 0
@@ -54,7 +57,7 @@ class Decoder:
             following = request.prompt[first + 1 : first + width + 1]
             if first + width < n and self.draft_tokens:  # the MTP layer's cache goes along
                 self._forward("mtp", following, first, [0], hidden)
-        chosen = [draw(self.sampling.distribution(logits[0]), request.generator)]
+        chosen = [self._first(request, logits[0])]
         # What the MTP layer has not seen: the tokens that follow `first`, `first` + 1, … and their hidden states.
         following.append(chosen[0])
         while True:
@@ -117,7 +120,7 @@ class Decoder:
             logits, _ = self.backend.forward("main", self.cache, part, np.full(len(requests), start), index)
             for row, request in enumerate(requests):
                 if 0 <= last[row] < width:
-                    self._take(request, draw(self.sampling.distribution(logits[row, 0]), request.generator))
+                    self._take(request, self._first(request, logits[row, 0]))
         position, index = lengths.copy(), np.zeros((len(requests), 1), np.int64)
         while not all(request.done for request in requests):
             fed = np.array([[request.tokens[-1] if request.tokens else 0] for request in requests], dtype=np.int64)
@@ -127,6 +130,14 @@ class Decoder:
                     request.steps += 1
                     self._take(request, draw(self.sampling.distribution(logits[row, 0]), request.generator))
                     position[row] += not request.done  # a finished row writes over its last entry
+
+    def _first(self, request: Request, logits: FloatArray) -> int:
+        """The token after the prompt, from logits [V]."""
+        if request.first_tokens is not None:
+            allowed = np.full_like(logits, _NEVER)
+            allowed[request.first_tokens] = logits[request.first_tokens]
+            logits = allowed
+        return draw(self.sampling.distribution(logits), request.generator)
 
     def _take(self, request: Request, token: int) -> None:
         if token in self.eos_token_ids:

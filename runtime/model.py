@@ -13,11 +13,13 @@ from tokenizers import Tokenizer
 
 from llmc.errors import InputError
 from llmc.runtime.artifact import TOKENIZER, Artifact
-from llmc.runtime.backends import Backend, choose
+from llmc.runtime.backends import Backend, IntArray, choose
 from llmc.runtime.check import CheckReport, Progress, check
 from llmc.runtime.decoding import Decoder, Request
 from llmc.runtime.detokeniser import Detokeniser
 from llmc.runtime.sampling import Sampling
+
+_SPACES = ("Ġ", "▁")  # how byte-level and SentencePiece vocabularies write a token that is one space
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ class Model:
     ) -> Generation | list[Generation]:
         """Continues one prompt, or several in one batch; the same shape comes back.
 
-        temperature 0 is greedy. The same seed gives the same text; in a batch, row i draws with `seed + i`.
+        A prompt may end in a space: the answer's first token is then one that begins with it. temperature 0 is
+        greedy. The same seed gives the same text; in a batch, row i draws with `seed + i`.
 
         One prompt is decoded speculatively when the artifact has an MTP layer; batches take one token a step. Sampled
         text has the same distribution either way. Greedy text is the same as without speculation as long as the most
@@ -136,6 +139,7 @@ class Model:
         ids = self.tokenizer.encode(prompt).ids
         if not ids:
             raise InputError("the prompt is empty and this tokenizer adds no first token; give some text")
+        ids, first_tokens = self._heal(ids)
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens is {max_new_tokens}; ask for at least 1")
         if len(ids) + max_new_tokens - 1 > self.backend.context:  # the last token is never fed back
@@ -143,14 +147,31 @@ class Model:
                 f"{len(ids)} prompt tokens and {max_new_tokens} new ones do not fit the context of "
                 f"{self.backend.context}; shorten one of them"
             )
-        return Request(ids, max_new_tokens, np.random.default_rng(seed))
+        return Request(ids, max_new_tokens, np.random.default_rng(seed), first_tokens)
+
+    def _heal(self, ids: list[int]) -> tuple[list[int], IntArray | None]:
+        """A prompt, and what the answer may begin with.
+
+        Vocabularies put the space before a word into the word's token, so that a prompt that ends in a space asks for
+        a word without one, which is rare. That space is taken back, and the answer has to begin with it.
+        """
+        space = self.tokenizer.id_to_token(ids[-1])
+        if len(ids) == 1 or space not in _SPACES:
+            return ids, None
+        vocabulary = self.tokenizer.get_vocab(with_added_tokens=False)
+        last = self.artifact.vocab_size
+        first = [token for text, token in vocabulary.items() if text.startswith(space) and token < last]
+        return ids[:-1], np.array(sorted(first))
 
     def _pieces(self, tokens: Iterable[int], request: Request) -> Iterator[str]:
         detokeniser = Detokeniser(self.tokenizer, request.prompt)
+        healed = 0 if request.first_tokens is None else 1  # the prompt has this space already
         for token in tokens:
             if piece := detokeniser.push(token):
-                yield piece
-        if piece := detokeniser.rest():
+                if piece[healed:]:
+                    yield piece[healed:]
+                healed = 0
+        if piece := detokeniser.rest()[healed:]:
             yield piece
 
     def _generation(self, request: Request) -> Generation:

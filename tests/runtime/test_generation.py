@@ -16,7 +16,7 @@ from llmc.runtime.detokeniser import Detokeniser
 from llmc.runtime.sampling import Sampling
 
 PROMPTS = [
-    "def ",
+    "def get",
     "import os\n\n\ndef main(",
     "class Error(Exception):\n",
     "The value of",
@@ -38,8 +38,8 @@ def plain(trained):
 
 
 def test_one_prompt_gives_one_answer_and_several_a_list(plain):
-    one = plain.generate("def ", max_new_tokens=4)
-    assert one.token_ids and one.prompt_tokens == len(plain.tokenizer.encode("def ").ids)
+    one = plain.generate("def get", max_new_tokens=4)
+    assert one.token_ids and one.prompt_tokens == len(plain.tokenizer.encode("def get").ids)
     several = plain.generate(["def ", "x"], max_new_tokens=4)
     assert len(several) == 2 and plain.generate([], max_new_tokens=4) == []
 
@@ -184,6 +184,21 @@ def test_words_that_follow_the_prompt_keep_their_space():
     assert tokenizer.decode([1, 2]) == "worlds"
     detokeniser = Detokeniser(tokenizer, [0])
     assert [detokeniser.push(1), detokeniser.push(2), detokeniser.rest()] == [" world", "s", ""]
+
+
+def test_a_prompt_that_ends_in_a_space_gets_a_whole_word(plain):
+    ids = plain.tokenizer.encode("import ").ids
+    assert plain.tokenizer.id_to_token(ids[-1]) == "Ġ"
+    spaced = [token for text, token in plain.tokenizer.get_vocab().items() if text.startswith("Ġ")]
+    position, index = np.array([0]), np.array([[len(ids) - 2]])
+    logits, _ = plain.backend.forward("main", plain.backend.new_cache(1), np.array([ids[:-1]]), position, index)
+    answer = plain.generate("import ", max_new_tokens=6)
+    assert answer.token_ids[0] == max(spaced, key=lambda token: logits[0, 0, token])
+    assert answer.text == plain.tokenizer.decode(answer.token_ids)[1:] == "".join(plain.stream("import ", 6))
+    assert plain.generate(["import ", "x = "], max_new_tokens=6)[0] == answer
+    drawn = {plain.generate("import ", 1, temperature=5.0, seed=seed).token_ids[0] for seed in range(20)}
+    assert len(drawn) > 10 and drawn <= set(spaced)
+    assert plain.generate("import  ", 1).prompt_tokens == len(plain.tokenizer.encode("import  ").ids)
 
 
 def test_end_of_text_stops_and_is_not_part_of_the_answer(dense):
