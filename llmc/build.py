@@ -59,14 +59,14 @@ class Result:
         }
 
 
-def build(argument: str, output: Path | None, fresh: bool, display: Display) -> Result:
+def build(argument: str, output: Path | None, fresh: bool, display: Display, memory: int | None = None) -> Result:
     """Builds what a recipe file, a shipped recipe's name or a model names.
 
     Does nothing when the output is up to date (unless `fresh`). A missed gate does not raise: the result names it,
     and the artifact lies beside the output as `<output>.rejected`.
     """
     start = time.monotonic()
-    job, place = prepare(argument, output, display)
+    job, place = prepare(argument, output, memory, display)
     keys = job.keys()
     if not fresh and (manifest := read_manifest(place.path)) and manifest.get("key") == keys["build"]:
         if is_whole(place.path, manifest):
@@ -135,7 +135,10 @@ class _Build:
         with self.display.stage("quantise"):
             progress = self.display.layers(weights)
             try:
-                result = quantise(checkpoint, job.rules, job.keep, calibration, check, self.artifact, scratch, progress)
+                result = quantise(
+                    checkpoint, job.rules, job.keep, calibration, check, self.artifact, scratch, progress,
+                    job.plan.hessian_memory,
+                )  # fmt: skip
             except InputError:  # the checkpoint is broken: no later run can go on from here
                 shutil.rmtree(self.home)
                 raise

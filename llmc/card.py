@@ -62,9 +62,9 @@ def model_card(manifest: dict[str, Any]) -> str:
 def _usage(name: str) -> str:
     return (
         f"```python\nfrom llmc.runtime import load\n\nmodel = load({name!r})\n"
-        'for piece in model.stream("def ", max_new_tokens=64):\n    print(piece, end="")\n```\n\n'
-        f"or `llmc run {name} --prompt 'def '`. The safetensors load in transformers and vLLM as they are "
-        "(compressed-tensors).\n"
+        'for piece in model.stream("The first", max_new_tokens=64):\n    print(piece, end="")\n```\n\n'
+        f"or `llmc run {name} --prompt 'The first'`. The safetensors are in the compressed-tensors layout, which "
+        "transformers loads where the package of that name is installed.\n"
     )
 
 

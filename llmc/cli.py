@@ -56,6 +56,20 @@ app = typer.Typer(cls=Commands, no_args_is_help=True, rich_markup_mode="markdown
 recipe_app = typer.Typer(no_args_is_help=True, help="About recipes.")
 app.add_typer(recipe_app, name="recipe")
 
+
+def _bytes(text: str) -> int:
+    from pydantic import ByteSize, TypeAdapter
+
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(text))
+    except ValueError:
+        raise typer.BadParameter(f"{text} is no size; write 8GiB or 500MB") from None
+
+
+Memory = Annotated[
+    int | None,
+    typer.Option(parser=_bytes, metavar="SIZE", help="Get by with about this much memory, say 8GiB."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output instead of tables.")]
 Artifact = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="The directory that `llmc build` made.")]
 Backend = Annotated[str | None, typer.Option(help="onnxruntime or tensorrt-rtx; default: the fastest available.")]
@@ -92,6 +106,7 @@ def options(
 def build(
     recipe: Annotated[str, typer.Argument(help="A recipe file, a shipped recipe's name, or a model.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: build/RECIPE-NAME.")] = None,
+    memory: Memory = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what an earlier or interrupted run left.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -101,15 +116,16 @@ def build(
     that is up to date does nothing. What misses a gate of the recipe ends with exit code 3 and is kept as
     OUTPUT.rejected.
 
-        llmc build quickstart
-        llmc build recipes/deepseek-v3.yaml --output /data/deepseek-v3-int4
+    `llmc build quickstart`
+
+    `llmc build recipes/deepseek-v3.yaml --output /data/deepseek-v3-int4`
     """
     from llmc.build import build as run_build
     from llmc.progress import Display, duration, size
     from llmc.summary import gate_line, rows
 
     console = Console(stderr=True)
-    result = run_build(recipe, output, fresh, Display(console))
+    result = run_build(recipe, output, fresh, Display(console), memory)
     if as_json:
         _print_json(result.to_json())
     else:
@@ -131,17 +147,19 @@ def build(
 def plan(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE|MODEL", help="A recipe, or a model for the default one.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: build/RECIPE-NAME.")] = None,
+    memory: Memory = None,
     as_json: Json = False,
 ) -> None:
     """Say what a build would take and give: sizes per role, memory, disk, cache. Reads headers, no weights.
 
-    llmc plan quickstart
-    llmc plan ~/models/DeepSeek-R1-Distill-Qwen-7B --json
+    `llmc plan quickstart`
+
+    `llmc plan ~/models/DeepSeek-R1-Distill-Qwen-7B --json`
     """
     from llmc.job import plan_only
     from llmc.tables import plan_tables
 
-    planned = plan_only(recipe, output)
+    planned = plan_only(recipe, output, memory)
     if as_json:
         _print_json(planned.to_json())
     else:
@@ -153,8 +171,9 @@ def plan(
 def check(artifact: Artifact, backend: Backend = None, threads: Threads = None, as_json: Json = False) -> None:
     """Compare an artifact with what the original said, on this machine. Needs neither torch nor the original.
 
-    llmc check build/quickstart
-    llmc check build/quickstart --backend tensorrt-rtx
+    `llmc check build/quickstart`
+
+    `llmc check build/quickstart --backend tensorrt-rtx`
     """
     from llmc.runtime import load
     from llmc.summary import check_rows, gate_line
@@ -187,8 +206,9 @@ def run(
 ) -> None:
     """Generate text, printed as it comes.
 
-    llmc run build/quickstart --prompt "def "
-    llmc run build/quickstart --prompt "import " --temperature 0.8 --seed 1 --max-new-tokens 200
+    `llmc run build/quickstart --prompt "def "`
+
+    `llmc run build/quickstart --prompt "import " --temperature 0.8 --seed 1 --max-new-tokens 200`
     """
     from llmc.runtime import load
 
@@ -210,8 +230,9 @@ def inspect(
 ) -> None:
     """Show what is in a checkpoint, an artifact or an engine.
 
-    llmc inspect build/quickstart
-    llmc inspect build/quickstart/engines/rtx-sm89-sm120.engine
+    `llmc inspect build/quickstart`
+
+    `llmc inspect build/quickstart/engines/rtx-sm89-sm120.engine`
     """
     from llmc.tables import inspect as look
 
@@ -227,7 +248,7 @@ def inspect(
 def schema() -> None:
     """Print the recipe's JSON Schema, for editors.
 
-    llmc recipe schema > llmc-recipe.schema.json
+    `llmc recipe schema > llmc-recipe.schema.json`
     """
     from llmc.recipe import json_schema
 

@@ -48,8 +48,9 @@ class Job:
         rules = [vars(rule) for rule in self.rules]
         code = [code_version("convert", without=("graph/", "targets/")), code_version("quant")]
         quantised = key_of(
-            self.source_files, rules, self.keep, self.texts.key(), code, versions("python", *_QUANTISE_PACKAGES)
-        )
+            self.source_files, rules, self.keep, self.texts.key(), self.plan.hessian_memory, code,
+            versions("python", *_QUANTISE_PACKAGES),
+        )  # fmt: skip
         keys = {"quantise": quantised}
         for name, options in self.targets.items():
             keys[name] = key_of(quantised, name, options, code_version("convert"), versions(*_TARGET_PACKAGES))
@@ -59,20 +60,20 @@ class Job:
         return keys
 
 
-def plan_only(argument: str, output: Path | None) -> Plan:
+def plan_only(argument: str, output: Path | None, memory: int | None = None) -> Plan:
     """The plan of a build; reads and downloads no weight and no text."""
     recipe, base = load_recipe(argument)
     with locate_headers(recipe.model, base) as source:
-        return plan(Checkpoint.open(source.path), recipe, _output(recipe, output))
+        return plan(Checkpoint.open(source.path), recipe, _output(recipe, output), memory)
 
 
-def prepare(argument: str, output: Path | None, display: Display) -> tuple[Job, Output]:
+def prepare(argument: str, output: Path | None, memory: int | None, display: Display) -> tuple[Job, Output]:
     """Finds and checks everything a build needs; InputError or MachineError before anything is written."""
     recipe, base = load_recipe(argument)
     place = Output(_output(recipe, output))
     source = locate(recipe.model, base)
     checkpoint = Checkpoint.open(source.path)
-    planned = plan(checkpoint, recipe, place.path)
+    planned = plan(checkpoint, recipe, place.path, memory)
     texts = read_texts(recipe.calibration, recipe.check, checkpoint, base)
     with display.stage("read the checkpoint"):
         hashes = hash_files(checkpoint.files(), lambda done, total: display.update("sha256", done / total))

@@ -31,7 +31,7 @@ from llmc.sizes import Size, tensor_sizes
 # Compiled programs in the engines of one set of GPUs, main and MTP graph; measured: they hardly grow with the model.
 _ENGINE_PROGRAMS = 48 << 20
 # Python, torch and what they keep for themselves; measured.
-_BASE_MEMORY = 450 << 20
+_BASE_MEMORY = 490 << 20
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,8 @@ class Plan:
 
     cache_bytes: bfloat16, per token, as it is kept; cache_bytes_expanded: as keys and values per head.
     memory, work_disk and target_bytes are estimates; everything else is exact.
+    hessian_memory: what the Hessians that are worked on at once may take. A smaller limit takes more passes over the
+    calibration text, and pools experts that saw few tokens with fewer others: another result.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Plan:
     cache_bytes: int
     cache_bytes_expanded: int
     memory: int
+    hessian_memory: int
     work_disk: int
     target_bytes: dict[str, int]
     memory_available: int
@@ -102,7 +105,7 @@ class Plan:
         if not self.fits_memory:
             raise MachineError(
                 f"the build needs about {size(self.memory)} of memory, but only {size(self.memory_available)} are "
-                "free; stop other programs, or use a larger machine"
+                "free or allowed; stop other programs, raise --memory, or use a larger machine"
             )
 
 
@@ -115,8 +118,9 @@ def rules_of(recipe: Recipe, spec: ModelSpec) -> list[Rule]:
     return [Rule(rule.match, rule.scheme, rule.method) for rule in recipe.quantize] or default_rules(spec)
 
 
-def plan(checkpoint: Checkpoint, recipe: Recipe, output: Path) -> Plan:
-    """The plan of a build into `output`; InputError for what of the recipe does not fit the model."""
+def plan(checkpoint: Checkpoint, recipe: Recipe, output: Path, memory: int | None = None) -> Plan:
+    """The plan of a build into `output` that may use `memory` bytes; InputError for what of the recipe does not fit
+    the model."""
     spec = checkpoint.spec
     calibration, check = (part.windows(spec.max_position_embeddings) for part in (recipe.calibration, recipe.check))
     text_tokens = math.prod(calibration) + 2 * math.prod(check)  # original and quantised model read the check text
@@ -151,6 +155,7 @@ def plan(checkpoint: Checkpoint, recipe: Recipe, output: Path) -> Plan:
             by_scheme[assignment.scheme.name] = by_scheme.get(assignment.scheme.name, 0) + parameters
     total = sum(changes.values(), _NOTHING)
     cache, expanded = _cache_bytes(spec)
+    needed, hessian_memory = _memory(checkpoint, assigned, layers, experts[1] if experts else 0, memory)
     return Plan(
         name=recipe.name or "",
         family=checkpoint.family.name,
@@ -162,11 +167,12 @@ def plan(checkpoint: Checkpoint, recipe: Recipe, output: Path) -> Plan:
         total=total,
         cache_bytes=cache,
         cache_bytes_expanded=expanded,
-        memory=_memory(checkpoint, assigned, layers, experts[1] if experts else 0),
+        memory=needed,
+        hessian_memory=hessian_memory,
         # Two layers' activations, and a shard on its way into its file.
         work_disk=2 * 4 * spec.hidden_size * text_tokens + max(layer.after.bytes for layer in layers),
         target_bytes=_target_bytes(recipe.targets, schemes, total),
-        memory_available=machine.memory(),
+        memory_available=machine.memory() if memory is None else min(memory, machine.memory()),
         disk_free=machine.free_disk(output),
     )
 
@@ -191,9 +197,18 @@ def _cache_bytes(spec: ModelSpec) -> tuple[int, int]:
     return 2 * layers * kept, 2 * layers * kept
 
 
-def _memory(checkpoint: Checkpoint, assigned: Mapping[str, Assignment], layers: Sequence[Change], kept: int) -> int:
-    """Peak of the single pass: a layer in float32, its codes, and what the solver takes on top; or the head."""
+def _memory(
+    checkpoint: Checkpoint,
+    assigned: Mapping[str, Assignment],
+    layers: Sequence[Change],
+    kept: int,
+    limit: int | None,
+) -> tuple[int, int]:
+    """Peak of the single pass: a layer in float32, its codes, and what the solver takes on top; or the head. And what
+    the solver's Hessians may take at once, so that the peak stays below `limit` if it can."""
     spec = checkpoint.spec
+    layer_bytes = [5 * change.before.parameters for change in layers]
+    budget = DEFAULT_MEMORY_BUDGET if limit is None else max(1, limit - _BASE_MEMORY - max(layer_bytes))
     by_layer: dict[int, dict[str, Assignment]] = {}
     for name, assignment in assigned.items():
         _, _, index, inside = name.split(".", 3)
@@ -206,14 +221,13 @@ def _memory(checkpoint: Checkpoint, assigned: Mapping[str, Assignment], layers: 
             name: module for name, module in empty_layer(spec, index).named_modules() if isinstance(module, Linear)
         }
         needs = [(job.matrix_bytes(linears), len(job.members)) for job in jobs(by_layer.get(index, {}))]
-        return max((max(one, min(one * count, DEFAULT_MEMORY_BUDGET)) for one, count in needs), default=0)
+        return max((max(one, min(one * count, budget)) for one, count in needs), default=0)
 
     kinds = [(mlp, spec.is_mtp(index)) for index, mlp in enumerate(spec.mlps)]
     largest = max(
-        5 * change.before.parameters + max(solver(kinds.index(kind)), _activations(spec))
-        for change, kind in zip(layers, kinds, strict=True)
+        held + max(solver(kinds.index(kind)), _activations(spec)) for held, kind in zip(layer_bytes, kinds, strict=True)
     )
-    return _BASE_MEMORY + max(largest, 2 * 4 * spec.vocab_size * spec.hidden_size)
+    return _BASE_MEMORY + max(largest, 2 * 4 * spec.vocab_size * spec.hidden_size), budget
 
 
 def _activations(spec: ModelSpec) -> int:

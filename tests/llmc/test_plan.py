@@ -12,8 +12,8 @@ from llmc.plan import Plan, plan
 from llmc.recipe import Prune, Quantize, Recipe
 
 
-def planned(path: Path, **recipe: object) -> Plan:
-    return plan(Checkpoint.open(path), Recipe(model=str(path), **recipe), path / "out")  # type: ignore[arg-type]
+def planned(path: Path, memory: int | None = None, **recipe: object) -> Plan:
+    return plan(Checkpoint.open(path), Recipe(model=str(path), **recipe), path / "out", memory)  # type: ignore[arg-type]
 
 
 def test_mixture_of_experts_by_hand(tmp_path: Path) -> None:
@@ -99,3 +99,13 @@ def test_says_what_does_not_fit(tmp_path: Path, small_model: Path, monkeypatch: 
     monkeypatch.setattr(machine, "memory", lambda: found.memory - 1)
     with pytest.raises(MachineError, match="memory"):
         planned(small_model, quantize=rules).require(tmp_path, 0)
+
+
+def test_a_memory_limit_goes_to_the_hessians(small_model: Path, tmp_path: Path) -> None:
+    rules = [Quantize(match="experts", scheme="int4-g32")]
+    free = planned(small_model, quantize=rules)
+    limited = planned(small_model, free.memory + 1000, quantize=rules)
+    assert limited.hessian_memory < free.memory < free.hessian_memory
+    assert limited.memory <= limited.memory_available == free.memory + 1000
+    with pytest.raises(MachineError, match=r"only 1\.0 MB are free or allowed; .*raise --memory"):
+        planned(small_model, 1_000_000, quantize=rules).require(tmp_path, 0)
