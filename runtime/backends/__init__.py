@@ -60,6 +60,19 @@ class Backend(Protocol):
     def close(self) -> None: ...
 
 
+def step_inputs(
+    input_ids: IntArray, cache_position: IntArray, logits_index: IntArray, hidden: Hidden | None
+) -> dict[str, NDArray[Any]]:
+    """The inputs of a graph that are not caches, by name, for a step of `forward`."""
+    inputs: dict[str, NDArray[Any]] = {
+        "input_ids": input_ids,
+        "position_ids": cache_position[:, None] + np.arange(input_ids.shape[1]),
+        "cache_position": cache_position,
+        "logits_index": logits_index,
+    }
+    return inputs if hidden is None else inputs | {"previous_hidden": hidden}
+
+
 def backends() -> dict[str, ModuleType]:
     """All backend modules by name, the preferred first."""
     modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]

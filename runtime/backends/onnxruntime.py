@@ -11,7 +11,7 @@ import numpy as np
 
 from llmc.errors import InputError, MachineError
 from llmc.runtime.artifact import Artifact
-from llmc.runtime.backends import FloatArray, Graph, Hidden, IntArray
+from llmc.runtime.backends import FloatArray, Graph, Hidden, IntArray, step_inputs
 
 NAME = "onnxruntime"
 PREFERENCE = 0
@@ -71,17 +71,10 @@ class OnnxRuntimeBackend:
         logits_index: IntArray,
         hidden: Hidden | None = None,
     ) -> tuple[FloatArray, Hidden | None]:
-        length = input_ids.shape[1]
-        end = int(cache_position.max()) + length
+        end = int(cache_position.max()) + input_ids.shape[1]
         self._grow(cache, end)
-        inputs = {
-            "input_ids": input_ids,
-            "position_ids": cache_position[:, None] + np.arange(length),
-            "cache_position": cache_position,
-            "logits_index": logits_index,
-        } | ({} if hidden is None else {"previous_hidden": hidden})
         binding = self._sessions[graph].io_binding()
-        for name, array in inputs.items():
+        for name, array in step_inputs(input_ids, cache_position, logits_index, hidden).items():
             binding.bind_cpu_input(name, np.ascontiguousarray(array))
         for name in self._outputs[graph]:
             binding.bind_output(name)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from llmc.errors import InputError, MachineError
 from llmc.runtime.artifact import Artifact
-from llmc.runtime.backends import FloatArray, Graph, Hidden, IntArray
+from llmc.runtime.backends import FloatArray, Graph, Hidden, IntArray, step_inputs
 
 NAME = "tensorrt-rtx"
 PREFERENCE = 1
@@ -123,15 +123,9 @@ class TensorRtRtxBackend:
         logits_index: IntArray,
         hidden: Hidden | None = None,
     ) -> tuple[FloatArray, Hidden | None]:
-        length = input_ids.shape[1]
-        if (end := int(cache_position.max()) + length) > self.context:
+        if (end := int(cache_position.max()) + input_ids.shape[1]) > self.context:
             raise InputError(f"{end} tokens do not fit the engine's context of {self.context}; shorten the prompt")
-        inputs = {
-            "input_ids": input_ids,
-            "position_ids": cache_position[:, None] + np.arange(length),
-            "cache_position": cache_position,
-            "logits_index": logits_index,
-        } | ({} if hidden is None else {"previous_hidden": hidden})
+        inputs = step_inputs(input_ids, cache_position, logits_index, hidden)
         found = self._engines[graph].run(inputs, cache)
         return found["logits"], found.get("hidden")
 
