@@ -21,7 +21,8 @@ class Nodes:
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
         self.path = ""
-        self._names = Counter(_join((node.name or "").rpartition("/")[0], node.op_type) for node in graph)
+        self._taken = {node.name for node in graph}
+        self._numbers: Counter[str] = Counter()
 
     @contextmanager
     def at(self, path: str) -> Iterator[None]:
@@ -35,16 +36,21 @@ class Nodes:
 
         An attribute may be given as an `ir.Attr`, which is how a function body refers to its own attributes.
         """
-        name = _join(self.path, op_type)
-        self._names[name] += 1
-        if self._names[name] > 1:
-            name = f"{name}_{self._names[name]}"
+        name = self._name(_join(self.path, op_type))
         attrs = [_attribute(key, value) for key, value in attributes.items()]
         node = ir.Node(domain, op_type, inputs, attrs, num_outputs=outputs, name=name)
         for i, output in enumerate(node.outputs):
             output.name = name if outputs == 1 else f"{name}:{i}"
         self.place(node)
         return node.outputs[0] if outputs == 1 else tuple(node.outputs)
+
+    def _name(self, wanted: str) -> str:
+        name = wanted
+        while name in self._taken:
+            self._numbers[wanted] += 1
+            name = f"{wanted}_{self._numbers[wanted] + 1}"
+        self._taken.add(name)
+        return name
 
     def place(self, node: ir.Node) -> None:
         """Where a new node goes: the end of the graph."""

@@ -126,8 +126,8 @@ def _phase(progress: Progress, phase: str) -> Progress:
 
 def _groups(checkpoint: Checkpoint, sm: list[int]) -> list[tuple[list[int], set[str]]]:
     """Which GPUs share an engine, and the kinds of stored codes it keeps."""
-    weights = Rewriter(graphs(checkpoint)["main"]).weights()
-    fp8 = any(weight.code_type == "float8_e4m3fn" for _, weight in weights)
+    weights = (weight for model in graphs(checkpoint).values() for _, weight in Rewriter(model).weights())
+    fp8 = any(weight.code_type == "float8_e4m3fn" for weight in weights)
     old = [n for n in sm if n < FP8_SM] if fp8 else []
     groups = [(old, {"int4"}), ([n for n in sm if n not in old], {"int4", "float8_e4m3fn"})]
     return [group for group in groups if group[0]]
@@ -145,5 +145,5 @@ def _notes(spec: ModelSpec, steps: Steps, batch: int, groups: list[tuple[list[in
         experts, top_k = routers[0].num_experts, routers[0].top_k
         chosen = gathering_widths(steps.widths, batch, top_k, experts)
         where = f"steps of more than {max(chosen)} tokens per row" if chosen else "all steps"
-        notes.append(f"no plugins: {where} compute all {experts} experts, {experts / top_k:g} times the {top_k} chosen")
+        notes.append(f"no plugins: {where} compute all {experts} experts, {experts / top_k:.3g} times the {top_k} chosen")
     return notes

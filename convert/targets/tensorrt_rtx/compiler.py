@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import signal
@@ -43,11 +44,14 @@ def compile_engine(
     """
     partial = engine.with_name(engine.name + ".partial")
     request = {"onnx": str(onnx), "engine": str(partial), "sm": list(sm), "profiles": [dict(p) for p in profiles]}
-    event = _run(json.dumps(request), f"compiling {engine.name}", timeout, progress)
-    if event["event"] == "refused":
-        at = f" at {event['node']}" if event["node"] else ""
-        raise InputError(f"TensorRT-RTX refuses {engine.name}{at}: {event['reason']}")
-    partial.replace(engine)
+    try:
+        event = _run(json.dumps(request), f"compiling {engine.name}", timeout, progress)
+        if event["event"] == "refused":
+            at = f" at {event['node']}" if event["node"] else ""
+            raise InputError(f"TensorRT-RTX refuses {engine.name}{at}: {event['reason']}")
+        partial.replace(engine)
+    finally:
+        partial.unlink(missing_ok=True)
     return {key: event[key] for key in ("version", "inputs", "outputs")}
 
 
@@ -64,12 +68,21 @@ def _run(request: str, what: str, timeout: float, progress: Callable[[float], No
             text=True,
         )
         assert child.stdin and child.stdout
-        timer = threading.Timer(timeout, child.kill)
+        timed_out = threading.Event()
+
+        def stop() -> None:
+            timed_out.set()
+            child.kill()
+
+        timer = threading.Timer(timeout, stop)
         timer.start()
         event: dict[str, Any] = {}
         try:
-            child.stdin.write(request + "\n")
-            child.stdin.close()
+            with contextlib.suppress(BrokenPipeError):  # it died before it read all; its end is told below
+                child.stdin.write(request + "\n")
+                child.stdin.flush()
+            with contextlib.suppress(BrokenPipeError):
+                child.stdin.close()
             for line in child.stdout:
                 event = json.loads(line)
                 if event["event"] == "progress":
@@ -80,14 +93,13 @@ def _run(request: str, what: str, timeout: float, progress: Callable[[float], No
             child.wait()
             raise
         finally:
-            timed_out = not timer.is_alive()
             timer.cancel()
             child.stdout.close()
         if event.get("event") in ("built", "refused"):
             return event
         log.seek(0)
         said = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
-    if timed_out:
+    if timed_out.is_set():
         raise MachineError(
             f"{what}: not done after {timeout:.0f} s; raise `timeout` of the target, or build on a faster machine"
         )

@@ -36,15 +36,16 @@ def main() -> None:
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(request["onnx"]):
         error = parser.get_error(0)
-        node = error.node_name() or error.node_operator()
-        send(event="refused", node=node, reason=logger.reason or error.desc())
+        said = " ".join(line.strip() for line in error.desc().splitlines() if NO_DRIVER not in line)
+        send(event="refused", node=error.node_name() or error.node_operator(), reason=f"{error.func()}: {said}")
         return
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # routers are float32 because they must be exact
     config.progress_monitor = monitor = Monitor(send)
     config.num_compute_capabilities = len(request["sm"])
     for i, sm in enumerate(request["sm"]):
-        if not config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{sm}"), i):
+        capability = getattr(trt.ComputeCapability, f"SM{sm}", None)
+        if capability is None or not config.set_compute_capability(capability, i):
             send(event="refused", node="", reason=f"this TensorRT-RTX does not compile for SM{sm}")
             return
     for shapes in request["profiles"]:

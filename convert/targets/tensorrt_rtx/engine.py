@@ -101,6 +101,11 @@ def build_engine(
 
 def _check_codes(name: str, description: dict[str, Any]) -> None:
     weights = description["weight_bytes"]
+    if len(description["programs"]) != len(description["profiles"]):
+        raise MachineError(
+            f"{name}: {len(description['programs'])} programs found for {len(description['profiles'])} profiles; llmc "
+            f"cannot read what TensorRT-RTX {description['tensorrt_rtx']} writes"
+        )
     for stored, compiled in _CODES.items():
         for profile, program in zip(description["profiles"], description["programs"], strict=True):
             if (found := program["constant_bytes"].get(compiled, 0)) < weights.get(stored, 0):

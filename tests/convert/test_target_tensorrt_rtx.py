@@ -1,0 +1,361 @@
+"""The graphs for TensorRT-RTX against the torch blocks, and the engines it compiles of them.
+
+Compiling needs no GPU, running an engine does: that the numbers are right is seen in ONNX Runtime, on the same graphs
+in float32; of the engines it is seen what they hold.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import math
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+from graph_session import GraphSession, divergences
+from quantised_checkpoint import CASES, DEEPSEEK, quantised_checkpoint
+from random_checkpoint import LLAMA, random_checkpoint
+from test_target_onnx import EXACT, compare_with_torch
+
+from llmc.convert.checkpoint import Checkpoint
+from llmc.convert.graph.build import graphs
+from llmc.convert.graph.rewrite import Rewriter
+from llmc.convert.graph.write import write
+from llmc.convert.model import CausalLM
+from llmc.convert.spec import LatentAttentionSpec
+from llmc.convert.targets import TargetResult, target
+from llmc.convert.targets.tensorrt_rtx import compiler, engine
+from llmc.convert.targets.tensorrt_rtx.lowering import lower
+from llmc.errors import InputError, MachineError, MissingPackageError
+from llmc.recipe import read_recipe
+
+rtx = target("tensorrt-rtx")
+WIDTHS = (1, 2)
+INT4, BOTH = {"int4"}, {"int4", "float8_e4m3fn"}
+LOWERED = CASES | {
+    "deepseek, fp8-channel experts": (DEEPSEEK, {"experts": "fp8-channel", "dense_mlp": "fp8-block", "mtp": "int4-g64"})
+}
+
+
+def lowered(checkpoint: Checkpoint, code_types: set[str], batch: int = 1) -> dict[str, ir.Model]:
+    models = graphs(checkpoint, ir.DataType.FLOAT, 64)
+    for model in models.values():
+        lower(model, checkpoint.spec, ir.DataType.FLOAT, code_types, WIDTHS, batch)
+    return models
+
+
+def spell_out_attention(model: ir.Model) -> list[ir.Value]:
+    """ONNX Runtime's Attention refuses a query of no tokens, which is what it gets in every step that decodes, so
+    it becomes the standard ops it is made of. Returns the queries.
+    """
+    b, queries = Rewriter(model), []
+    for node in b.nodes("Attention"):
+        query, key, value, mask = node.inputs
+        assert node.attributes.keys() == {"scale"}
+        with b.before(node), b.at(f"{node.name}/spelt_out"):  # a path of its own, so that no name is taken
+            scores = b.op("MatMul", query, b.transpose(key, 0, 1, 3, 2))
+            scale = b.constant(node.attributes["scale"].as_float(), ir.DataType.FLOAT)
+            weights = b.op("Softmax", b.op("Add", b.op("Mul", scores, scale), mask), axis=-1)
+            b.replace(node, b.op("MatMul", weights, value))
+        assert query is not None
+        queries.append(query)
+    return queries
+
+
+def write_graphs(checkpoint: Checkpoint, models: dict[str, ir.Model]) -> TargetResult:
+    files = {role: f"lowered/{role}.onnx" for role in models}
+    return write("tensorrt-rtx", models, checkpoint.path, files, lambda *_: None)
+
+
+def compare_narrow_steps(checkpoint: Checkpoint, result: TargetResult) -> None:
+    """Steps of two tokens and of one behind a cache, rows of unequal length, and tokens taken back."""
+    model = CausalLM.load(checkpoint)
+    ids = torch.randint(0, 96, (2, 24), generator=torch.Generator().manual_seed(1))
+    hidden = model.hidden(ids)
+    runs = {"main": (ids, model.logits(hidden), None)}
+    if "mtp" in result.files:
+        runs["mtp"] = (ids[:, 1:], model.logits(model.mtp(ids[:, 1:], hidden[:, :-1])), hidden)
+    for role, (tokens, expected, previous) in runs.items():
+        graph = GraphSession(checkpoint.path / result.files[role], batch=2)
+        for start, width in (([0, 0], 9), ([9, 6], 2), ([11, 8], 1), ([12, 9], 2), ([13, 9], 2), ([15, 11], 4)):
+            at = torch.tensor([[0], [1]]), torch.tensor(start)[:, None] + torch.arange(width)
+            logits, _ = graph.step(tokens[at], start, previous_hidden=None if previous is None else previous[at])
+            assert divergences(expected[at], logits).abs().max() < EXACT, (role, start, width)
+
+
+def code_bytes(checkpoint: Checkpoint, role: str) -> dict[str, int]:
+    """Of the codes that the checkpoint stores for a graph: {type as ONNX calls it: bytes}."""
+    count: Counter[str] = Counter()
+    for name in checkpoint.names():
+        weight = checkpoint.quantised(name.removesuffix(".weight")) if name.endswith(".weight") else None
+        is_mtp = name.startswith(f"model.layers.{checkpoint.spec.num_layers}.")
+        if weight is not None and is_mtp == (role == "mtp"):
+            kind, bits = ("int4", 4) if weight.code_type == "int4" else ("float8e4m3fn", 8)
+            count[kind] += math.prod(checkpoint.shape(name)) * bits // 8
+    return dict(count)
+
+
+@pytest.fixture(scope="module", params=LOWERED)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return quantised_checkpoint(tmp_path_factory.mktemp("rtx"), *LOWERED[request.param])
+
+
+@pytest.mark.parametrize("code_types", [INT4, BOTH], ids=["int4", "int4 and fp8"])
+def test_lowered_equals_torch(case: Checkpoint, code_types: set[str]) -> None:
+    models = lowered(case, code_types)
+    for role, model in models.items():
+        stored = {kind: n for kind, n in code_bytes(case, role).items() if code_types == BOTH or kind == "int4"}
+        held = engine._weight_bytes(model)
+        assert {kind: held[kind] for kind in held.keys() & {"int4", "float8e4m3fn"}} == stored  # each once
+        if isinstance(case.spec.attention, LatentAttentionSpec):
+            assert spell_out_attention(model)
+    result = write_graphs(case, models)
+    compare_with_torch(case, result, limit=EXACT)
+    compare_narrow_steps(case, result)
+
+
+@pytest.mark.parametrize(("batch", "gathering"), [(1, [1, 2]), (2, [1]), (3, [])])
+def test_every_step_takes_one_form(batch: int, gathering: list[int], tmp_path: Path) -> None:
+    """Numbers alone would not tell: narrow steps absorb and gather, wide ones expand and compute all experts."""
+    checkpoint = quantised_checkpoint(tmp_path, *LOWERED["deepseek"])
+    model = lowered(checkpoint, BOTH, batch)["main"]
+    expanded = spell_out_attention(model)
+    gathers = [node for node in model.graph if node.op_type == "Gather" and "mlp" in str(node.name)]
+    gathered = list(dict.fromkeys(x for node in gathers if (x := node.inputs[1]) is not None))
+    assert (len(expanded), len(gathered)) == (3, 2 if gathering else 0)  # layers; those with experts
+    watched = dict.fromkeys(expanded, ir.DataType.FLOAT) | dict.fromkeys(gathered, ir.DataType.INT64)
+    for value, dtype in watched.items():
+        value.type = ir.TensorType(dtype)
+        model.graph.outputs.append(value)
+    result = write_graphs(checkpoint, {"main": model})
+    graph = GraphSession(checkpoint.path / result.files["main"], batch=batch)
+    for width in (1, 2, 3, 8):
+        feeds = graph.feeds(torch.arange(batch * width).reshape(batch, width), [5] * batch) | graph.caches
+        shapes = [x.shape for x in graph.session.run([value.name for value in watched], feeds)]
+        assert {shape[2] for shape in shapes[:3]} == {0 if width in WIDTHS else width}
+        assert all(shape[0] == (batch * width if width in gathering else 0) for shape in shapes[3:])
+    compare_narrow_steps(checkpoint, result)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, TargetResult]:
+    """Real engines of a model with int4 and FP8."""
+    schemes = dict.fromkeys(("experts", "shared_experts", "mtp"), "int4-g32") | {"attention": "fp8-block"}
+    config = DEEPSEEK | {"num_hidden_layers": 2}
+    checkpoint = quantised_checkpoint(tmp_path_factory.mktemp("engines"), config, schemes)
+    return checkpoint, rtx.build(checkpoint, rtx.Options(sm=[89, 80], context=32), checkpoint.path, lambda *_: None)
+
+
+def description(built: tuple[Checkpoint, TargetResult], stem: str) -> dict[str, Any]:
+    checkpoint, result = built
+    return json.loads((checkpoint.path / result.files[f"{stem}.json"]).read_text())
+
+
+STEMS = ["rtx-sm80", "rtx-sm80-mtp", "rtx-sm89", "rtx-sm89-mtp"]
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_engine(built: tuple[Checkpoint, TargetResult], stem: str) -> None:
+    said, data = description(built, stem), (built[0].path / built[1].files[f"{stem}.engine"]).read_bytes()
+    assert (said["engine"], said["graph"]) == (f"{stem}.engine", "mtp" if "mtp" in stem else "main")
+    assert (said["bytes"], said["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+    assert (said["sm"], said["context"], said["batch"]) == ([int(stem[6:8])], 32, 2)
+
+    # A token, two where a draft is verified, and everything wider up to the context, as `prefill` exceeds it.
+    spans = [(1, 1), (2, 2), (3, 32)]
+    assert [tuple(profile["tokens"]) for profile in said["profiles"]] == spans
+    shapes = [profile["shapes"]["input_ids"] for profile in said["profiles"]]
+    assert shapes == [[[1, least], [1, most], [2, most]] for least, most in spans]
+    inputs, outputs = ({io["name"]: (io["dtype"], io["shape"]) for io in said[key]} for key in ("inputs", "outputs"))
+    last = 2 if "mtp" in stem else 1
+    assert inputs[f"past.{last}.latent"] == outputs[f"present.{last}.latent"] == ("bf16", [-1, 1, 32, 80])
+    assert outputs["logits"] == ("float", [-1, -1, 96])
+
+    stored = code_bytes(built[0], said["graph"])
+    assert stored["int4"] and ("float8e4m3fn" in stored) == (said["graph"] == "main")
+    fp8 = stored.get("float8e4m3fn", 0) if said["sm"] == [89] else 0
+    assert (said["weight_bytes"]["int4"], said["weight_bytes"].get("float8e4m3fn", 0)) == (stored["int4"], fp8)
+    assert len(said["programs"]) == len(spans)
+    for program in said["programs"]:
+        assert program["sm"] == said["sm"]
+        assert program["constant_bytes"]["int4"] >= stored["int4"]
+        assert program["constant_bytes"].get("fp8_e4m3", 0) == fp8
+
+
+def test_result(built: tuple[Checkpoint, TargetResult]) -> None:
+    checkpoint, result = built
+    files = {file.name: file.stat().st_size for file in (checkpoint.path / "engines").iterdir()}
+    assert files.keys() == {f"{stem}.{kind}" for stem in STEMS for kind in ("engine", "json")}  # nothing else is left
+    assert result.files == {name: f"engines/{name}" for name in files}
+    assert result.file_bytes == sum(files.values())
+    assert result.weight_bytes == sum(sum(description(built, stem)["weight_bytes"].values()) for stem in STEMS)
+    assert result.notes == [
+        "FP8 begins with SM 89: the engine for SM 80 holds those weights in bfloat16",
+        "no plugins: steps of more than 2 tokens per row compute all 8 experts, 2.67 times the 3 chosen",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d["programs"][1]["constant_bytes"].update(int4=7), r"int4 weights only 7 .* for \[2, 2\] tokens"),
+        (lambda d: d["programs"][2]["constant_bytes"].pop("int4"), r"int4 weights only 0 .* for \[3, 32\] tokens"),
+        (lambda d: d["programs"][0]["constant_bytes"].update(fp8_e4m3=8), r"float8e4m3fn weights only 8 .* \[1, 1\]"),
+        (lambda d: d.update(bytes=d["bytes"] + (2 << 20)), r"holds \d+ bytes for \d+ bytes of weights"),
+    ],
+)
+def test_widened_codes_are_noticed(
+    built: tuple[Checkpoint, TargetResult], change: Callable[[dict[str, Any]], Any], message: str
+) -> None:
+    said = description(built, "rtx-sm89")
+    engine._check_codes("rtx-sm89.engine", said)
+    change(said)
+    with pytest.raises(MachineError, match=rf"^rtx-sm89\.engine: .*{message}.*; the compiler widened"):
+        engine._check_codes("rtx-sm89.engine", said)
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
+    """Nothing is compiled: {engine: the profiles it was to have}. Every program holds all codes there may be."""
+    asked: dict[str, list[Any]] = {}
+
+    def compile_engine(onnx: Path, path: Path, sm: list[int], profiles: list[Any], *_: Any) -> dict[str, Any]:
+        asked[path.name] = profiles
+        path.write_bytes(b"")
+        return {"version": "1", "inputs": [], "outputs": []}
+
+    def inspect(path: Path) -> dict[str, Any]:
+        holds = {"sm": [], "constant_bytes": {"int4": 1 << 40, "fp8_e4m3": 1 << 40}, "kernels": {}}
+        return {"text_bytes": 0, "programs": [holds] * len(asked[path.name])}
+
+    monkeypatch.setattr(engine, "compile_engine", compile_engine)
+    monkeypatch.setattr(engine, "inspect", inspect)
+    return asked
+
+
+def test_build_checks_the_codes(
+    compiled: dict[str, list[Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    checkpoint = quantised_checkpoint(tmp_path, *CASES["llama"])
+    monkeypatch.setattr(engine, "inspect", lambda _: {"text_bytes": 0, "programs": [{"constant_bytes": {}}] * 2})
+    with pytest.raises(MachineError, match=r"^rtx-sm89\.engine: of \d+ bytes of int4 weights only 0 "):
+        rtx.build(checkpoint, rtx.Options(sm=[89]), tmp_path, lambda *_: None)
+    assert list(compiled) == ["rtx-sm89.engine"] and not (tmp_path / "engines/rtx-sm89.json").exists()
+
+
+def test_old_gpus_get_no_fp8(compiled: dict[str, list[Any]], tmp_path: Path) -> None:
+    """Even where only the multi-token-prediction layer has some."""
+    checkpoint = quantised_checkpoint(tmp_path, DEEPSEEK | {"num_hidden_layers": 1}, {"mtp": "fp8-channel"})
+    result = rtx.build(checkpoint, rtx.Options(sm=[80, 86, 89]), checkpoint.path, lambda *_: None)
+    fp8 = {n: "float8e4m3fn" in each["weight_bytes"] for each in result.details.values() for n in each["sm"]}
+    assert fp8 == {80: False, 86: False, 89: True}
+
+
+@pytest.mark.parametrize(("limit", "context", "got"), [(8192, None, 4096), (256, None, 256), (256, 64, 64)])
+def test_context(compiled: dict[str, list[Any]], limit: int, context: int | None, got: int, tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(random_checkpoint(tmp_path / "model", LLAMA, max_position_embeddings=limit))
+    options = rtx.Options(sm=[120, 89, 120], context=context, batch=4, prefill=128)
+    rtx.build(checkpoint, options, tmp_path, lambda *_: None)
+    decode, prefill = compiled["rtx-sm89-sm120.engine"]
+    assert decode["past.1.key"] == [[1, 2, got, 8], [1, 2, got, 8], [4, 2, got, 8]]
+    most = min(128, got)
+    assert prefill["logits_index"] == [[1, 1], [1, 1], [4, most]]
+    with pytest.raises(
+        InputError, match=rf"^target tensorrt-rtx: context is {limit + 1}, but the model ends at {limit}$"
+    ):
+        rtx.build(checkpoint, rtx.Options(context=limit + 1), tmp_path / "beyond", lambda *_: None)
+    assert not (tmp_path / "beyond").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ("sm: [89, 42]", "sm is [42]; it compiles for 80, 86, 89, 120, 121"),
+        ("sm: []", "sm is []; it compiles for 80"),
+        ("plugins: true", "there are no plugins yet; leave `plugins` out or set it to false"),
+        ("contex: 64", "did you mean 'context'?"),
+        ("prefill: 8", "prefill"),
+        ("timeout: 0", "timeout"),
+    ],
+)
+def test_options_refused(options: str, part: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"model: x\ntargets:\n  - tensorrt-rtx: {{{options}}}")
+    with pytest.raises(InputError) as caught:
+        read_recipe(recipe)
+    message = str(caught.value)
+    assert message.startswith(f"{recipe}:3: ") and part in message and "\n" not in message
+
+
+def test_package_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(random_checkpoint(tmp_path / "model", LLAMA))
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name == "tensorrt_rtx" else find(name, *a)
+    )
+    with pytest.raises(MissingPackageError, match=r"not installed on this machine; pip install 'llmc\[rtx\]'$"):
+        rtx.build(checkpoint, rtx.Options(), tmp_path, lambda *_: None)
+    assert not (tmp_path / "engines").exists()
+
+
+PROFILE = {"x": ([1, 4], [2, 4], [3, 4])}
+
+
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [
+        # Refused when read, and when compiled.
+        (
+            onnx.helper.make_node("Softmax", ["x"], ["y"], name="layers.0/Softmax", axis=7),
+            r" at layers\.0/Softmax: .*[Aa]xis must be in the range",
+        ),
+        (
+            onnx.helper.make_node("MatMul", ["x", "x"], ["y"], name="layers.0/MatMul"),
+            r": .*layers\.0/MatMul: attempt to multiply two matrices with mismatching dimensions",
+        ),
+    ],
+    ids=["parser", "compiler"],
+)
+def test_refused_graph(node: onnx.NodeProto, message: str, tmp_path: Path) -> None:
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", 4]) for name in "xy")
+    graph = onnx.helper.make_graph([node], "main", [x], [y])
+    opset = onnx.helper.make_opsetid("", 24)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=11), tmp_path / "main.onnx")
+    with pytest.raises(InputError, match=rf"^TensorRT-RTX refuses rtx\.engine{message}") as caught:
+        compiler.compile_engine(tmp_path / "main.onnx", tmp_path / "rtx.engine", [89], [PROFILE], 60, lambda _: None)
+    assert "\n" not in str(caught.value)
+    assert [file.name for file in tmp_path.iterdir()] == ["main.onnx"]
+
+
+NEVER_READ = "sys.exit('no library')"  # as when it cannot be loaded
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("input(); os.abort()", r"the compiler died \(signal SIGABRT\); its last words: none$"),
+        (
+            "input(); sys.stderr.write('so much\\nto do\\n\\n'); os.kill(os.getpid(), signal.SIGKILL)",
+            r"the compiler died \(signal SIGKILL, as when memory runs out\); its last words: to do$",
+        ),
+        (NEVER_READ, r"the compiler died \(exit code 1\); its last words: no library$"),
+        ("input(); time.sleep(600)", r"not done after 2 s; raise `timeout` of the target"),
+    ],
+    ids=["aborts", "is killed", "never reads", "hangs"],
+)
+def test_compiler_dies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str, message: str) -> None:
+    (tmp_path / "compiler_process.py").write_text(f"import os, signal, sys, time\n{script}")
+    monkeypatch.setattr(compiler, "__file__", str(tmp_path / "compiler.py"))
+    profiles = [PROFILE] * (10000 if script == NEVER_READ else 1)  # so many are more than a pipe holds
+    timeout = 2 if "sleep" in script else 60
+    with pytest.raises(MachineError, match=rf"^compiling rtx\.engine: {message}"):
+        compiler.compile_engine(
+            tmp_path / "main.onnx", tmp_path / "rtx.engine", [89], profiles, timeout, lambda _: None
+        )
