@@ -25,7 +25,7 @@ from llmc.errors import InputError, MachineError, MissingPackageError
 from llmc.job import Job, prepare
 from llmc.manifest import build_manifest, hash_files_of
 from llmc.measure import Speed, measure
-from llmc.output import MANIFEST, Output, is_whole, read_manifest
+from llmc.output import MANIFEST, is_whole, read_manifest
 from llmc.progress import Display
 from llmc.quant.layerwise import quantise
 from llmc.stages import Stages, versions, write_json
@@ -75,11 +75,14 @@ def build(argument: str, output: Path | None, fresh: bool, display: Display, mem
         display.line(f"{place.path}: files are missing or cut short; building again")
     if "onnxruntime" in job.targets and not versions("onnxruntime", "onnxruntime-gpu"):
         raise MachineError("the result is checked with ONNX Runtime, which is not installed; pip install 'llmc[cpu]'")
+    home = place.work / keys["quantise"][:16]
+    already = sum(file.stat().st_size for file in home.rglob("*") if file.is_file())
+    job.plan.require(place.path, already)
     with place.lock():
         display.log = place.path.with_name(f"{place.path.name}.log")
         display.line(f"building {place.path}")
         try:
-            work = _Build(job, keys, place, fresh, display)
+            work = _Build(job, keys, home, fresh, display)
             result = Result(place.path, work.run(), speed=work.speed)
             result.path = place.place(work.artifact, passed=not result.missed_gates)
         except OSError as error:
@@ -95,15 +98,12 @@ def build(argument: str, output: Path | None, fresh: bool, display: Display, mem
 
 
 class _Build:
-    def __init__(self, job: Job, keys: dict[str, str], place: Output, fresh: bool, display: Display) -> None:
-        self.job, self.keys, self.display = job, keys, display
+    def __init__(self, job: Job, keys: dict[str, str], home: Path, fresh: bool, display: Display) -> None:
+        self.job, self.keys, self.home, self.display = job, keys, home, display
         self.speed: Speed | None = None
-        self.home = place.work / keys["quantise"][:16]
-        for other in place.work.iterdir():  # what an interrupted build of something else left
+        for other in home.parent.iterdir():  # what an interrupted build of something else left
             if other.is_dir() and (fresh or other != self.home):
                 shutil.rmtree(other)
-        already = sum(file.stat().st_size for file in self.home.rglob("*") if file.is_file())
-        job.plan.require(place.path, already)
         self.artifact = self.home / "artifact"
         self.artifact.mkdir(parents=True, exist_ok=True)
         self.stages = Stages(self.home / "stages")

@@ -217,8 +217,9 @@ def run(
         if as_json:
             _print_json(vars(model.generate(text, max_new_tokens, temperature, top_k, top_p, seed)))
             return
+        pieces = model.stream(text, max_new_tokens, temperature, top_k, top_p, seed)  # bad arguments are told now
         typer.echo(text, nl=False)
-        for piece in model.stream(text, max_new_tokens, temperature, top_k, top_p, seed):
+        for piece in pieces:
             typer.echo(piece, nl=False)
         typer.echo()
 

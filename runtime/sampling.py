@@ -23,7 +23,8 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not (self.temperature >= 0 and self.top_k >= 0 and 0 < self.top_p <= 1):
-            raise InputError(f"{self}: temperature and top_k are at least 0, top_p is above 0 and at most 1")
+            given = f"temperature {self.temperature}, top_k {self.top_k}, top_p {self.top_p}"
+            raise InputError(f"{given}: the first two are at least 0, the last is above 0 and at most 1")
 
     def distribution(self, logits: FloatArray) -> Probabilities:
         """[V] logits → [V] probabilities after temperature, then top-k, then top-p (Holtzman et al. 2020, section 3.1:

@@ -67,6 +67,15 @@ def test_run(llmc, recipe) -> None:
     assert json.loads(llmc(*arguments, "--json", "--no-speculative").stdout)["token_ids"] == answer["token_ids"]
     sampled = [llmc(*arguments, "--temperature", 1, "--seed", seed).stdout for seed in (1, 1, 2)]
     assert sampled[0] == sampled[1] != sampled[2]
+    refused = llmc(*arguments, "--top-p", 0)
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert refused.stderr.startswith("llmc: temperature 0.0, top_k 0, top_p 0.0: ")
+
+
+def test_nothing_is_left_of_a_build_that_cannot_fit(llmc, recipe) -> None:
+    refused = llmc("build", recipe(), "--memory", "1MB")
+    assert refused.exit_code == 4 and "raise --memory" in refused.stderr
+    assert not Path("build").exists()
 
 
 def test_debug_shows_the_trace_wherever_it_stands(llmc) -> None:

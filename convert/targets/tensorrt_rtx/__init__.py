@@ -145,5 +145,7 @@ def _notes(spec: ModelSpec, steps: Steps, batch: int, groups: list[tuple[list[in
         experts, top_k = routers[0].num_experts, routers[0].top_k
         chosen = gathering_widths(steps.widths, batch, top_k, experts)
         where = f"steps of more than {max(chosen)} tokens per row" if chosen else "all steps"
-        notes.append(f"no plugins: {where} compute all {experts} experts, {experts / top_k:.3g} times the {top_k} chosen")
+        notes.append(
+            f"no plugins: {where} compute all {experts} experts, {experts / top_k:.3g} times the {top_k} chosen"
+        )
     return notes
