@@ -136,7 +136,7 @@ class _Build:
             progress = self.display.layers(weights)
             try:
                 result = quantise(
-                    checkpoint, job.rules, job.keep, calibration, check, self.artifact, scratch, progress,
+                    checkpoint, job.rules, job.pruning, calibration, check, self.artifact, scratch, progress,
                     job.plan.hessian_memory,
                 )  # fmt: skip
             except InputError:  # the checkpoint is broken: no later run can go on from here

@@ -11,6 +11,7 @@ from llmc.output import Output
 from llmc.plan import Plan, plan, rules_of
 from llmc.progress import Display
 from llmc.quant.assign import Rule
+from llmc.quant.prune import Pruning
 from llmc.recipe import Recipe, load_recipe
 from llmc.source import Source, hash_files, locate, locate_headers
 from llmc.stages import code_version, key_of, versions
@@ -36,8 +37,8 @@ class Job:
     plan: Plan
 
     @property
-    def keep(self) -> float | None:
-        return self.recipe.prune.keep if self.recipe.prune else None
+    def pruning(self) -> Pruning | None:
+        return Pruning(self.recipe.prune.keep, self.recipe.prune.method) if self.recipe.prune else None
 
     @property
     def targets(self) -> dict[str, dict[str, Any]]:
@@ -48,7 +49,7 @@ class Job:
         rules = [vars(rule) for rule in self.rules]
         code = [code_version("convert", without=("graph/", "targets/")), code_version("quant")]
         quantised = key_of(
-            self.source_files, rules, self.keep, self.texts.key(), self.plan.hessian_memory, code,
+            self.source_files, rules, self.pruning and vars(self.pruning), self.texts.key(), code,
             versions("python", *_QUANTISE_PACKAGES),
         )  # fmt: skip
         keys = {"quantise": quantised}

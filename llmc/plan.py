@@ -54,8 +54,7 @@ class Plan:
 
     cache_bytes: bfloat16, per token, as it is kept; cache_bytes_expanded: as keys and values per head.
     memory, work_disk and target_bytes are estimates; everything else is exact.
-    hessian_memory: what the Hessians that are worked on at once may take. A smaller limit takes more passes over the
-    calibration text, and pools experts that saw few tokens with fewer others: another result.
+    hessian_memory: what the Hessians that are worked on at once may take; the result does not depend on it.
     """
 
     name: str

@@ -78,7 +78,11 @@ class Calibration(Section):
 class Prune(Section):
     """Removing experts of a mixture-of-experts model; every router group keeps the same number."""
 
-    method: Literal["reap"] = "reap"
+    method: Literal["reap", "ean", "frequency"] = Field(
+        default="reap",
+        description="what experts are judged by: reap, mean of routing weight x output norm; ean, sum of output norms; "
+        "frequency, tokens",
+    )
     keep: Share = Field(gt=0, le=1, description="share of the experts that stays, such as 0.75 or 75%")
 
 
@@ -87,7 +91,11 @@ class Quantize(Section):
 
     match: str = Field(description="a role (experts, shared_experts, dense_mlp, attention, …) or re:PATTERN")
     scheme: str
-    method: Literal["gptq", "rtn"] = Field(default="gptq", description="rtn rounds to nearest, without calibration")
+    method: Literal["gptq", "gptaq", "rtn"] = Field(
+        default="gptq",
+        description="gptaq approximates the original's outputs rather than those of the quantised layers before; "
+        "rtn rounds to nearest, without calibration",
+    )
 
     @model_validator(mode="after")
     def _can_be_satisfied(self) -> Quantize:

@@ -13,7 +13,7 @@ from llmc.errors import InputError
 from llmc.quant.schemes import scheme
 from llmc.quant.schemes.scheme import Scheme
 
-Method = Literal["gptq", "rtn"]
+Method = Literal["gptq", "gptaq", "rtn"]
 METHODS: tuple[str, ...] = get_args(Method)
 # The rest (embedding, head, norms, router) is small, sensitive or both, and stays as it is.
 QUANTISABLE: tuple[Role, ...] = ("experts", "shared_experts", "dense_mlp", "attention", "kv_b_proj", "mtp")
@@ -32,6 +32,11 @@ class Rule:
 class Assignment:
     scheme: Scheme
     method: str
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the method looks at the layer's inputs."""
+        return self.method != "rtn"
 
 
 def check_rules(rules: Iterable[Rule]) -> None:

@@ -12,6 +12,7 @@ from llmc.quant.schemes.scheme import Scheme
 BLOCK = 128  # columns whose updates to the rest are applied together
 DAMPING = 0.01  # of the mean diagonal, at first
 _MAX_DAMPING = 10.0
+ASYMMETRY = 0.5  # how far asymmetric calibration goes from the weight to the best one, which overfits
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,13 @@ def round_to_nearest(weight: torch.Tensor, scheme: Scheme) -> QuantisedWeight:
 
 
 @torch.no_grad()
-def solve(weight: torch.Tensor, hessian: torch.Tensor, scheme: Scheme) -> Quantised:
+def solve(weight: torch.Tensor, hessian: torch.Tensor, scheme: Scheme, cross: torch.Tensor | None = None) -> Quantised:
     """Quantises [E, out, in] weights so that outputs on the calibration inputs change least.
 
     hessian: [E, in, in], the sum over calibration tokens of x x' (float32; a common factor does not matter).
+    cross:   [E, in, in], the sum of (x0 - x) x' with the original model's inputs x0: what is approximated then is
+             the original's output W x0, for which W (1 + cross inverse(hessian)) is the best weight; asymmetric
+             calibration (GPTAQ, Li et al. 2025; QEP, Arai and Ichikawa 2025)
     Columns are fixed in order of falling diagonal (act-order) while groups and scales are those of the original
     order (static groups), so nothing has to be reordered at run time. Pure; float32; deterministic.
     """
@@ -61,17 +65,24 @@ def solve(weight: torch.Tensor, hessian: torch.Tensor, scheme: Scheme) -> Quanti
     _, out, columns = weight.shape
     diagonal = hessian.diagonal(dim1=-2, dim2=-1)
     dead = diagonal <= 0  # channels that were never active: free to be zero
-    live_weight = weight.masked_fill(dead[:, None, :], 0.0)
-    scales = scheme.scales(live_weight, diagonal)
     order = diagonal.argsort(dim=-1, descending=True, stable=True)
+    back = order.argsort(dim=-1)
+
+    def columns_by(order: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return x.gather(-1, order[:, None, :].expand_as(x))
 
     def in_order(x: torch.Tensor) -> torch.Tensor:
         """[E, n, in] → [E, in, n], columns in act-order and contiguous."""
-        return x.gather(-1, order[:, None, :].expand_as(x)).mT.contiguous()
+        return columns_by(order, x).mT.contiguous()
 
-    wide_scales = in_order(scheme.expand(scales, (out, columns)))
-    target = in_order(live_weight)
     inverse, damping = _inverse_factor(in_order(in_order(hessian)), dead.gather(-1, order))
+    wanted = weight.masked_fill(dead[:, None, :], 0.0)
+    if cross is not None:
+        shift = inverse.mT @ (inverse @ in_order(wanted @ cross))
+        wanted = wanted + ASYMMETRY * columns_by(back, shift.mT)
+    scales = scheme.scales(wanted, diagonal)
+    wide_scales = in_order(scheme.expand(scales, (out, columns)))
+    target = in_order(wanted)
     rounded = torch.empty_like(target)
     for start in range(0, columns, BLOCK):
         end = min(start + BLOCK, columns)
@@ -86,8 +97,7 @@ def solve(weight: torch.Tensor, hessian: torch.Tensor, scheme: Scheme) -> Quanti
                 block[:, i + 1 :].baddbmm_(factor[:, i, i + 1 :, None], error[:, i, None], alpha=-1)
         if end < columns:
             target[:, end:].baddbmm_(inverse[:, start:end, end:].mT, error, alpha=-1)
-    back = order.argsort(dim=-1)[:, None, :].expand(-1, out, -1)
-    codes = rounded.mT.gather(-1, back)
+    codes = columns_by(back, rounded.mT)
     change = codes * scheme.expand(scales, (out, columns)) - weight
     lost, whole = (((x @ hessian) * x).sum((-2, -1)) for x in (change, weight))
     error = torch.where(whole > 0, lost / whole, 0.0)

@@ -1,62 +1,78 @@
-"""What GPTQ needs to know of a layer's inputs: for each linear layer the sum of x x' over the calibration tokens."""
+"""What GPTQ needs to know of a layer's inputs: for each of them the sum of x x' over the calibration tokens."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
 import torch
-from torch import nn
 
-# Modules that read the same input share one Hessian: the second name is the one that is observed.
-_SAME_INPUT = (
-    ("up_proj", "gate_proj"),
-    ("k_proj", "q_proj"),
-    ("v_proj", "q_proj"),
-)
-_EXPERT = re.compile(r"mlp\.experts\.(\d+)\.(\w+)")
+_STRIP = 256  # columns of a Hessian that are summed at once, from the diagonal on: the rest is symmetry
+_EXPERT = re.compile(r"mlp\.experts\.(\d+)(\.\w+)?")
 
 
-def observed(name: str, names: Iterable[str]) -> str:
-    """The module whose input stands for that of `name`; names are those inside a layer."""
-    if name.endswith("self_attn.kv_a_proj_with_mqa"):
-        full_rank = "self_attn.q_proj" in set(names)
-        return "self_attn.q_proj" if full_rank else "self_attn.q_a_proj"
-    for name_end, twin in _SAME_INPUT:
-        if name.endswith(f".{name_end}"):
-            return name.removesuffix(name_end) + twin
-    return name
+def source(name: str) -> str:
+    """What a linear layer reads, by the module it is the input of; layers of one source share a Hessian."""
+    parent, _, last = name.rpartition(".")
+    first = last in ("q_proj", "k_proj", "v_proj", "q_a_proj", "kv_a_proj_with_mqa", "gate_proj", "up_proj")
+    return parent if first else name
 
 
-def expert_of(name: str) -> tuple[int, str] | None:
-    """(expert, projection) of a routed expert's linear layer; None for every other."""
+def expert_of(name: str) -> int | None:
+    """The routed expert that a module, or the source of one, belongs to."""
     match = _EXPERT.fullmatch(name)
-    return (int(match[1]), match[2]) if match else None
+    return int(match[1]) if match else None
 
 
-class Hessians:
-    """Sums x x' for the named linear layers of one layer, in float32, while attached."""
+@dataclass
+class Moments:
+    """Sums over the tokens of one source, float32.
 
-    def __init__(self, layer: nn.Module, names: list[str]) -> None:
-        self.sums: dict[str, torch.Tensor] = {}
-        self.tokens: dict[str, int] = {}
-        modules = dict(layer.named_modules())
-        self._handles = []
-        for name in names:
-            module = modules[name]
-            assert isinstance(module, nn.Linear)
-            self.sums[name] = torch.zeros(module.in_features, module.in_features)
-            self.tokens[name] = 0
-            self._handles.append(module.register_forward_pre_hook(self._observer(name)))
+    hessian: [in, in], the sum of x x'
+    cross:   [in, in], the sum of (x0 - x) x', x0 being what the original model has in the place of x; None: unknown
+    """
 
-    def _observer(self, name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
-        def observe(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            x = inputs[0].flatten(0, -2).float()
-            self.sums[name].addmm_(x.mT, x)
-            self.tokens[name] += len(x)
+    hessian: torch.Tensor
+    cross: torch.Tensor | None
+    tokens: int = 0
 
-        return observe
+    @classmethod
+    def empty(cls, size: int, with_cross: bool = False) -> Moments:
+        return cls(torch.zeros(size, size), torch.zeros(size, size) if with_cross else None)
 
-    def detach(self) -> None:
-        for handle in self._handles:
-            handle.remove()
+    def add(self, x: torch.Tensor, original: torch.Tensor | None = None) -> None:
+        """x [..., in], and the same tokens in the original model."""
+        x = x.flatten(0, -2)
+        for start in range(0, x.shape[1], _STRIP):
+            strip = slice(start, start + _STRIP)
+            self.hessian[strip, start:].addmm_(x[:, strip].mT, x[:, start:])
+        if self.cross is not None:
+            assert original is not None
+            self.cross.addmm_((original.flatten(0, -2) - x).mT, x)
+        self.tokens += len(x)
+
+    def symmetric(self) -> torch.Tensor:
+        """[in, in]; below the diagonal `hessian` itself is only partly filled."""
+        return self.hessian.triu() + self.hessian.triu(1).mT
+
+
+@dataclass
+class Measured:
+    """Moments by source, and which of them stand on tokens that are not their own."""
+
+    moments: dict[str, Moments] = field(default_factory=dict)
+    blended: set[str] = field(default_factory=set)
+
+    def add(self, name: str, x: torch.Tensor, original: torch.Tensor | None = None) -> None:
+        if name not in self.moments:
+            self.moments[name] = Moments.empty(x.shape[-1], original is not None)
+        self.moments[name].add(x, original)
+
+    def blend(self, name: str, others: Moments, tokens: float) -> None:
+        """Adds what so many average tokens of `others` would have."""
+        share = tokens / max(1, others.tokens)
+        mine = self.moments.setdefault(name, Moments.empty(len(others.hessian), others.cross is not None))
+        mine.hessian += others.hessian * share
+        if mine.cross is not None and others.cross is not None:
+            mine.cross += others.cross * share
+        self.blended.add(name)

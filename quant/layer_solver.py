@@ -1,8 +1,7 @@
-"""Quantises the linear layers of one decoder layer from Hessians, many experts at a time."""
+"""Quantises linear layers from the moments of their inputs, many experts at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import nn
 from llmc.convert.quantised_weight import QuantisedWeight
 from llmc.quant.assign import Assignment
 from llmc.quant.gptq import Quantised, round_to_nearest, solve
-from llmc.quant.hessian import Hessians, expert_of, observed
+from llmc.quant.hessian import Measured, expert_of, source
 from llmc.quant.schemes.scheme import Scheme
 
 
@@ -38,21 +37,18 @@ class Solved:
 
 
 def jobs(assigned: dict[str, Assignment]) -> list[Job]:
-    """Groups GPTQ modules (names inside the layer): same projection of all experts, same input, same scheme."""
-    groups: dict[tuple[str, str, str], dict[str, list[str]]] = {}
+    """Groups calibrated modules (names inside the layer): same projection of all experts, same input, same scheme."""
+    groups: dict[tuple[str, ...], dict[str, list[str]]] = {}
     for name, assignment in assigned.items():
-        if assignment.method != "gptq":
+        if not assignment.calibrated:
             continue
-        source = observed(name, assigned)
-        expert = expert_of(source)
-        kind = f"experts.{expert[1]}" if expert else source
+        read, last = source(name), name.rsplit(".", 1)[1]
+        kind = read if expert_of(read) is None else "experts." + ("down" if last == "down_proj" else "input")
         # Rows that share a scale with their neighbours cannot be stacked.
-        alone = name if assignment.scheme.block((1, 1))[0] > 1 else ""
-        if expert and alone:
-            alone = name.rsplit(".", 1)[1]
-        groups.setdefault((kind, assignment.scheme.name, alone), {}).setdefault(source, []).append(name)
+        alone = last if assignment.scheme.block((1, 1))[0] > 1 else ""
+        groups.setdefault((kind, assignment.scheme.name, alone), {}).setdefault(read, []).append(name)
     result = []
-    for (kind, _, _), members in groups.items():
+    for (kind, *_), members in groups.items():
         first = next(iter(members.values()))[0]
         # Matrices of one batch have one shape: experts of which only some projections match go apart.
         by_suffix: dict[tuple[str, ...], list[list[str]]] = {}
@@ -62,91 +58,58 @@ def jobs(assigned: dict[str, Assignment]) -> list[Job]:
     return result
 
 
-def solve_layer(
-    layer: nn.Module,
-    assigned: dict[str, Assignment],
-    calibrate: Callable[[str], None],
-    few_tokens: Callable[[int], float],
-    memory_budget: int,
-) -> Solved:
-    """Quantises every module in `assigned` (names inside the layer); the layer itself is left as it is.
+def linears(layer: nn.Module) -> dict[str, nn.Linear]:
+    """Linear layers by their names inside a decoder layer."""
+    return {name: module for name, module in layer.named_modules() if isinstance(module, nn.Linear)}
 
-    calibrate(phase): runs all calibration tokens through the layer; called once per portion of experts whose
-    Hessians fit `memory_budget` bytes together.
-    few_tokens(inputs): an expert that saw fewer is calibrated on the pooled inputs of the experts beside it.
-    """
-    solved = Solved()
-    modules = {name: module for name, module in layer.named_modules() if isinstance(module, nn.Linear)}
+
+def replace_weight(module: nn.Linear, weight: QuantisedWeight) -> None:
+    """From now on the layer computes with what is stored; whoever holds the old weight keeps it."""
+    module.weight = nn.Parameter(weight.dequantise(), requires_grad=False)
+
+
+def round_modules(modules: dict[str, nn.Linear], assigned: dict[str, Assignment], solved: Solved) -> None:
+    """Rounds what needs no calibration to nearest, in `modules` too."""
     for name, assignment in assigned.items():
-        if assignment.method == "rtn":
-            weight = modules[name].weight.float()
-            quantised = round_to_nearest(weight, assignment.scheme)
-            lost = (quantised.dequantise() - weight).square().sum() / weight.square().sum().clamp_min(1e-30)
-            solved.weights[name] = quantised
-            solved.reports[name] = {"method": "rtn", "weight_error": lost.item()}
-    for number, portion in enumerate(_portions(jobs(assigned), modules, memory_budget)):
-        sources = {observed(names[0], assigned) for job in portion for names in job.members}
-        hessians = Hessians(layer, sorted(sources))
-        calibrate("calibrate" if number == 0 else f"calibrate, portion {number + 1}")
-        hessians.detach()
-        for job in portion:
-            _solve_job(job, modules, hessians, assigned, few_tokens, solved)
-    return solved
+        if assignment.calibrated:
+            continue
+        weight = modules[name].weight
+        quantised = round_to_nearest(weight, assignment.scheme)
+        replace_weight(modules[name], quantised)
+        lost = (modules[name].weight - weight).square().sum() / weight.square().sum().clamp_min(1e-30)
+        solved.weights[name] = quantised
+        solved.reports[name] = {"method": "rtn", "weight_error": lost.item()}
 
 
-def _portions(all_jobs: list[Job], modules: dict[str, nn.Linear], budget: int) -> list[list[Job]]:
-    """Jobs, cut where a portion's working memory would pass the budget; at least one matrix each."""
-    portions: list[list[Job]] = [[]]
-    room = budget
-    for job in all_jobs:
-        size, rest = job.matrix_bytes(modules), job.members
-        while rest:
-            count = room // size
-            if not count and portions[-1]:
-                portions.append([])
-                room = budget
-                continue
-            count = max(1, count)
-            portions[-1].append(Job(job.scheme, rest[:count], job.expert))
-            room -= size * min(count, len(rest))
-            rest = rest[count:]
-    return [portion for portion in portions if portion]
-
-
-def _solve_job(
-    job: Job,
-    modules: dict[str, nn.Linear],
-    hessians: Hessians,
-    assigned: dict[str, Assignment],
-    few_tokens: Callable[[int], float],
-    solved: Solved,
+def solve_modules(
+    modules: dict[str, nn.Linear], assigned: dict[str, Assignment], measured: Measured, solved: Solved
 ) -> None:
-    sources = [observed(names[0], assigned) for names in job.members]
-    tokens = [hessians.tokens[source] for source in sources]
-    hessian = torch.stack([hessians.sums[source] for source in sources])
+    """Quantises the calibrated modules of `assigned`, in `modules` too, from the moments of their sources."""
+    for job in jobs(assigned):
+        _solve_job(job, modules, measured, solved)
+
+
+def _solve_job(job: Job, modules: dict[str, nn.Linear], measured: Measured, solved: Solved) -> None:
+    sources = [source(names[0]) for names in job.members]
+    moments = [measured.moments[name] for name in sources]
+    hessian = torch.stack([each.symmetric() for each in moments])
+    crosses = [each.cross for each in moments if each.cross is not None]
     weight = torch.stack([torch.cat([modules[n].weight for n in names]) for names in job.members])
-    pooled = [False] * len(sources)
-    if job.expert:
-        pooled = [count < few_tokens(weight.shape[-1]) for count in tokens]
-        if any(pooled):
-            everything = hessian.sum(0) / max(1, sum(tokens))
-            for number, few in enumerate(pooled):
-                if few:
-                    hessian[number] = everything
-    result = solve(weight, hessian, job.scheme)
+    result = solve(weight, hessian, job.scheme, torch.stack(crosses) if crosses else None)
     for number, names in enumerate(job.members):
         _take_apart(result, number, names, modules, solved.weights)
         damping = result.damping[number].item()
         for name in names:
+            replace_weight(modules[name], solved.weights[name])
             report: dict[str, Any] = {
-                "method": "gptq",
+                "method": "gptq" if not crosses else "gptaq",
                 "output_error": result.error[number].item(),
                 "damping": damping,
             }
             if job.expert:
-                report["tokens"] = tokens[number]
-            if pooled[number]:
-                report["fallback"] = "pooled Hessian"
+                report["tokens"] = moments[number].tokens
+            if sources[number] in measured.blended:
+                report["fallback"] = "all-token Hessian blended in"
             if damping == float("inf"):
                 report |= {"fallback": "round to nearest", "damping": None}
             solved.reports[name] = report

@@ -10,9 +10,8 @@ record and ends in the same bytes.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,12 +28,14 @@ from llmc.convert.model import (
     load_final_norm,
     load_layer,
 )
+from llmc.convert.model.causal_lm import empty_layer
 from llmc.convert.spec import MixtureOfExpertsSpec
 from llmc.errors import InputError, LlmcError
 from llmc.quant.assign import Assignment, Rule, assign, linear_modules
 from llmc.quant.compressed_tensors import quantization_config
-from llmc.quant.layer_solver import Solved, solve_layer
-from llmc.quant.prune import ReapScores, kept_per_group, prune, routers, survivors
+from llmc.quant.layer_calibration import ExpertTokens, LayerCalibration, ModelPath
+from llmc.quant.layer_solver import linears, round_modules
+from llmc.quant.prune import Pruning, kept_per_group, routers
 from llmc.quant.reference import write_reference
 from llmc.quant.shard import scheme_of, shard_path, write_ends, write_index, write_json, write_layer
 from llmc.quant.stream import Stream
@@ -75,15 +76,16 @@ class QuantiseResult:
 def quantise(
     checkpoint: Checkpoint,
     rules: Sequence[Rule],
-    keep: float | None,
+    pruning: Pruning | None,
     calibration_ids: torch.Tensor,
     check_ids: torch.Tensor,
     output_dir: Path,
     work_dir: Path,
     progress: Progress,
     memory_budget: int | None = None,
+    expert_tokens: ExpertTokens = "routed",
 ) -> QuantiseResult:
-    """Prunes to the fraction `keep` of the experts (None: all), quantises by `rules`, writes a checkpoint.
+    """Prunes experts (None: none), quantises by `rules`, writes a checkpoint.
 
     calibration_ids [N, L] and check_ids [M, L'] int64. `work_dir` belongs to this checkpoint, these rules and these
     texts alone: what an interrupted pass left there is taken up. Writes `model-*.safetensors` with index, config.json
@@ -92,7 +94,8 @@ def quantise(
     output_dir.mkdir(parents=True, exist_ok=True)
     work_dir.mkdir(parents=True, exist_ok=True)
     budget = memory_budget or DEFAULT_MEMORY_BUDGET
-    return _Pass(checkpoint, rules, keep, calibration_ids, check_ids, output_dir, work_dir, budget, progress).run()
+    ids = {"calibration": calibration_ids, "check": check_ids, "original": check_ids}
+    return _Pass(checkpoint, rules, pruning, ids, output_dir, work_dir, budget, expert_tokens, progress).run()
 
 
 class _Pass:
@@ -100,24 +103,28 @@ class _Pass:
         self,
         checkpoint: Checkpoint,
         rules: Sequence[Rule],
-        keep: float | None,
-        calibration_ids: torch.Tensor,
-        check_ids: torch.Tensor,
+        pruning: Pruning | None,
+        ids: dict[str, torch.Tensor],
         output_dir: Path,
         work_dir: Path,
         budget: int,
+        expert_tokens: ExpertTokens,
         progress: Progress,
     ) -> None:
         self.checkpoint, self.spec = checkpoint, checkpoint.spec
         self.assigned = assign(checkpoint, rules)
-        self.ids = {"calibration": calibration_ids, "check": check_ids, "original": check_ids}
-        self.output_dir, self.work_dir = output_dir, work_dir
-        self.budget, self.progress = budget, progress
+        self.ids, self.output_dir, self.work_dir = ids, output_dir, work_dir
+        self.budget, self.expert_tokens, self.progress = budget, expert_tokens, progress
         self.layers = self.spec.num_all_layers
         found = routers(self.spec.mlps)
-        if keep is not None and not found:
+        if pruning is not None and not found:
             raise InputError(f"{checkpoint.path}: this model has no experts to prune; remove `prune` from the recipe")
-        self.per_group = kept_per_group(found[0], keep) if keep is not None else None
+        self.pruning = pruning
+        self.per_group = kept_per_group(found[0], pruning.keep) if pruning else 0
+        self.calibration_parts = ["calibration"]
+        if any(given.method == "gptaq" for given in self.assigned.values()):
+            self.calibration_parts.append("calibration-original")
+            self.ids = ids | {"calibration-original": ids["calibration"]}
         self.last_calibrated = self._last_calibrated()
         self.layer = 0  # the one at work, for progress
 
@@ -138,9 +145,9 @@ class _Pass:
 
     def _last_calibrated(self) -> int:
         """The last layer that the calibration text has to reach; -1: none."""
-        gptq = [int(module.split(".")[2]) for module, given in self.assigned.items() if given.method == "gptq"]
+        gptq = [int(module.split(".")[2]) for module, given in self.assigned.items() if given.calibrated]
         pruned = [i for i, mlp in enumerate(self.spec.mlps) if isinstance(mlp, MixtureOfExpertsSpec)]
-        return max([-1, *gptq, *(pruned if self.per_group is not None else [])])
+        return max([-1, *gptq, *(pruned if self.pruning else [])])
 
     def _records(self) -> list[dict[str, Any]]:
         """Records of the layers that are finished, first to last."""
@@ -179,34 +186,98 @@ class _Pass:
         is_mtp = self.spec.is_mtp(index)
         layer = load_layer(self.checkpoint, index)
         record: dict[str, Any] = {"reports": {}, "roles": {}}
-        forward = self._mtp_forward(index) if is_mtp else self._decoder_forward
         if not is_mtp:
             self._advance(layer, "original", index)
-        kept = None
-        if self.per_group is not None and isinstance(layer.mlp, MixtureOfExperts):
-            kept, tokens = self._prune(layer, lambda: self._run(layer, forward, index, "score experts"))
-            record |= {"survivors": kept, "expert_tokens": tokens}
-            mine = _renumber(mine, kept)
-        as_stored = self._stored_alike(prefix, mine, kept)
-        solved = Solved()
-        if any(name not in as_stored for name in mine):
-            todo = {name: a for name, a in mine.items() if name not in as_stored}
-            calibrate = partial(self._run, layer, forward, index)
-            solved = solve_layer(layer, todo, calibrate, self._few_tokens(index), self.budget)
-        for name, weight in solved.weights.items():
-            _linear(layer, name).weight.copy_(weight.dequantise())
+        as_stored: set[str] = set()
+        calibration = self._calibration(layer, index)
+
+        def begin(part: str) -> dict[str, Assignment]:
+            """What of a part of the layer is to be calibrated; what needs no calibration is quantised."""
+            assigned = {name: given for name, given in mine.items() if name.split(".")[0] == part}
+            stored = self._stored_alike(prefix, assigned, calibration.kept)
+            as_stored.update(stored)
+            todo = {name: given for name, given in assigned.items() if name not in stored}
+            round_modules(linears(layer), todo, calibration.solved)
+            return todo
+
+        if index > self.last_calibrated:
+            for part in ("eh_proj", "self_attn", "mlp"):
+                begin(part)
+        else:
+            if isinstance(layer, MultiTokenPrediction):
+                self._enter_mtp(calibration, begin("eh_proj"), index)
+            calibration.attention(begin("self_attn"))
+            if self.pruning is not None and isinstance(layer.mlp, MixtureOfExperts):
+                scores = calibration.prune(self.pruning.method, self.per_group)
+                record |= {"survivors": calibration.kept, "expert_tokens": scores.tokens.tolist()}
+                mine = _renumber(mine, record["survivors"])
+            calibration.mlp(begin("mlp"), need_output=index < self.last_calibrated)
+            if isinstance(layer, MultiTokenPrediction):
+                self._leave_mtp(calibration, index)
         if not is_mtp:
-            if index < self.last_calibrated:
-                self._advance(layer, "calibration", index)
             self._advance(layer, "check", index)
             record["error"] = self._distance(index + 1)
-        elif index < self.last_calibrated:
-            self._advance_mtp(layer, index)
+        weights = calibration.solved.weights
         path = shard_path(self.output_dir, index + 1, self.layers + 1)
-        record["schemes"] = write_layer(self.checkpoint, index, layer, kept, solved.weights, path)
-        record["reports"] = solved.reports | {name: {"method": "kept as stored"} for name in as_stored}
+        record["schemes"] = write_layer(self.checkpoint, index, layer, calibration.kept, weights, path)
+        record["reports"] = calibration.solved.reports
+        record["reports"] |= {name: {"method": "kept as stored"} for name in sorted(as_stored)}
         record["roles"] = self._count(prefix, mine, record["schemes"], layer)
         return record
+
+    def _calibration(self, layer: DecoderLayer, index: int) -> LayerCalibration:
+        paths = []
+        for part in self.calibration_parts:
+            mine, entry = layer, self._stream(part, index)
+            if part != "calibration":
+                mine = empty_layer(self.spec, index).requires_grad_(False)
+                mine.load_state_dict(layer.state_dict(), assign=True)  # the same tensors, until one is replaced
+            x, out = entry, entry.following
+            if self.spec.is_mtp(index):
+                depth = index - self.spec.num_layers
+                shape = (entry.shape[0], entry.shape[1] - 1 - depth, entry.shape[2])
+                x = Stream(self.work_dir, f"{part}-mtp", index, shape)
+                out = x.beside("out").create
+            paths.append(ModelPath(mine, entry, x, out() if index <= self.last_calibrated else x))
+        return LayerCalibration(
+            paths,
+            self._few_tokens(index),
+            self.budget,
+            lambda phase, done, total: self.progress(self.layer, self.layers, phase, done, total),
+            self.expert_tokens,
+        )
+
+    def _enter_mtp(self, calibration: LayerCalibration, assigned: dict[str, Assignment], index: int) -> None:
+        """What `eh_proj` makes of the hidden state at position i and the embedding of token i + 1 + depth."""
+        depth = index - self.spec.num_layers
+        embedding, norm = load_embedding(self.checkpoint), load_final_norm(self.checkpoint)
+
+        @torch.no_grad()
+        def joined(path: ModelPath, rows: slice) -> torch.Tensor:
+            assert isinstance(path.layer, MultiTokenPrediction)
+            tokens = self.ids["calibration"][rows, 1 + depth :]
+            hidden = path.entry.read(rows)[:, : tokens.shape[1]]
+            return path.layer.joined(functional.embedding(tokens, embedding), norm(hidden) if depth == 0 else hidden)
+
+        calibration.station("MTP input", assigned, {"eh_proj": joined})
+        for path in calibration.paths:
+            assert isinstance(path.layer, MultiTokenPrediction)
+            path.x.create()
+            for rows in path.x.micro_batches():
+                path.x.write(rows, path.layer.eh_proj(joined(path, rows)))
+
+    def _leave_mtp(self, calibration: LayerCalibration, index: int) -> None:
+        """The next MTP layer goes on from what this one predicts."""
+        for path in calibration.paths:
+            assert isinstance(path.layer, MultiTokenPrediction)
+            if index < self.last_calibrated:
+                target = path.entry.following()
+                for rows in path.out.micro_batches():
+                    y = path.layer.shared_head["norm"](path.out.read(rows))
+                    target.write(rows, functional.pad(y, (0, 0, 0, target.shape[1] - y.shape[1])))
+                target.flush()
+            path.x.delete()
+            path.out.delete()
 
     def _few_tokens(self, index: int) -> Callable[[int], float]:
         """With fewer tokens than this, for a number of inputs, an expert's own Hessian says too little."""
@@ -214,61 +285,17 @@ class _Pass:
         top_k = mlp.router.top_k if isinstance(mlp, MixtureOfExpertsSpec) else 1
         return lambda inputs: max(MIN_TOKEN_SHARE * tokens, 2 * inputs / top_k)
 
-    def _run(self, layer: DecoderLayer, forward: Callable[..., Any], index: int, phase: str) -> None:
-        """All calibration tokens through the layer, for the observers attached to it."""
-        for rows, x in self._watched("calibration", index, phase):
-            forward(layer, x, "calibration", rows)
-
-    def _watched(self, part: str, index: int, phase: str) -> Iterator[tuple[slice, torch.Tensor]]:
-        stream = self._stream(part, index)
-        total = stream.shape[0] * stream.shape[1]
-        for rows, x in stream.micro_batches():
-            yield rows, x
-            self.progress(self.layer, self.layers, phase, rows.stop * stream.shape[1], total)
-
     @torch.no_grad()
-    def _decoder_forward(self, layer: DecoderLayer, x: torch.Tensor, part: str, rows: slice) -> torch.Tensor:
-        return layer(x, torch.arange(x.shape[1]).expand(x.shape[0], -1))
-
-    def _mtp_forward(self, index: int) -> Callable[..., torch.Tensor]:
-        """Positions i get hidden_i and the embedding of token i + 1 + depth; the last ones have no such token."""
-        depth = index - self.spec.num_layers
-        embedding, norm = load_embedding(self.checkpoint), load_final_norm(self.checkpoint)
-
-        @torch.no_grad()
-        def forward(layer: MultiTokenPrediction, x: torch.Tensor, part: str, rows: slice) -> torch.Tensor:
-            tokens = self.ids[part][rows, 1 + depth :]
-            x = x[:, : tokens.shape[1]]
-            hidden = norm(x) if depth == 0 else x
-            positions = torch.arange(x.shape[1]).expand(x.shape[0], -1)
-            return layer(functional.embedding(tokens, embedding), hidden, positions)
-
-        return forward
-
     def _advance(self, layer: DecoderLayer, part: str, index: int) -> None:
         """One part's text through a decoder layer, into the next layer's input."""
-        target = self._stream(part, index).following()
-        for rows, x in self._watched(part, index, f"forward {part}"):
-            target.write(rows, self._decoder_forward(layer, x, part, rows))
+        stream = self._stream(part, index)
+        target = stream.following()
+        for rows in stream.micro_batches():
+            x = stream.read(rows)
+            target.write(rows, layer(x, torch.arange(x.shape[1]).expand(x.shape[0], -1)))
+            done = rows.stop * stream.shape[1]
+            self.progress(self.layer, self.layers, f"forward {part}", done, stream.tokens)
         target.flush()
-
-    def _advance_mtp(self, layer: DecoderLayer, index: int) -> None:
-        forward, target = self._mtp_forward(index), self._stream("calibration", index).following()
-        for rows, x in self._watched("calibration", index, "forward calibration"):
-            y = forward(layer, x, "calibration", rows)
-            target.write(rows, functional.pad(y, (0, 0, 0, x.shape[1] - y.shape[1])))
-        target.flush()
-
-    def _prune(self, layer: DecoderLayer, calibrate: Callable[[], None]) -> tuple[list[int], list[int]]:
-        moe = layer.mlp
-        assert isinstance(moe, MixtureOfExperts) and self.per_group is not None
-        scores, handles = ReapScores.attach(moe)
-        calibrate()
-        for handle in handles:
-            handle.remove()
-        kept = survivors(scores.mean(), moe.gate.spec.num_groups, self.per_group)
-        prune(layer, kept)
-        return kept, scores.tokens.tolist()
 
     def _stored_alike(self, prefix: str, mine: dict[str, Assignment], kept: list[int] | None) -> set[str]:
         """Modules that the checkpoint already stores in the scheme asked for: codes are kept, not rounded twice."""
@@ -283,7 +310,9 @@ class _Pass:
         """Relative distance between the two models' activations that enter layer `index`, over the check text."""
         apart = whole = 0.0
         quantised = self._stream("check", index)
-        for rows, x in self._stream("original", index).micro_batches():
+        original = self._stream("original", index)
+        for rows in original.micro_batches():
+            x = original.read(rows)
             apart += (quantised.read(rows) - x).double().square().sum().item()
             whole += x.double().square().sum().item()
         return (apart / whole) ** 0.5 if whole else 0.0
@@ -338,7 +367,7 @@ class _Pass:
         shards = [shard_path(self.output_dir, number, self.layers + 1) for number in range(self.layers + 1)]
         write_index(shards)
         config = {key: value for key, value in self.checkpoint.config.items() if key != "quantization_config"}
-        if self.per_group is not None:
+        if self.pruning:
             experts = self.per_group * routers(self.spec.mlps)[0].num_groups
             config = self.checkpoint.family.pruned_config(config, experts)
         if schemes:

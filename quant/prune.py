@@ -1,9 +1,10 @@
-"""Expert pruning by REAP, router-weighted expert activation (Lasby et al. 2025)."""
+"""Expert pruning: which experts of a layer stay, and what the layer is without the others."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import Literal
 
 import torch
 from torch import nn
@@ -11,6 +12,16 @@ from torch import nn
 from llmc.convert.model import DecoderLayer, GroupedTopK, MixtureOfExperts
 from llmc.convert.spec import MixtureOfExpertsSpec, RouterSpec
 from llmc.errors import InputError
+
+Criterion = Literal["reap", "ean", "frequency"]
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """keep: the fraction of experts that stays; method: what they are judged by, see `ExpertScores.by`."""
+
+    keep: float
+    method: Criterion = "reap"
 
 
 def kept_per_group(router: RouterSpec, keep: float) -> int:
@@ -33,38 +44,43 @@ def kept_per_group(router: RouterSpec, keep: float) -> int:
 
 
 @dataclass
-class ReapScores:
-    """Mean over the tokens routed to an expert of (its routing weight x the norm of its output).
+class ExpertScores:
+    """What the tokens routed to each expert [E] say of it; sums in float64.
 
-    The routing weight is the model's own: scored, normalised and scaled as its router does. Observes forward
-    passes of the layer between `attach` and `detach`.
+    The routing weight is the model's own: scored, normalised and scaled as its router does.
     """
 
-    total: torch.Tensor  # [E] float64
-    tokens: torch.Tensor  # [E] int64
+    tokens: torch.Tensor  # int64
+    weight: torch.Tensor  # sum of routing weights
+    norm: torch.Tensor  # sum of the norms of its outputs
+    weighted_norm: torch.Tensor  # sum of (routing weight x norm)
+    largest: torch.Tensor  # largest magnitude in its outputs
 
     @classmethod
-    def attach(cls, moe: MixtureOfExperts) -> tuple[ReapScores, list[torch.utils.hooks.RemovableHandle]]:
-        count = len(moe.experts)
-        scores = cls(torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.int64))
-        routed: dict[str, torch.Tensor] = {}
+    def empty(cls, experts: int) -> ExpertScores:
+        sums = [torch.zeros(experts, dtype=torch.float64) for _ in range(4)]
+        return cls(torch.zeros(experts, dtype=torch.int64), *sums)
 
-        def on_route(_: nn.Module, __: object, output: tuple[torch.Tensor, torch.Tensor]) -> None:
-            routed["index"], routed["weight"] = output
+    def add(self, expert: int, output: torch.Tensor, weight: torch.Tensor) -> None:
+        """output [n, H] of an expert, and its routing weight [n], for some of its tokens."""
+        norm = output.norm(dim=-1)
+        self.tokens[expert] += len(weight)
+        self.weight[expert] += weight.sum(dtype=torch.float64)
+        self.norm[expert] += norm.sum(dtype=torch.float64)
+        self.weighted_norm[expert] += (weight * norm).sum(dtype=torch.float64)
+        if len(weight):
+            self.largest[expert] = max(self.largest[expert].item(), output.abs().max().item())
 
-        def on_expert(number: int, output: torch.Tensor) -> None:
-            weight = routed["weight"][routed["index"] == number]  # in the order in which the block calls the expert
-            scores.total[number] += (weight * output.norm(dim=-1)).sum(dtype=torch.float64)
-            scores.tokens[number] += len(weight)
+    def by(self, method: str) -> torch.Tensor:
+        """[E] float64, the higher the better; 0 for an expert that no token was routed to.
 
-        handles = [moe.gate.register_forward_hook(on_route)]
-        for number, expert in enumerate(moe.experts):
-            handles.append(expert.register_forward_hook(lambda _, __, output, number=number: on_expert(number, output)))
-        return scores, handles
-
-    def mean(self) -> torch.Tensor:
-        """[E] float64; 0 for an expert that no token was routed to."""
-        return self.total / self.tokens.clamp_min(1)
+        reap:      mean of (routing weight x output norm) (Lasby et al. 2025)
+        ean:       sum of the output norms, expert activation norm (Jaiswal et al. 2025)
+        frequency: number of tokens
+        """
+        if method == "reap":
+            return self.weighted_norm / self.tokens.clamp_min(1)
+        return {"ean": self.norm, "frequency": self.tokens.double()}[method]
 
 
 def survivors(scores: torch.Tensor, num_groups: int, per_group: int) -> list[int]:

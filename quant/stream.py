@@ -26,7 +26,7 @@ def no_space(path: Path, error: OSError) -> Exception:
 
 @dataclass(frozen=True)
 class Stream:
-    """float32 [N, L, H], memory-mapped; `part` says whose activations, `layer` whose input they are."""
+    """float32 [N, L, W], memory-mapped; `part` says whose activations, `layer` at which layer's input they are."""
 
     directory: Path
     part: str
@@ -37,38 +37,53 @@ class Stream:
     def path(self) -> Path:
         return self.directory / f"{self.part}-{self.layer:05d}.f32"
 
-    def create(self) -> None:
+    @property
+    def tokens(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+    def create(self) -> Stream:
         """Takes the disk space at once: a mapped file that finds the disk full later would end the process."""
         with self.path.open("wb") as file:
             try:
-                os.posix_fallocate(file.fileno(), 0, 4 * math.prod(self.shape))
+                os.posix_fallocate(file.fileno(), 0, max(1, 4 * math.prod(self.shape)))
             except OSError as error:
                 raise no_space(self.path, error) from error
+        return self
+
+    def beside(self, part: str, width: int | None = None) -> Stream:
+        """Another part of the same layer, over the same tokens."""
+        return Stream(self.directory, part, self.layer, (*self.shape[:2], width or self.shape[2]))
 
     def following(self) -> Stream:
         """The next layer's input, empty; a half-written one of an interrupted run is overwritten."""
-        stream = Stream(self.directory, self.part, self.layer + 1, self.shape)
-        stream.create()
-        return stream
+        return Stream(self.directory, self.part, self.layer + 1, self.shape).create()
 
-    def _map(self) -> np.memmap:
-        return np.memmap(self.path, np.float32, "r+", shape=self.shape)
+    def _map(self) -> torch.Tensor:
+        return torch.from_numpy(np.memmap(self.path, np.float32, "r+", shape=self.shape))
 
-    def micro_batches(self) -> Iterator[tuple[slice, torch.Tensor]]:
-        """(rows, their activations [n, L, H]) in order; only one micro-batch is in memory."""
+    def micro_batches(self) -> Iterator[slice]:
+        """Rows in order, so many at a time as are worked on at once."""
         step = max(1, MICRO_BATCH_TOKENS // self.shape[1])
         for start in range(0, self.shape[0], step):
-            rows = slice(start, min(start + step, self.shape[0]))
-            yield rows, self.read(rows)
+            yield slice(start, min(start + step, self.shape[0]))
 
     def read(self, rows: slice) -> torch.Tensor:
-        return torch.from_numpy(np.array(self._map()[rows]))
+        """[n, L, W]"""
+        return self._map()[rows].clone()
 
     def write(self, rows: slice, x: torch.Tensor) -> None:
-        self._map()[rows] = x.numpy()
+        self._map()[rows] = x
+
+    def take(self, tokens: torch.Tensor) -> torch.Tensor:
+        """[n, W] of the tokens, by their numbers in [0, N L)."""
+        return self._map().flatten(0, 1)[tokens]
+
+    def add(self, tokens: torch.Tensor, x: torch.Tensor) -> None:
+        """Adds [n, W] to the tokens, each of which occurs once."""
+        self._map().flatten(0, 1).index_add_(0, tokens, x)
 
     def flush(self) -> None:
-        self._map().flush()
+        np.memmap(self.path, np.float32, "r+", shape=self.shape).flush()
 
     def delete(self) -> None:
         self.path.unlink(missing_ok=True)

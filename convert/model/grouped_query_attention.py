@@ -23,6 +23,10 @@ class GroupedQueryAttention(nn.Module):
 
     def forward(self, x: torch.Tensor, positions: torch.Tensor, cache: KeyValueCache | None = None) -> torch.Tensor:
         """x [B, S, H], positions [B, S] → [B, S, H]."""
+        return self.o_proj(self.mix(x, positions, cache))
+
+    def mix(self, x: torch.Tensor, positions: torch.Tensor, cache: KeyValueCache | None = None) -> torch.Tensor:
+        """[B, S, H] → [B, S, heads * head_dim], what `o_proj` reads."""
         query, key, value = (
             project(x).unflatten(-1, (-1, self.spec.head_dim)).transpose(1, 2)
             for project in (self.q_proj, self.k_proj, self.v_proj)
@@ -32,4 +36,4 @@ class GroupedQueryAttention(nn.Module):
         if cache is not None:
             key, value = (part.to(x.dtype) for part in cache.append(key, value))
         mixed = causal_attention(query, key, value, self.spec.softmax_scale)
-        return self.o_proj(mixed.transpose(1, 2).flatten(2))
+        return mixed.transpose(1, 2).flatten(2)

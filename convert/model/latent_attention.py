@@ -43,12 +43,21 @@ class LatentAttention(nn.Module):
 
     def forward(self, x: torch.Tensor, positions: torch.Tensor, cache: LatentCache | None = None) -> torch.Tensor:
         """x [B, S, H], positions [B, S] → [B, S, H]."""
+        return self.o_proj(self.mix(x, positions, cache))
+
+    def query_latent(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, S, H] → [B, S, q_lora_rank], what `q_b_proj` reads."""
+        return self.q_a_layernorm(self.q_a_proj(x))
+
+    def latent(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, S, H] → [B, S, R], what `kv_b_proj` reads."""
+        return self.kv_a_layernorm(self.kv_a_proj_with_mqa(x)[..., : self.spec.kv_lora_rank])
+
+    def mix(self, x: torch.Tensor, positions: torch.Tensor, cache: LatentCache | None = None) -> torch.Tensor:
+        """[B, S, H] → [B, S, heads * v_head_dim], what `o_proj` reads."""
         spec = self.spec
         table = rotary_table(self.rope, positions)
-        if spec.q_lora_rank is None:
-            query = self.q_proj(x)
-        else:
-            query = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
+        query = self.q_proj(x) if spec.q_lora_rank is None else self.q_b_proj(self.query_latent(x))
         query = query.unflatten(-1, (spec.num_heads, -1)).transpose(1, 2)
         query_nope, query_rope = query.split((spec.qk_nope_head_dim, spec.qk_rope_head_dim), dim=-1)
         query_rope = rotary(query_rope, table, self.rope.interleaved)
@@ -61,7 +70,7 @@ class LatentAttention(nn.Module):
 
         attend = self._expanded if self.form == "expanded" else self._absorbed
         mixed = attend(query_nope, query_rope, latent)  # [B, heads, S, v_head_dim]
-        return self.o_proj(mixed.transpose(1, 2).flatten(2))
+        return mixed.transpose(1, 2).flatten(2)
 
     def _expanded(self, query_nope: torch.Tensor, query_rope: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
         spec = self.spec

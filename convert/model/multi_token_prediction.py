@@ -35,5 +35,9 @@ class MultiTokenPrediction(DecoderLayer):
         hidden:    [B, S, H] of position i, after the main model's final norm (or the result for depth - 1)
         positions: [B, S], i
         """
-        x = self.eh_proj(torch.cat((self.enorm(embedding), self.hnorm(hidden)), dim=-1))
+        x = self.eh_proj(self.joined(embedding, hidden))
         return self.shared_head["norm"](super().forward(x, positions, cache))
+
+    def joined(self, embedding: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """[B, S, 2 H], what `eh_proj` reads."""
+        return torch.cat((self.enorm(embedding), self.hnorm(hidden)), dim=-1)

@@ -1,10 +1,9 @@
 import pytest
 import torch
 
-from llmc.convert.model import MixtureOfExperts
-from llmc.convert.spec import MixtureOfExpertsSpec, RouterSpec
+from llmc.convert.spec import RouterSpec
 from llmc.errors import InputError
-from llmc.quant.prune import ReapScores, kept_per_group, survivors
+from llmc.quant.prune import ExpertScores, kept_per_group, survivors
 
 
 def router(experts=16, groups=4, top_k=4, top_groups=2):
@@ -32,25 +31,15 @@ def test_survivors_are_the_best_of_each_group_in_their_order():
     assert survivors(torch.zeros(4), num_groups=1, per_group=2) == [0, 1]
 
 
-def test_score_is_the_mean_of_routing_weight_times_output_norm():
-    torch.manual_seed(0)
-    moe = MixtureOfExperts(MixtureOfExpertsSpec(router(8, 2, 2, 1), 16, 0), 32).requires_grad_(False)
-    torch.nn.init.normal_(moe.gate.weight)
-    x = torch.randn(2, 30, 32)
-    scores, handles = ReapScores.attach(moe)
-    moe(x[:1])
-    moe(x[1:])
-    for handle in handles:
-        handle.remove()
-    moe(x)  # no longer observed
-    tokens = x.flatten(0, 1)
-    index, weight = moe.route(tokens)
-    for number, expert in enumerate(moe.experts):
-        terms = [
-            weight[t, s].item() * expert(tokens[t]).norm().item()
-            for t in range(60)
-            for s in range(2)
-            if index[t, s] == number
-        ]
-        assert scores.tokens[number] == len(terms)
-        assert scores.mean()[number].item() == pytest.approx(sum(terms) / max(1, len(terms)), rel=1e-5)
+def test_scores_are_means_and_sums_over_the_tokens_of_an_expert():
+    generator = torch.Generator().manual_seed(0)
+    outputs, weights = torch.randn(30, 32, generator=generator), torch.rand(30, generator=generator)
+    scores = ExpertScores.empty(3)
+    scores.add(1, outputs[:20], weights[:20])
+    scores.add(1, outputs[20:], weights[20:])
+    scores.add(2, outputs[:0], weights[:0])
+    norms = [output.norm().item() for output in outputs]
+    reap = sum(w.item() * n for w, n in zip(weights, norms, strict=True)) / 30
+    assert scores.by("reap").tolist() == pytest.approx([0, reap, 0], rel=1e-6)
+    assert scores.by("ean").tolist() == pytest.approx([0, sum(norms), 0], rel=1e-6)
+    assert scores.by("frequency").tolist() == [0, 30, 0]

