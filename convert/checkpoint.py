@@ -137,7 +137,7 @@ class Checkpoint:
         """How a quantised tensor is stored; None: plain."""
         parts = self._parts.get(name, {})
         for known in self._formats:
-            if known.key in parts:
+            if known.key in parts and known.matches(name.removesuffix(".weight")):
                 return known, parts
         if extra := sorted(parts.keys() & {*PART_NAMES} - {"weight"}):
             raise InputError(

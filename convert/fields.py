@@ -56,6 +56,12 @@ class Fields:
             raise self.error(name, " or ".join(map(repr, allowed)))
         return value
 
+    def strings(self, name: str) -> tuple[str, ...]:
+        value = self._get(name, _MISSING)
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise self.error(name, "a list of strings")
+        return tuple(value)
+
     def block(self, name: str) -> tuple[int, int]:
         """Two positive integers."""
         value = self._get(name, None)

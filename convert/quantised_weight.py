@@ -7,37 +7,56 @@ from typing import Literal
 
 import torch
 
-CodeType = Literal["int4", "float8_e4m3fn"]
+CodeType = Literal["int2", "int3", "int4", "int8", "float8_e4m3fn"]
 
 
 @dataclass(frozen=True)
 class QuantisedWeight:
-    """`W[i, j] = codes[i, j] * scales[i // block[0], j // block[1]]`, symmetric, `W` being [out, in].
+    """`W[i, j] = (codes[i, j] - zeros[i // r, j // c]) * scales[i // r, j // c]` for W [out, in] and block (r, c).
 
-    codes:  int8 in [-8, 7] for int4, float8_e4m3fn for FP8; [out, in], unpacked
-    scales: bfloat16 or float32, [ceil(out / block[0]), ceil(in / block[1])]
-    block:  (1, group_size) for grouped int4, (128, 128) for FP8 blocks (edge blocks may be ragged),
-            (1, in) for one scale per output channel
+    codes:  int8 in [-2^(b-1), 2^(b-1)) for b-bit integers, float8_e4m3fn for FP8; [out, in], unpacked
+    scales: bfloat16 or float32, [ceil(out / r), ceil(in / c)]
+    block:  (1, group_size) for grouped integers, (128, 128) for FP8 blocks (edge blocks may be ragged), (1, in) for one
+            scale per output channel, (out, in) for a single one
+    zeros:  int8 codes, in the shape of `scales`; None: symmetric, all zero
+    groups: int32 [in], the group of each input channel where it is not j // c (dynamic act-order, `g_idx`)
     """
 
     codes: torch.Tensor
     scales: torch.Tensor
     block: tuple[int, int]
     code_type: CodeType
+    zeros: torch.Tensor | None = None
+    groups: torch.Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
         return (self.codes.shape[0], self.codes.shape[1])
 
     @property
-    def nbytes(self) -> int:
-        """Bytes on disk: packed codes and scales."""
-        bits = 4 if self.code_type == "int4" else 8
-        return self.codes.numel() * bits // 8 + self.scales.numel() * self.scales.element_size()
+    def bits(self) -> int:
+        return bits_of(self.code_type)
+
+    @property
+    def kind(self) -> tuple[CodeType, tuple[int, int], bool, bool]:
+        """What a program has to know to compute with it: code type, block, whether it has zeros, and groups."""
+        return self.code_type, self.block, self.zeros is not None, self.groups is not None
 
     def dequantise(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """[out, in]; the product is taken in float32 and then rounded to `dtype`."""
-        rows, cols = self.shape
-        scales = self.scales.float().repeat_interleave(self.block[0], 0)[:rows]
-        scales = scales.repeat_interleave(self.block[1], 1)[:, :cols]
-        return (self.codes.float() * scales).to(dtype)
+        steps = self.codes.float()
+        if self.zeros is not None:
+            steps = steps - self._wide(self.zeros)
+        return (steps * self._wide(self.scales)).to(dtype)
+
+    def _wide(self, blockwise: torch.Tensor) -> torch.Tensor:
+        """float32: a block's number for each of its weights."""
+        rows, columns = self.shape
+        wide = blockwise.float().repeat_interleave(self.block[0], 0)[:rows]
+        if self.groups is not None:
+            return wide[:, self.groups.long()]
+        return wide.repeat_interleave(self.block[1], 1)[:, :columns]
+
+
+def bits_of(code_type: CodeType) -> int:
+    return 8 if code_type == "float8_e4m3fn" else int(code_type.removeprefix("int"))

@@ -37,7 +37,7 @@ def model_card(manifest: dict[str, Any]) -> str:
         _usage(name),
         "## What was done to the tensors\n",
         _table(("role", "scheme", "method", "modules", "error, median", "error, largest"), _tensor_rows(manifest)),
-        "The error is the relative squared error of a module's output on the calibration text (gptq) or of its "
+        "The error is the relative squared error of a module's output on the calibration text (gptq, gptaq) or of its "
         "weights (rtn). Modules that are not listed keep the original's precision.\n",
         _fallbacks(manifest),
     ]

@@ -49,8 +49,8 @@ class Job:
         rules = [vars(rule) for rule in self.rules]
         code = [code_version("convert", without=("graph/", "targets/")), code_version("quant")]
         quantised = key_of(
-            self.source_files, rules, self.pruning and vars(self.pruning), self.texts.key(), code,
-            versions("python", *_QUANTISE_PACKAGES),
+            self.source_files, rules, self.pruning and vars(self.pruning), self.texts.key(),
+            self.recipe.calibration.experts, code, versions("python", *_QUANTISE_PACKAGES),
         )  # fmt: skip
         keys = {"quantise": quantised}
         for name, options in self.targets.items():

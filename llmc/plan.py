@@ -180,8 +180,9 @@ def plan(checkpoint: Checkpoint, recipe: Recipe, output: Path, memory: int | Non
 def _stored_bytes(scheme: Scheme, shape: tuple[int, int]) -> int:
     """Bytes on disk of a weight in a scheme: its own code, run on tensors without memory."""
     weight = torch.empty(shape, device="meta")
-    codes = scheme.to_codes(weight)
-    stored = scheme.stored("m", QuantisedWeight(codes, scheme.scales(weight), scheme.block(shape), scheme.code_type))
+    scales, zeros = scheme.grid(weight)
+    codes = scheme.to_codes(weight, None if zeros is None else scheme.expand(zeros, shape))
+    stored = scheme.stored("m", QuantisedWeight(codes, scales, scheme.block(shape), scheme.code_type, zeros))
     return sum(tensor.nbytes for tensor in stored.values())
 
 

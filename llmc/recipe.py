@@ -69,6 +69,11 @@ class Calibration(Section):
         default=None, ge=16, description="tokens per window; default 2048, or the model's context"
     )
     seed: int = Field(default=0, ge=0, description="decides which documents are taken, and in which order")
+    experts: Literal["routed", "shared", "all"] = Field(
+        default="routed",
+        description="an expert is calibrated on the tokens routed to it; shared: its inputs on all tokens, with one "
+        "Hessian for all experts, which is faster and loses a little; all: everything on all tokens",
+    )
 
     def windows(self, context: int) -> tuple[int, int]:
         """How many, and their tokens, for a model with this context; InputError if they are longer."""
@@ -92,9 +97,9 @@ class Quantize(Section):
     match: str = Field(description="a role (experts, shared_experts, dense_mlp, attention, …) or re:PATTERN")
     scheme: str
     method: Literal["gptq", "gptaq", "rtn"] = Field(
-        default="gptq",
-        description="gptaq approximates the original's outputs rather than those of the quantised layers before; "
-        "rtn rounds to nearest, without calibration",
+        default="gptaq",
+        description="gptaq approximates the original's outputs where gptq takes what the quantised layers before make "
+        "of the text; it is closer to the original and takes twice the time; rtn rounds to nearest",
     )
 
     @model_validator(mode="after")
@@ -148,7 +153,7 @@ class Recipe(Section):
     calibration: Calibration = Field(default_factory=Calibration)
     prune: Prune | None = None
     quantize: list[Quantize] = Field(
-        default=[], description="default: experts, or the MLPs of a dense model, int4-g128 by GPTQ"
+        default=[], description="default: experts, or the MLPs of a dense model, int4-g128 by GPTAQ"
     )
     targets: list[dict[str, dict[str, Any] | None]] = [{"onnxruntime": {}}]
     check: Check = Field(default_factory=Check)

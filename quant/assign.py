@@ -25,7 +25,7 @@ class Rule:
 
     match: str
     scheme: str
-    method: str = "gptq"
+    method: str = "gptaq"
 
 
 @dataclass(frozen=True)

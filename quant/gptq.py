@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from llmc.convert.quantised_weight import QuantisedWeight
-from llmc.quant.schemes.scheme import Scheme
+from llmc.quant.schemes.scheme import Grid, Scheme
+
+Wide = tuple[torch.Tensor, torch.Tensor | None]  # [E, columns, out], scales and zeros
 
 BLOCK = 128  # columns whose updates to the rest are applied together
+_STRIP = 16  # columns of a block whose updates to the rest of it are
 DAMPING = 0.01  # of the mean diagonal, at first
 _MAX_DAMPING = 10.0
-ASYMMETRY = 0.5  # how far asymmetric calibration goes from the weight to the best one, which overfits
+ASYMMETRY = 0.75  # how far asymmetric calibration goes from the weight to the best one, which overfits
 
 
 @dataclass(frozen=True)
 class Quantised:
     """The result of `solve`, with the leading experts dimension E of its input.
 
-    codes:   [E, out, in], scales: [E, out / rows, in / columns] as the scheme stores them
-    zeros:   always None: all schemes are symmetric
+    codes:   [E, out, in]; scales and zeros: [E, out / rows, in / columns] as the scheme stores them
+    groups:  [E, in] int32, the group of each input channel after dynamic act-order; None: j // columns
     order:   [E, in] int64, the order in which columns were fixed
     error:   [E], relative output error tr(dW H dW') / tr(W H W')
     damping: [E], the share of the mean diagonal that made H factorise; infinity: never, rounded to nearest
@@ -28,80 +33,156 @@ class Quantised:
 
     codes: torch.Tensor
     scales: torch.Tensor
-    zeros: None
+    zeros: torch.Tensor | None
+    groups: torch.Tensor | None
     order: torch.Tensor
     error: torch.Tensor
     damping: torch.Tensor
     scheme: Scheme
 
-    def weight(self, expert: int = 0) -> QuantisedWeight:
-        shape = (self.codes.shape[-2], self.codes.shape[-1])
-        block = self.scheme.block(shape)
-        return QuantisedWeight(self.codes[expert], self.scales[expert], block, self.scheme.code_type)
+    def weight(self, expert: int = 0, rows: slice = slice(None)) -> QuantisedWeight:
+        """Of one expert; `rows` only where no scale is shared by several."""
+        codes, scales = self.codes[expert, rows].clone(), self.scales[expert, rows].clone()
+        zeros = None if self.zeros is None else self.zeros[expert, rows].clone()
+        groups = None if self.groups is None else self.groups[expert].clone()
+        block = self.scheme.block((codes.shape[0], codes.shape[1]))
+        return QuantisedWeight(codes, scales, block, self.scheme.code_type, zeros, groups)
 
 
 def round_to_nearest(weight: torch.Tensor, scheme: Scheme) -> QuantisedWeight:
     """[out, in] float32, each weight to its nearest code."""
     shape = (weight.shape[0], weight.shape[1])
-    scales = scheme.scales(weight)
-    codes = scheme.to_codes(scheme.round(weight / scheme.expand(scales, shape)))
-    return QuantisedWeight(codes, scales, scheme.block(shape), scheme.code_type)
+    scales, zeros = scheme.grid(weight)
+    wide_zeros = None if zeros is None else scheme.expand(zeros, shape)
+    codes = scheme.to_codes(scheme.round_(weight / scheme.expand(scales, shape), wide_zeros), wide_zeros)
+    return QuantisedWeight(codes, scales, scheme.block(shape), scheme.code_type, zeros)
 
 
 @torch.no_grad()
-def solve(weight: torch.Tensor, hessian: torch.Tensor, scheme: Scheme, cross: torch.Tensor | None = None) -> Quantised:
+def solve(
+    weight: torch.Tensor,
+    hessian: torch.Tensor,
+    scheme: Scheme,
+    cross: torch.Tensor | None = None,
+) -> Quantised:
     """Quantises [E, out, in] weights so that outputs on the calibration inputs change least.
 
-    hessian: [E, in, in], the sum over calibration tokens of x x' (float32; a common factor does not matter).
-    cross:   [E, in, in], the sum of (x0 - x) x' with the original model's inputs x0: what is approximated then is
-             the original's output W x0, for which W (1 + cross inverse(hessian)) is the best weight; asymmetric
-             calibration (GPTAQ, Li et al. 2025; QEP, Arai and Ichikawa 2025)
-    Columns are fixed in order of falling diagonal (act-order) while groups and scales are those of the original
-    order (static groups), so nothing has to be reordered at run time. Pure; float32; deterministic.
+    hessian:   [E, in, in], the sum over calibration tokens of x x' (float32; a common factor does not matter), or
+               [1, in, in] for all experts
+    cross:     like it, the sum of (x0 - x) x' with the original model's inputs x0: what is approximated then is the
+               original's output W x0, for which W (1 + cross inverse(hessian)) is the best weight; asymmetric
+               calibration (GPTAQ, Li et al. 2025; QEP, Arai and Ichikawa 2025)
+    Columns are fixed in order of falling diagonal (act-order). Groups and scales are those of the original order, so
+    nothing has to be reordered at run time, unless the scheme's groups are dynamic: then they are of neighbours in the
+    new order, and their scales are found when the first is reached.
+    Pure; float32; deterministic.
     """
     if weight.dim() == 2:
         weight, hessian = weight[None], hessian[None]
     weight, hessian = weight.float(), hessian.float()
-    _, out, columns = weight.shape
-    diagonal = hessian.diagonal(dim1=-2, dim2=-1)
+    experts, out, columns = weight.shape
+    _, group = scheme.block((out, columns))
+    diagonal = hessian.diagonal(dim1=-2, dim2=-1).expand(experts, -1)
     dead = diagonal <= 0  # channels that were never active: free to be zero
     order = diagonal.argsort(dim=-1, descending=True, stable=True)
     back = order.argsort(dim=-1)
 
-    def columns_by(order: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return x.gather(-1, order[:, None, :].expand_as(x))
-
     def in_order(x: torch.Tensor) -> torch.Tensor:
         """[E, n, in] → [E, in, n], columns in act-order and contiguous."""
-        return columns_by(order, x).mT.contiguous()
+        return _columns_by(order[: len(x)], x).mT.contiguous()
 
-    inverse, damping = _inverse_factor(in_order(in_order(hessian)), dead.gather(-1, order))
+    inverse, damping = _inverse_factor(in_order(in_order(hessian)), dead.gather(-1, order)[: len(hessian)])
+    inverse, damping = inverse.expand(experts, -1, -1), damping.expand(experts)
     wanted = weight.masked_fill(dead[:, None, :], 0.0)
     if cross is not None:
         shift = inverse.mT @ (inverse @ in_order(wanted @ cross))
-        wanted = wanted + ASYMMETRY * columns_by(back, shift.mT)
-    scales = scheme.scales(wanted, diagonal)
-    wide_scales = in_order(scheme.expand(scales, (out, columns)))
-    target = in_order(wanted)
-    rounded = torch.empty_like(target)
+        wanted = wanted + ASYMMETRY * _columns_by(back, shift.mT)
+    target, grids = in_order(wanted), list[Grid]()
+
+    def whole_grid(_: slice) -> Wide:
+        grids.append(scheme.grid(wanted, diagonal))
+        scales, zeros = grids[-1]
+        return in_order(scheme.expand(scales, (out, columns))), (
+            None if zeros is None else in_order(scheme.expand(zeros, (out, columns)))
+        )
+
+    def group_grid(members: slice) -> Wide:
+        importance = diagonal.gather(-1, order)[:, members]
+        grids.append(scheme.grid(target[:, members].mT.contiguous(), importance))
+        scales, zeros = grids[-1]
+        return scales.float().mT, None if zeros is None else zeros.float().mT
+
+    if scheme.dynamic_groups:
+        fixed = _fix_columns(scheme, target, inverse, group, group_grid)
+    else:
+        fixed = _fix_columns(scheme, target, inverse, columns, whole_grid)
+    parts = [grid.zeros for grid in grids if grid.zeros is not None]
+    grid = Grid(torch.cat([grid.scales for grid in grids], -1), torch.cat(parts, -1) if parts else None)
+    steps, scales = _columns_by(back, fixed.steps.mT), _columns_by(back, fixed.scales.mT)
+    zeros = None if fixed.zeros is None else _columns_by(back, fixed.zeros.mT)
+    change = scales * steps - wanted
+    # The loop counts the error of the damped Hessian.
+    lost = fixed.lost - damping * diagonal.mean(-1) * change.square().sum((-2, -1))
+    for expert in damping.isinf().nonzero().flatten().tolist():  # nothing to count by
+        lost[expert] = ((change[expert] @ hessian[expert % len(hessian)]) * change[expert]).sum()
+    whole = ((weight @ hessian) * weight).sum((-2, -1))
+    error = torch.where(whole > 0, lost.clamp_min(0) / whole, 0.0)
+    groups = (back // group).int() if scheme.dynamic_groups else None
+    return Quantised(scheme.to_codes(steps, zeros), *grid, groups, order, error, damping, scheme)
+
+
+def _columns_by(order: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """x [E, n, in] with the columns of each expert in `order` [E, in]."""
+    return x.gather(-1, order[:, None, :].expand_as(x))
+
+
+class _Fixed(NamedTuple):
+    """[E, in, out] steps, scales and zeros; [E] the error, damping included."""
+
+    steps: torch.Tensor
+    scales: torch.Tensor
+    zeros: torch.Tensor | None
+    lost: torch.Tensor
+
+
+def _fix_columns(
+    scheme: Scheme, target: torch.Tensor, inverse: torch.Tensor, span: int, find_grid: Callable[[slice], Wide]
+) -> _Fixed:
+    """Rounds the columns of target [E, in, out] one by one and moves what each loses on to those after it.
+
+    In strips inside blocks: a column touches its strip, a strip its block, a block all the rest. find_grid is asked for
+    every `span` columns when the first of them is reached; inverse [E, in, in] is the upper factor.
+    """
+    columns = target.shape[1]
+    steps, scales = torch.empty_like(target), torch.empty_like(target)
+    zeros = None if scheme.symmetric else torch.empty_like(target)
+    total = torch.zeros(len(target), device=target.device)
     for start in range(0, columns, BLOCK):
         end = min(start + BLOCK, columns)
-        block, error = target[:, start:end], torch.empty_like(target[:, start:end])
-        factor = inverse[:, start:end, start:end]
-        for i in range(end - start):
-            scale = wide_scales[:, start + i]
-            code = scheme.round(block[:, i] / scale)
-            rounded[:, start + i] = code
-            error[:, i] = (block[:, i] - code * scale) / factor[:, i, i, None]
-            if i + 1 < end - start:
-                block[:, i + 1 :].baddbmm_(factor[:, i, i + 1 :, None], error[:, i, None], alpha=-1)
+        lost = torch.empty_like(target[:, start:end])
+        for left in range(start, end, _STRIP):
+            right = min(left + _STRIP, end)
+            if left % span == 0:
+                members = slice(left, left + span)
+                scales[:, members], wide = find_grid(members)
+                if zeros is not None and wide is not None:
+                    zeros[:, members] = wide
+            per_scale = scales[:, left:right].reciprocal()
+            diagonal = inverse.diagonal(dim1=-2, dim2=-1)[:, left:right, None].reciprocal()
+            for i in range(left, right):
+                step, now = steps[:, i], lost[:, i - start]
+                torch.mul(target[:, i], per_scale[:, i - left], out=step)
+                scheme.round_(step, None if zeros is None else zeros[:, i])
+                torch.addcmul(target[:, i], step, scales[:, i], value=-1, out=now).mul_(diagonal[:, i - left])
+                if i + 1 < right:
+                    target[:, i + 1 : right].baddbmm_(inverse[:, i, i + 1 : right, None], now[:, None], alpha=-1)
+            if right < end:
+                factor = inverse[:, left:right, right:end].mT
+                target[:, right:end].baddbmm_(factor, lost[:, left - start : right - start], alpha=-1)
+        total += lost.square().sum((-2, -1))
         if end < columns:
-            target[:, end:].baddbmm_(inverse[:, start:end, end:].mT, error, alpha=-1)
-    codes = columns_by(back, rounded.mT)
-    change = codes * scheme.expand(scales, (out, columns)) - weight
-    lost, whole = (((x @ hessian) * x).sum((-2, -1)) for x in (change, weight))
-    error = torch.where(whole > 0, lost / whole, 0.0)
-    return Quantised(scheme.to_codes(codes), scales, None, order, error, damping, scheme)
+            target[:, end:].baddbmm_(inverse[:, start:end, end:].mT, lost, alpha=-1)
+    return _Fixed(steps, scales, zeros, total)
 
 
 def _inverse_factor(hessian: torch.Tensor, dead: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -18,12 +18,13 @@ import torch
 
 from llmc.convert.model import DecoderLayer, DenseMLP, LatentAttention, MixtureOfExperts
 from llmc.quant.assign import Assignment
-from llmc.quant.hessian import Measured, source
+from llmc.quant.hessian import Measured, Moments, source
 from llmc.quant.layer_solver import Solved, jobs, linears, solve_modules
 from llmc.quant.prune import ExpertScores, prune, survivors
 from llmc.quant.stream import MICRO_BATCH_TOKENS, Stream
 
-ExpertTokens = Literal["routed", "all"]
+# "shared": gate and up on all tokens, by one Hessian for all experts, down on those routed.
+ExpertTokens = Literal["routed", "shared", "all"]
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,12 @@ class ModelPath:
     @property
     def mixed(self) -> Stream:
         """What `o_proj` reads."""
-        return self.x.beside("mixed", self.layer.self_attn.o_proj.in_features)
+        return self.x.beside(f"{self.x.part}-mixed", self.layer.self_attn.o_proj.in_features)
 
     @property
     def hidden(self) -> Stream:
         """What the MLP reads."""
-        return self.x.beside("hidden")
+        return self.x.beside(f"{self.x.part}-hidden")
 
     def normed(self, rows: slice) -> torch.Tensor:
         """What attention reads."""
@@ -96,6 +97,7 @@ class LayerCalibration:
     tick: Callable[[str, int, int], None]
     expert_tokens: ExpertTokens
     solved: Solved = field(default_factory=Solved)
+    shared: Moments | None = None
     kept: list[int] | None = None  # the experts that survive, by their original numbers; None: all
 
     @property
@@ -263,7 +265,11 @@ class LayerCalibration:
         An expert that saw too few tokens gets the moments of others blended in, as if it had seen enough.
         """
         routed, every = unit.weight is not None, self.paths[0].x.tokens
-        all_tokens = routed and self.expert_tokens == "all"
+        shared = routed and name == unit.name and self.expert_tokens != "routed"
+        all_tokens = shared or (routed and self.expert_tokens == "all")
+        if shared and self.shared is not None:
+            measured.moments[name] = self.shared
+            return []
         tokens = torch.arange(every) if all_tokens else unit.tokens
         made = []
         for part in _chunks(len(tokens)):
@@ -271,6 +277,8 @@ class LayerCalibration:
             measured.add(name, *seen)
             if not all_tokens:
                 made.append(seen[0])
+        if shared:
+            self.shared = measured.moments[name]
         needed = self.few_tokens(_mlp(self.layer, unit.name).gate_proj.in_features)
         if routed and len(tokens) < needed:
             others = Measured()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,10 @@ from llmc.quant.gptq import Quantised, round_to_nearest, solve
 from llmc.quant.hessian import Measured, expert_of, source
 from llmc.quant.schemes.scheme import Scheme
 
+# Weights in one batch: larger ones only fall out of the processor's caches, and each of their temporaries is fetched
+# from and given back to the system.
+_TOGETHER = 1 << 22
+
 
 @dataclass(frozen=True)
 class Job:
@@ -22,12 +26,13 @@ class Job:
     scheme: Scheme
     members: list[list[str]]
     expert: bool
+    asymmetric: bool
 
     def matrix_bytes(self, modules: dict[str, nn.Linear]) -> int:
         """Working memory for one matrix of the batch, in bytes: Hessian and factors, weights and their copies."""
         shapes = [modules[name].weight.shape for name in self.members[0]]
         rows, columns = sum(shape[0] for shape in shapes), shapes[0][1]
-        return 4 * (5 * columns * columns + 10 * rows * columns)
+        return 4 * ((8 if self.asymmetric else 5) * columns * columns + 10 * rows * columns)
 
 
 @dataclass
@@ -46,15 +51,17 @@ def jobs(assigned: dict[str, Assignment]) -> list[Job]:
         kind = read if expert_of(read) is None else "experts." + ("down" if last == "down_proj" else "input")
         # Rows that share a scale with their neighbours cannot be stacked.
         alone = last if assignment.scheme.block((1, 1))[0] > 1 else ""
-        groups.setdefault((kind, assignment.scheme.name, alone), {}).setdefault(read, []).append(name)
+        key = kind, assignment.scheme.name, assignment.method, alone
+        groups.setdefault(key, {}).setdefault(read, []).append(name)
     result = []
     for (kind, *_), members in groups.items():
-        first = next(iter(members.values()))[0]
+        given = assigned[next(iter(members.values()))[0]]
         # Matrices of one batch have one shape: experts of which only some projections match go apart.
         by_suffix: dict[tuple[str, ...], list[list[str]]] = {}
         for names in members.values():
             by_suffix.setdefault(tuple(name.rsplit(".", 1)[1] for name in names), []).append(names)
-        result += [Job(assigned[first].scheme, names, kind.startswith("experts.")) for names in by_suffix.values()]
+        for matrices in by_suffix.values():
+            result.append(Job(given.scheme, matrices, kind.startswith("experts."), given.method == "gptaq"))
     return result
 
 
@@ -86,14 +93,18 @@ def solve_modules(
 ) -> None:
     """Quantises the calibrated modules of `assigned`, in `modules` too, from the moments of their sources."""
     for job in jobs(assigned):
-        _solve_job(job, modules, measured, solved)
+        size = sum(modules[name].weight.numel() for name in job.members[0])
+        together = max(1, _TOGETHER // size)
+        for start in range(0, len(job.members), together):
+            _solve_job(replace(job, members=job.members[start : start + together]), modules, measured, solved)
 
 
 def _solve_job(job: Job, modules: dict[str, nn.Linear], measured: Measured, solved: Solved) -> None:
     sources = [source(names[0]) for names in job.members]
     moments = [measured.moments[name] for name in sources]
-    hessian = torch.stack([each.symmetric() for each in moments])
-    crosses = [each.cross for each in moments if each.cross is not None]
+    different = moments[:1] if all(each is moments[0] for each in moments) else moments
+    hessian = torch.stack([each.symmetric() for each in different])
+    crosses = [each.cross for each in different if job.asymmetric and each.cross is not None]
     weight = torch.stack([torch.cat([modules[n].weight for n in names]) for names in job.members])
     result = solve(weight, hessian, job.scheme, torch.stack(crosses) if crosses else None)
     for number, names in enumerate(job.members):
@@ -102,7 +113,7 @@ def _solve_job(job: Job, modules: dict[str, nn.Linear], measured: Measured, solv
         for name in names:
             replace_weight(modules[name], solved.weights[name])
             report: dict[str, Any] = {
-                "method": "gptq" if not crosses else "gptaq",
+                "method": "gptaq" if job.asymmetric else "gptq",
                 "output_error": result.error[number].item(),
                 "damping": damping,
             }
@@ -123,13 +134,8 @@ def _take_apart(
     weights: dict[str, QuantisedWeight],
 ) -> None:
     """Cuts matrix `number` back into the layers that were stacked in it."""
-    whole, row = result.weight(number), 0
+    start = 0
     for name in names:
-        rows = modules[name].weight.shape[0]
-        if len(names) == 1:
-            weights[name] = whole
-        else:  # one row per scale block, see `jobs`
-            end = row + rows
-            codes, scales = whole.codes[row:end].clone(), whole.scales[row:end].clone()
-            weights[name] = QuantisedWeight(codes, scales, whole.block, whole.code_type)
-            row = end
+        end = start + modules[name].out_features
+        weights[name] = result.weight(number, slice(start, end) if len(names) > 1 else slice(None))
+        start = end

@@ -237,7 +237,7 @@ class _Pass:
                 depth = index - self.spec.num_layers
                 shape = (entry.shape[0], entry.shape[1] - 1 - depth, entry.shape[2])
                 x = Stream(self.work_dir, f"{part}-mtp", index, shape)
-                out = x.beside("out").create
+                out = x.beside(f"{part}-mtp-out").create
             paths.append(ModelPath(mine, entry, x, out() if index <= self.last_calibrated else x))
         return LayerCalibration(
             paths,

@@ -25,7 +25,8 @@ def shard_path(directory: Path, number: int, count: int) -> Path:
 def scheme_of(weight: QuantisedWeight) -> Scheme | None:
     """The scheme that stores these codes as they are; None when none does."""
     for scheme in schemes().values():
-        if scheme.code_type == weight.code_type and scheme.block(weight.shape) == weight.block:
+        kind = scheme.code_type, scheme.block(weight.shape), not scheme.symmetric, scheme.dynamic_groups
+        if kind == weight.kind:
             return scheme
     return None
 

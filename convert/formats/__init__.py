@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from llmc.convert.fields import Fields
 from llmc.convert.formats.float_quantized import FloatQuantized
+from llmc.convert.formats.gptq import GPTQ
 from llmc.convert.formats.native_fp8 import NativeFP8
 from llmc.convert.formats.pack_quantized import PackQuantized
 from llmc.convert.quantised_weight import QuantisedWeight
@@ -20,13 +21,28 @@ from llmc.errors import InputError
 Parts = Mapping[str, StoredTensor]
 
 # What a quantised module stores; any other last name component (`bias`) is a tensor of its own.
-PART_NAMES = ("weight", "weight_packed", "weight_scale", "weight_scale_inv", "weight_shape")
+PART_NAMES = (
+    "weight",
+    "weight_packed",
+    "weight_scale",
+    "weight_scale_inv",
+    "weight_shape",
+    "weight_zero_point",
+    "weight_g_idx",
+    "qweight",
+    "qzeros",
+    "scales",
+    "g_idx",
+)
 
 
 class Format(Protocol):
     @property
     def key(self) -> str:
         """The part that tells this format from the others."""
+
+    def matches(self, module: str) -> bool:
+        """Whether a module that has this part is stored in this format."""
 
     def shape(self, parts: Parts) -> tuple[int, int]:
         """[out, in] of the weight, from headers; InputError when the parts do not fit together."""
@@ -43,12 +59,14 @@ def formats(config: dict[str, Any]) -> tuple[Format, ...]:
     method = quantization.config.get("quant_method")
     if method == "fp8":
         return (NativeFP8.from_config(quantization),)
+    if method == "gptq":
+        return (GPTQ.from_config(quantization),)
     if method != "compressed-tensors":
         raise InputError(
             f"`quantization_config.quant_method` {method!r} cannot be read; "
-            "use the unquantised checkpoint, or one in DeepSeek FP8 or compressed-tensors layout"
+            "use the unquantised checkpoint, or one in DeepSeek FP8, GPTQ or compressed-tensors layout"
         )
-    packed: list[Format] = []
+    packed: list[PackQuantized] = []
     floats: list[FloatQuantized] = []
     groups = quantization.mapping("config_groups")
     for name in groups.config:
@@ -56,7 +74,7 @@ def formats(config: dict[str, Any]) -> tuple[Format, ...]:
         # The outer format is "mixed-precision" when the groups have one each.
         default = quantization.config.get("format")
         if group.one_of("format", "pack-quantized", "float-quantized", default=default) == "pack-quantized":
-            packed.append(PackQuantized.from_config(group.mapping("weights")))
+            packed.append(PackQuantized.from_config(group))
         else:
             floats.append(FloatQuantized.from_config(group.mapping("weights")))
-    return (*packed[:1], FloatQuantized.merge(floats)) if floats else (*packed[:1],)
+    return (*packed, FloatQuantized.merge(floats)) if floats else (*packed,)

@@ -37,6 +37,9 @@ class FloatQuantized:
             raise InputError("`quantization_config.config_groups` has two different FP8 block_structures")
         return cls(sizes.pop() if sizes else None)
 
+    def matches(self, _: str) -> bool:
+        return True
+
     def shape(self, parts: Mapping[str, StoredTensor]) -> tuple[int, int]:
         codes = parts.get("weight")
         if codes is None:

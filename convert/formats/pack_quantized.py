@@ -1,34 +1,52 @@
-"""compressed-tensors `pack-quantized`, 4 bits: eight codes to an int32 along the input dimension.
+"""compressed-tensors `pack-quantized`: integers of 2, 3, 4 or 8 bits, packed along the input dimension.
 
-A code c in [-8, 7] is stored as c + 8; the first of eight lies in the lowest four bits. `weight_shape` holds
-[out, in], `weight_scale` is [out, in / group_size] ([out, 1] for strategy `channel`) and multiplies.
+`weight_packed` holds codes as `llmc.convert.bits` packs them, `weight_shape` [out, in], `weight_scale` is
+[out, in / group_size] ([out, 1] for strategy `channel`) and multiplies. Asymmetric weights have a `weight_zero_point`,
+packed along the output dimension; with dynamic act-order `weight_g_idx` [in] tells each input channel's group.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
-import torch
-
+from llmc.convert.bits import unpack
 from llmc.convert.fields import Fields
-from llmc.convert.quantised_weight import QuantisedWeight
+from llmc.convert.quantised_weight import CodeType, QuantisedWeight
 from llmc.convert.safetensors_file import StoredTensor
 from llmc.errors import InputError
 
 
 @dataclass(frozen=True)
 class PackQuantized:
+    bits: int
+    symmetric: bool
+    targets: tuple[str, ...]  # class names, module names, or `re:` and a pattern that the beginning of one matches
     key: str = "weight_packed"
 
     @classmethod
-    def from_config(cls, weights: Fields) -> PackQuantized:
-        """`weights`: the arguments of one config group."""
+    def from_config(cls, group: Fields) -> PackQuantized:
+        """`group`: one config group."""
+        weights = group.mapping("weights")
         weights.one_of("type", "int")
-        weights.one_of("num_bits", 4)
-        weights.one_of("symmetric", True, default=True)
+        bits = weights.one_of("num_bits", 4, 8, 3, 2)
         weights.one_of("strategy", "group", "channel")
-        return cls()
+        symmetric = weights.boolean("symmetric", True)
+        targets = group.strings("targets")
+        for target in targets:
+            try:
+                re.compile(target.removeprefix("re:"))
+            except re.error as error:
+                raise InputError(f"`{group.prefix}targets`: {target!r} is no regular expression ({error})") from error
+        return cls(bits, symmetric, targets)
+
+    def matches(self, module: str) -> bool:
+        return any(
+            bool(re.match(target[3:], module)) if target.startswith("re:") else target in ("Linear", module)
+            for target in self.targets
+        )
 
     def shape(self, parts: Mapping[str, StoredTensor]) -> tuple[int, int]:
         packed, scale = parts["weight_packed"], parts.get("weight_scale")
@@ -37,30 +55,33 @@ class PackQuantized:
             raise InputError(f"{where} has no weight_scale beside it; the checkpoint is incomplete")
         if packed.dtype != "I32" or len(packed.shape) != 2 or scale.dtype not in ("BF16", "F16", "F32"):
             raise InputError(f"{where} is {packed.dtype}, its scales {scale.dtype}; must be I32 and floats")
-        rows, columns = packed.shape[0], packed.shape[1] * 8
+        rows, columns = packed.shape[0], packed.shape[1] * 32 // self.bits
         if len(scale.shape) != 2 or scale.shape[0] != rows or not scale.shape[1] or columns % scale.shape[1]:
             raise InputError(f"{where}: scales {list(scale.shape)} do not fit a [{rows}, {columns}] weight")
+        zeros, groups = parts.get("weight_zero_point"), parts.get("weight_g_idx")
+        if (zeros is None) != self.symmetric:
+            raise InputError(
+                f"{where}: config.json says `symmetric: {str(self.symmetric).lower()}`, the tensors do not"
+            )
+        if zeros is not None and (zeros.dtype, zeros.shape) != ("I32", (-(-rows * self.bits // 32), scale.shape[1])):
+            raise InputError(f"{where}: zero points {list(zeros.shape)} do not fit scales {list(scale.shape)}")
+        if groups is not None and (groups.dtype not in ("I32", "I64") or groups.shape != (columns,)):
+            raise InputError(f"{where}: weight_g_idx {list(groups.shape)} does not fit {columns} inputs")
         return rows, columns
 
     def decode(self, parts: Mapping[str, StoredTensor]) -> QuantisedWeight:
         rows, columns = self.shape(parts)
+        packed = parts["weight_packed"]
         stored = parts["weight_shape"].read().tolist() if "weight_shape" in parts else [rows, columns]
         if stored != [rows, columns]:
-            packed = parts["weight_packed"]
             raise InputError(f"{packed.file}: {packed.name} is padded, its weight_shape is {stored}")
-        scales = parts["weight_scale"].read()
-        codes = unpack_int4(parts["weight_packed"].read())
-        return QuantisedWeight(codes, scales, (1, columns // scales.shape[1]), "int4")
-
-
-def unpack_int4(packed: torch.Tensor) -> torch.Tensor:
-    """int32 [out, in / 8] → int8 [out, in] in [-8, 7]."""
-    pairs = packed.contiguous().view(torch.uint8)  # little-endian: byte k holds codes 2k (low) and 2k + 1
-    codes = torch.stack((pairs & 15, pairs >> 4), dim=-1).flatten(-2)
-    return codes.to(torch.int8) - 8
-
-
-def pack_int4(codes: torch.Tensor) -> torch.Tensor:
-    """The inverse of `unpack_int4`; the last dimension must be a multiple of 8."""
-    nibbles = (codes + 8).to(torch.uint8)
-    return (nibbles[..., 0::2] | nibbles[..., 1::2] << 4).contiguous().view(torch.int32)
+        scales, zeros, groups = parts["weight_scale"].read(), None, None
+        if "weight_zero_point" in parts:
+            zeros = unpack(parts["weight_zero_point"].read().T, self.bits, rows).T.contiguous()
+        if "weight_g_idx" in parts:
+            groups = parts["weight_g_idx"].read().int()
+            if not ((groups >= 0) & (groups < scales.shape[1])).all():
+                raise InputError(f"{packed.file}: {packed.name}: weight_g_idx names groups that have no scale")
+        codes = unpack(packed.read(), self.bits, columns)
+        block, code_type = (1, columns // scales.shape[1]), cast(CodeType, f"int{self.bits}")
+        return QuantisedWeight(codes, scales, block, code_type, zeros, groups)

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from llmc.convert.quantised_weight import QuantisedWeight
-from llmc.quant.schemes.scheme import Scheme
+from llmc.quant.schemes.scheme import Grid, Scheme
 
 _LARGEST = 448.0  # of E4M3
 
@@ -24,21 +24,21 @@ class FP8(Scheme):
     def block(self, shape: tuple[int, int]) -> tuple[int, int]:
         return self.block_structure or (1, shape[1])
 
-    def scales(self, weight: torch.Tensor, importance: torch.Tensor | None = None) -> torch.Tensor:
-        """float32; the largest weight of a block becomes 448 (DeepSeek-V3, section 3.3). A float format gains
-        nothing from clipping, so `importance` is not used. Edge blocks are padded with zeros."""
+    def grid(self, weight: torch.Tensor, importance: torch.Tensor | None = None) -> Grid:
+        """Scales are float32; the largest weight of a block becomes 448 (DeepSeek-V3, section 3.3). A float format
+        gains nothing from clipping, so `importance` is not used. Edge blocks are padded with zeros."""
         out, columns = weight.shape[-2:]
         rows_of_block, columns_of_block = self.block((out, columns))
         padding = (0, -columns % columns_of_block, 0, -out % rows_of_block)
         blocks = functional.pad(weight, padding).unflatten(-1, (-1, columns_of_block))
         largest = blocks.unflatten(-3, (-1, rows_of_block)).abs().amax((-1, -3))
-        return torch.where(largest == 0, 1.0, largest / _LARGEST)
+        return Grid(torch.where(largest == 0, 1.0, largest / _LARGEST))
 
-    def round(self, ratio: torch.Tensor) -> torch.Tensor:
-        return self.to_codes(ratio).float()
+    def round_(self, ratio: torch.Tensor, zeros: torch.Tensor | None = None) -> torch.Tensor:
+        return ratio.copy_(self.to_codes(ratio))
 
-    def to_codes(self, rounded: torch.Tensor) -> torch.Tensor:
-        return rounded.clamp(-_LARGEST, _LARGEST).to(torch.float8_e4m3fn)
+    def to_codes(self, steps: torch.Tensor, zeros: torch.Tensor | None = None) -> torch.Tensor:
+        return steps.clamp(-_LARGEST, _LARGEST).to(torch.float8_e4m3fn)
 
     def config_group(self) -> dict[str, Any]:
         weights: dict[str, Any] = {"num_bits": 8, "type": "float", "symmetric": True, "dynamic": False}

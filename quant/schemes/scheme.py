@@ -1,20 +1,33 @@
-"""What a quantisation scheme has to say: its blocks, its scales, its codes, its bytes on disk."""
+"""What a quantisation scheme has to say: its blocks, its grid, its codes, its bytes on disk."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from llmc.convert.quantised_weight import CodeType, QuantisedWeight
 
 
+class Grid(NamedTuple):
+    """The values that a block can have: `(code - zero) * scale`.
+
+    scales: […, out / rows, in / columns] in the dtype that is stored
+    zeros:  int8 in the same shape; None: symmetric
+    """
+
+    scales: torch.Tensor
+    zeros: torch.Tensor | None = None
+
+
 class Scheme(ABC):
-    """Symmetric: a weight is `code * scale`, one scale per block. Leading dimensions (experts) are batched."""
+    """Leading dimensions (experts) are batched. A step is a code less its zero."""
 
     name: str
     code_type: CodeType
+    symmetric: bool = True
+    dynamic_groups: bool = False  # groups are of channels that matter alike, wherever they lie (act-order, `g_idx`)
 
     @abstractmethod
     def block(self, shape: tuple[int, int]) -> tuple[int, int]:
@@ -24,19 +37,19 @@ class Scheme(ABC):
         """InputError when a weight of this shape cannot be stored in this scheme."""
 
     @abstractmethod
-    def scales(self, weight: torch.Tensor, importance: torch.Tensor | None = None) -> torch.Tensor:
-        """[…, out / rows, in / columns] in the dtype that is stored, for float32 weight […, out, in].
+    def grid(self, weight: torch.Tensor, importance: torch.Tensor | None = None) -> Grid:
+        """The grid for float32 weight […, out, in].
 
         importance: […, in], how much an error in each input channel matters (the Hessian's diagonal).
         """
 
     @abstractmethod
-    def round(self, ratio: torch.Tensor) -> torch.Tensor:
-        """The nearest code, as float32, for each weight divided by its scale."""
+    def round_(self, ratio: torch.Tensor, zeros: torch.Tensor | None = None) -> torch.Tensor:
+        """Turns each weight divided by its scale into the nearest step, in place; zeros as wide as the weights."""
 
     @abstractmethod
-    def to_codes(self, rounded: torch.Tensor) -> torch.Tensor:
-        """What `round` returned, in the dtype of `QuantisedWeight.codes`."""
+    def to_codes(self, steps: torch.Tensor, zeros: torch.Tensor | None = None) -> torch.Tensor:
+        """What `round_` made, in the dtype of `QuantisedWeight.codes`; zeros as wide as the weights."""
 
     @abstractmethod
     def config_group(self) -> dict[str, Any]:
@@ -46,8 +59,10 @@ class Scheme(ABC):
     def stored(self, module: str, weight: QuantisedWeight) -> dict[str, torch.Tensor]:
         """The tensors on disk, by name, in the order they are written."""
 
-    def expand(self, scales: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
-        """One float32 scale per weight, […, out, in]."""
+    def expand(self, blockwise: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+        """A block's number for each of its weights, float32 […, out, in]."""
         rows, columns = self.block(shape)
-        wide = scales.float().repeat_interleave(rows, -2)[..., : shape[0], :]
+        wide = blockwise.float()
+        if rows > 1:
+            wide = wide.repeat_interleave(rows, -2)[..., : shape[0], :]
         return wide.repeat_interleave(columns, -1)[..., : shape[1]]

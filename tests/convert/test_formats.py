@@ -14,8 +14,8 @@ from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from random_checkpoint import DEEPSEEK_V3, LLAMA, random_weights, write_checkpoint
 from transformers import AutoModelForCausalLM, FineGrainedFP8Config
 
+from llmc.convert.bits import pack, unpack
 from llmc.convert.checkpoint import Checkpoint
-from llmc.convert.formats.pack_quantized import pack_int4, unpack_int4
 from llmc.convert.model import CausalLM
 from llmc.errors import InputError
 
@@ -27,7 +27,14 @@ NATIVE_FP8 = {
 }
 SCHEMES: dict[str, tuple[str, dict[str, Any]]] = {
     "int4 group": ("pack-quantized", {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 16}),
+    "int4 asymmetric": (
+        "pack-quantized",
+        {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 16, "symmetric": False},
+    ),
     "int4 channel": ("pack-quantized", {"num_bits": 4, "type": "int", "strategy": "channel"}),
+    "int8 group": ("pack-quantized", {"num_bits": 8, "type": "int", "strategy": "group", "group_size": 16}),
+    "int3 group": ("pack-quantized", {"num_bits": 3, "type": "int", "strategy": "group", "group_size": 32}),
+    "int2 channel": ("pack-quantized", {"num_bits": 2, "type": "int", "strategy": "channel"}),
     "fp8 channel": ("float-quantized", {"num_bits": 8, "type": "float", "strategy": "channel"}),
     "fp8 block": (
         "float-quantized",
@@ -57,7 +64,13 @@ def compressed(weight: torch.Tensor, name: str) -> tuple[dict[str, torch.Tensor]
     layout, args = SCHEMES[name]
     scheme = QuantizationScheme(targets=["Linear"], weights=QuantizationArgs(**args), format=layout)
     compressor = BaseCompressor.get_value_from_registry(layout)
-    stored = compressor.compress({"weight": weight, "weight_scale": scale_of(weight, args)}, scheme)
+    parts = {"weight": weight, "weight_scale": scale_of(weight, args)}
+    if not args.get("symmetric", True):
+        generator = torch.Generator().manual_seed(0)
+        parts["weight_zero_point"] = torch.randint(-8, 8, parts["weight_scale"].shape, generator=generator).to(
+            torch.int8
+        )
+    stored = compressor.compress(parts, scheme)
     return stored, compressor.decompress(stored, scheme)["weight"]
 
 
@@ -104,7 +117,7 @@ def test_compressed_tensors_reads_back_as_in_its_own_package(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("name", SCHEMES)
 def test_each_format_alone(tmp_path: Path, name: str) -> None:
-    module = "model.layers.0.mlp.down_proj"
+    module = "model.layers.0.mlp.up_proj" if name == "int3 group" else "model.layers.0.mlp.down_proj"
     expected = store(tmp_path, {module: name})[module]
     weight = Checkpoint.open(tmp_path).quantised(module)
     assert weight is not None
@@ -113,17 +126,24 @@ def test_each_format_alone(tmp_path: Path, name: str) -> None:
         weight.block
         == {
             "int4 group": (1, 16),
+            "int4 asymmetric": (1, 16),
             "int4 channel": (1, 80),
+            "int8 group": (1, 16),
+            "int3 group": (1, 32),
+            "int2 channel": (1, 80),
             "fp8 channel": (1, 80),
             "fp8 block": (24, 48),
         }[name]
     )
 
 
-def test_packing_is_what_the_package_packs() -> None:
-    codes = torch.randint(-8, 8, (3, 64), dtype=torch.int8, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(pack_int4(codes), pack_to_int32(codes, 4))
-    assert torch.equal(unpack_int4(pack_int4(codes)), codes)
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("columns", [32, 64, 80, 7])
+def test_packing_is_what_the_package_packs(bits: int, columns: int) -> None:
+    limit = 1 << bits - 1
+    codes = torch.randint(-limit, limit, (3, columns), generator=torch.Generator().manual_seed(0)).to(torch.int8)
+    assert torch.equal(pack(codes, bits), pack_to_int32(codes, bits))
+    assert torch.equal(unpack(pack(codes, bits), bits, columns), codes)
 
 
 def native_fp8(weight: torch.Tensor, size: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -177,15 +197,13 @@ def broken(change: Any) -> dict[str, Any]:
 
 
 UNREADABLE = {
-    "another tool's": ({"quant_method": "gptq", "bits": 4}, "'gptq' cannot be read"),
-    "8 bits": (
-        broken(lambda g: g["weights"].update(num_bits=8)),
-        "group_0.weights.num_bits` must be 4, not 8",
+    "another tool's": ({"quant_method": "awq", "bits": 4}, "'awq' cannot be read"),
+    "5 bits": (
+        broken(lambda g: g["weights"].update(num_bits=5)),
+        "group_0.weights.num_bits` must be 4 or 8 or 3 or 2, not 5",
     ),
-    "asymmetric": (
-        broken(lambda g: g["weights"].update(symmetric=False)),
-        "weights.symmetric` must be True, not False",
-    ),
+    "no targets": (broken(lambda g: g.pop("targets")), "group_0.targets` is missing"),
+    "broken target": (broken(lambda g: g.update(targets=["re:("])), "'re:(' is no regular expression"),
     "layout": (broken(lambda g: g.update(format="nvfp4-pack-quantized")), "group_0.format"),
     "strategy": (
         broken(lambda g: g["weights"].update(strategy="tensor")),
@@ -225,8 +243,18 @@ DAMAGED = {
     "no scale": ("int4 group", part("weight_scale", None), "has no weight_scale"),
     "scale of another shape": ("int4 group", part("weight_scale", torch.ones(80, 5)), "do not fit"),
     "integer scale": ("int4 group", part("weight_scale", torch.ones(80, 4).int()), "its scales I32"),
-    "zero points": ("int4 group", part("weight_zero_point", torch.zeros(80, 1).int()), "has no place in"),
-    "act-order": ("int4 group", part("weight_g_idx", torch.zeros(64).int()), "has no place in"),
+    "zero points": (
+        "int4 group",
+        part("weight_zero_point", torch.zeros(10, 4).int()),
+        "`symmetric: true`, the tensors",
+    ),
+    "no zero points": ("int4 asymmetric", part("weight_zero_point", None), "`symmetric: false`, the tensors"),
+    "zero points of another shape": (
+        "int4 asymmetric",
+        part("weight_zero_point", torch.zeros(9, 4).int()),
+        "zero points [9, 4] do not fit scales [80, 4]",
+    ),
+    "act-order": ("int4 group", part("weight_g_idx", torch.zeros(63).int()), "weight_g_idx [63] does not fit 64"),
     "fp8 without scale": ("fp8 channel", part("weight_scale", None), "is F8_E4M3 with no scale"),
     "fp8 scale of another shape": ("fp8 channel", part("weight_scale", torch.ones(3, 1)), "does not fit"),
     "plain weight with scale": ("fp8 channel", part("weight", torch.ones(80, 64)), "no FP8 matrix"),

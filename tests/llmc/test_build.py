@@ -51,7 +51,7 @@ def test_build(llmc, recipe, small_model: Path) -> None:
     card = (out / "README.md").read_text()
     front = yaml.safe_load(card.split("---")[1])
     assert front["pipeline_tag"] == "text-generation"
-    assert "| experts | int4-g32 | gptq | 18 |" in card  # 3 matrices of each of 6 experts in one layer
+    assert "| experts | int4-g32 | gptaq | 18 |" in card  # 3 matrices of each of 6 experts in one layer
 
 
 def test_up_to_date_and_rebuilt(llmc, recipe) -> None:

@@ -23,14 +23,14 @@ def plain_gptq(weight, hessian, chosen):
     """Column by column in float64, one matrix, no blocks: the algorithm as its paper states it."""
     w, h = weight.double().clone(), hessian.double().clone()
     diagonal = h.diagonal().clone()
-    scales = chosen.expand(chosen.scales(weight, hessian.diagonal()), weight.shape).double()
+    scales = chosen.expand(chosen.grid(weight, hessian.diagonal()).scales, weight.shape).double()
     order = hessian.diagonal().argsort(descending=True, stable=True)
     h.diagonal().add_(DAMPING * diagonal.mean())
     inverse = torch.linalg.inv(h[order][:, order])
     w, scales = w[:, order], scales[:, order]
     codes = torch.zeros_like(w)
     for i in range(w.shape[1]):
-        codes[:, i] = chosen.round((w[:, i] / scales[:, i]).float()).double()
+        codes[:, i] = chosen.round_((w[:, i] / scales[:, i]).float()).double()
         error = (w[:, i] - codes[:, i] * scales[:, i]) / inverse[0, 0]
         w[:, i:] -= error[:, None] * inverse[0]
         # Eliminate the fixed column from the inverse of what is left.
@@ -104,8 +104,8 @@ def test_a_hessian_that_never_factorises_means_rounding_to_nearest_and_says_so()
     hessian[0] = torch.eye(256) - 1e4 * torch.ones(256, 256) * (1 - torch.eye(256))
     result = solve(weight, hessian, scheme("int4-g64"))
     assert result.damping[0] == torch.inf
-    scales = scheme("int4-g64").scales(weight, hessian.diagonal(dim1=-2, dim2=-1))
-    nearest = scheme("int4-g64").round(weight / scheme("int4-g64").expand(scales, (24, 256)))
+    scales = scheme("int4-g64").grid(weight, hessian.diagonal(dim1=-2, dim2=-1)).scales
+    nearest = scheme("int4-g64").round_(weight / scheme("int4-g64").expand(scales, (24, 256)))
     assert torch.equal(result.codes[0].float(), nearest[0])
 
 

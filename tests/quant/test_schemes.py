@@ -8,7 +8,7 @@ from llmc.quant.schemes import scheme, schemes
 
 
 def test_unknown_name_lists_the_valid_ones_nearest_first():
-    with pytest.raises(InputError, match=r"'int4-g129'; use one of int4-g128, .*fp8-block"):
+    with pytest.raises(InputError, match=r"'int4-g129'; did you mean 'int4-g128'.*fp8-block"):
         scheme("int4-g129")
 
 
@@ -16,12 +16,12 @@ def test_int4_scales_are_bfloat16_and_clip_where_that_helps():
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(16, 128, generator=generator)
     weight[:, 3] *= 4  # one outlier in every group of 128
-    scales = scheme("int4-g128").scales(weight)
+    scales = scheme("int4-g128").grid(weight).scales
     assert scales.dtype == torch.bfloat16 and scales.shape == (16, 1)
     assert (scales[:, 0].float() < weight.abs().amax(1) / 7).any()
 
     def error(chosen):
-        codes = scheme("int4-g128").round(weight / chosen)
+        codes = scheme("int4-g128").round_(weight / chosen)
         return (codes * chosen - weight).square().sum()
 
     assert error(scales.float()) < error((weight.abs().amax(1, keepdim=True) / 7).bfloat16().float())
@@ -35,9 +35,9 @@ def test_importance_moves_the_scale_towards_channels_that_matter():
     codes = scheme("int4-g64")
 
     def loud_error(scale):
-        return (codes.round(weight / scale.float()) * scale.float() - weight)[0, loud].abs()
+        return (codes.round_(weight / scale.float()) * scale.float() - weight)[0, loud].abs()
 
-    assert loud_error(codes.scales(weight[None], importance)[0]) <= loud_error(codes.scales(weight))
+    assert loud_error(codes.grid(weight[None], importance).scales[0]) <= loud_error(codes.grid(weight).scales)
 
 
 def test_packed_as_compressed_tensors_packs():
@@ -72,9 +72,9 @@ def test_fp8_per_channel_and_zero_rows():
 @pytest.mark.parametrize("name", sorted(schemes()))
 def test_batched_scales_are_those_of_each_matrix(name):
     weight = torch.randn(3, 40, 256)
-    batched = scheme(name).scales(weight)
+    batched = scheme(name).grid(weight).scales
     for expert in range(3):
-        assert torch.equal(batched[expert], scheme(name).scales(weight[expert]))
+        assert torch.equal(batched[expert], scheme(name).grid(weight[expert]).scales)
 
 
 def test_a_group_size_that_does_not_divide_names_those_that_do():

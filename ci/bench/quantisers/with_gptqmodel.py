@@ -1,4 +1,7 @@
-"""int4 GPTQ of every decoder linear layer by GPTQModel. Arguments: checkpoint, calibration ids (.npy), output."""
+"""int4 GPTQ of every decoder linear layer by GPTQModel.
+
+Arguments: checkpoint, calibration ids (.npy), group size, output.
+"""
 
 import sys
 
@@ -6,9 +9,9 @@ import numpy as np
 from gptqmodel import GPTQModel, QuantizeConfig
 
 if __name__ == "__main__":
-    source, ids, output = sys.argv[1:]
+    source, ids, group_size, output = sys.argv[1:]
     rows = [{"input_ids": row.tolist(), "attention_mask": [1] * len(row)} for row in np.load(ids)]
-    config = QuantizeConfig(bits=4, group_size=128, sym=True)
+    config = QuantizeConfig(bits=4, group_size=int(group_size), sym=True)
     model = GPTQModel.load(source, config, device="cpu")
     model.quantize(rows, batch_size=1)
     model.save(output)

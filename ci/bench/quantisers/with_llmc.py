@@ -1,4 +1,7 @@
-"""int4 GPTQ of every decoder linear layer by llmc. Arguments: checkpoint, calibration ids (.npy), output."""
+"""int4 GPTQ of every decoder linear layer by llmc.
+
+Arguments: checkpoint, calibration ids (.npy), group size, output.
+"""
 
 import json
 import sys
@@ -13,13 +16,14 @@ from llmc.quant.assign import Rule
 from llmc.quant.layerwise import quantise
 
 if __name__ == "__main__":
-    source, ids, output = (Path(argument) for argument in sys.argv[1:])
+    source, ids, group_size, output = sys.argv[1:]
     calibration = torch.from_numpy(np.load(ids))
-    rules = [Rule(r"re:model\.layers\.\d+\..*", "int4-g128")]
+    scheme = f"int4-g{group_size}"
+    rules = [Rule(r"re:model\.layers\.\d+\..*", scheme)]
     checkpoint = Checkpoint.open(source)
     if mtp := checkpoint.spec.num_mtp_layers:  # the peers leave it out, and so it is not theirs to be timed against
         layers = "|".join(str(index) for index in range(checkpoint.spec.num_layers))
-        rules = [Rule(rf"re:model\.layers\.({layers})\..*", "int4-g128")]
+        rules = [Rule(rf"re:model\.layers\.({layers})\..*", scheme)]
     with tempfile.TemporaryDirectory() as work:
-        quantise(checkpoint, rules, None, calibration, calibration[:1], output, Path(work), lambda *_: None)
+        quantise(checkpoint, rules, None, calibration, calibration[:1], Path(output), Path(work), lambda *_: None)
     print(json.dumps({"mtp_layers": mtp}))

@@ -1,4 +1,7 @@
-"""int4 GPTQ of every decoder linear layer by llm-compressor. Arguments: checkpoint, calibration ids (.npy), output."""
+"""int4 GPTQ of every decoder linear layer by llm-compressor.
+
+Arguments: checkpoint, calibration ids (.npy), group size, output.
+"""
 
 import sys
 
@@ -9,14 +12,18 @@ from llmcompressor.modifiers.quantization import GPTQModifier
 from transformers import AutoModelForCausalLM
 
 if __name__ == "__main__":
-    source, ids, output = sys.argv[1:]
+    source, ids, group_size, output = sys.argv[1:]
     rows = np.load(ids)
     data = Dataset.from_dict({"input_ids": rows.tolist(), "attention_mask": np.ones_like(rows).tolist()})
+    scheme = {
+        "targets": ["Linear"],
+        "weights": {"num_bits": 4, "strategy": "group", "group_size": int(group_size), "symmetric": True},
+    }
     model = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
     oneshot(
         model=model,
         dataset=data,
-        recipe=GPTQModifier(targets="Linear", scheme="W4A16", ignore=["lm_head", "re:.*mlp.gate$"]),
+        recipe=GPTQModifier(config_groups={"group_0": scheme}, ignore=["lm_head", "re:.*mlp.gate$"]),
         max_seq_length=rows.shape[1],
         num_calibration_samples=len(rows),
         shuffle_calibration_samples=False,

@@ -1,0 +1,140 @@
+#!/usr/bin/env python3
+"""Quantise the same checkpoints with llmc, GPTQModel and llm-compressor, and measure all results by one evaluator.
+
+    python ci/bench/quantise.py                        # everything: about half an hour on two cores
+    python ci/bench/quantise.py --models moe --tools llmc gptqmodel
+
+int4, symmetric, groups of 128 (64 for the embedded checkpoint, whose experts are narrow), GPTQ, every linear layer of
+the decoder; the same calibration tokens in the same order; each tool in a process and a virtual environment of its
+own, on the same cores. Prints the table that stands in ci/bench/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from evaluate import Evaluation, evaluate, logits, perplexity
+from rich.console import Console
+from rich.table import Table
+from synthesise import CONFIGS, synthesise
+
+from llmc.convert.checkpoint import Checkpoint
+from llmc.recipe import Calibration, Check
+from llmc.source import locate
+from llmc.text import read_texts
+
+HERE = Path(__file__).parent
+MODELS = (*CONFIGS, "embedded")
+TOOLS = {"llmc": None, "gptqmodel": "gptqmodel==7.6.0", "llmcompressor": "llmcompressor==0.14.0.1"}
+TORCH = "torch>=2.11,<2.14"
+
+
+@dataclass
+class Run:
+    seconds: float
+    cpu_seconds: float
+    peak_bytes: int
+    result: Evaluation | None  # None: the tool failed
+    log: Path
+
+
+def python_of(tool: str, work: Path) -> Path:
+    """The interpreter that has the tool; its virtual environment is made when it is not there."""
+    if TOOLS[tool] is None:
+        return Path(sys.executable)
+    place = work / f"venv-{tool}"
+    python = place / "bin" / "python"
+    if not (place / "ready").exists():
+        Console().print(f"installing {TOOLS[tool]} into {place}")
+        subprocess.run([sys.executable, "-m", "venv", place], check=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", TORCH, str(TOOLS[tool]), "datasets"], check=True)
+        (place / "ready").touch()
+    return python
+
+
+def run(tool: str, source: Path, ids: Path, group_size: int, work: Path, cores: list[int]) -> tuple[Run, Path]:
+    """One tool over one checkpoint."""
+    output = work / f"{source.name}-{tool}"
+    subprocess.run(["rm", "-rf", output], check=True)
+    log = work / f"{source.name}-{tool}.log"
+    command = [python_of(tool, work), HERE / "quantisers" / f"with_{tool}.py", source, ids, str(group_size), output]
+    environment = os.environ | {"OMP_NUM_THREADS": str(len(cores)), "CUDA_VISIBLE_DEVICES": ""}
+    with log.open("w") as file:
+        start = time.monotonic()
+        child = subprocess.Popen(
+            command, stdout=file, stderr=file, env=environment, preexec_fn=lambda: os.sched_setaffinity(0, cores)
+        )
+        _, status, usage = os.wait4(child.pid, 0)
+        seconds = time.monotonic() - start
+    child.returncode = os.waitstatus_to_exitcode(status)
+    measured = Run(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, None, log)
+    return measured, output if child.returncode == 0 else Path()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
+    parser.add_argument("--tools", nargs="+", choices=TOOLS, default=list(TOOLS))
+    parser.add_argument("--work", type=Path, default=Path("build/bench"), help="checkpoints, results, environments")
+    parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--samples", type=int, default=32, help="calibration windows of 512 tokens")
+    args = parser.parse_args()
+    work = args.work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    cores = sorted(os.sched_getaffinity(0))[: args.cores]
+    title = f"int4, {args.samples} x 512 calibration tokens, {len(cores)} cores"
+    table = Table("model", "tool", "wall s", "CPU s", "peak MB", "KL", "ppl", "missed", "MTP", title=title)
+    for model in args.models:
+        source = work / model
+        if model == "embedded":
+            embedded = locate("builtin:tiny-deepseek-v3", Path()).path
+            if not source.exists():
+                source.symlink_to(embedded)
+        elif not (source / "config.json").exists():
+            synthesise(CONFIGS[model], source)
+        texts = read_texts(
+            Calibration(samples=args.samples, length=512),
+            Check(tokens=8192, length=512),
+            Checkpoint.open(source),
+            Path(),
+        )
+        ids = work / f"{model}.npy"
+        np.save(ids, texts.calibration)
+        check = torch.from_numpy(texts.check)
+        reference = logits(source, check)
+        table.add_row(model, "original", "", "", "", "", f"{perplexity(reference, check):.3f}", "", "")
+        for tool in args.tools:
+            measured, output = run(tool, source, ids, 64 if model == "embedded" else 128, work, cores)
+            row = [
+                model,
+                tool,
+                f"{measured.seconds:.1f}",
+                f"{measured.cpu_seconds:.1f}",
+                f"{measured.peak_bytes / 1e6:.0f}",
+            ]
+            if output != Path():
+                found = evaluate(output, source, check, reference)
+                row += [f"{found.kl:.5f}", f"{found.ppl:.3f}", str(found.missed), found.mtp]
+            else:
+                row += ["failed:", (log_tail(measured.log)), "", ""]
+            table.add_row(*row)
+            Console(stderr=True).print(" ".join(row), highlight=False)
+        table.add_section()
+    Console(width=160).print(table)
+
+
+def log_tail(log: Path) -> str:
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1][:120] if lines else ""
+
+
+if __name__ == "__main__":
+    main()
