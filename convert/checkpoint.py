@@ -98,13 +98,13 @@ class Checkpoint:
             )
         return tensor.shape
 
-    def tensor(self, name: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """A fresh tensor, dequantised; InputError when it holds NaN or infinity."""
+    def tensor(self, name: str, dtype: torch.dtype | None = torch.float32) -> torch.Tensor:
+        """A fresh tensor, dequantised, in `dtype` (None: as it is stored); InputError when it holds NaN or infinity."""
         if weight := self.quantised(name.removesuffix(".weight")):
-            return weight.dequantise(dtype)
+            return weight.dequantise(dtype or torch.float32)
         tensor = self.stored(name).read()
         self._refuse_nan(name, tensor)
-        return tensor.to(dtype)
+        return tensor if dtype is None else tensor.to(dtype)
 
     def quantised(self, module: str) -> QuantisedWeight | None:
         """The codes and scales of `<module>.weight` as they are stored; None when it is stored plain."""

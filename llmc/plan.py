@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn import Linear
 
 from llmc import machine
 from llmc.convert.checkpoint import Checkpoint
@@ -20,7 +19,7 @@ from llmc.convert.spec import LatentAttentionSpec, MixtureOfExpertsSpec, ModelSp
 from llmc.errors import InputError, MachineError
 from llmc.progress import size
 from llmc.quant.assign import Assignment, Rule, assign
-from llmc.quant.layer_solver import jobs
+from llmc.quant.layer_solver import jobs, linears
 from llmc.quant.layerwise import DEFAULT_MEMORY_BUDGET
 from llmc.quant.prune import kept_per_group, routers
 from llmc.quant.schemes.scheme import Scheme
@@ -204,10 +203,10 @@ def _memory(
     kept: int,
     limit: int | None,
 ) -> tuple[int, int]:
-    """Peak of the single pass: a layer in float32, its codes, and what the solver takes on top; or the head. And what
-    the solver's Hessians may take at once, so that the peak stays below `limit` if it can."""
+    """Peak of the single pass: a layer as it is stored, its codes, and what the solver takes on top; or the head.
+    And what the solver's Hessians may take at once, so that the peak stays below `limit` if it can."""
     spec = checkpoint.spec
-    layer_bytes = [5 * change.before.parameters for change in layers]
+    layer_bytes = [change.before.bytes + change.before.parameters for change in layers]
     budget = DEFAULT_MEMORY_BUDGET if limit is None else max(1, limit - _BASE_MEMORY - max(layer_bytes))
     by_layer: dict[int, dict[str, Assignment]] = {}
     for name, assignment in assigned.items():
@@ -217,10 +216,8 @@ def _memory(
 
     @functools.cache  # layers of one kind
     def solver(index: int) -> int:
-        linears = {
-            name: module for name, module in empty_layer(spec, index).named_modules() if isinstance(module, Linear)
-        }
-        needs = [(job.matrix_bytes(linears), len(job.members)) for job in jobs(by_layer.get(index, {}))]
+        modules = linears(empty_layer(spec, index))
+        needs = [(job.matrix_bytes(modules), len(job.members)) for job in jobs(by_layer.get(index, {}))]
         return max((max(one, min(one * count, budget)) for one, count in needs), default=0)
 
     kinds = [(mlp, spec.is_mtp(index)) for index, mlp in enumerate(spec.mlps)]

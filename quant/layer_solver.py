@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from llmc.convert.model import Linear
 from llmc.convert.quantised_weight import QuantisedWeight
 from llmc.quant.assign import Assignment
 from llmc.quant.gptq import Quantised, round_to_nearest, solve
@@ -28,10 +29,10 @@ class Job:
     expert: bool
     asymmetric: bool
 
-    def matrix_bytes(self, modules: dict[str, nn.Linear]) -> int:
+    def matrix_bytes(self, modules: dict[str, Linear]) -> int:
         """Working memory for one matrix of the batch, in bytes: Hessian and factors, weights and their copies."""
-        shapes = [modules[name].weight.shape for name in self.members[0]]
-        rows, columns = sum(shape[0] for shape in shapes), shapes[0][1]
+        rows = sum(modules[name].out_features for name in self.members[0])
+        columns = modules[self.members[0][0]].in_features
         return 4 * ((8 if self.asymmetric else 5) * columns * columns + 10 * rows * columns)
 
 
@@ -65,53 +66,48 @@ def jobs(assigned: dict[str, Assignment]) -> list[Job]:
     return result
 
 
-def linears(layer: nn.Module) -> dict[str, nn.Linear]:
+def linears(layer: nn.Module) -> dict[str, Linear]:
     """Linear layers by their names inside a decoder layer."""
-    return {name: module for name, module in layer.named_modules() if isinstance(module, nn.Linear)}
+    return {name: module for name, module in layer.named_modules() if isinstance(module, Linear)}
 
 
-def replace_weight(module: nn.Linear, weight: QuantisedWeight) -> None:
-    """From now on the layer computes with what is stored; whoever holds the old weight keeps it."""
-    module.weight = nn.Parameter(weight.dequantise(), requires_grad=False)
-
-
-def round_modules(modules: dict[str, nn.Linear], assigned: dict[str, Assignment], solved: Solved) -> None:
+def round_modules(modules: dict[str, Linear], assigned: dict[str, Assignment], solved: Solved) -> None:
     """Rounds what needs no calibration to nearest, in `modules` too."""
     for name, assignment in assigned.items():
         if assignment.calibrated:
             continue
-        weight = modules[name].weight
+        weight = modules[name].full()
         quantised = round_to_nearest(weight, assignment.scheme)
-        replace_weight(modules[name], quantised)
-        lost = (modules[name].weight - weight).square().sum() / weight.square().sum().clamp_min(1e-30)
+        modules[name].hold(quantised)
+        lost = (quantised.dequantise() - weight).square().sum() / weight.square().sum().clamp_min(1e-30)
         solved.weights[name] = quantised
         solved.reports[name] = {"method": "rtn", "weight_error": lost.item()}
 
 
 def solve_modules(
-    modules: dict[str, nn.Linear], assigned: dict[str, Assignment], measured: Measured, solved: Solved
+    modules: dict[str, Linear], assigned: dict[str, Assignment], measured: Measured, solved: Solved
 ) -> None:
     """Quantises the calibrated modules of `assigned`, in `modules` too, from the moments of their sources."""
     for job in jobs(assigned):
-        size = sum(modules[name].weight.numel() for name in job.members[0])
+        size = sum(modules[name].in_features * modules[name].out_features for name in job.members[0])
         together = max(1, _TOGETHER // size)
         for start in range(0, len(job.members), together):
             _solve_job(replace(job, members=job.members[start : start + together]), modules, measured, solved)
 
 
-def _solve_job(job: Job, modules: dict[str, nn.Linear], measured: Measured, solved: Solved) -> None:
+def _solve_job(job: Job, modules: dict[str, Linear], measured: Measured, solved: Solved) -> None:
     sources = [source(names[0]) for names in job.members]
     moments = [measured.moments[name] for name in sources]
     different = moments[:1] if all(each is moments[0] for each in moments) else moments
     hessian = torch.stack([each.symmetric() for each in different])
     crosses = [each.cross for each in different if job.asymmetric and each.cross is not None]
-    weight = torch.stack([torch.cat([modules[n].weight for n in names]) for names in job.members])
+    weight = torch.stack([torch.cat([modules[n].full() for n in names]) for names in job.members])
     result = solve(weight, hessian, job.scheme, torch.stack(crosses) if crosses else None)
     for number, names in enumerate(job.members):
         _take_apart(result, number, names, modules, solved.weights)
         damping = result.damping[number].item()
         for name in names:
-            replace_weight(modules[name], solved.weights[name])
+            modules[name].hold(solved.weights[name])
             report: dict[str, Any] = {
                 "method": "gptaq" if job.asymmetric else "gptq",
                 "output_error": result.error[number].item(),
@@ -130,7 +126,7 @@ def _take_apart(
     result: Quantised,
     number: int,
     names: list[str],
-    modules: dict[str, nn.Linear],
+    modules: dict[str, Linear],
     weights: dict[str, QuantisedWeight],
 ) -> None:
     """Cuts matrix `number` back into the layers that were stacked in it."""

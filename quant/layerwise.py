@@ -16,19 +16,19 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import nn
 from torch.nn import functional
 
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.model import (
     DecoderLayer,
+    Linear,
     MixtureOfExperts,
     MultiTokenPrediction,
     load_embedding,
     load_final_norm,
-    load_layer,
+    load_stored_layer,
+    share_layer,
 )
-from llmc.convert.model.causal_lm import empty_layer
 from llmc.convert.spec import MixtureOfExpertsSpec
 from llmc.errors import InputError, LlmcError
 from llmc.quant.assign import Assignment, Rule, assign, linear_modules
@@ -184,7 +184,7 @@ class _Pass:
         prefix = f"model.layers.{index}."
         mine = {m.removeprefix(prefix): a for m, a in self.assigned.items() if m.startswith(prefix)}
         is_mtp = self.spec.is_mtp(index)
-        layer = load_layer(self.checkpoint, index)
+        layer = load_stored_layer(self.checkpoint, index)
         record: dict[str, Any] = {"reports": {}, "roles": {}}
         if not is_mtp:
             self._advance(layer, "original", index)
@@ -230,8 +230,7 @@ class _Pass:
         for part in self.calibration_parts:
             mine, entry = layer, self._stream(part, index)
             if part != "calibration":
-                mine = empty_layer(self.spec, index).requires_grad_(False)
-                mine.load_state_dict(layer.state_dict(), assign=True)  # the same tensors, until one is replaced
+                mine = share_layer(self.spec, index, layer)
             x, out = entry, entry.following
             if self.spec.is_mtp(index):
                 depth = index - self.spec.num_layers
@@ -325,7 +324,9 @@ class _Pass:
         for name, assignment in mine.items():
             role = self.checkpoint.role(f"{prefix}{name}.weight")
             counts = roles.setdefault(role, {"expected": 0, "quantised": 0})
-            size = _linear(layer, name).weight.numel()
+            linear = layer.get_submodule(name)
+            assert isinstance(linear, Linear)
+            size = linear.in_features * linear.out_features
             counts["expected"] += size
             counts["quantised"] += size if schemes.get(prefix + name) == assignment.scheme.name else 0
         return roles
@@ -384,12 +385,6 @@ class _Pass:
             if kept is None or "experts" not in parts or int(parts[parts.index("experts") + 1]) < len(kept):
                 modules.append(module)
         return modules
-
-
-def _linear(layer: DecoderLayer, name: str) -> nn.Linear:
-    module = layer.get_submodule(name)
-    assert isinstance(module, nn.Linear), name
-    return module
 
 
 def _original(name: str, kept: list[int] | None) -> str:

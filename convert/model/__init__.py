@@ -7,12 +7,15 @@ from llmc.convert.model.causal_lm import (
     load_final_norm,
     load_layer,
     load_lm_head,
+    load_stored_layer,
+    share_layer,
 )
 from llmc.convert.model.decoder_layer import DecoderLayer
 from llmc.convert.model.dense_mlp import DenseMLP
 from llmc.convert.model.grouped_query_attention import GroupedQueryAttention
 from llmc.convert.model.grouped_topk import GroupedTopK
 from llmc.convert.model.latent_attention import LatentAttention
+from llmc.convert.model.linear import Linear
 from llmc.convert.model.mixture_of_experts import MixtureOfExperts
 from llmc.convert.model.multi_token_prediction import MultiTokenPrediction
 from llmc.convert.model.rms_norm import RMSNorm
@@ -27,6 +30,7 @@ __all__ = [
     "LatentAttention",
     "LatentCache",
     "LayerCache",
+    "Linear",
     "MixtureOfExperts",
     "MultiTokenPrediction",
     "RMSNorm",
@@ -35,4 +39,6 @@ __all__ = [
     "load_final_norm",
     "load_layer",
     "load_lm_head",
+    "load_stored_layer",
+    "share_layer",
 ]

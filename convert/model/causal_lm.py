@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from llmc.convert.model.cache import LayerCache, layer_cache
 from llmc.convert.model.decoder_layer import DecoderLayer
+from llmc.convert.model.linear import Linear
 from llmc.convert.model.multi_token_prediction import MultiTokenPrediction
 from llmc.convert.model.rms_norm import RMSNorm
 from llmc.convert.spec import ModelSpec
@@ -57,6 +58,35 @@ def load_layer(checkpoint: Checkpoint, index: int, dtype: torch.dtype = torch.fl
     }
     layer.load_state_dict(weights, assign=True)
     return layer.requires_grad_(False).eval()
+
+
+def load_stored_layer(checkpoint: Checkpoint, index: int) -> DecoderLayer:
+    """Like `load_layer`, for computing in float32, but in the memory that the layer takes on disk: linear layers hold
+    what is stored and widen it when they are called."""
+    layer = empty_layer(checkpoint.spec, index)
+    prefix, weights = f"model.layers.{index}.", {}
+    for module_name, module in layer.named_modules():
+        if isinstance(module, Linear) and (codes := checkpoint.quantised(prefix + module_name)):
+            module.hold(codes)
+    for name, parameter in layer.named_parameters():
+        if parameter.is_meta:
+            is_matrix = isinstance(layer.get_submodule(name.rpartition(".")[0]), Linear)
+            weights[name] = checkpoint.tensor(prefix + name, None if is_matrix else torch.float32)
+    layer.load_state_dict(weights, assign=True, strict=False)
+    return layer.requires_grad_(False).eval()
+
+
+def share_layer(spec: ModelSpec, index: int, layer: DecoderLayer) -> DecoderLayer:
+    """Another layer of the same weights; replacing one in either leaves the other's as it is."""
+    twin = empty_layer(spec, index)
+    for name, module in layer.named_modules():
+        other = twin.get_submodule(name)
+        for parameter_name, parameter in module.named_parameters(recurse=False):
+            setattr(other, parameter_name, parameter)
+        if isinstance(module, Linear):
+            assert isinstance(other, Linear)
+            other.codes = module.codes
+    return twin.eval()
 
 
 def load_embedding(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> torch.Tensor:

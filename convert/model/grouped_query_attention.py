@@ -7,6 +7,7 @@ from torch import nn
 
 from llmc.convert.model.cache import KeyValueCache
 from llmc.convert.model.causal_attention import causal_attention
+from llmc.convert.model.linear import Linear
 from llmc.convert.model.rotary import rotary, rotary_table
 from llmc.convert.spec import GroupedQueryAttentionSpec, RopeSpec
 
@@ -16,10 +17,10 @@ class GroupedQueryAttention(nn.Module):
         super().__init__()
         self.spec, self.rope = spec, rope
         query_size, key_size = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
-        self.q_proj = nn.Linear(hidden_size, query_size, bias=spec.qkv_bias)
-        self.k_proj = nn.Linear(hidden_size, key_size, bias=spec.qkv_bias)
-        self.v_proj = nn.Linear(hidden_size, key_size, bias=spec.qkv_bias)
-        self.o_proj = nn.Linear(query_size, hidden_size, bias=spec.output_bias)
+        self.q_proj = Linear(hidden_size, query_size, bias=spec.qkv_bias)
+        self.k_proj = Linear(hidden_size, key_size, bias=spec.qkv_bias)
+        self.v_proj = Linear(hidden_size, key_size, bias=spec.qkv_bias)
+        self.o_proj = Linear(query_size, hidden_size, bias=spec.output_bias)
 
     def forward(self, x: torch.Tensor, positions: torch.Tensor, cache: KeyValueCache | None = None) -> torch.Tensor:
         """x [B, S, H], positions [B, S] → [B, S, H]."""

@@ -9,6 +9,7 @@ from torch import nn
 
 from llmc.convert.model.cache import LatentCache
 from llmc.convert.model.causal_attention import causal_attention
+from llmc.convert.model.linear import Linear
 from llmc.convert.model.rms_norm import RMSNorm
 from llmc.convert.model.rotary import rotary, rotary_table
 from llmc.convert.spec import LatentAttentionSpec, RopeSpec
@@ -29,17 +30,17 @@ class LatentAttention(nn.Module):
         self.spec, self.rope, self.form = spec, rope, form
         query_size = spec.num_heads * (spec.qk_nope_head_dim + spec.qk_rope_head_dim)
         if spec.q_lora_rank is None:
-            self.q_proj = nn.Linear(hidden_size, query_size, bias=False)
+            self.q_proj = Linear(hidden_size, query_size, bias=False)
         else:
-            self.q_a_proj = nn.Linear(hidden_size, spec.q_lora_rank, bias=spec.bias)
+            self.q_a_proj = Linear(hidden_size, spec.q_lora_rank, bias=spec.bias)
             self.q_a_layernorm = RMSNorm(spec.q_lora_rank, spec.norm_eps)
-            self.q_b_proj = nn.Linear(spec.q_lora_rank, query_size, bias=False)
-        self.kv_a_proj_with_mqa = nn.Linear(hidden_size, spec.kv_lora_rank + spec.qk_rope_head_dim, bias=spec.bias)
+            self.q_b_proj = Linear(spec.q_lora_rank, query_size, bias=False)
+        self.kv_a_proj_with_mqa = Linear(hidden_size, spec.kv_lora_rank + spec.qk_rope_head_dim, bias=spec.bias)
         self.kv_a_layernorm = RMSNorm(spec.kv_lora_rank, spec.norm_eps)
-        self.kv_b_proj = nn.Linear(
+        self.kv_b_proj = Linear(
             spec.kv_lora_rank, spec.num_heads * (spec.qk_nope_head_dim + spec.v_head_dim), bias=False
         )
-        self.o_proj = nn.Linear(spec.num_heads * spec.v_head_dim, hidden_size, bias=spec.bias)
+        self.o_proj = Linear(spec.num_heads * spec.v_head_dim, hidden_size, bias=spec.bias)
 
     def forward(self, x: torch.Tensor, positions: torch.Tensor, cache: LatentCache | None = None) -> torch.Tensor:
         """x [B, S, H], positions [B, S] → [B, S, H]."""
@@ -82,7 +83,7 @@ class LatentAttention(nn.Module):
 
     def _absorbed(self, query_nope: torch.Tensor, query_rope: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
         spec = self.spec
-        weight = self.kv_b_proj.weight.unflatten(0, (spec.num_heads, -1))  # [heads, nope + v, R]
+        weight = self.kv_b_proj.full(query_nope.dtype).unflatten(0, (spec.num_heads, -1))  # [heads, nope + v, R]
         weight_key, weight_value = weight.split((spec.qk_nope_head_dim, spec.v_head_dim), dim=1)
         query = torch.cat((query_nope @ weight_key, query_rope), dim=-1)
         # The value is the whole latent: its rotary channels are computed and dropped, which spares a copy.

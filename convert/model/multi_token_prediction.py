@@ -7,6 +7,7 @@ from torch import nn
 
 from llmc.convert.model.cache import LayerCache
 from llmc.convert.model.decoder_layer import DecoderLayer
+from llmc.convert.model.linear import Linear
 from llmc.convert.model.rms_norm import RMSNorm
 from llmc.convert.spec import ModelSpec
 
@@ -19,7 +20,7 @@ class MultiTokenPrediction(DecoderLayer):
         size = spec.hidden_size
         self.enorm = RMSNorm(size, spec.rms_norm_eps)
         self.hnorm = RMSNorm(size, spec.rms_norm_eps)
-        self.eh_proj = nn.Linear(2 * size, size, bias=False)
+        self.eh_proj = Linear(2 * size, size, bias=False)
         self.shared_head = nn.ModuleDict({"norm": RMSNorm(size, spec.rms_norm_eps)})
 
     def forward(  # type: ignore[override]  # takes the embedding beside the hidden state

@@ -16,14 +16,15 @@ from llmc.quant.assign import Rule
 from llmc.quant.layerwise import quantise
 
 if __name__ == "__main__":
-    source, ids, group_size, output = sys.argv[1:]
+    source, ids, group_size, output = sys.argv[1:5]
     calibration = torch.from_numpy(np.load(ids))
     scheme = f"int4-g{group_size}"
-    rules = [Rule(r"re:model\.layers\.\d+\..*", scheme)]
+    method = sys.argv[5] if len(sys.argv) > 5 else "gptaq"
+    rules = [Rule(r"re:model\.layers\.\d+\..*", scheme, method)]
     checkpoint = Checkpoint.open(source)
     if mtp := checkpoint.spec.num_mtp_layers:  # the peers leave it out, and so it is not theirs to be timed against
         layers = "|".join(str(index) for index in range(checkpoint.spec.num_layers))
-        rules = [Rule(rf"re:model\.layers\.({layers})\..*", scheme)]
+        rules = [Rule(rf"re:model\.layers\.({layers})\..*", scheme, method)]
     with tempfile.TemporaryDirectory() as work:
         quantise(checkpoint, rules, None, calibration, calibration[:1], Path(output), Path(work), lambda *_: None)
     print(json.dumps({"mtp_layers": mtp}))

@@ -1,0 +1,31 @@
+"""A linear layer that keeps its weight as small as it is stored."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from llmc.convert.quantised_weight import QuantisedWeight
+
+
+class Linear(nn.Linear):
+    """Computes in the dtype of its input; the weight may be held in a smaller one, or as codes, and is widened on use.
+
+    codes: takes the place of `weight`, which is then empty
+    """
+
+    codes: QuantisedWeight | None = None
+
+    def full(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """[out, in]; no copy where the weight is held in this dtype."""
+        return self.weight.to(dtype) if self.codes is None else self.codes.dequantise(dtype)
+
+    def hold(self, codes: QuantisedWeight) -> None:
+        """From now on computes with these; whoever holds the old weight keeps it."""
+        self.codes = codes
+        self.weight = nn.Parameter(torch.empty(0), requires_grad=False)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # named as in nn.Linear
+        bias = None if self.bias is None else self.bias.to(input.dtype)
+        return functional.linear(input, self.full(input.dtype), bias)
