@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from llmc import machine
 from llmc.card import model_card
 from llmc.convert.checkpoint import INDEX, Checkpoint
 from llmc.convert.targets import target
@@ -66,6 +67,8 @@ def build(argument: str, output: Path | None, fresh: bool, display: Display, mem
     and the artifact lies beside the output as `<output>.rejected`.
     """
     start = time.monotonic()
+    if memory is not None:
+        machine.spare_memory()
     job, place = prepare(argument, output, memory, display)
     keys = job.keys()
     if not fresh and (manifest := read_manifest(place.path)) and manifest.get("key") == keys["build"]:

@@ -32,6 +32,10 @@ class Commands(TyperGroup):
             self._fail(ctx, "interrupted; a build goes on from here when it is started again", 130)
         except LlmcError as error:
             self._fail(ctx, str(error), error.exit_code)
+        except RuntimeError as error:  # torch has no class of its own for it on the CPU
+            if "can't allocate memory" not in str(error):
+                raise
+            self._fail(ctx, "out of memory; give --memory a smaller SIZE, or use a larger machine", 4)
         except (MemoryError, OSError) as error:
             if isinstance(error, BrokenPipeError):
                 raise

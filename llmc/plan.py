@@ -207,7 +207,9 @@ def _memory(
     And what the solver's Hessians may take at once, so that the peak stays below `limit` if it can."""
     spec = checkpoint.spec
     layer_bytes = [change.before.bytes + change.before.parameters for change in layers]
-    budget = DEFAULT_MEMORY_BUDGET if limit is None else max(1, limit - _BASE_MEMORY - max(layer_bytes))
+    budget = DEFAULT_MEMORY_BUDGET
+    if limit is not None:
+        budget = max(1, limit - _BASE_MEMORY - max(layer_bytes) - 2 * _activations(spec))
     by_layer: dict[int, dict[str, Assignment]] = {}
     for name, assignment in assigned.items():
         _, _, index, inside = name.split(".", 3)
@@ -217,8 +219,9 @@ def _memory(
     @functools.cache  # layers of one kind
     def solver(index: int) -> int:
         modules = linears(empty_layer(spec, index))
-        needs = [(job.matrix_bytes(modules), len(job.members)) for job in jobs(by_layer.get(index, {}))]
-        return max((max(one, min(one * count, budget)) for one, count in needs), default=0)
+        found = jobs(by_layer.get(index, {}))
+        measured = max((job.moments_bytes(modules) for job in found), default=0)
+        return max((job.working_bytes(modules) for job in found), default=0) + min(measured, budget)
 
     kinds = [(mlp, spec.is_mtp(index)) for index, mlp in enumerate(spec.mlps)]
     largest = max(

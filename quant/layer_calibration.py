@@ -86,7 +86,7 @@ class LayerCalibration:
     """
     paths:         the quantised model, and the original where anything is calibrated asymmetrically
     few_tokens:    inputs → an expert that saw fewer tokens is calibrated on others, too
-    memory_budget: bytes, for the moments and the weights that are solved at once
+    memory_budget: bytes, three quarters for moments, one for what an MLP need not compute twice
     tick:          called with a phase and how many tokens of how many it is through
     expert_tokens: whether experts are calibrated on the tokens routed to them or on all
     """
@@ -219,8 +219,8 @@ class LayerCalibration:
     def _together(self, assigned: dict[str, Assignment]) -> int:
         """How many experts can be solved at once."""
         modules = linears(self.layer)
-        needs = [job.matrix_bytes(modules) for job in jobs(assigned) if job.expert]
-        return max(1, self.memory_budget // max(needs)) if needs else len(modules)
+        each = [job.moments_bytes(modules) // len(job.members) for job in jobs(assigned) if job.expert]
+        return max(1, self.memory_budget * 3 // 4 // max(each)) if each else len(modules)
 
     def _units(self, units: list[Unit], assigned: dict[str, Assignment], need_output: bool) -> None:
         """Solves the projections of MLPs that are worked on together, and adds their outputs."""

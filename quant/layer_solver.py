@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,11 +30,23 @@ class Job:
     expert: bool
     asymmetric: bool
 
-    def matrix_bytes(self, modules: dict[str, Linear]) -> int:
-        """Working memory for one matrix of the batch, in bytes: Hessian and factors, weights and their copies."""
+    def shape(self, modules: dict[str, Linear]) -> tuple[int, int]:
+        """[out, in] of each matrix of the batch."""
         rows = sum(modules[name].out_features for name in self.members[0])
-        columns = modules[self.members[0][0]].in_features
-        return 4 * ((8 if self.asymmetric else 5) * columns * columns + 10 * rows * columns)
+        return rows, modules[self.members[0][0]].in_features
+
+    def moments_bytes(self, modules: dict[str, Linear]) -> int:
+        """What is measured for all of the batch before any of it is solved."""
+        return 4 * (1 + self.asymmetric) * self.shape(modules)[1] ** 2 * len(self.members)
+
+    def together(self, modules: dict[str, Linear]) -> int:
+        """How many matrices are worked on at once."""
+        return min(len(self.members), max(1, _TOGETHER // math.prod(self.shape(modules))))
+
+    def working_bytes(self, modules: dict[str, Linear]) -> int:
+        """For those: weights and their copies, the Hessian and its factors."""
+        rows, columns = self.shape(modules)
+        return 4 * self.together(modules) * ((6 + 2 * self.asymmetric) * columns * columns + 10 * rows * columns)
 
 
 @dataclass
@@ -89,8 +102,7 @@ def solve_modules(
 ) -> None:
     """Quantises the calibrated modules of `assigned`, in `modules` too, from the moments of their sources."""
     for job in jobs(assigned):
-        size = sum(modules[name].in_features * modules[name].out_features for name in job.members[0])
-        together = max(1, _TOGETHER // size)
+        together = job.together(modules)
         for start in range(0, len(job.members), together):
             _solve_job(replace(job, members=job.members[start : start + together]), modules, measured, solved)
 

@@ -32,7 +32,7 @@ from llmc.source import locate
 from llmc.text import read_texts
 
 HERE = Path(__file__).parent
-MODELS = (*CONFIGS, "embedded")
+MODELS = ("dense", "moe", "embedded")
 TOOLS = {"llmc": None, "gptqmodel": "gptqmodel==7.6.0", "llmcompressor": "llmcompressor==0.14.0.1"}
 TORCH = "torch>=2.11,<2.14"
 

@@ -82,6 +82,22 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "attention_bias": False,
     },
 }
+# 6.4 billion parameters, 12.9 GB: 256 small experts in each of 15 layers and in the MTP layer.
+CONFIGS["large"] = CONFIGS["moe"] | {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 16,
+    "num_nextn_predict_layers": 1,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "q_lora_rank": 384,
+    "n_routed_experts": 256,
+    "num_experts_per_tok": 8,
+    "n_group": 8,
+    "topk_group": 4,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 2.5,
+}
 
 
 def synthesise(config: dict[str, Any], output: Path, seed: int = 0, shard_bytes: int = 1 << 30) -> Path:

@@ -121,7 +121,7 @@ def test_experts_in_portions_give_the_same_bytes(source, finished, tmp_path):
         if (phase, done) == ("gate and up", total):
             portions.append(layer)
 
-    run(source, tmp_path, keep=2 / 3, memory=1 << 20, progress=progress)
+    run(source, tmp_path, keep=2 / 3, memory=1 << 17, progress=progress)
     assert portions.count(1) > 1
     assert files(tmp_path) == files(finished[0])
 
