@@ -27,7 +27,8 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
         numbers = (eights << bits * torch.arange(8)).sum(-1, keepdim=True)
         packed = numbers.view(torch.uint8)[..., :bits].flatten(-2)
     packed = functional.pad(packed, (0, 4 * words - packed.shape[-1])) if packed.shape[-1] < 4 * words else packed
-    return packed[..., : 4 * words].contiguous().view(torch.int32)
+    whole = packed[..., : 4 * words].flatten()  # first, since an axis of one row has no stride that fits
+    return whole.view(torch.int32).reshape(*codes.shape[:-1], words)
 
 
 def unpack(packed: torch.Tensor, bits: int, n: int) -> torch.Tensor:

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
 CodeType = Literal["int2", "int3", "int4", "int8", "float8_e4m3fn"]
+
+
+class Kind(NamedTuple):
+    """What a program has to know to compute with a weight; zeros and groups: whether it has its own."""
+
+    code_type: CodeType
+    block: tuple[int, int]
+    zeros: bool
+    groups: bool
 
 
 @dataclass(frozen=True)
@@ -38,9 +47,8 @@ class QuantisedWeight:
         return bits_of(self.code_type)
 
     @property
-    def kind(self) -> tuple[CodeType, tuple[int, int], bool, bool]:
-        """What a program has to know to compute with it: code type, block, whether it has zeros, and groups."""
-        return self.code_type, self.block, self.zeros is not None, self.groups is not None
+    def kind(self) -> Kind:
+        return Kind(self.code_type, self.block, self.zeros is not None, self.groups is not None)
 
     def dequantise(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """[out, in]; the product is taken in float32 and then rounded to `dtype`."""

@@ -37,7 +37,7 @@ from llmc.quant.layer_calibration import ExpertTokens, LayerCalibration, ModelPa
 from llmc.quant.layer_solver import linears, round_modules
 from llmc.quant.prune import Pruning, kept_per_group, routers
 from llmc.quant.reference import write_reference
-from llmc.quant.shard import scheme_of, shard_path, write_ends, write_index, write_json, write_layer
+from llmc.quant.shard import shard_path, write_ends, write_index, write_json, write_layer
 from llmc.quant.stream import Stream
 
 DEFAULT_MEMORY_BUDGET = 4 << 30
@@ -219,7 +219,15 @@ class _Pass:
             record["error"] = self._distance(index + 1)
         weights = calibration.solved.weights
         path = shard_path(self.output_dir, index + 1, self.layers + 1)
-        record["schemes"] = write_layer(self.checkpoint, index, layer, calibration.kept, weights, path)
+        record["schemes"] = write_layer(
+            self.checkpoint,
+            index,
+            layer,
+            calibration.kept,
+            weights,
+            {name: given.scheme for name, given in mine.items()},
+            path,
+        )
         record["reports"] = calibration.solved.reports
         record["reports"] |= {name: {"method": "kept as stored"} for name in sorted(as_stored)}
         record["roles"] = self._count(prefix, mine, record["schemes"], layer)
@@ -301,7 +309,7 @@ class _Pass:
         names = set()
         for name, assignment in mine.items():
             weight = self.checkpoint.quantised(prefix + _original(name, kept))
-            if weight is not None and scheme_of(weight) is assignment.scheme:
+            if weight is not None and assignment.scheme.stores(weight):
                 names.add(name)
         return names
 

@@ -22,13 +22,10 @@ def shard_path(directory: Path, number: int, count: int) -> Path:
     return directory / f"model-{number + 1:05d}-of-{count:05d}.safetensors"
 
 
-def scheme_of(weight: QuantisedWeight) -> Scheme | None:
-    """The scheme that stores these codes as they are; None when none does."""
-    for scheme in schemes().values():
-        kind = scheme.code_type, scheme.block(weight.shape), not scheme.symmetric, scheme.dynamic_groups
-        if kind == weight.kind:
-            return scheme
-    return None
+def scheme_of(weight: QuantisedWeight, wanted: Scheme | None = None) -> Scheme | None:
+    """The scheme that stores these codes as they are, `wanted` if it does; None when none does."""
+    known = [*([wanted] if wanted else []), *schemes().values()]
+    return next((scheme for scheme in known if scheme.stores(weight)), None)
 
 
 def write_ends(checkpoint: Checkpoint, path: Path) -> None:
@@ -45,6 +42,7 @@ def write_layer(
     layer: DecoderLayer | None,
     kept: list[int] | None,
     weights: dict[str, QuantisedWeight],
+    assigned: dict[str, Scheme],
     path: Path,
 ) -> dict[str, str]:
     """Writes `model.layers.<index>`; returns module → scheme for all that is stored quantised.
@@ -52,6 +50,7 @@ def write_layer(
     kept: the surviving experts by their original numbers, None: all
     weights: quantised modules by name inside the layer, experts renumbered; all else is copied from the
         checkpoint, quantised modules of its own included, and the router from `layer`, where it is pruned
+    assigned: the scheme that each module is to be stored in, by the same names
     """
     prefix = f"model.layers.{index}."
     renumbered = {old: new for new, old in enumerate(kept)} if kept is not None else None
@@ -64,7 +63,7 @@ def write_layer(
         if weight is None and old.endswith(".weight"):
             weight = checkpoint.quantised(old.removesuffix(".weight"))
         if weight is not None:
-            scheme = scheme_of(weight)
+            scheme = scheme_of(weight, assigned.get(module))
             if scheme is not None:
                 used[prefix + module] = scheme.name
                 return scheme.stored(prefix + module, weight)

@@ -12,9 +12,10 @@ import onnx_ir as ir
 import torch
 
 from llmc.convert.checkpoint import Checkpoint
-from llmc.convert.quantised_weight import QuantisedWeight
+from llmc.convert.quantised_weight import Kind, QuantisedWeight
 from llmc.errors import InputError
 
+CODE_TYPES = {"int4": ir.DataType.INT4, "int8": ir.DataType.INT8, "float8_e4m3fn": ir.DataType.FLOAT8E4M3FN}
 # safetensors name -> ONNX type
 FLOAT_TYPES = {"F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16, "BF16": ir.DataType.BFLOAT16}
 
@@ -101,9 +102,10 @@ class WeightTensor(Pieces):
         return tuple(name.removesuffix(".weight") for name in self.names)
 
     @cached_property
-    def _stored(self) -> tuple[str | None, tuple[int, int]]:
+    def kind(self) -> Kind | None:
+        """How the codes are stored, see `QuantisedWeight.kind`; None: as plain floats."""
         weight = self.checkpoint.quantised(self.modules[0])
-        return (None, (1, 1)) if weight is None else (weight.code_type, weight.block)
+        return None if weight is None else weight.kind
 
     @property
     def stack(self) -> tuple[int, ...]:
@@ -112,13 +114,22 @@ class WeightTensor(Pieces):
 
     @property
     def code_type(self) -> str | None:
-        """`int4`, `float8_e4m3fn`, or None where the weight is stored as plain floats."""
-        return self._stored[0]
+        """`int4`, `int8` or `float8_e4m3fn`; None where the weight is stored as plain floats, or in groups of scattered
+        channels (dynamic act-order), which no operator knows. Codes of 2 and 3 bits are codes of 4, too.
+        """
+        if self.kind is None or self.kind.groups:
+            return None
+        return "int4" if self.kind.code_type in ("int2", "int3") else self.kind.code_type
+
+    @property
+    def has_zeros(self) -> bool:
+        """Whether `zeros` belong to the codes."""
+        return self.kind is not None and self.kind.zeros
 
     @property
     def block(self) -> tuple[int, int]:
         """(output channels, input channels) that share one scale; see `QuantisedWeight`."""
-        return self._stored[1]
+        return (1, 1) if self.kind is None else self.kind.block
 
     @property
     def stored_dtype(self) -> ir.DataType:
@@ -131,23 +142,34 @@ class WeightTensor(Pieces):
         return WeightTensor(self.checkpoint, self.names, self.layout, name, self.stored_dtype)
 
     def codes(self) -> Pieces:
-        """The stored codes in this tensor's shape: INT4 or FLOAT8E4M3FN."""
-        dtype = ir.DataType.INT4 if self.code_type == "int4" else ir.DataType.FLOAT8E4M3FN
-        return self._part("codes", dtype, self.shape.numpy(), lambda weight: weight.codes)
+        """The stored codes in this tensor's shape: INT4, INT8 or FLOAT8E4M3FN."""
+        return self._part("codes", CODE_TYPES[str(self.code_type)], self.shape.numpy(), lambda weight: weight.codes)
+
+    def zeros(self) -> Pieces:
+        """Laid out like `scales`, in the type of `codes`."""
+
+        def read(weight: QuantisedWeight) -> torch.Tensor:
+            assert weight.zeros is not None
+            return weight.zeros
+
+        return self._part("zeros", CODE_TYPES[str(self.code_type)], self._blockwise_shape(), read)
 
     def scales(self, dtype: ir.DataType = ir.DataType.FLOAT) -> Pieces:
         """One scale per output channel and group of `block[1]` input channels: this tensor's shape with the
         input axis divided by `block[1]`. Blocks that span several output channels are repeated, so that every
         scheme looks the same: blocked along `layout.input_axis`.
         """
-        shape = list(self.shape.numpy())
-        shape[self.layout.input_axis] = -(-shape[self.layout.input_axis] // self.block[1])
 
         def per_channel(weight: QuantisedWeight) -> torch.Tensor:
             rows = weight.scales.float().repeat_interleave(weight.block[0], 0)
             return rows[: weight.codes.shape[0]]
 
-        return self._part("scales", dtype, tuple(shape), per_channel)
+        return self._part("scales", dtype, self._blockwise_shape(), per_channel)
+
+    def _blockwise_shape(self) -> tuple[int, ...]:
+        shape = list(self.shape.numpy())
+        shape[self.layout.input_axis] = -(-shape[self.layout.input_axis] // self.block[1])
+        return tuple(shape)
 
     def _part(
         self,
@@ -157,13 +179,22 @@ class WeightTensor(Pieces):
         part: Callable[[QuantisedWeight], torch.Tensor],
     ) -> Pieces:
         def read() -> Iterator[ir.TensorProtocol]:
-            for module in self.modules:
-                weight = self.checkpoint.quantised(module)
-                if weight is None or (weight.code_type, weight.block) != self._stored:
-                    raise InputError(f"{module}: quantised differently from {self.modules[0]}, its fellow expert")
-                yield tensor_of(self.layout.apply(part(weight)), dtype)
+            return (tensor_of(self.layout.apply(part(weight)), dtype) for weight in self.stored_weights())
 
         return Pieces(read, dtype, shape, f"{self.name}.{kind}")
+
+    @property
+    def packed(self) -> bool:
+        """Whether the codes lie in the checkpoint as compressed-tensors packs them."""
+        return f"{self.modules[0]}.weight_packed" in self.checkpoint
+
+    def stored_weights(self) -> Iterator[QuantisedWeight]:
+        """Each module's codes, as it is in the checkpoint; all of one kind."""
+        for module in self.modules:
+            weight = self.checkpoint.quantised(module)
+            if weight is None or weight.kind != self.kind:
+                raise InputError(f"{module}: quantised differently from {self.modules[0]}, its fellow expert")
+            yield weight
 
     def read(self) -> Iterator[torch.Tensor]:
         """Each module's tensor, dequantised in float32, as it is in the checkpoint."""

@@ -59,4 +59,7 @@ def dequantised(rewriter: Rewriter, weight: WeightTensor) -> ir.Value:
     standard op blocks one axis only, and the repeated scales are 3 % of the codes.
     """
     codes, scales = rewriter.initializer(weight.codes()), rewriter.initializer(weight.scales())
-    return rewriter.op("DequantizeLinear", codes, scales, axis=weight.layout.input_axis, block_size=weight.block[1])
+    zeros = [rewriter.initializer(weight.zeros())] if weight.has_zeros else []
+    return rewriter.op(
+        "DequantizeLinear", codes, scales, *zeros, axis=weight.layout.input_axis, block_size=weight.block[1]
+    )

@@ -36,6 +36,10 @@ class Scheme(ABC):
     def check(self, weight_name: str, shape: tuple[int, int]) -> None:  # noqa: B027  # most schemes fit every shape
         """InputError when a weight of this shape cannot be stored in this scheme."""
 
+    def stores(self, weight: QuantisedWeight) -> bool:
+        """Whether these codes are, as they are, what this scheme writes."""
+        return weight.kind == (self.code_type, self.block(weight.shape), not self.symmetric, self.dynamic_groups)
+
     @abstractmethod
     def grid(self, weight: torch.Tensor, importance: torch.Tensor | None = None) -> Grid:
         """The grid for float32 weight […, out, in].

@@ -40,6 +40,19 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
         DEEPSEEK | {"norm_topk_prob": False, "q_lora_rank": None, "num_nextn_predict_layers": 0},
         {"experts": "int4-g64"},
     ),
+    "deepseek, other integers": (
+        DEEPSEEK,
+        {
+            "experts": "int8-g32",
+            "shared_experts": "int2-g32",
+            "dense_mlp": "int3-g64",
+            "attention": "int4-g32-asym",
+            "kv_b_proj": "int8-channel",
+            "mtp": "int4-g32-asym",
+        },
+    ),
+    "deepseek, zero points": (DEEPSEEK, {"experts": "int4-g32-asym", "attention": "int8-g64-asym"}),
+    "llama, channels": (LLAMA | DENSE, {"dense_mlp": "int4-channel", "attention": "int3-g64-asym"}),
     "llama": (LLAMA | DENSE, {"dense_mlp": "int4-g64", "attention": "fp8-channel"}),
     "qwen2, tied": (
         QWEN2 | DENSE | {"tie_word_embeddings": True, "head_dim": 24},

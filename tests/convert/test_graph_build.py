@@ -75,7 +75,11 @@ def test_codes_times_scales_are_the_weight(checkpoint: Checkpoint) -> None:
         if weight.code_type is not None:
             axis, group = weight.layout.input_axis, weight.block[1]
             scales = np.repeat(weight.scales().numpy(), group, axis).take(range(weight.shape[axis]), axis)
-            product = weight.codes().numpy().astype(np.float32) * scales
+            steps = weight.codes().numpy().astype(np.float32)
+            if weight.has_zeros:
+                zeros = weight.zeros().numpy().astype(np.float32)
+                steps -= np.repeat(zeros, group, axis).take(range(weight.shape[axis]), axis)
+            product = steps * scales
             np.testing.assert_array_equal(product, weight.numpy(), err_msg=str(weight.name))
 
 

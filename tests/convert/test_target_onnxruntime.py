@@ -38,10 +38,11 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_level_1_equals_torch(case: tuple[str, Checkpoint]) -> None:
-    _, checkpoint = case
+    name, checkpoint = case
     result = build(checkpoint, 1)
-    assert result.files.keys() <= {"main", "mtp"}  # nothing is written again
-    for file in result.files.values():
+    if name not in WRITTEN_AGAIN:
+        assert result.files.keys() <= {"main", "mtp"}
+    for file in (result.files[role] for role in result.files.keys() - {"data"}):
         onnx.checker.check_model(checkpoint.path / file, full_check=True)
     compare_with_torch(checkpoint, result, limit=EXACT)
 
@@ -59,7 +60,12 @@ def test_level_4_is_close(case: tuple[str, Checkpoint]) -> None:
     assert float(divergences(expected, logits).median()) < 0.003
 
 
+# Codes that no kernel takes as they lie in the artifact, and zero points.
+WRITTEN_AGAIN = {"deepseek, other integers", "deepseek, zero points", "llama, channels"}
 KERNELS = {
+    "deepseek, other integers": {"MatMulNBits", "QMoE", "MoEGroupRouter", "LatentAttention"},
+    "deepseek, zero points": {"MatMulNBits", "QMoE", "MoE", "MoEGroupRouter", "LatentAttention"},
+    "llama, channels": {"MatMulNBits", "GroupQueryAttention"},
     "deepseek": {"MatMulNBits", "QMoE", "MoE", "MoEGroupRouter", "LatentAttention"},
     "deepseek, all int4": {"MatMulNBits", "QMoE", "MoEGroupRouter", "LatentAttention"},
     "deepseek, all fp8": {"MatMulNBits", "QMoE", "MoEGroupRouter", "LatentAttention"},
@@ -80,7 +86,9 @@ def test_kernels(case: tuple[str, Checkpoint]) -> None:
 
 def test_weights_point_into_the_safetensors(case: tuple[str, Checkpoint]) -> None:
     """Every stored byte is used in its place, once; only what is encoded anew lies in the data file."""
-    _, checkpoint = case
+    name, checkpoint = case
+    if name in WRITTEN_AGAIN:
+        pytest.skip("its codes are written again, in the kernels' layout")
     result = build(checkpoint, 4)
     ranges: dict[str, set[tuple[int, int]]] = {}
     for role in result.files.keys() - {"data"}:

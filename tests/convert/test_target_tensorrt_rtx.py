@@ -97,7 +97,9 @@ def code_bytes(checkpoint: Checkpoint, role: str) -> dict[str, int]:
         weight = checkpoint.quantised(name.removesuffix(".weight")) if name.endswith(".weight") else None
         is_mtp = name.startswith(f"model.layers.{checkpoint.spec.num_layers}.")
         if weight is not None and is_mtp == (role == "mtp"):
-            kind, bits = ("int4", 4) if weight.code_type == "int4" else ("float8e4m3fn", 8)
+            if weight.zeros is not None or weight.code_type == "int8":
+                continue  # becomes a plain weight
+            kind, bits = ("float8e4m3fn", 8) if weight.code_type == "float8_e4m3fn" else ("int4", 4)
             count[kind] += math.prod(checkpoint.shape(name)) * bits // 8
     return dict(count)
 

@@ -6,6 +6,7 @@ These ops have constant inputs only, so ONNX Runtime runs them once, while it lo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import onnx_ir as ir
@@ -62,8 +63,12 @@ class ArtifactWeights(Rewriter):
 
     def matrices(self, weight: WeightTensor) -> ir.Value:
         """float32 [out, in], or [E, out, in] of a stack: dequantised, not yet laid out."""
-        if weight.code_type is None:
+        if weight.kind is None:
             return self.as_float(self.stored(weight))
+        if weight.kind.code_type not in ("int4", "float8_e4m3fn") or weight.kind.zeros or weight.kind.groups:
+            layout = replace(weight.layout, transposed=False, heads=None)
+            name = f"{weight.name}.plain"  # written again: few operators could decode it, none of them fast
+            return self.initializer(WeightTensor(weight.checkpoint, weight.names, layout, name, FLOAT))
         rows, columns = weight.checkpoint.shape(weight.names[0])
         if weight.code_type == "int4":
             # compressed-tensors stores c + 8, low nibble first: the bytes of an ONNX UINT4 tensor.
@@ -88,7 +93,7 @@ class ArtifactWeights(Rewriter):
                 value.replace_all_uses_with(self._laid_out(weight))
 
     def _laid_out(self, weight: WeightTensor) -> ir.Value:
-        if weight.code_type is None and weight.dtype == weight.stored_dtype:
+        if weight.kind is None and weight.dtype == weight.stored_dtype:
             x = self.stored(weight)
         else:
             x = self.matrices(weight)

@@ -20,7 +20,7 @@ def lower_linears(rewriter: ArtifactWeights, accuracy_level: int) -> None:
             columns, rows = weight.shape.numpy()
             y = rewriter.op(
                 "MatMulNBits",
-                *(x, *quantised.codes, *quantised.scales),
+                *(x, *quantised.codes, *quantised.scales, *(quantised.zeros or ())),
                 domain="com.microsoft",
                 N=rows,
                 K=columns,

@@ -85,9 +85,11 @@ def _experts(
         return rewriter.op("MoE", x, log_weight, first, None, second, **attributes)
     first, second = two_layers(*quantised.codes)
     first_scales, second_scales = two_layers(*quantised.scales)
+    zeros = two_layers(*quantised.zeros) if quantised.zeros else ()
     return rewriter.op(
         "QMoE",
         *(x, log_weight, first, first_scales, None, second, second_scales),
+        *((None, None, None, None, *zeros) if zeros else ()),
         expert_weight_bits=quantised.bits,
         block_size=quantised.block,
         weights_prepacked=0,

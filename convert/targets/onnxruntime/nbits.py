@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 import torch
 
+from llmc.convert.bits import pack
 from llmc.convert.graph.weight import Pieces, WeightTensor, tensor_of
+from llmc.convert.quantised_weight import bits_of
 from llmc.convert.targets.onnxruntime.artifact_weights import FLOAT, ArtifactWeights
 
 # For FP8 encoded anew in 8 bits: the smaller the block the closer to the original; 4 bytes of scale each.
@@ -21,36 +24,85 @@ class NBits:
 
     codes:  of each weight uint8 [..., out, in / block, block * bits / 8], zero being 2^(bits - 1)
     scales: of each weight float32 [..., out, in / block]
+    zeros:  of each weight uint8 [..., out, ceil(in / block * bits / 8)]; None: all 2^(bits - 1)
     """
 
     bits: int
     block: int
     codes: list[ir.Value]
     scales: list[ir.Value]
+    zeros: list[ir.Value] | None = None
 
 
 def nbits(rewriter: ArtifactWeights, weights: Sequence[WeightTensor], accuracy_level: int) -> NBits | None:
     """The weights for one node, or None where its kernel cannot take them and they must be floats.
 
-    int4 is taken as it lies in the artifact, in the layout of compressed-tensors' `weight_packed`. FP8 is
-    encoded anew, in 8 bits, but not at accuracy level 1: there is no exact 8-bit kernel.
+    Integers of 4 and 8 bits are taken as they lie in the artifact, in the layout of compressed-tensors'
+    `weight_packed`; of 2 and 3 bits they are written again in 4. FP8 is encoded anew, in 8 bits. Not so at accuracy
+    level 1: there is no exact 8-bit kernel.
     """
-    kinds = {weight.code_type for weight in weights}
-    blocks = {weight.block[1] for weight in weights}
-    block = min(blocks)
-    if kinds == {"int4"} and blocks == {block} and block >= 16 and block & (block - 1) == 0:
-        codes = []
-        for weight in weights:
-            rows, columns = weight.checkpoint.shape(weight.names[0])
-            shape = (rows, columns // block, block // 2)
-            codes.append(rewriter.stored(weight, "weight_packed", ir.DataType.UINT8, shape))
-        return NBits(4, block, codes, [rewriter.scales(weight) for weight in weights])
-    whole = all(weight.shape.numpy()[weight.layout.input_axis] % BLOCK_8BIT == 0 for weight in weights)
-    if kinds == {"float8_e4m3fn"} and whole and accuracy_level == 4:
+    kinds = {weight.kind for weight in weights}
+    code_types = {weight.code_type for weight in weights}
+    if code_types == {"float8_e4m3fn"} and accuracy_level == 4:
+        if any(weight.shape.numpy()[weight.layout.input_axis] % BLOCK_8BIT for weight in weights):
+            return None
         pairs = [_eight_bit(weight) for weight in weights]
         codes, scales = ([rewriter.initializer(part) for part in parts] for parts in zip(*pairs, strict=True))
         return NBits(8, BLOCK_8BIT, codes, scales)
-    return None
+    if code_types - {"int4", "int8"} or len(code_types) > 1 or len({kind.zeros for kind in kinds if kind}) > 1:
+        return None
+    bits = 4 if code_types == {"int4"} else 8
+    # The kernels want one block size, a power of two: a longer group is several blocks of one scale.
+    block = math.gcd(256, *(weight.block[1] for weight in weights))
+    if block < 16 or (bits == 8 and accuracy_level == 1):
+        return None
+    return NBits(
+        bits,
+        block,
+        [_codes(rewriter, weight, bits, block) for weight in weights],
+        [_scales(rewriter, weight, block) for weight in weights],
+        [rewriter.initializer(_zeros(weight, bits, block)) for weight in weights] if weights[0].has_zeros else None,
+    )
+
+
+def _codes(rewriter: ArtifactWeights, weight: WeightTensor, bits: int, block: int) -> ir.Value:
+    rows, columns = weight.checkpoint.shape(weight.names[0])
+    shape = (rows, columns // block, block * bits // 8)
+    if weight.kind is not None and bits_of(weight.kind.code_type) == bits and weight.packed:
+        return rewriter.stored(weight, "weight_packed", ir.DataType.UINT8, shape)
+
+    def pieces() -> Iterator[ir.TensorProtocol]:
+        for each in weight.stored_weights():
+            yield tensor_of(pack(each.codes, bits).view(torch.uint8), ir.DataType.UINT8)
+
+    name = f"{weight.name}.{bits}bit"
+    return rewriter.initializer(Pieces(pieces, ir.DataType.UINT8, (*weight.stack, *shape), name))
+
+
+def _scales(rewriter: ArtifactWeights, weight: WeightTensor, block: int) -> ir.Value:
+    if block == weight.block[1] and weight.packed:
+        return rewriter.scales(weight)
+    rows, columns = weight.checkpoint.shape(weight.names[0])
+
+    def pieces() -> Iterator[ir.TensorProtocol]:
+        for each in weight.stored_weights():
+            yield tensor_of(each.scales.float().repeat_interleave(weight.block[1] // block, 1), FLOAT)
+
+    shape = (*weight.stack, rows, columns // block)
+    return rewriter.initializer(Pieces(pieces, FLOAT, shape, f"{weight.name}.scales"))
+
+
+def _zeros(weight: WeightTensor, bits: int, block: int) -> Pieces:
+    rows, columns = weight.checkpoint.shape(weight.names[0])
+    count = -(-columns // block * bits // 8)
+
+    def pieces() -> Iterator[ir.TensorProtocol]:
+        for each in weight.stored_weights():
+            assert each.zeros is not None
+            packed = pack(each.zeros.repeat_interleave(weight.block[1] // block, 1), bits)
+            yield tensor_of(packed.view(torch.uint8)[:, :count].contiguous(), ir.DataType.UINT8)
+
+    return Pieces(pieces, ir.DataType.UINT8, (*weight.stack, rows, count), f"{weight.name}.zeros")
 
 
 def _eight_bit(weight: WeightTensor) -> tuple[Pieces, Pieces]:

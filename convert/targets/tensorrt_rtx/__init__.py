@@ -8,6 +8,7 @@ weights are bfloat16.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from pydantic import BaseModel, Field, field_validator
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.graph.build import graphs
 from llmc.convert.graph.rewrite import Rewriter
+from llmc.convert.graph.weight import WeightTensor
 from llmc.convert.graph.write import write
 from llmc.convert.spec import MixtureOfExpertsSpec, ModelSpec
 from llmc.convert.targets import Progress, TargetResult
@@ -86,6 +88,7 @@ def build(checkpoint: Checkpoint, options: Options, directory: Path, progress: P
 
     groups = _groups(checkpoint, options.sm)
     notes = _notes(spec, steps, options.batch, groups)
+    notes += [f"TensorRT has no codes for {kind}: those weights are bfloat16" for kind in _widened(checkpoint)]
     result = TargetResult("tensorrt-rtx", files={}, weight_bytes=0, file_bytes=0, notes=notes)
     engines = directory / "engines"
     work = engines / ".lowered"  # always the same: what a killed build left there is cleared away
@@ -126,11 +129,24 @@ def _phase(progress: Progress, phase: str) -> Progress:
 
 def _groups(checkpoint: Checkpoint, sm: list[int]) -> list[tuple[list[int], set[str]]]:
     """Which GPUs share an engine, and the kinds of stored codes it keeps."""
-    weights = (weight for model in graphs(checkpoint).values() for _, weight in Rewriter(model).weights())
-    fp8 = any(weight.code_type == "float8_e4m3fn" for weight in weights)
+    fp8 = any(weight.code_type == "float8_e4m3fn" for weight in _weights(checkpoint))
     old = [n for n in sm if n < FP8_SM] if fp8 else []
     groups = [(old, {"int4"}), ([n for n in sm if n not in old], {"int4", "float8_e4m3fn"})]
     return [group for group in groups if group[0]]
+
+
+def _weights(checkpoint: Checkpoint) -> Iterator[WeightTensor]:
+    return (weight for model in graphs(checkpoint).values() for _, weight in Rewriter(model).weights())
+
+
+def _widened(checkpoint: Checkpoint) -> list[str]:
+    """What an engine has no codes for."""
+    kinds = {weight.kind for weight in _weights(checkpoint) if weight.kind is not None}
+    return sorted(
+        kind.code_type + (" with zero points" if kind.zeros else "") + (" with dynamic groups" if kind.groups else "")
+        for kind in kinds
+        if kind.zeros or kind.groups or kind.code_type == "int8"
+    )
 
 
 def _notes(spec: ModelSpec, steps: Steps, batch: int, groups: list[tuple[list[int], set[str]]]) -> list[str]:

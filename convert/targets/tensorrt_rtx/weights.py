@@ -10,11 +10,9 @@ import onnx_ir as ir
 import torch
 
 from llmc.convert.graph.rewrite import Rewriter
-from llmc.convert.graph.weight import Pieces, WeightTensor, tensor_of
+from llmc.convert.graph.weight import CODE_TYPES, Pieces, WeightTensor, tensor_of
 from llmc.convert.quantised_weight import QuantisedWeight
 from llmc.errors import InputError
-
-ONNX_TYPES = {"int4": ir.DataType.INT4, "float8_e4m3fn": ir.DataType.FLOAT8E4M3FN}
 
 
 class Weights:
@@ -28,6 +26,10 @@ class Weights:
         self.b = b
         self.dtype = dtype
         self.code_types = code_types
+
+    def keeps(self, weight: WeightTensor) -> bool:
+        """Whether a weight stays in codes: the compiler knows no zero points."""
+        return weight.code_type in self.code_types and not weight.has_zeros
 
     def matrix(self, name: str, like: WeightTensor, names: Sequence[str], axis: int = 0) -> ir.Value:
         """The checkpoint matrices `names`, each [out, in], joined along `axis`; all are stored like `like`.
@@ -50,7 +52,7 @@ class Weights:
             return self.b.initializer(Pieces(pieces, dtype, shape, name + part))
 
         rows, across = (out * len(names), 1) if axis == 0 else (out, len(names))
-        if like.code_type not in self.code_types:
+        if not self.keeps(like):
             return joined(".plain", self.dtype, (rows, columns * across), checkpoint.tensor)
 
         group = math.gcd(block, columns)  # edge blocks may be ragged, TensorRT's must not be
@@ -66,7 +68,7 @@ class Weights:
         scale = joined(".scales", scale_type, (rows,) if groups == 1 else (rows, groups), scales)
         codes = joined(
             ".codes",
-            ONNX_TYPES[str(like.code_type)],
+            CODE_TYPES[str(like.code_type)],
             (rows, columns * across),
             lambda each: _stored(like, each).codes,
         )
@@ -77,7 +79,7 @@ class Weights:
         """Replace every initialiser that is stored as codes by the codes and what decodes them."""
         b = self.b
         for value, weight in b.weights():
-            if weight.code_type not in self.code_types or not value.uses():
+            if not self.keeps(weight) or not value.uses():
                 continue
             layout = weight.layout
             with b.before(next(node for node in b.graph if value in node.inputs)):
@@ -93,7 +95,7 @@ class Weights:
 
 def _stored(like: WeightTensor, name: str) -> QuantisedWeight:
     weight = like.checkpoint.quantised(name.removesuffix(".weight"))
-    if weight is None or (weight.code_type, weight.block) != (like.code_type, like.block):
+    if weight is None or weight.kind != like.kind:
         raise InputError(
             f"{name} is not quantised like {like.names[0]}, and an engine holds them in one tensor; "
             "let one line of the recipe's `quantize` match both"
