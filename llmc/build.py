@@ -9,6 +9,7 @@ that are compiled anew: TensorRT-RTX numbers the values in an engine differently
 from __future__ import annotations
 
 import errno
+import json
 import resource
 import shutil
 import time
@@ -26,11 +27,12 @@ from llmc.errors import InputError, MachineError, MissingPackageError
 from llmc.job import Job, prepare
 from llmc.manifest import build_manifest, hash_files_of
 from llmc.measure import Speed, measure
-from llmc.output import MANIFEST, is_whole, read_manifest
+from llmc.output import MANIFEST, Output, is_whole, read_manifest
 from llmc.progress import Display
 from llmc.quant.layerwise import quantise
 from llmc.stages import Stages, versions, write_json
 
+FINGERPRINT = "fingerprint.json"  # of the quantisation that a work directory is for
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -79,6 +81,8 @@ def build(argument: str, output: Path | None, fresh: bool, display: Display, mem
     if "onnxruntime" in job.targets and not versions("onnxruntime", "onnxruntime-gpu"):
         raise MachineError("the result is checked with ONNX Runtime, which is not installed; pip install 'llmc[cpu]'")
     home = place.work / keys["quantise"][:16]
+    if not fresh:
+        _refuse_other_work(place, home, job.fingerprint())
     already = sum(file.stat().st_size for file in home.rglob("*") if file.is_file())
     job.plan.require(place.path, already)
     with place.lock():
@@ -100,6 +104,21 @@ def build(argument: str, output: Path | None, fresh: bool, display: Display, mem
     return result
 
 
+def _refuse_other_work(place: Output, home: Path, fingerprint: dict[str, Any]) -> None:
+    """InputError, with what differs, when an interrupted build of something else has layers to lose."""
+    for other in place.work.glob("*"):
+        record = other / FINGERPRINT
+        done = any(other.glob("scratch/layer-*.json")) or (other / "stages" / "quantise.json").exists()
+        if other == home or not record.exists() or not done:
+            continue
+        earlier = json.loads(record.read_text("utf-8"))
+        differs = [name for name, value in fingerprint.items() if earlier.get(name) != value]
+        raise InputError(
+            f"{place.work} holds an interrupted build with another {' and another '.join(differs)}; "
+            "put that back to go on with it, give --fresh to begin anew, or choose another --output"
+        )
+
+
 class _Build:
     def __init__(self, job: Job, keys: dict[str, str], home: Path, fresh: bool, display: Display) -> None:
         self.job, self.keys, self.home, self.display = job, keys, home, display
@@ -109,6 +128,7 @@ class _Build:
                 shutil.rmtree(other)
         self.artifact = self.home / "artifact"
         self.artifact.mkdir(parents=True, exist_ok=True)
+        write_json(self.home / FINGERPRINT, job.fingerprint())
         self.stages = Stages(self.home / "stages")
 
     def run(self) -> dict[str, Any]:

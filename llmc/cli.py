@@ -32,10 +32,6 @@ class Commands(TyperGroup):
             self._fail(ctx, "interrupted; a build goes on from here when it is started again", 130)
         except LlmcError as error:
             self._fail(ctx, str(error), error.exit_code)
-        except RuntimeError as error:  # torch has no class of its own for it on the CPU
-            if "can't allocate memory" not in str(error):
-                raise
-            self._fail(ctx, "out of memory; give --memory a smaller SIZE, or use a larger machine", 4)
         except (MemoryError, OSError) as error:
             if isinstance(error, BrokenPipeError):
                 raise
@@ -47,6 +43,9 @@ class Commands(TyperGroup):
         except Exception as error:
             if type(error).__module__.startswith(("typer", "click")):  # wrong usage
                 raise
+            if "can't allocate memory" in str(error):  # torch's RuntimeError, on the CPU
+                advice = "out of memory; give --memory SIZE, or a smaller one, or use a larger machine"
+                self._fail(ctx, advice, MachineError.exit_code)
             self._fail(ctx, f"internal error: {type(error).__name__}: {error}; --debug shows where", 1)
 
     def _fail(self, ctx: Any, message: str, code: int) -> None:

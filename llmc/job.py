@@ -44,14 +44,21 @@ class Job:
     def targets(self) -> dict[str, dict[str, Any]]:
         return {name: options or {} for entry in self.recipe.targets for name, options in entry.items()}
 
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides how the model is quantised, by names that a user knows it by."""
+        return {
+            "model": key_of(self.source_files),
+            "quantize": [vars(rule) for rule in self.rules],
+            "prune": self.pruning and vars(self.pruning),
+            "calibration and check text": self.texts.key(),
+            "calibration.experts": self.recipe.calibration.experts,
+            "version of llmc": [code_version("convert", without=("graph/", "targets/")), code_version("quant")],
+            "versions of python, torch or numpy": versions("python", *_QUANTISE_PACKAGES),
+        }
+
     def keys(self) -> dict[str, str]:
         """The key of every stage, and under "build" that of the whole: all are known before any work is done."""
-        rules = [vars(rule) for rule in self.rules]
-        code = [code_version("convert", without=("graph/", "targets/")), code_version("quant")]
-        quantised = key_of(
-            self.source_files, rules, self.pruning and vars(self.pruning), self.texts.key(),
-            self.recipe.calibration.experts, code, versions("python", *_QUANTISE_PACKAGES),
-        )  # fmt: skip
+        quantised = key_of(self.fingerprint())
         keys = {"quantise": quantised}
         for name, options in self.targets.items():
             keys[name] = key_of(quantised, name, options, code_version("convert"), versions(*_TARGET_PACKAGES))
