@@ -14,7 +14,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from llmc import __version__
-from llmc.errors import GateError, LlmcError, MachineError
+from llmc.errors import GateError, InputError, LlmcError, MachineError
 
 
 class Commands(TyperGroup):
@@ -168,6 +168,45 @@ def plan(
     else:
         for table in plan_tables(planned):
             Console().print(table)
+
+
+@app.command()
+def sweep(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE|MODEL", help="A recipe, for its texts too, or a model.")],
+    keep: Annotated[list[float] | None, typer.Option(help="Share of the experts; repeat it. Default: eighths.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="reap, ean, frequency; repeat it. Default: reap.")] = None,
+    quantize: Annotated[bool, typer.Option(help="Quantise as the recipe says, too.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what pruning costs: perplexity and KL divergence for more and fewer experts, before anything is built.
+
+    `llmc sweep quickstart`
+
+    `llmc sweep quickstart --keep 0.75 --keep 0.5 --method reap --method frequency`
+    """
+    from typing import get_args
+
+    from llmc.progress import Display
+    from llmc.quant.prune import Criterion
+    from llmc.recipe import unknown
+    from llmc.sweep import sweep as run_sweep
+    from llmc.tables import table
+
+    methods: list[Any] = method or ["reap"]
+    for name in methods:
+        if name not in get_args(Criterion):
+            raise InputError(unknown(name, "method", get_args(Criterion)))
+    steps = run_sweep(recipe, keep or [], methods, quantize, Path("build/sweep"), Display(Console(stderr=True)))
+    if as_json:
+        _print_json([step.to_json() for step in steps])
+        return
+    made = table(
+        f"{recipe}: perplexity {steps[0].ppl_original:.3f}", "keep", "experts", "method", "perplexity", "", "KL"
+    )
+    for step in steps:
+        more = f"{step.ppl / step.ppl_original - 1:+.2%}"
+        made.add_row(f"{step.keep:g}", str(step.experts), step.method, f"{step.ppl:.3f}", more, f"{step.kl:.4f}")
+    Console().print(made)
 
 
 @app.command()

@@ -55,7 +55,10 @@ def round_to_nearest(weight: torch.Tensor, scheme: Scheme) -> QuantisedWeight:
     scales, zeros = scheme.grid(weight)
     wide_zeros = None if zeros is None else scheme.expand(zeros, shape)
     codes = scheme.to_codes(scheme.round_(weight / scheme.expand(scales, shape), wide_zeros), wide_zeros)
-    return QuantisedWeight(codes, scales, scheme.block(shape), scheme.code_type, zeros)
+    groups = None
+    if scheme.dynamic_groups:
+        groups = (torch.arange(shape[1]) // scheme.block(shape)[1]).int()
+    return QuantisedWeight(codes, scales, scheme.block(shape), scheme.code_type, zeros, groups)
 
 
 @torch.no_grad()

@@ -144,7 +144,9 @@ class LayerCalibration:
             assert unit.weight is not None
             for part in _chunks(len(unit.tokens)):
                 scores.add(number, moe.experts[number](hidden.take(unit.tokens[part])), unit.weight[part])
-        self.kept = survivors(scores.by(method), moe.gate.spec.num_groups, per_group)
+        values = scores.by(method)
+        values[scores.protected()] = torch.inf
+        self.kept = survivors(values, moe.gate.spec.num_groups, per_group)
         prune(self.layer, self.kept)
         return scores
 

@@ -58,7 +58,9 @@ class QuantiseResult:
     survivors: layer → original numbers of the experts that stayed; empty when nothing was pruned
     layer_errors: relative distance of the quantised model's check activations from the original's, after each layer
     expert_tokens: layer → calibration tokens per expert, before pruning
+    super_experts: layer → original numbers of experts that pruning had to spare
     ppl_original, ppl: perplexity of the check text, original and quantised model (torch, float32)
+    kl: mean KL divergence of the quantised model's predictions from the original's over that text, nats
     """
 
     modules: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -66,8 +68,10 @@ class QuantiseResult:
     survivors: dict[str, list[int]] = field(default_factory=dict)
     layer_errors: list[float] = field(default_factory=list)
     expert_tokens: dict[str, list[int]] = field(default_factory=dict)
+    super_experts: dict[str, list[int]] = field(default_factory=dict)
     ppl_original: float = 0.0
     ppl: float = 0.0
+    kl: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -210,6 +214,7 @@ class _Pass:
             if self.pruning is not None and isinstance(layer.mlp, MixtureOfExperts):
                 scores = calibration.prune(self.pruning.method, self.per_group)
                 record |= {"survivors": calibration.kept, "expert_tokens": scores.tokens.tolist()}
+                record["super_experts"] = scores.protected()
                 mine = _renumber(mine, record["survivors"])
             calibration.mlp(begin("mlp"), need_output=index < self.last_calibrated)
             if isinstance(layer, MultiTokenPrediction):
@@ -356,6 +361,7 @@ class _Pass:
             if "survivors" in record:
                 result.survivors[str(index)] = record["survivors"]
                 result.expert_tokens[str(index)] = record["expert_tokens"]
+                result.super_experts[str(index)] = record["super_experts"]
             if "error" in record:
                 result.layer_errors.append(record["error"])
         for role, counts in result.roles.items():
@@ -365,7 +371,7 @@ class _Pass:
                     "this is a bug in llmc"
                 )
         last = self.spec.num_layers
-        result.ppl_original, result.ppl = write_reference(
+        distance = write_reference(
             self.checkpoint,
             self.ids["check"],
             self._stream("original", last),
@@ -373,6 +379,7 @@ class _Pass:
             self.output_dir / "reference.safetensors",
             lambda done, total: self.progress(self.layers - 1, self.layers, "reference", done, total),
         )
+        result.ppl_original, result.ppl, result.kl = distance.ppl_original, distance.ppl, distance.kl
         shards = [shard_path(self.output_dir, number, self.layers + 1) for number in range(self.layers + 1)]
         write_index(shards)
         config = {key: value for key, value in self.checkpoint.config.items() if key != "quantization_config"}

@@ -13,6 +13,7 @@ from llmc.convert.model import DecoderLayer, GroupedTopK, MixtureOfExperts
 from llmc.convert.spec import MixtureOfExpertsSpec, RouterSpec
 from llmc.errors import InputError
 
+SUPER_EXPERT = 10.0  # times the median of the largest outputs of a layer's experts
 Criterion = Literal["reap", "ean", "frequency"]
 
 
@@ -31,16 +32,21 @@ def kept_per_group(router: RouterSpec, keep: float) -> int:
     router: the same number stays in every group, a group is ranked by its two best experts, and `top_k` experts must
     be reachable in `top_k_groups` groups.
     """
+    size, possible = router.num_experts // router.num_groups, fractions(router)
+    wanted = Fraction(keep).limit_denominator(10**6)
+    if wanted in possible:
+        return int(wanted * size)
+    raise InputError(
+        f"prune.keep {keep:g} would leave {float(wanted * size):g} of the {size} experts in each of "
+        f"{router.num_groups} router groups; use one of {', '.join(f'{float(each):.6g}' for each in possible)}"
+    )
+
+
+def fractions(router: RouterSpec) -> list[Fraction]:
+    """The fractions of its experts that a router can do with, the least first."""
     size = router.num_experts // router.num_groups
     fewest = max(2 if router.num_groups > 1 else 1, -(-router.top_k // router.top_k_groups))
-    wanted = Fraction(keep).limit_denominator(10**6) * size
-    if wanted.denominator == 1 and fewest <= wanted <= size:
-        return int(wanted)
-    possible = ", ".join(f"{count / size:.6g}" for count in range(fewest, size + 1))
-    raise InputError(
-        f"prune.keep {keep:g} would leave {float(wanted):g} of the {size} experts in each of {router.num_groups} "
-        f"router groups; use one of {possible}"
-    )
+    return [Fraction(count, size) for count in range(fewest, size + 1)]
 
 
 @dataclass
@@ -70,6 +76,12 @@ class ExpertScores:
         self.weighted_norm[expert] += (weight * norm).sum(dtype=torch.float64)
         if len(weight):
             self.largest[expert] = max(self.largest[expert].item(), output.abs().max().item())
+
+    def protected(self) -> list[int]:
+        """Experts whose largest output stands out from the layer's others: few, but a model without them falls apart
+        (super experts, Su et al. 2025)."""
+        outlier = self.largest > SUPER_EXPERT * self.largest.median()
+        return outlier.nonzero().flatten().tolist()
 
     def by(self, method: str) -> torch.Tensor:
         """[E] float64, the higher the better; 0 for an expert that no token was routed to.

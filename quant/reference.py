@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,7 +16,16 @@ from llmc.convert.safetensors_file import SafetensorsWriter
 from llmc.quant.stream import Stream
 
 KEPT = 64  # log-probabilities per position
-_LOGITS_BYTES = 1 << 28
+_LOGITS_BYTES = 1 << 27  # of each model, at once
+
+
+@dataclass(frozen=True)
+class Distance:
+    """Of two models over a text: their perplexities, and the mean KL divergence of the second from the first, nats."""
+
+    ppl_original: float
+    ppl: float
+    kl: float
 
 
 @torch.no_grad()
@@ -26,8 +36,8 @@ def write_reference(
     quantised: Stream,
     path: Path,
     progress: Callable[[int, int], None],
-) -> tuple[float, float]:
-    """Writes reference.safetensors; returns the perplexities of original and quantised model over the text.
+) -> Distance:
+    """Writes reference.safetensors, and measures how far the quantised model is from it, before any target rounds.
 
     ids [N, L]; the streams hold what enters the final norm. Position i predicts token i + 1:
     input_ids int32 [N, L], top_ids int32 and top_logprobs float32 [N, L-1, 64], true_logprobs float32 [N, L-1].
@@ -37,25 +47,24 @@ def write_reference(
     kept = min(KEPT, head.shape[0])
     top_ids = torch.empty(rows, length - 1, kept, dtype=torch.int32)
     top_logprobs = torch.empty(rows, length - 1, kept)
-    true = {stream.part: torch.empty(rows, length - 1) for stream in (original, quantised)}
+    true, true_quantised, divergence = torch.empty(3, rows, length - 1).unbind()
     step = max(1, _LOGITS_BYTES // (4 * head.shape[0]))
-    for stream in (original, quantised):
-        for row in range(rows):
-            hidden = norm(stream.read(slice(row, row + 1)))[0, :-1]
-            for start in range(0, length - 1, step):
-                part = slice(start, min(start + step, length - 1))
-                logprobs = functional.linear(hidden[part], head).log_softmax(-1)
-                following = ids[row, 1:][part, None]
-                true[stream.part][row, part] = logprobs.gather(-1, following)[:, 0]
-                if stream is original:
-                    top = logprobs.topk(kept, dim=-1)
-                    top_ids[row, part], top_logprobs[row, part] = top.indices.int(), top.values
-            if stream is original:
-                progress((row + 1) * length, rows * length)
+    for row in range(rows):
+        hidden = [norm(stream.read(slice(row, row + 1)))[0, :-1] for stream in (original, quantised)]
+        for start in range(0, length - 1, step):
+            part = slice(start, min(start + step, length - 1))
+            said, said_quantised = (functional.linear(x[part], head).log_softmax(-1) for x in hidden)
+            following = ids[row, 1:][part, None]
+            true[row, part] = said.gather(-1, following)[:, 0]
+            true_quantised[row, part] = said_quantised.gather(-1, following)[:, 0]
+            top = said.topk(kept, dim=-1)
+            top_ids[row, part], top_logprobs[row, part] = top.indices.int(), top.values
+            divergence[row, part] = (said.exp() * (said - said_quantised)).sum(-1)
+        progress((row + 1) * length, rows * length)
     with SafetensorsWriter(path) as writer:
         writer.add("input_ids", ids.int())
         writer.add("top_ids", top_ids)
         writer.add("top_logprobs", top_logprobs)
-        writer.add("true_logprobs", true[original.part])
-    ppl = [math.exp(-true[stream.part].double().mean().item()) for stream in (original, quantised)]
-    return ppl[0], ppl[1]
+        writer.add("true_logprobs", true)
+    ppl_original, ppl = (math.exp(-each.double().mean().item()) for each in (true, true_quantised))
+    return Distance(ppl_original, ppl, divergence.double().mean().item())

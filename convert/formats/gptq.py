@@ -42,7 +42,7 @@ class GPTQ:
             raise InputError(f"{where} is {codes.dtype}, its scales {parts['scales'].dtype}; must be I32 and floats")
         columns, rows = codes.shape[0] * 32 // self.bits, codes.shape[1]
         groups = parts["scales"].shape[0] if parts["scales"].shape else 0
-        expected = {"scales": (groups, rows), "qzeros": (groups, rows * self.bits // 32), "g_idx": (columns,)}
+        expected = {"scales": (groups, rows), "qzeros": (groups, -(-rows * self.bits // 32)), "g_idx": (columns,)}
         for name, shape in expected.items():
             if parts[name].shape != shape or not groups or columns % groups:
                 raise InputError(f"{where}: {name} {list(parts[name].shape)} does not fit a [{rows}, {columns}] weight")

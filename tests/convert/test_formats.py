@@ -16,8 +16,11 @@ from transformers import AutoModelForCausalLM, FineGrainedFP8Config
 
 from llmc.convert.bits import pack, unpack
 from llmc.convert.checkpoint import Checkpoint
+from llmc.convert.formats.gptq import gptq_tensors
 from llmc.convert.model import CausalLM
 from llmc.errors import InputError
+from llmc.quant.gptq import solve
+from llmc.quant.schemes.integer import Integer
 
 NATIVE_FP8 = {
     "quant_method": "fp8",
@@ -144,6 +147,36 @@ def test_packing_is_what_the_package_packs(bits: int, columns: int) -> None:
     codes = torch.randint(-limit, limit, (3, columns), generator=torch.Generator().manual_seed(0)).to(torch.int8)
     assert torch.equal(pack(codes, bits), pack_to_int32(codes, bits))
     assert torch.equal(unpack(pack(codes, bits), bits, columns), codes)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize(("symmetric", "dynamic_groups"), [(True, False), (False, False), (False, True)])
+def test_gptq_layout_reads_back_as_it_was(
+    tmp_path: Path, bits: int, symmetric: bool, dynamic_groups: bool, version: int
+) -> None:
+    """Against the formula, W = (code - zero) * scale of unsigned codes, spelt out from the words."""
+    module, chosen = "model.layers.0.mlp.gate_proj", Integer(bits, 32, symmetric, dynamic_groups)
+    weights = random_weights(LLAMA)
+    plain = weights.pop(f"{module}.weight").float()
+    hessian = torch.diag_embed(torch.rand(1, 64, generator=torch.Generator().manual_seed(1)) + 0.1)
+    weight = solve(plain[None], hessian, chosen).weight()
+    stored = gptq_tensors(module, weight)
+    if version == 1:
+        zeros = unpack(stored[f"{module}.qzeros"], weight.bits, 80).short() + (1 << weight.bits - 1) - 1
+        zeros = (zeros % (1 << weight.bits)) - (1 << weight.bits - 1)
+        stored[f"{module}.qzeros"] = pack(zeros.to(torch.int8), weight.bits)
+    layout = {1: "gptq", 2: "gptq_v2"}[version]
+    config = LLAMA | {"quantization_config": {"quant_method": "gptq", "bits": weight.bits, "checkpoint_format": layout}}
+    write_checkpoint(tmp_path, config, weights | stored)
+    read = Checkpoint.open(tmp_path).quantised(module)
+    assert read is not None and read.kind == weight.kind
+    assert torch.equal(read.codes, weight.codes)
+    torch.testing.assert_close(read.dequantise(), weight.dequantise(), rtol=1e-3, atol=1e-6)  # scales are float16
+    words = stored[f"{module}.qweight"][:, 5].tolist()
+    stream = sum((word & 0xFFFFFFFF) << 32 * i for i, word in enumerate(words))
+    codes = [stream >> weight.bits * i & (1 << weight.bits) - 1 for i in range(64)]
+    assert codes == (weight.codes[5].short() + (1 << weight.bits - 1)).tolist()
 
 
 def native_fp8(weight: torch.Tensor, size: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:

@@ -1,8 +1,11 @@
+import itertools
+
 import pytest
 import torch
 
 from llmc.quant.gptq import DAMPING, round_to_nearest, solve
 from llmc.quant.schemes import scheme
+from llmc.quant.schemes.integer import Integer
 
 
 def problem(experts=3, out=24, columns=256, tokens=1500, seed=0):
@@ -116,3 +119,65 @@ def test_dead_channels_become_zero():
     result = solve(weight, hessian, scheme("int4-g64"))
     assert (result.codes[0, :, 5] == 0).all()
     assert result.damping[0] == pytest.approx(DAMPING)
+
+
+def dynamic(bits, kind):
+    """A scheme that is not offered, but solved and read."""
+    size, *rest = kind.split("-")
+    return Integer(bits, int(size[1:]), "asym" not in rest, dynamic_groups=True)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("kind", ["g64", "g256", "channel", "g64-asym", "g64-actorder", "g32-asym-actorder"])
+def test_every_integer_scheme_beats_rounding(bits, kind):
+    weight, hessian = problem(experts=1)
+    weight = weight + 0.5  # off centre: zero points have something to do
+    chosen = dynamic(bits, kind) if kind.endswith("actorder") else scheme(f"int{bits}-{kind}")
+    result = solve(weight, hessian, chosen)
+    solved, rounded = result.weight(), round_to_nearest(weight[0], chosen)
+    assert chosen.stores(solved) and chosen.stores(rounded)
+    limit = 1 << bits - 1
+    assert -limit <= solved.codes.min().item() and solved.codes.max().item() < limit
+    error = output_error(weight[0], solved.dequantise(), hessian[0])
+    assert error == pytest.approx(result.error[0].item(), rel=0.02)
+    assert error < 0.8 * output_error(weight[0], rounded.dequantise(), hessian[0])
+
+
+def test_zero_points_help_weights_off_centre():
+    weight, hessian = problem(experts=1)
+    errors = [solve(weight + 2, hessian, scheme(name)).error[0].item() for name in ("int4-g64", "int4-g64-asym")]
+    assert errors[1] < 0.7 * errors[0]
+
+
+def test_dynamic_groups_are_of_channels_that_matter_alike():
+    weight, hessian = problem(experts=2)
+    result = solve(weight, hessian, dynamic(4, "g64-actorder"))
+    for expert in range(2):
+        diagonal = hessian[expert].diagonal()
+        by_group = [diagonal[result.groups[expert] == group] for group in range(4)]
+        assert [len(members) for members in by_group] == [64] * 4
+        assert all(high.min() >= low.max() for high, low in itertools.pairwise(by_group))
+
+
+def test_asymmetric_calibration_approximates_what_the_original_says():
+    generator = torch.Generator().manual_seed(0)
+    weight, _ = problem(experts=1)
+    x0 = torch.randn(1500, 256, generator=generator) @ torch.randn(256, 256, generator=generator)
+    x = x0 + 0.3 * x0.roll(1, dims=1)  # what layers before have made of it
+    hessian, cross = x.mT @ x, (x0 - x).mT @ x
+
+    def distance(result):
+        return ((x @ result.weight().dequantise().mT) - x0 @ weight[0].mT).square().sum()
+
+    plain = solve(weight, hessian[None], scheme("int4-g64"))
+    shifted = solve(weight, hessian[None], scheme("int4-g64"), cross[None])
+    assert distance(shifted) < 0.3 * distance(plain)
+
+
+def test_one_hessian_for_all_experts_is_theirs_each():
+    weight, hessian = problem(experts=3)
+    together = solve(weight, hessian[:1], scheme("int4-g64"))
+    for expert in range(3):
+        alone = solve(weight[expert], hessian[0], scheme("int4-g64"))
+        assert (alone.codes[0] == together.codes[expert]).float().mean() > 0.999
+        assert together.error[expert].item() == pytest.approx(alone.error[0].item(), rel=0.01)

@@ -28,11 +28,15 @@ def ids(rows, length, seed):
     return torch.randint(3, 96, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
-def run(source, directory, rules=RULES, keep=None, calibration=None, progress=lambda *_: None, memory=None):
+def run(
+    source, directory, rules=RULES, keep=None, calibration=None, progress=lambda *_: None, memory=None, experts="routed"
+):
     pruning = Pruning(keep) if keep else None
     calibration = ids(48, 32, 0) if calibration is None else calibration
     output, work = directory / "out", directory / "work"
-    return quantise(Checkpoint.open(source), rules, pruning, calibration, ids(4, 24, 1), output, work, progress, memory)
+    return quantise(
+        Checkpoint.open(source), rules, pruning, calibration, ids(4, 24, 1), output, work, progress, memory, experts
+    )
 
 
 def files(directory):
@@ -131,6 +135,31 @@ def test_experts_with_too_few_tokens_have_others_blended_in_and_say_so(source, t
     experts = {name: report for name, report in result.modules.items() if ".experts." in name}
     few = [report for report in experts.values() if report["tokens"] < 2 * 64 / 3]
     assert few and all(report["fallback"] == "all-token Hessian blended in" for report in few)
+
+
+def test_experts_calibrated_on_all_tokens_see_all_tokens(source, tmp_path):
+    tokens = {}
+    for mode in ("routed", "shared", "all"):
+        result = run(source, tmp_path / mode, [Rule("experts", "int4-g32")], experts=mode)
+        for end in ("gate_proj", "down_proj"):
+            tokens[mode, end] = {r["tokens"] for name, r in result.modules.items() if name.endswith(end)}
+    every = {48 * 32}
+    assert tokens["all", "gate_proj"] == tokens["all", "down_proj"] == tokens["shared", "gate_proj"] == every
+    assert not (tokens["shared", "down_proj"] | tokens["routed", "down_proj"]) & every
+    assert sum(tokens["routed", "gate_proj"]) < 48 * 32 * 12
+
+
+def test_what_the_mtp_layer_reads_is_the_quantised_model(source, tmp_path):
+    """Its calibration goes through embedding, norms and eh_proj: with those, GPTQ beats rounding."""
+    errors = {}
+    for method in ("gptaq", "rtn"):
+        rules = [Rule(r"re:model\.layers\.3\.(eh_proj|mlp\..*)", "int3-g32", method)]
+        run(source, tmp_path / method, rules)
+        models = [CausalLM.load(Checkpoint.open(path)) for path in (source, tmp_path / method / "out")]
+        text = ids(4, 24, 1)
+        original, quantised = (m.mtp(text[:, 1:], m.hidden(text)[:, :-1]) for m in models)
+        errors[method] = (quantised - original).norm() / original.norm()
+    assert errors["gptaq"] < 0.9 * errors["rtn"]
 
 
 def test_a_family_without_experts(tmp_path):

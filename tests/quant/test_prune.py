@@ -43,3 +43,11 @@ def test_scores_are_means_and_sums_over_the_tokens_of_an_expert():
     assert scores.by("reap").tolist() == pytest.approx([0, reap, 0], rel=1e-6)
     assert scores.by("ean").tolist() == pytest.approx([0, sum(norms), 0], rel=1e-6)
     assert scores.by("frequency").tolist() == [0, 30, 0]
+
+
+def test_super_experts_stand_out_by_their_largest_output():
+    scores = ExpertScores.empty(5)
+    for expert, largest in enumerate([1.0, 1.5, 60.0, 0.5, 2.0]):
+        scores.add(expert, torch.tensor([[largest, -0.1]]), torch.ones(1))
+    assert scores.protected() == [2]
+    assert ExpertScores.empty(5).protected() == []

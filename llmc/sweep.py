@@ -1,0 +1,68 @@
+"""How much pruning costs: the same model with more and fewer of its experts, before anything is built."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmc.errors import InputError
+from llmc.job import prepare
+from llmc.progress import Display
+from llmc.quant.layerwise import quantise
+from llmc.quant.prune import Criterion, Pruning, fractions, routers
+
+_EIGHTHS = 8  # more steps than these are tried only when they are asked for
+
+
+@dataclass(frozen=True)
+class Step:
+    """keep, of the experts, chosen by `method`; kl and ppl over the check text, in torch."""
+
+    keep: float
+    method: str
+    experts: int
+    ppl_original: float
+    ppl: float
+    kl: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def sweep(
+    argument: str, keeps: Sequence[float], methods: Sequence[Criterion], quantised: bool, output: Path, display: Display
+) -> list[Step]:
+    """One step per method and fraction; `keeps` empty: the eighths that the router can do with.
+
+    quantised: with the recipe's rules, otherwise experts are pruned and nothing else is changed.
+    Works in `<output>.sweep` and leaves nothing there; InputError for a model without experts.
+    """
+    job, _ = prepare(argument, output, None, display)
+    found = routers(job.checkpoint.spec.mlps)
+    if not found:
+        raise InputError(f"{argument}: this model has no experts to prune")
+    possible = [each for each in fractions(found[0]) if (each * _EIGHTHS).denominator == 1]
+    place = output.with_name(f"{output.name}.sweep")
+    calibration, check = (torch.from_numpy(ids) for ids in (job.texts.calibration, job.texts.check))
+    weights = [job.checkpoint.nbytes(f"model.layers.{i}.") for i in range(job.checkpoint.spec.num_all_layers)]
+    steps = []
+    try:
+        for method in methods:
+            for keep in keeps or [float(each) for each in reversed(possible)]:
+                shutil.rmtree(place, ignore_errors=True)
+                with display.stage(f"keep {keep:g} by {method}"):
+                    result = quantise(
+                        job.checkpoint, job.rules if quantised else [], Pruning(keep, method), calibration, check,
+                        place / "model", place / "scratch", display.layers(weights), job.plan.hessian_memory,
+                        job.recipe.calibration.experts,
+                    )  # fmt: skip
+                experts = round(keep * found[0].num_experts)
+                steps.append(Step(keep, method, experts, result.ppl_original, result.ppl, result.kl))
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    return steps
