@@ -61,7 +61,7 @@ def jobs(assigned: dict[str, Assignment]) -> list[Job]:
     for name, assignment in assigned.items():
         if not assignment.calibrated:
             continue
-        read, last = source(name), name.rsplit(".", 1)[1]
+        read, last = source(name), name.rpartition(".")[2]
         kind = read if expert_of(read) is None else "experts." + ("down" if last == "down_proj" else "input")
         # Rows that share a scale with their neighbours cannot be stacked.
         alone = last if assignment.scheme.block((1, 1))[0] > 1 else ""
@@ -73,7 +73,7 @@ def jobs(assigned: dict[str, Assignment]) -> list[Job]:
         # Matrices of one batch have one shape: experts of which only some projections match go apart.
         by_suffix: dict[tuple[str, ...], list[list[str]]] = {}
         for names in members.values():
-            by_suffix.setdefault(tuple(name.rsplit(".", 1)[1] for name in names), []).append(names)
+            by_suffix.setdefault(tuple(name.rpartition(".")[2] for name in names), []).append(names)
         for matrices in by_suffix.values():
             result.append(Job(given.scheme, matrices, kind.startswith("experts."), given.method == "gptaq"))
     return result
