@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Quantise the same checkpoints with llmc, GPTQModel and llm-compressor, and measure all results by one evaluator.
 
-    python ci/bench/quantise.py                        # everything: about half an hour on two cores
+    python ci/bench/quantise.py                        # everything: a quarter of an hour
     python ci/bench/quantise.py --models moe --tools llmc gptqmodel
 
 int4, symmetric, groups of 128 (64 for the embedded checkpoint, whose experts are narrow), GPTQ, every linear layer of
 the decoder; the same calibration tokens in the same order; each tool in a process and a virtual environment of its
-own, on the same cores. Prints the table that stands in ci/bench/README.md.
+own, on the same cores. llmc runs twice: with GPTAQ, its default, and with plain GPTQ, as the others do. Prints the
+table that stands in ci/bench/README.md.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from llmc.text import read_texts
 
 HERE = Path(__file__).parent
 MODELS = ("dense", "moe", "embedded")
-TOOLS = {"llmc": None, "gptqmodel": "gptqmodel==7.6.0", "llmcompressor": "llmcompressor==0.14.0.1"}
+TOOLS = {"llmc": None, "llmc-gptq": None, "gptqmodel": "gptqmodel==7.6.0", "llmcompressor": "llmcompressor==0.14.0.1"}
 TORCH = "torch>=2.11,<2.14"
 
 
@@ -65,7 +66,9 @@ def run(tool: str, source: Path, ids: Path, group_size: int, work: Path, cores: 
     output = work / f"{source.name}-{tool}"
     subprocess.run(["rm", "-rf", output], check=True)
     log = work / f"{source.name}-{tool}.log"
-    command = [python_of(tool, work), HERE / "quantisers" / f"with_{tool}.py", source, ids, str(group_size), output]
+    script, _, method = tool.partition("-")
+    command = [python_of(tool, work), HERE / "quantisers" / f"with_{script}.py", source, ids, str(group_size), output]
+    command += [method] if method else []
     environment = os.environ | {"OMP_NUM_THREADS": str(len(cores)), "CUDA_VISIBLE_DEVICES": ""}
     with log.open("w") as file:
         start = time.monotonic()
