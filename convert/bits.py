@@ -33,7 +33,8 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
 
 def unpack(packed: torch.Tensor, bits: int, n: int) -> torch.Tensor:
     """The inverse of `pack` for rows of n codes: int8 [..., n]."""
-    stored = packed.contiguous().view(torch.uint8)
+    # A clone, since `contiguous` leaves the strides of axes of length one as they are.
+    stored = packed.clone(memory_format=torch.contiguous_format).view(torch.uint8)
     if bits == 8:
         codes = stored.short()
     elif bits in (2, 4):

@@ -17,6 +17,15 @@ DEEPSEEK = DEEPSEEK_V3 | {"moe_intermediate_size": 64, "v_head_dim": 16}
 CASES = {
     "int4 experts, FP8 attention": (DEEPSEEK, [Rule("experts", "int4-g32"), Rule("attention", "fp8-block", "rtn")]),
     "everything FP8 per channel": (DEEPSEEK, [Rule(r, "fp8-channel", "rtn") for r in ("experts", "attention")]),
+    # Zero points are left out: compressed-tensors 0.20 packs them, but makes room for unpacked ones when it loads.
+    "8 bits, 3 bits and 2 bits": (
+        DEEPSEEK,
+        [Rule("experts", "int3-g32"), Rule("kv_b_proj", "int8-channel"), Rule("shared_experts", "int2-g32", "gptq")],
+    ),
+    "dense, 3 bits and 2 bits": (
+        LLAMA | {"intermediate_size": 128},
+        [Rule("dense_mlp", "int3-g64"), Rule("attention", "int2-channel", "gptq")],
+    ),
     "dense": (
         LLAMA | {"intermediate_size": 128},
         [Rule("dense_mlp", "int4-g64"), Rule("attention", "fp8-block", "rtn")],
@@ -29,7 +38,7 @@ def round_experts(model: CausalLM, checkpoint: Checkpoint) -> None:
     for index, layer in enumerate(model.layers):
         for name, module in layer.named_modules():
             weight = checkpoint.quantised(f"model.layers.{index}.{name}") if ".experts." in name else None
-            if weight is not None and weight.code_type == "int4":
+            if weight is not None and weight.code_type.startswith("int"):
                 module.weight.copy_(weight.dequantise(torch.bfloat16).float())
 
 
