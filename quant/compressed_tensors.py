@@ -14,7 +14,9 @@ def quantization_config(schemes: dict[str, str], all_modules: Iterable[str]) -> 
 
     Targets and ignored modules are regular expressions that match exactly those modules.
     """
-    used = sorted(set(schemes.values()))
+    # transformers fuses experts, finds no target that matches, and decodes them by the first group.
+    of_experts = {given for module, given in schemes.items() if ".experts." in module}
+    used = sorted(set(schemes.values()), key=lambda name: (name not in of_experts, name))
     groups = {}
     for number, name in enumerate(used):
         group = scheme(name).config_group()
