@@ -1,4 +1,5 @@
-"""One quantised matrix, whatever its format: integer or float8 codes, and one scale per rectangular block."""
+"""One quantised matrix, whatever its format: integer or float8 codes, and one scale per rectangular block; and how
+the numbers that it is multiplied with are rounded."""
 
 from __future__ import annotations
 
@@ -10,13 +11,45 @@ import torch
 CodeType = Literal["int2", "int3", "int4", "int8", "float8_e4m3fn"]
 
 
+LARGEST_FP8 = 448.0  # of E4M3
+FP8_GROUP = 128  # channels of a row that share a scale, in DeepSeek's scheme
+
+
+def round_to_fp8(x: torch.Tensor, scale: torch.Tensor | float) -> torch.Tensor:
+    """What is left of x when it is divided by `scale`, rounded to E4M3 and multiplied by it again."""
+    codes = (x / scale).clamp(-LARGEST_FP8, LARGEST_FP8).to(torch.float8_e4m3fn)
+    return codes.to(x.dtype) * scale
+
+
+@dataclass(frozen=True)
+class Activations:
+    """How a layer's inputs are rounded to E4M3 in front of the product.
+
+    per:   what shares a scale: "tensor" all inputs, "token" one row, "group" 128 channels of a row
+    scale: found in calibration, for "tensor"; None: such that the largest magnitude becomes 448 (dynamic)
+    """
+
+    per: Literal["tensor", "token", "group"]
+    scale: float | None = None
+
+    def rounded(self, x: torch.Tensor) -> torch.Tensor:
+        """x [..., in]"""
+        if self.scale is not None:
+            return round_to_fp8(x, self.scale)
+        parts = x.unflatten(-1, (-1, FP8_GROUP if self.per == "group" else x.shape[-1]))
+        largest = parts.abs().amax(-1, keepdim=True)
+        return round_to_fp8(parts, torch.where(largest == 0, 1.0, largest / LARGEST_FP8)).flatten(-2)
+
+
 class Kind(NamedTuple):
-    """What a program has to know to compute with a weight; zeros and groups: whether it has its own."""
+    """What a program has to know to compute with a weight; zeros and groups: whether it has its own; activations: what
+    shares a scale of its inputs, if they are rounded."""
 
     code_type: CodeType
     block: tuple[int, int]
     zeros: bool
     groups: bool
+    activations: str | None
 
 
 @dataclass(frozen=True)
@@ -29,6 +62,7 @@ class QuantisedWeight:
             scale per output channel, (out, in) for a single one
     zeros:  int8 codes, in the shape of `scales`; None: symmetric, all zero
     groups: int32 [in], the group of each input channel where it is not j // c (dynamic act-order, `g_idx`)
+    activations: None: the inputs stay as they are
     """
 
     codes: torch.Tensor
@@ -37,6 +71,7 @@ class QuantisedWeight:
     code_type: CodeType
     zeros: torch.Tensor | None = None
     groups: torch.Tensor | None = None
+    activations: Activations | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -48,7 +83,8 @@ class QuantisedWeight:
 
     @property
     def kind(self) -> Kind:
-        return Kind(self.code_type, self.block, self.zeros is not None, self.groups is not None)
+        activations = None if self.activations is None else self.activations.per
+        return Kind(self.code_type, self.block, self.zeros is not None, self.groups is not None, activations)
 
     def dequantise(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """[out, in]; the product is taken in float32 and then rounded to `dtype`."""

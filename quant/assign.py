@@ -35,8 +35,8 @@ class Assignment:
 
     @property
     def calibrated(self) -> bool:
-        """Whether the method looks at the layer's inputs."""
-        return self.method != "rtn"
+        """Whether the layer's inputs have to be looked at."""
+        return self.method != "rtn" or self.scheme.measures_inputs
 
 
 def check_rules(rules: Iterable[Rule]) -> None:
@@ -84,6 +84,12 @@ def assign(checkpoint: Checkpoint, rules: Sequence[Rule]) -> dict[str, Assignmen
                 found = scheme(rule.scheme)
                 rows, columns = checkpoint.shape(name)
                 found.check(name, (rows, columns))
+                if found.activations is not None and role == "kv_b_proj":
+                    plain = found.name.rpartition("-")[0]
+                    raise InputError(
+                        f"{module}: {found.name} rounds inputs, which this layer does not have when attention works "
+                        f"on the latent cache; use {plain} for kv_b_proj"
+                    )
                 result[module] = Assignment(found, rule.method)
                 used.add(rule)
                 break

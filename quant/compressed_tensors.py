@@ -21,11 +21,8 @@ def quantization_config(schemes: dict[str, str], all_modules: Iterable[str]) -> 
     for number, name in enumerate(used):
         group = scheme(name).config_group()
         targets = patterns([module for module, given in schemes.items() if given == name])
-        groups[f"group_{number}"] = {
-            "targets": targets,
-            "input_activations": None,
-            "output_activations": None,
-        } | group
+        nothing = {"input_activations": None, "output_activations": None}
+        groups[f"group_{number}"] = {"targets": targets} | nothing | group
     formats = {group["format"] for group in groups.values()}
     return {
         "quant_method": "compressed-tensors",

@@ -46,7 +46,7 @@ class Quantised:
         zeros = None if self.zeros is None else self.zeros[expert, rows].clone()
         groups = None if self.groups is None else self.groups[expert].clone()
         block = self.scheme.block((codes.shape[0], codes.shape[1]))
-        return QuantisedWeight(codes, scales, block, self.scheme.code_type, zeros, groups)
+        return QuantisedWeight(codes, scales, block, self.scheme.code_type, zeros, groups, self.scheme.activations)
 
 
 def round_to_nearest(weight: torch.Tensor, scheme: Scheme) -> QuantisedWeight:
@@ -58,7 +58,7 @@ def round_to_nearest(weight: torch.Tensor, scheme: Scheme) -> QuantisedWeight:
     groups = None
     if scheme.dynamic_groups:
         groups = (torch.arange(shape[1]) // scheme.block(shape)[1]).int()
-    return QuantisedWeight(codes, scales, scheme.block(shape), scheme.code_type, zeros, groups)
+    return QuantisedWeight(codes, scales, scheme.block(shape), scheme.code_type, zeros, groups, scheme.activations)
 
 
 @torch.no_grad()

@@ -30,11 +30,13 @@ class Moments:
 
     hessian: [in, in], the sum of x x'
     cross:   [in, in], the sum of (x0 - x) x', x0 being what the original model has in the place of x; None: unknown
+    peak:    the largest magnitude in x
     """
 
     hessian: torch.Tensor
     cross: torch.Tensor | None
     tokens: int = 0
+    peak: float = 0.0
 
     @classmethod
     def empty(cls, size: int, with_cross: bool = False) -> Moments:
@@ -50,6 +52,8 @@ class Moments:
             assert original is not None
             self.cross.addmm_((original.flatten(0, -2) - x).mT, x)
         self.tokens += len(x)
+        if len(x):
+            self.peak = max(self.peak, x.abs().max().item())
 
     def symmetric(self) -> torch.Tensor:
         """[in, in]; below the diagonal `hessian` itself is only partly filled."""
@@ -73,6 +77,7 @@ class Measured:
         share = tokens / max(1, others.tokens)
         mine = self.moments.setdefault(name, Moments.empty(len(others.hessian), others.cross is not None))
         mine.hessian += others.hessian * share
+        mine.peak = max(mine.peak, others.peak)
         if mine.cross is not None and others.cross is not None:
             mine.cross += others.cross * share
         self.blended.add(name)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from llmc.convert.model import Linear
-from llmc.convert.quantised_weight import QuantisedWeight
+from llmc.convert.quantised_weight import LARGEST_FP8, Activations, QuantisedWeight
 from llmc.quant.assign import Assignment
 from llmc.quant.gptq import Quantised, round_to_nearest, solve
 from llmc.quant.hessian import Measured, expert_of, source
@@ -26,9 +26,13 @@ class Job:
     """Layers solved in one batch. `members[e]` read one input and lie below each other as rows of matrix e."""
 
     scheme: Scheme
+    method: str
     members: list[list[str]]
     expert: bool
-    asymmetric: bool
+
+    @property
+    def asymmetric(self) -> bool:
+        return self.method == "gptaq"
 
     def shape(self, modules: dict[str, Linear]) -> tuple[int, int]:
         """[out, in] of each matrix of the batch."""
@@ -64,7 +68,7 @@ def jobs(assigned: dict[str, Assignment]) -> list[Job]:
         read, last = source(name), name.rpartition(".")[2]
         kind = read if expert_of(read) is None else "experts." + ("down" if last == "down_proj" else "input")
         # Rows that share a scale with their neighbours cannot be stacked.
-        alone = last if assignment.scheme.block((1, 1))[0] > 1 else ""
+        alone = last if assignment.scheme.block((2, 2))[0] > 1 else ""
         key = kind, assignment.scheme.name, assignment.method, alone
         groups.setdefault(key, {}).setdefault(read, []).append(name)
     result = []
@@ -75,7 +79,7 @@ def jobs(assigned: dict[str, Assignment]) -> list[Job]:
         for names in members.values():
             by_suffix.setdefault(tuple(name.rpartition(".")[2] for name in names), []).append(names)
         for matrices in by_suffix.values():
-            result.append(Job(given.scheme, matrices, kind.startswith("experts."), given.method == "gptaq"))
+            result.append(Job(given.scheme, given.method, matrices, kind.startswith("experts.")))
     return result
 
 
@@ -86,11 +90,15 @@ def linears(layer: nn.Module) -> dict[str, Linear]:
 
 def round_modules(modules: dict[str, Linear], assigned: dict[str, Assignment], solved: Solved) -> None:
     """Rounds what needs no calibration to nearest, in `modules` too."""
+    _round(modules, {name: given for name, given in assigned.items() if not given.calibrated}, solved, {})
+
+
+def _round(
+    modules: dict[str, Linear], assigned: dict[str, Assignment], solved: Solved, peaks: dict[str, float]
+) -> None:
     for name, assignment in assigned.items():
-        if assignment.calibrated:
-            continue
         weight = modules[name].full()
-        quantised = round_to_nearest(weight, assignment.scheme)
+        quantised = _with_input_scale(round_to_nearest(weight, assignment.scheme), peaks.get(name, 0.0))
         modules[name].hold(quantised)
         lost = (quantised.dequantise() - weight).square().sum() / weight.square().sum().clamp_min(1e-30)
         solved.weights[name] = quantised
@@ -102,6 +110,10 @@ def solve_modules(
 ) -> None:
     """Quantises the calibrated modules of `assigned`, in `modules` too, from the moments of their sources."""
     for job in jobs(assigned):
+        if job.method == "rtn":  # measured for the sake of the inputs' scale
+            rounded = {name: Assignment(job.scheme, "rtn") for names in job.members for name in names}
+            _round(modules, rounded, solved, {name: measured.moments[source(name)].peak for name in rounded})
+            continue
         together = job.together(modules)
         for start in range(0, len(job.members), together):
             _solve_job(replace(job, members=job.members[start : start + together]), modules, measured, solved)
@@ -116,7 +128,7 @@ def _solve_job(job: Job, modules: dict[str, Linear], measured: Measured, solved:
     weight = torch.stack([torch.cat([modules[n].full() for n in names]) for names in job.members])
     result = solve(weight, hessian, job.scheme, torch.stack(crosses) if crosses else None)
     for number, names in enumerate(job.members):
-        _take_apart(result, number, names, modules, solved.weights)
+        _take_apart(result, number, names, modules, solved.weights, moments[number].peak)
         damping = result.damping[number].item()
         for name in names:
             modules[name].hold(solved.weights[name])
@@ -140,10 +152,20 @@ def _take_apart(
     names: list[str],
     modules: dict[str, Linear],
     weights: dict[str, QuantisedWeight],
+    peak: float,
 ) -> None:
     """Cuts matrix `number` back into the layers that were stacked in it."""
     start = 0
     for name in names:
         end = start + modules[name].out_features
-        weights[name] = result.weight(number, slice(start, end) if len(names) > 1 else slice(None))
+        weight = result.weight(number, slice(start, end) if len(names) > 1 else slice(None))
+        weights[name] = _with_input_scale(weight, peak)
         start = end
+
+
+def _with_input_scale(weight: QuantisedWeight, peak: float) -> QuantisedWeight:
+    """A weight whose inputs are rounded by one scale, with that: the largest magnitude seen becomes 448."""
+    if weight.activations is None or weight.activations.per != "tensor":
+        return weight
+    scale = torch.tensor(peak / LARGEST_FP8 if peak else 1.0).item()  # as float32 has it
+    return replace(weight, activations=Activations("tensor", scale))

@@ -27,6 +27,7 @@ PART_NAMES = (
     "weight_scale",
     "weight_scale_inv",
     "weight_shape",
+    "input_scale",
     "weight_zero_point",
     "weight_g_idx",
     "qweight",
@@ -60,21 +61,18 @@ def formats(config: dict[str, Any]) -> tuple[Format, ...]:
     if method == "fp8":
         return (NativeFP8.from_config(quantization),)
     if method == "gptq":
-        return (GPTQ.from_config(quantization),)
+        return GPTQ.from_config(quantization)
     if method != "compressed-tensors":
         raise InputError(
             f"`quantization_config.quant_method` {method!r} cannot be read; "
             "use the unquantised checkpoint, or one in DeepSeek FP8, GPTQ or compressed-tensors layout"
         )
-    packed: list[PackQuantized] = []
-    floats: list[FloatQuantized] = []
+    result: list[Format] = []
     groups = quantization.mapping("config_groups")
     for name in groups.config:
         group = groups.mapping(name)
         # The outer format is "mixed-precision" when the groups have one each.
         default = quantization.config.get("format")
-        if group.one_of("format", "pack-quantized", "float-quantized", default=default) == "pack-quantized":
-            packed.append(PackQuantized.from_config(group))
-        else:
-            floats.append(FloatQuantized.from_config(group.mapping("weights")))
-    return (*packed, FloatQuantized.merge(floats)) if floats else (*packed,)
+        packed = group.one_of("format", "pack-quantized", "float-quantized", default=default) == "pack-quantized"
+        result.append((PackQuantized if packed else FloatQuantized).from_config(group))
+    return tuple(result)

@@ -1,7 +1,7 @@
 """compressed-tensors `float-quantized`: `weight` in E4M3 and a `weight_scale` that multiplies.
 
-The scale is [out, 1] (strategy `channel`) or [ceil(out / rows), ceil(in / columns)] (strategy `block`, edge
-blocks ragged).
+The scale is [1] (strategy `tensor`), [out, 1] (`channel`) or [ceil(out / rows), ceil(in / columns)] (`block`, edge
+blocks ragged). Inputs that are rounded by a scale of their own have it in `input_scale` [1].
 """
 
 from __future__ import annotations
@@ -10,35 +10,35 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from llmc.convert.fields import Fields
-from llmc.convert.quantised_weight import QuantisedWeight
+from llmc.convert.formats.targets import is_target, read_targets
+from llmc.convert.quantised_weight import FP8_GROUP, Activations, QuantisedWeight
 from llmc.convert.safetensors_file import StoredTensor
 from llmc.errors import InputError
 
 
 @dataclass(frozen=True)
 class FloatQuantized:
-    block_size: tuple[int, int] | None  # None: every scale is per channel
+    """strategy: tensor, channel or block; block_size: rows and columns, of strategy block"""
+
+    strategy: str
+    block_size: tuple[int, int] | None = None
+    activations: Activations | None = None
+    targets: tuple[str, ...] = ("Linear",)
     key: str = "weight_scale"
 
     @classmethod
-    def from_config(cls, weights: Fields) -> FloatQuantized:
-        """`weights`: the arguments of one config group."""
+    def from_config(cls, group: Fields) -> FloatQuantized:
+        """`group`: one config group."""
+        weights = group.mapping("weights")
         weights.one_of("type", "float")
         weights.one_of("num_bits", 8)
         weights.one_of("symmetric", True, default=True)
-        per_channel = weights.one_of("strategy", "channel", "block") == "channel"
-        return cls(None if per_channel else weights.block("block_structure"))
+        strategy = weights.one_of("strategy", "channel", "block", "tensor")
+        block = weights.block("block_structure") if strategy == "block" else None
+        return cls(strategy, block, _activations(group.mapping("input_activations")), read_targets(group))
 
-    @classmethod
-    def merge(cls, groups: list[FloatQuantized]) -> FloatQuantized:
-        """One format for all config groups: the shape of a scale tells channel from block."""
-        sizes = {group.block_size for group in groups} - {None}
-        if len(sizes) > 1:
-            raise InputError("`quantization_config.config_groups` has two different FP8 block_structures")
-        return cls(sizes.pop() if sizes else None)
-
-    def matches(self, _: str) -> bool:
-        return True
+    def matches(self, module: str) -> bool:
+        return is_target(module, self.targets)
 
     def shape(self, parts: Mapping[str, StoredTensor]) -> tuple[int, int]:
         codes = parts.get("weight")
@@ -47,23 +47,55 @@ class FloatQuantized:
             raise InputError(f"{scale.file}: {scale.name} has no weight beside it; download the file again")
         if codes.dtype != "F8_E4M3" or len(codes.shape) != 2:
             raise InputError(f"{codes.file}: {codes.name} is {codes.dtype} {list(codes.shape)}, no FP8 matrix")
+        static = self.activations is not None and self.activations.per == "tensor"
+        given = parts.get("input_scale")
+        if static != (given is not None):
+            raise InputError(
+                f"{codes.file}: {codes.name}: config.json and input_scale disagree on whether inputs are rounded by one"
+            )
+        if given is not None and (given.dtype not in ("F32", "BF16", "F16") or given.shape not in ((), (1,))):
+            raise InputError(f"{given.file}: {given.name} is {given.dtype} {list(given.shape)}, not one float")
+        if self.activations is not None and self.activations.per == "group" and codes.shape[1] % FP8_GROUP:
+            raise InputError(
+                f"{codes.file}: {codes.name}: inputs are rounded {FP8_GROUP} at a time, of {codes.shape[1]}"
+            )
         self._block(parts)
         return codes.shape[0], codes.shape[1]
 
     def decode(self, parts: Mapping[str, StoredTensor]) -> QuantisedWeight:
-        codes, scales = parts["weight"].read(), parts[self.key].read()
-        return QuantisedWeight(codes, scales, self._block(parts), "float8_e4m3fn")
+        codes, scales, block = parts["weight"].read(), parts[self.key].read(), self._block(parts)
+        activations = self.activations
+        if "input_scale" in parts:
+            scale = parts["input_scale"].read().float().reshape(()).item()
+            if not 0 < scale < float("inf"):
+                raise InputError(f"{parts['input_scale'].file}: {parts['input_scale'].name} is {scale}, not positive")
+            activations = Activations("tensor", scale)
+        scales = scales.reshape(-(-codes.shape[0] // block[0]), -(-codes.shape[1] // block[1]))
+        return QuantisedWeight(codes, scales, block, "float8_e4m3fn", activations=activations)
 
     def _block(self, parts: Mapping[str, StoredTensor]) -> tuple[int, int]:
         (rows, columns), scale = parts["weight"].shape, parts[self.key]
         if scale.dtype not in ("F32", "BF16"):
             raise InputError(f"{scale.file}: {scale.name} is {scale.dtype}; scales are F32 or BF16")
-        candidates = [(1, columns)] if self.key == "weight_scale" else []
-        candidates += [self.block_size] if self.block_size else []
-        for block in candidates:
-            if scale.shape == (-(-rows // block[0]), -(-columns // block[1])):
-                return block
+        block = self.block_size or ((1, columns) if self.strategy == "channel" else (rows, columns))
+        count = (-(-rows // block[0]), -(-columns // block[1]))
+        if scale.shape == count or (self.strategy == "tensor" and scale.shape in ((), (1,))):
+            return block
         raise InputError(
             f"{scale.file}: {scale.name} has shape {list(scale.shape)}, which does not fit the "
-            f"[{rows}, {columns}] weight in blocks of {' or '.join(map(str, candidates))}"
+            f"[{rows}, {columns}] weight in blocks of {block}"
         )
+
+
+def _activations(inputs: Fields) -> Activations | None:
+    if not inputs.config:
+        return None
+    inputs.one_of("type", "float")
+    inputs.one_of("num_bits", 8)
+    if not inputs.boolean("dynamic", False):
+        inputs.one_of("strategy", "tensor")
+        return Activations("tensor")
+    if inputs.one_of("strategy", "token", "group") == "token":
+        return Activations("token")
+    inputs.one_of("group_size", FP8_GROUP)
+    return Activations("group")

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
@@ -23,15 +24,27 @@ from llmc.errors import InputError
 class GPTQ:
     bits: int
     version: int
+    pattern: str = ""  # that the beginning of a module's name matches
     key: str = "qweight"
 
     @classmethod
-    def from_config(cls, quantization: Fields) -> GPTQ:
+    def from_config(cls, quantization: Fields) -> tuple[GPTQ, ...]:
+        """The formats of the modules that `dynamic` makes exceptions of (`+:` and a pattern), and of all others."""
         layout = quantization.one_of("checkpoint_format", "gptq", "gptq_v2", default="gptq")
-        return cls(quantization.one_of("bits", 4, 8, 3, 2), 2 if layout == "gptq_v2" else 1)
+        version, bits = 2 if layout == "gptq_v2" else 1, quantization.one_of("bits", 4, 8, 3, 2)
+        dynamic, exceptions = quantization.mapping("dynamic"), []
+        for pattern in dynamic.config:
+            try:
+                re.compile(pattern.removeprefix("+:").removeprefix("-:"))
+            except re.error as error:
+                raise InputError(f"`{dynamic.prefix}{pattern}` is no regular expression ({error})") from error
+            if not pattern.startswith("-:"):  # modules that are left as they are
+                its_bits = dynamic.mapping(pattern).one_of("bits", 4, 8, 3, 2, default=bits)
+                exceptions.append(cls(its_bits, version, pattern.removeprefix("+:")))
+        return (*exceptions, cls(bits, version))
 
-    def matches(self, _: str) -> bool:
-        return True
+    def matches(self, module: str) -> bool:
+        return re.match(self.pattern, module) is not None
 
     def shape(self, parts: Mapping[str, StoredTensor]) -> tuple[int, int]:
         codes = parts["qweight"]

@@ -1,6 +1,8 @@
 """DeepSeek's own FP8: `weight` in E4M3 and `weight_scale_inv` in float32, one per 128x128 block.
 
-Despite its name the scale multiplies. Edge blocks are ragged: `kv_a_proj_with_mqa` has 576 rows, 4.5 blocks.
+Despite its name the scale multiplies. Edge blocks are ragged: `kv_a_proj_with_mqa` has 576 rows, 4.5 blocks. Programs
+that run it round these layers' inputs, too, 128 channels of a token at a time; what counts as the original here is the
+weights with inputs as they are.
 Source: `weight_dequant` in inference/kernel.py of the DeepSeek-V3 repository.
 """
 
@@ -14,4 +16,5 @@ class NativeFP8(FloatQuantized):
     @classmethod
     def from_config(cls, quantization: Fields) -> NativeFP8:
         quantization.one_of("fmt", "e4m3", default="e4m3")
-        return cls(quantization.block("weight_block_size"), key="weight_scale_inv")
+        quantization.one_of("activation_scheme", "dynamic", default="dynamic")
+        return cls("block", quantization.block("weight_block_size"), key="weight_scale_inv")

@@ -7,13 +7,13 @@ packed along the output dimension; with dynamic act-order `weight_g_idx` [in] te
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
 from llmc.convert.bits import unpack
 from llmc.convert.fields import Fields
+from llmc.convert.formats.targets import is_target, read_targets
 from llmc.convert.quantised_weight import CodeType, QuantisedWeight
 from llmc.convert.safetensors_file import StoredTensor
 from llmc.errors import InputError
@@ -23,7 +23,7 @@ from llmc.errors import InputError
 class PackQuantized:
     bits: int
     symmetric: bool
-    targets: tuple[str, ...]  # class names, module names, or `re:` and a pattern that the beginning of one matches
+    targets: tuple[str, ...]
     key: str = "weight_packed"
 
     @classmethod
@@ -34,19 +34,11 @@ class PackQuantized:
         bits = weights.one_of("num_bits", 4, 8, 3, 2)
         weights.one_of("strategy", "group", "channel")
         symmetric = weights.boolean("symmetric", True)
-        targets = group.strings("targets")
-        for target in targets:
-            try:
-                re.compile(target.removeprefix("re:"))
-            except re.error as error:
-                raise InputError(f"`{group.prefix}targets`: {target!r} is no regular expression ({error})") from error
-        return cls(bits, symmetric, targets)
+        group.require("input_activations", None, "integer weights take inputs as they are")
+        return cls(bits, symmetric, read_targets(group))
 
     def matches(self, module: str) -> bool:
-        return any(
-            bool(re.match(target[3:], module)) if target.startswith("re:") else target in ("Linear", module)
-            for target in self.targets
-        )
+        return is_target(module, self.targets)
 
     def shape(self, parts: Mapping[str, StoredTensor]) -> tuple[int, int]:
         packed, scale = parts["weight_packed"], parts.get("weight_scale")

@@ -25,6 +25,7 @@ import onnx_ir as ir
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.graph.builder import GraphBuilder
 from llmc.convert.graph.decoder_layer import decoder_layer
+from llmc.convert.graph.linear import linear
 from llmc.convert.graph.multi_token_prediction import multi_token_prediction
 from llmc.convert.graph.rms_norm import rms_norm
 from llmc.convert.graph.step import Step
@@ -90,7 +91,7 @@ def _finish(b: GraphBuilder, hidden_state: ir.Value, step: Step, hidden: bool) -
         table = _embedding(b)
         logits = b.op("MatMul", chosen, b.transpose(b.cast(table, b.dtype, table.dtype), 1, 0))
     else:
-        logits = b.linear(chosen, "lm_head")
+        logits = linear(b, chosen, "lm_head")
     presents = list(b.graph.outputs)
     b.graph.outputs.clear()
     logits = b.cast(logits, ir.DataType.FLOAT)

@@ -51,13 +51,6 @@ class GraphBuilder(Nodes):
         tensor = WeightTensor(self.checkpoint, names, layout, name or names[0], dtype or self.dtype)
         return self.initializer(tensor)
 
-    def linear(self, x: ir.Value, module: str) -> ir.Value:
-        """[..., in] -> [..., out], with the bias if the checkpoint has one."""
-        y = self.op("MatMul", x, self.weight(f"{module}.weight", Layout()))
-        if f"{module}.bias" in self.checkpoint:
-            y = self.op("Add", y, self.weight(f"{module}.bias", Layout()))
-        return y
-
     def call(self, function: ir.Function, *inputs: ir.Value, outputs: int = 1, **attributes: Any) -> Any:
         """A node of domain `llmc`; its function becomes part of the model."""
         self.functions.setdefault(function.name, function)

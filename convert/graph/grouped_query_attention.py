@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from llmc.convert.graph.builder import GraphBuilder
+from llmc.convert.graph.linear import linear
 from llmc.convert.graph.rotary import rotary
 from llmc.convert.graph.step import Step
 from llmc.convert.spec import GroupedQueryAttentionSpec
@@ -16,7 +17,7 @@ def grouped_query_attention(b: GraphBuilder, x: ir.Value, path: str, layer: int,
     assert isinstance(spec, GroupedQueryAttentionSpec)
 
     def heads(projection: str, count: int) -> ir.Value:
-        projected = b.linear(x, f"{path}.{projection}")
+        projected = linear(b, x, f"{path}.{projection}")
         return b.transpose(b.reshape(projected, 0, 0, count, spec.head_dim), 0, 2, 1, 3)
 
     with b.at(path):
@@ -26,4 +27,4 @@ def grouped_query_attention(b: GraphBuilder, x: ir.Value, path: str, layer: int,
         value = step.append(b, layer, "value", heads("v_proj", spec.num_kv_heads))
         mixed = b.op("Attention", query, key, value, step.mask, scale=spec.softmax_scale)
         mixed = b.reshape(b.transpose(mixed, 0, 2, 1, 3), 0, 0, spec.num_heads * spec.head_dim)
-        return b.linear(mixed, f"{path}.o_proj")
+        return linear(b, mixed, f"{path}.o_proj")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from llmc.convert.graph.builder import FunctionBuilder, GraphBuilder
+from llmc.convert.graph.linear import linear
 from llmc.convert.graph.rms_norm import rms_norm
 from llmc.convert.graph.rotary import rotary
 from llmc.convert.graph.step import Step
@@ -46,14 +47,14 @@ def latent_attention(b: GraphBuilder, x: ir.Value, path: str, layer: int, step: 
     rank, nope, rope = spec.kv_lora_rank, spec.qk_nope_head_dim, spec.qk_rope_head_dim
     with b.at(path):
         if spec.q_lora_rank is None:
-            query = b.linear(x, f"{path}.q_proj")
+            query = linear(b, x, f"{path}.q_proj")
         else:
-            query = rms_norm(b, b.linear(x, f"{path}.q_a_proj"), f"{path}.q_a_layernorm", spec.norm_eps)
-            query = b.linear(query, f"{path}.q_b_proj")
+            query = rms_norm(b, linear(b, x, f"{path}.q_a_proj"), f"{path}.q_a_layernorm", spec.norm_eps)
+            query = linear(b, query, f"{path}.q_b_proj")
         query = b.transpose(b.reshape(query, 0, 0, spec.num_heads, nope + rope), 0, 2, 1, 3)
         query_nope, query_rope = b.split(query, nope, rope)
 
-        entry = b.op("Unsqueeze", b.linear(x, f"{path}.kv_a_proj_with_mqa"), b.constant([1]))
+        entry = b.op("Unsqueeze", linear(b, x, f"{path}.kv_a_proj_with_mqa"), b.constant([1]))
         latent, key_rope = b.split(entry, rank, rope)
         latent = rms_norm(b, latent, f"{path}.kv_a_layernorm", spec.norm_eps)
         cached = step.append(b, layer, "latent", b.concat(latent, rotary(b, key_rope, step.angles)))
@@ -73,4 +74,4 @@ def latent_attention(b: GraphBuilder, x: ir.Value, path: str, layer: int, step: 
         )
         value = b.op("MatMul", mixed, b.weight(kv_b, value_layout, name=f"{kv_b}.value"))
         value = b.reshape(b.transpose(value, 0, 2, 1, 3), 0, 0, spec.num_heads * spec.v_head_dim)
-        return b.linear(value, f"{path}.o_proj")
+        return linear(b, value, f"{path}.o_proj")

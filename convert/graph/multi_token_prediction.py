@@ -6,6 +6,7 @@ import onnx_ir as ir
 
 from llmc.convert.graph.builder import GraphBuilder
 from llmc.convert.graph.decoder_layer import decoder_layer
+from llmc.convert.graph.linear import linear
 from llmc.convert.graph.rms_norm import rms_norm
 from llmc.convert.graph.step import Step
 
@@ -15,5 +16,5 @@ def multi_token_prediction(b: GraphBuilder, embedding: ir.Value, hidden: ir.Valu
     path = f"model.layers.{layer}"
     with b.at(path):
         joined = b.concat(rms_norm(b, embedding, f"{path}.enorm"), rms_norm(b, hidden, f"{path}.hnorm"))
-        x = decoder_layer(b, b.linear(joined, f"{path}.eh_proj"), layer, step)
+        x = decoder_layer(b, linear(b, joined, f"{path}.eh_proj"), layer, step)
         return rms_norm(b, x, f"{path}.shared_head.norm")

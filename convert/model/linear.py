@@ -27,5 +27,7 @@ class Linear(nn.Linear):
         self.weight = nn.Parameter(torch.empty(0), requires_grad=False)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # named as in nn.Linear
+        if self.codes is not None and self.codes.activations is not None:
+            input = self.codes.activations.rounded(input)
         bias = None if self.bias is None else self.bias.to(input.dtype)
         return functional.linear(input, self.full(input.dtype), bias)

@@ -1,28 +1,44 @@
-"""8-bit floats (E4M3), one scale per 128x128 block or per output channel; compressed-tensors `float-quantized`."""
+"""8-bit floats (E4M3), one scale per 128x128 block, output channel or tensor; compressed-tensors `float-quantized`."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.nn import functional
 
-from llmc.convert.quantised_weight import QuantisedWeight
+from llmc.convert.quantised_weight import FP8_GROUP, LARGEST_FP8, Activations, QuantisedWeight
+from llmc.errors import InputError
 from llmc.quant.schemes.scheme import Grid, Scheme
 
-_LARGEST = 448.0  # of E4M3
+_BLOCK = 128
 
 
 class FP8(Scheme):
-    """Weights only: activations stay as they are. `block_structure` None means one scale per output channel."""
+    """With `-static` behind its name a scheme rounds a layer's inputs, too, by a scale found in calibration; with
+    `-dynamic` by one per token, or per token and 128 channels where weights are in blocks (DeepSeek-V3, section 3.3).
+    """
 
     code_type = "float8_e4m3fn"
 
-    def __init__(self, name: str, block_structure: tuple[int, int] | None) -> None:
-        self.name, self.block_structure = name, block_structure
+    def __init__(
+        self, strategy: Literal["block", "channel", "tensor"], activations: Literal["", "static", "dynamic"] = ""
+    ) -> None:
+        self.strategy = strategy
+        self.name = f"fp8-{strategy}" + (f"-{activations}" if activations else "")
+        if activations == "static":
+            self.activations = Activations("tensor")
+        elif activations == "dynamic":
+            self.activations = Activations("group" if strategy == "block" else "token")
 
     def block(self, shape: tuple[int, int]) -> tuple[int, int]:
-        return self.block_structure or (1, shape[1])
+        return {"block": (_BLOCK, _BLOCK), "channel": (1, shape[1]), "tensor": shape}[self.strategy]
+
+    def check(self, weight_name: str, shape: tuple[int, int]) -> None:
+        if self.activations is not None and self.activations.per == "group" and shape[1] % FP8_GROUP:
+            raise InputError(
+                f"{weight_name} has {shape[1]} inputs, no multiple of {FP8_GROUP}; use fp8-channel-dynamic"
+            )
 
     def grid(self, weight: torch.Tensor, importance: torch.Tensor | None = None) -> Grid:
         """Scales are float32; the largest weight of a block becomes 448 (DeepSeek-V3, section 3.3). A float format
@@ -32,24 +48,37 @@ class FP8(Scheme):
         padding = (0, -columns % columns_of_block, 0, -out % rows_of_block)
         blocks = functional.pad(weight, padding).unflatten(-1, (-1, columns_of_block))
         largest = blocks.unflatten(-3, (-1, rows_of_block)).abs().amax((-1, -3))
-        return Grid(torch.where(largest == 0, 1.0, largest / _LARGEST))
+        return Grid(torch.where(largest == 0, 1.0, largest / LARGEST_FP8))
 
     def round_(self, ratio: torch.Tensor, zeros: torch.Tensor | None = None) -> torch.Tensor:
         return ratio.copy_(self.to_codes(ratio))
 
     def to_codes(self, steps: torch.Tensor, zeros: torch.Tensor | None = None) -> torch.Tensor:
-        return steps.clamp(-_LARGEST, _LARGEST).to(torch.float8_e4m3fn)
+        return steps.clamp(-LARGEST_FP8, LARGEST_FP8).to(torch.float8_e4m3fn)
 
     def config_group(self) -> dict[str, Any]:
-        weights: dict[str, Any] = {"num_bits": 8, "type": "float", "symmetric": True, "dynamic": False}
-        if self.block_structure:
-            weights |= {"strategy": "block", "block_structure": list(self.block_structure)}
-        else:
-            weights |= {"strategy": "channel"}
-        return {"format": "float-quantized", "weights": weights}
+        fp8 = {"num_bits": 8, "type": "float", "symmetric": True}
+        weights: dict[str, Any] = fp8 | {"dynamic": False, "strategy": self.strategy}
+        if self.strategy == "block":
+            weights["block_structure"] = [_BLOCK, _BLOCK]
+        group: dict[str, Any] = {"format": "float-quantized", "weights": weights}
+        if self.activations is not None:
+            inputs = fp8 | {"dynamic": self.activations.per != "tensor", "strategy": self.activations.per}
+            if self.activations.per == "group":
+                inputs["group_size"] = FP8_GROUP
+            group["input_activations"] = inputs
+        return group
 
     def stored(self, module: str, weight: QuantisedWeight) -> dict[str, torch.Tensor]:
-        return {f"{module}.weight": weight.codes, f"{module}.weight_scale": weight.scales}
+        scales = weight.scales.flatten() if self.strategy == "tensor" else weight.scales
+        tensors = {f"{module}.weight": weight.codes, f"{module}.weight_scale": scales}
+        if weight.activations is not None and weight.activations.scale is not None:
+            tensors[f"{module}.input_scale"] = torch.tensor([weight.activations.scale])
+        return tensors
 
 
-SCHEMES = (FP8("fp8-block", (128, 128)), FP8("fp8-channel", None))
+SCHEMES = (
+    FP8("block"),
+    FP8("block", "dynamic"),
+    *(FP8(strategy, activations) for strategy in ("channel", "tensor") for activations in ("", "static", "dynamic")),
+)

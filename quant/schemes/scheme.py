@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from llmc.convert.quantised_weight import CodeType, QuantisedWeight
+from llmc.convert.quantised_weight import Activations, CodeType, Kind, QuantisedWeight
 
 
 class Grid(NamedTuple):
@@ -28,6 +28,7 @@ class Scheme(ABC):
     code_type: CodeType
     symmetric: bool = True
     dynamic_groups: bool = False  # groups are of channels that matter alike, wherever they lie (act-order, `g_idx`)
+    activations: Activations | None = None  # without the scale that calibration finds
 
     @abstractmethod
     def block(self, shape: tuple[int, int]) -> tuple[int, int]:
@@ -38,7 +39,14 @@ class Scheme(ABC):
 
     def stores(self, weight: QuantisedWeight) -> bool:
         """Whether these codes are, as they are, what this scheme writes."""
-        return weight.kind == (self.code_type, self.block(weight.shape), not self.symmetric, self.dynamic_groups)
+        activations = None if self.activations is None else self.activations.per
+        block = self.block(weight.shape)
+        return weight.kind == Kind(self.code_type, block, not self.symmetric, self.dynamic_groups, activations)
+
+    @property
+    def measures_inputs(self) -> bool:
+        """Whether calibration has to find how large a layer's inputs get, whatever the method."""
+        return self.activations is not None and self.activations.per == "tensor"
 
     @abstractmethod
     def grid(self, weight: torch.Tensor, importance: torch.Tensor | None = None) -> Grid:
@@ -57,7 +65,7 @@ class Scheme(ABC):
 
     @abstractmethod
     def config_group(self) -> dict[str, Any]:
-        """`format` and `weights` of a compressed-tensors config group."""
+        """`format`, `weights` and, if they are rounded, `input_activations` of a compressed-tensors config group."""
 
     @abstractmethod
     def stored(self, module: str, weight: QuantisedWeight) -> dict[str, torch.Tensor]:

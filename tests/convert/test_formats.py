@@ -38,6 +38,7 @@ SCHEMES: dict[str, tuple[str, dict[str, Any]]] = {
     "int8 group": ("pack-quantized", {"num_bits": 8, "type": "int", "strategy": "group", "group_size": 16}),
     "int3 group": ("pack-quantized", {"num_bits": 3, "type": "int", "strategy": "group", "group_size": 32}),
     "int2 channel": ("pack-quantized", {"num_bits": 2, "type": "int", "strategy": "channel"}),
+    "fp8 tensor": ("float-quantized", {"num_bits": 8, "type": "float", "strategy": "tensor"}),
     "fp8 channel": ("float-quantized", {"num_bits": 8, "type": "float", "strategy": "channel"}),
     "fp8 block": (
         "float-quantized",
@@ -52,6 +53,7 @@ def scale_of(weight: torch.Tensor, args: dict[str, Any]) -> torch.Tensor:
     block = {
         "group": (1, args.get("group_size")),
         "channel": (1, columns),
+        "tensor": (rows, columns),
         "block": args.get("block_structure"),
     }[args["strategy"]]
     scale = torch.empty(-(-rows // block[0]), -(-columns // block[1]))
@@ -59,7 +61,7 @@ def scale_of(weight: torch.Tensor, args: dict[str, Any]) -> torch.Tensor:
         for j in range(scale.shape[1]):
             part = weight[i * block[0] : (i + 1) * block[0], j * block[1] : (j + 1) * block[1]]
             scale[i, j] = part.abs().max() / (7 if args["type"] == "int" else 448)
-    return scale
+    return scale.flatten() if args["strategy"] == "tensor" else scale
 
 
 def compressed(weight: torch.Tensor, name: str) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -77,10 +79,11 @@ def compressed(weight: torch.Tensor, name: str) -> tuple[dict[str, torch.Tensor]
     return stored, compressor.decompress(stored, scheme)["weight"]
 
 
-def config_of(*names: str) -> dict[str, Any]:
+def config_of(name: str, **modules: str) -> dict[str, Any]:
+    """All linear layers as `name` says, but for some modules."""
     groups = {
-        f"group_{i}": {"targets": ["Linear"], "format": SCHEMES[name][0], "weights": SCHEMES[name][1]}
-        for i, name in enumerate(names)
+        f"group_{i}": {"targets": [target], "format": SCHEMES[of][0], "weights": SCHEMES[of][1]}
+        for i, (target, of) in enumerate({**modules, "Linear": name}.items())
     }
     return {"quant_method": "compressed-tensors", "format": "mixed-precision", "config_groups": groups}
 
@@ -91,7 +94,7 @@ def store(path: Path, modules: dict[str, str]) -> dict[str, torch.Tensor]:
     for module, name in modules.items():
         stored, expected[module] = compressed(weights.pop(f"{module}.weight"), name)
         weights |= {f"{module}.{part}": tensor for part, tensor in stored.items()}
-    config = LLAMA | {"quantization_config": config_of(*dict.fromkeys(modules.values()))}
+    config = LLAMA | {"quantization_config": config_of(next(iter(modules.values())), **modules)}
     write_checkpoint(path, config, weights)
     return expected
 
@@ -134,6 +137,7 @@ def test_each_format_alone(tmp_path: Path, name: str) -> None:
             "int8 group": (1, 16),
             "int3 group": (1, 32),
             "int2 channel": (1, 80),
+            "fp8 tensor": (64, 80),
             "fp8 channel": (1, 80),
             "fp8 block": (24, 48),
         }[name]

@@ -57,15 +57,19 @@ class ArtifactWeights(Rewriter):
         return x if x.dtype == FLOAT else self.op("Cast", x, to=int(FLOAT))
 
     def scales(self, weight: WeightTensor) -> ir.Value:
-        """float32, in the shape they are stored in."""
+        """float32, one per block."""
         native = f"{weight.modules[0]}.weight_scale_inv" in weight.checkpoint
-        return self.as_float(self.stored(weight, "weight_scale_inv" if native else "weight_scale"))
+        (rows, columns), (high, wide) = weight.checkpoint.shape(weight.names[0]), weight.block
+        shape = (-(-rows // high), -(-columns // wide))
+        return self.as_float(self.stored(weight, "weight_scale_inv" if native else "weight_scale", shape=shape))
 
     def matrices(self, weight: WeightTensor) -> ir.Value:
         """float32 [out, in], or [E, out, in] of a stack: dequantised, not yet laid out."""
         if weight.kind is None:
             return self.as_float(self.stored(weight))
-        if weight.kind.code_type not in ("int4", "float8_e4m3fn") or weight.kind.zeros or weight.kind.groups:
+        kind = weight.kind
+        as_stored = kind.code_type == "float8_e4m3fn" or (kind.code_type == "int4" and weight.packed)
+        if not as_stored or kind.zeros or kind.groups:
             layout = replace(weight.layout, transposed=False, heads=None)
             name = f"{weight.name}.plain"  # written again: few operators could decode it, none of them fast
             return self.initializer(WeightTensor(weight.checkpoint, weight.names, layout, name, FLOAT))
