@@ -16,9 +16,9 @@ import torch
 from llmc.convert.families import family_of
 from llmc.convert.families.family import Family
 from llmc.convert.fields import Fields
-from llmc.convert.formats import PART_NAMES, Format, Parts, formats
-from llmc.convert.model.causal_lm import weight_shapes
-from llmc.convert.quantised_weight import QuantisedWeight
+from llmc.convert.formats import PART_NAMES, Format, Parts, formats, has_fp8_cache
+from llmc.convert.model.causal_lm import CACHE_SCALES, weight_shapes
+from llmc.convert.quantised_weight import Activations, QuantisedWeight
 from llmc.convert.safetensors_file import StoredTensor, read_header
 from llmc.convert.spec import ModelSpec, Role
 from llmc.errors import InputError
@@ -60,6 +60,7 @@ class Checkpoint:
             family = family_of(config)
             spec = family.spec(config)
             known_formats = formats(config)
+            spec = replace(spec, fp8_cache=has_fp8_cache(config))
         except InputError as error:
             raise InputError(f"{path / 'config.json'}: {error}") from error
         if (path / "generation_config.json").exists():  # chat models list their end-of-turn tokens only there
@@ -117,6 +118,16 @@ class Checkpoint:
         if weight.codes.dtype.is_floating_point:
             self._refuse_nan(name, weight.codes)
         return weight
+
+    def activations(self, module: str) -> Activations | None:
+        """How the inputs of a linear layer are rounded."""
+        layout = self._layout(f"{module}.weight")
+        return layout[0].activations_of(layout[1]) if layout else None
+
+    def cache_scales(self, layer: int) -> dict[str, float]:
+        """By what an FP8 cache is scaled: `k_scale` of keys, or of the latent, and `v_scale` of values."""
+        names = CACHE_SCALES if self.spec.fp8_cache else ()
+        return {name: self.tensor(f"model.layers.{layer}.self_attn.{name}").item() for name in names}
 
     def stored(self, name: str) -> StoredTensor:
         """Where a tensor lies on disk, by the exact name it is stored under."""

@@ -109,6 +109,7 @@ class ModelSpec:
     max_position_embeddings: int
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = field(default=())
+    fp8_cache: bool = False  # what attention remembers is rounded to E4M3, by one scale per layer
 
     @property
     def num_all_layers(self) -> int:

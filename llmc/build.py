@@ -160,7 +160,7 @@ class _Build:
             try:
                 result = quantise(
                     checkpoint, job.rules, job.pruning, calibration, check, self.artifact, scratch, progress,
-                    job.plan.hessian_memory, job.recipe.calibration.experts,
+                    job.options,
                 )  # fmt: skip
             except InputError:  # the checkpoint is broken: no later run can go on from here
                 shutil.rmtree(self.home)

@@ -11,6 +11,7 @@ from llmc.output import Output
 from llmc.plan import Plan, plan, rules_of
 from llmc.progress import Display
 from llmc.quant.assign import Rule
+from llmc.quant.layerwise import Options
 from llmc.quant.prune import Pruning
 from llmc.recipe import Recipe, load_recipe
 from llmc.source import Source, hash_files, locate, locate_headers
@@ -41,6 +42,11 @@ class Job:
         return Pruning(self.recipe.prune.keep, self.recipe.prune.method) if self.recipe.prune else None
 
     @property
+    def options(self) -> Options:
+        recipe = self.recipe
+        return Options(self.plan.hessian_memory, recipe.calibration.experts, recipe.layout, recipe.kv_cache == "fp8")
+
+    @property
     def targets(self) -> dict[str, dict[str, Any]]:
         return {name: options or {} for entry in self.recipe.targets for name, options in entry.items()}
 
@@ -52,6 +58,8 @@ class Job:
             "prune": self.pruning and vars(self.pruning),
             "calibration and check text": self.texts.key(),
             "calibration.experts": self.recipe.calibration.experts,
+            "kv_cache": self.recipe.kv_cache,
+            "layout": self.recipe.layout,
             "version of llmc": [code_version("convert", without=("graph/", "targets/")), code_version("quant")],
             "versions of python, torch or numpy": versions("python", *_QUANTISE_PACKAGES),
         }

@@ -21,6 +21,7 @@ from llmc.progress import size
 from llmc.quant.assign import Assignment, Rule, assign
 from llmc.quant.layer_solver import jobs, linears
 from llmc.quant.layerwise import DEFAULT_MEMORY_BUDGET
+from llmc.quant.layouts import layout
 from llmc.quant.prune import kept_per_group, routers
 from llmc.quant.schemes.scheme import Scheme
 from llmc.quant.stream import MICRO_BATCH_TOKENS
@@ -51,7 +52,7 @@ _NOTHING = Change(Size(0, 0), Size(0, 0))
 class Plan:
     """roles: what becomes of each; quantised, in parameters, counts what is left after pruning.
 
-    cache_bytes: bfloat16, per token, as it is kept; cache_bytes_expanded: as keys and values per head.
+    cache_bytes: per token, as it is kept; cache_bytes_expanded: as keys and values per head.
     memory, work_disk and target_bytes are estimates; everything else is exact.
     hessian_memory: what the Hessians that are worked on at once may take; the result does not depend on it.
     """
@@ -139,7 +140,7 @@ def plan(checkpoint: Checkpoint, recipe: Recipe, output: Path, memory: int | Non
         parameters, count = before.parameters, before.bytes
         if assignment := assigned.get(name.removesuffix(".weight")):
             rows, columns = checkpoint.shape(name)
-            count = _stored_bytes(assignment.scheme, (rows, columns))
+            count = _stored_bytes(recipe.layout, assignment.scheme, (rows, columns))
         if ".mlp.gate." in name:  # one row per expert
             parameters, count = round(parameters * kept), round(count * kept)
         if _pruned(name, experts[1] if experts else 0):
@@ -152,7 +153,7 @@ def plan(checkpoint: Checkpoint, recipe: Recipe, output: Path, memory: int | Non
             by_scheme = schemes.setdefault(role, {})
             by_scheme[assignment.scheme.name] = by_scheme.get(assignment.scheme.name, 0) + parameters
     total = sum(changes.values(), _NOTHING)
-    cache, expanded = _cache_bytes(spec)
+    cache, expanded = _cache_bytes(spec, spec.fp8_cache or recipe.kv_cache == "fp8")
     needed, hessian_memory = _memory(checkpoint, assigned, layers, experts[1] if experts else 0, memory)
     return Plan(
         name=recipe.name or "",
@@ -176,24 +177,26 @@ def plan(checkpoint: Checkpoint, recipe: Recipe, output: Path, memory: int | Non
 
 
 @functools.cache
-def _stored_bytes(scheme: Scheme, shape: tuple[int, int]) -> int:
+def _stored_bytes(layout_name: str, scheme: Scheme, shape: tuple[int, int]) -> int:
     """Bytes on disk of a weight in a scheme: its own code, run on tensors without memory."""
     weight = torch.empty(shape, device="meta")
     scales, zeros = scheme.grid(weight)
     codes = scheme.to_codes(weight, None if zeros is None else scheme.expand(zeros, shape))
-    stored = scheme.stored("m", QuantisedWeight(codes, scales, scheme.block(shape), scheme.code_type, zeros))
+    groups = torch.empty(shape[1], dtype=torch.int32, device="meta") if scheme.dynamic_groups else None
+    quantised = QuantisedWeight(codes, scales, scheme.block(shape), scheme.code_type, zeros, groups)
+    stored = layout(layout_name).tensors("m", scheme, quantised)
     return sum(tensor.nbytes for tensor in stored.values())
 
 
-def _cache_bytes(spec: ModelSpec) -> tuple[int, int]:
-    """bfloat16 bytes per token: as kept, and as one key and one value per head."""
-    attention, layers = spec.attention, spec.num_all_layers
+def _cache_bytes(spec: ModelSpec, fp8: bool) -> tuple[int, int]:
+    """Bytes per token: as kept, and as one key and one value per head."""
+    attention, entry = spec.attention, (1 if fp8 else 2) * spec.num_all_layers
     if isinstance(attention, LatentAttentionSpec):
         kept = attention.kv_lora_rank + attention.qk_rope_head_dim
         head = attention.qk_nope_head_dim + attention.qk_rope_head_dim + attention.v_head_dim
-        return 2 * layers * kept, 2 * layers * attention.num_heads * head
+        return entry * kept, entry * attention.num_heads * head
     kept = 2 * attention.num_kv_heads * attention.head_dim
-    return 2 * layers * kept, 2 * layers * kept
+    return entry * kept, entry * kept
 
 
 def _memory(

@@ -9,8 +9,9 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import (
@@ -30,6 +31,7 @@ from llmc.errors import InputError
 PYTHON_DOCS = "builtin:python-docs"
 
 Location = tuple[str | int, ...]
+_T = TypeVar("_T")
 
 
 def _share(value: object) -> object:
@@ -155,6 +157,14 @@ class Recipe(Section):
     quantize: list[Quantize] = Field(
         default=[], description="default: experts, or the MLPs of a dense model, int4-g128 by GPTAQ"
     )
+    kv_cache: Literal["bf16", "fp8"] = Field(
+        default="bf16", description="fp8: keys and values, or the latent, are rounded by one calibrated scale per layer"
+    )
+    layout: str = Field(
+        default="compressed-tensors",
+        description="of the safetensors: compressed-tensors; gptq, in version 2, for integers; native-fp8, DeepSeek's "
+        "own, for fp8-block",
+    )
     targets: list[dict[str, dict[str, Any] | None]] = [{"onnxruntime": {}}]
     check: Check = Field(default_factory=Check)
 
@@ -170,6 +180,17 @@ class Recipe(Section):
                 raise _at((index, name), f"target {name} is named twice")
             resolved[name] = _target_options(index, name, options or {})
         return [{name: options} for name, options in resolved.items()]
+
+    @model_validator(mode="after")
+    def _layout_has_a_place(self) -> Recipe:
+        from llmc.quant.assign import Rule, check_layout
+        from llmc.quant.layouts import layout
+
+        chosen = _as_value_error(lambda: layout(self.layout), "layout")
+        _as_value_error(lambda: check_layout((), chosen, self.kv_cache == "fp8"), "kv_cache")
+        for index, rule in enumerate(Rule(rule.match, rule.scheme) for rule in self.quantize):
+            _as_value_error(partial(check_layout, [rule], chosen), "quantize", index, "scheme")
+        return self
 
     @model_validator(mode="after")
     def _gates_can_be_measured(self) -> Recipe:
@@ -290,11 +311,11 @@ def _at(path: Location, message: str) -> PydanticCustomError:
     return PydanticCustomError("recipe", "{message}", {"message": message, "path": path})
 
 
-def _as_value_error(check: Callable[[], object]) -> None:
+def _as_value_error(check: Callable[[], _T], *path: str | int) -> _T:
     try:
-        check()
+        return check()
     except InputError as error:
-        raise _at((), str(error)) from error
+        raise _at(path, str(error)) from error
 
 
 def _explain(error: Any) -> tuple[Location, str]:

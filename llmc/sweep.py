@@ -58,8 +58,7 @@ def sweep(
                 with display.stage(f"keep {keep:g} by {method}"):
                     result = quantise(
                         job.checkpoint, job.rules if quantised else [], Pruning(keep, method), calibration, check,
-                        place / "model", place / "scratch", display.layers(weights), job.plan.hessian_memory,
-                        job.recipe.calibration.experts,
+                        place / "model", place / "scratch", display.layers(weights), job.options,
                     )  # fmt: skip
                 experts = round(keep * found[0].num_experts)
                 steps.append(Step(keep, method, experts, result.ppl_original, result.ppl, result.kl))

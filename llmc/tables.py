@@ -53,7 +53,7 @@ def plan_tables(plan: Plan) -> list[Table]:
     needs.add_row("disk of the artifact", size(plan.output_disk), "", "")
     for name, count in plan.target_bytes.items():
         needs.add_row(f"  of it target {name}, about", size(count), "", "")
-    cache = table("cache, bfloat16", "", "per token", "32,768 tokens")
+    cache = table("cache", "", "per token", "32,768 tokens")
     cache.add_row("as kept", size(plan.cache_bytes), size(plan.cache_bytes * 32768))
     if plan.cache_bytes_expanded != plan.cache_bytes:
         expanded = plan.cache_bytes_expanded

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.spec import Role
 from llmc.errors import InputError
+from llmc.quant.layouts.layout import DEFAULT_LAYOUT, Layout
 from llmc.quant.schemes import scheme
 from llmc.quant.schemes.scheme import Scheme
 
@@ -55,6 +56,15 @@ def check_rules(rules: Iterable[Rule]) -> None:
                 f"match {rule.match!r} is not a role that can be quantised; "
                 f"use one of {', '.join(QUANTISABLE)}, or re:…"
             )
+
+
+def check_layout(rules: Iterable[Rule], layout: Layout, fp8_cache: bool = False) -> None:
+    """InputError for a rule whose weights, or for scales of a cache, that the layout has no place for."""
+    if fp8_cache and not layout.takes_cache_scales:
+        raise InputError(f"layout {layout.name} has no place for the scales of an FP8 cache; use {DEFAULT_LAYOUT}")
+    for rule in rules:
+        if not layout.takes(scheme(rule.scheme)):
+            raise InputError(f"layout {layout.name} has no place for {rule.scheme}; it stores {layout.stores}")
 
 
 def linear_modules(checkpoint: Checkpoint) -> list[str]:

@@ -17,9 +17,10 @@ from typing import Literal
 import torch
 
 from llmc.convert.model import DecoderLayer, DenseMLP, LatentAttention, MixtureOfExperts
+from llmc.convert.model.causal_lm import CACHE_SCALES
 from llmc.quant.assign import Assignment
 from llmc.quant.hessian import Measured, Moments, source
-from llmc.quant.layer_solver import Solved, jobs, linears, solve_modules
+from llmc.quant.layer_solver import Solved, input_scale, jobs, linears, solve_modules
 from llmc.quant.prune import ExpertScores, prune, survivors
 from llmc.quant.stream import MICRO_BATCH_TOKENS, Stream
 
@@ -105,8 +106,8 @@ class LayerCalibration:
         return self.paths[0].layer
 
     @torch.no_grad()
-    def attention(self, assigned: dict[str, Assignment]) -> None:
-        """From the layer's input to what its MLP reads."""
+    def attention(self, assigned: dict[str, Assignment], fp8_cache: bool = False) -> None:
+        """From the layer's input to what its MLP reads; finds the scales of an FP8 cache, if it is to be one."""
         attention = self.layer.self_attn
         self.station("attention input", assigned, {"self_attn": ModelPath.normed})
         if isinstance(attention, LatentAttention):
@@ -116,6 +117,9 @@ class LayerCalibration:
             if attention.spec.q_lora_rank is not None:
                 views["self_attn.q_b_proj"] = lambda path, rows: _latent_attention(path).query_latent(path.normed(rows))
             self.station("attention latent", assigned, views)
+
+        if fp8_cache:
+            self.layer.self_attn.cache_scales = self._cache_scales()
 
         def mix(path: ModelPath, rows: slice) -> torch.Tensor:
             x = path.normed(rows)
@@ -133,6 +137,17 @@ class LayerCalibration:
                 path.out.write(rows, x)
                 path.hidden.write(rows, path.layer.post_attention_layernorm(x))
             path.mixed.delete()
+
+    def _cache_scales(self) -> dict[str, float]:
+        """Such that the largest magnitude that enters the cache becomes the largest code."""
+        path, peaks = self.paths[0], dict[str, float]()
+        for rows in self._rows("attention cache"):
+            x = path.normed(rows)
+            entries = path.layer.self_attn.entries(x, torch.arange(x.shape[1]).expand(x.shape[0], -1))
+            for name, entry in entries.items():
+                peaks[name] = max(peaks.get(name, 0.0), entry.abs().max().item())
+        # One latent is both key and value.
+        return {name: input_scale(peaks.get(name, peaks["k_scale"])) for name in CACHE_SCALES}
 
     @torch.no_grad()
     def prune(self, method: str, per_group: int) -> ExpertScores:

@@ -164,8 +164,12 @@ def _take_apart(
 
 
 def _with_input_scale(weight: QuantisedWeight, peak: float) -> QuantisedWeight:
-    """A weight whose inputs are rounded by one scale, with that: the largest magnitude seen becomes 448."""
+    """A weight whose inputs are rounded by one scale, with that."""
     if weight.activations is None or weight.activations.per != "tensor":
         return weight
-    scale = torch.tensor(peak / LARGEST_FP8 if peak else 1.0).item()  # as float32 has it
-    return replace(weight, activations=Activations("tensor", scale))
+    return replace(weight, activations=Activations("tensor", input_scale(peak)))
+
+
+def input_scale(peak: float) -> float:
+    """The float32 by which the largest magnitude seen becomes the largest code."""
+    return torch.tensor(peak / LARGEST_FP8 if peak else 1.0).item()

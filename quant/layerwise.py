@@ -31,10 +31,10 @@ from llmc.convert.model import (
 )
 from llmc.convert.spec import MixtureOfExpertsSpec
 from llmc.errors import InputError, LlmcError
-from llmc.quant.assign import Assignment, Rule, assign, linear_modules
-from llmc.quant.compressed_tensors import quantization_config
+from llmc.quant.assign import Assignment, Rule, assign, check_layout, linear_modules
 from llmc.quant.layer_calibration import ExpertTokens, LayerCalibration, ModelPath
 from llmc.quant.layer_solver import linears, round_modules
+from llmc.quant.layouts import DEFAULT_LAYOUT, layout
 from llmc.quant.prune import Pruning, kept_per_group, routers
 from llmc.quant.reference import write_reference
 from llmc.quant.shard import shard_path, write_ends, write_index, write_json, write_layer
@@ -77,6 +77,21 @@ class QuantiseResult:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Options:
+    """
+    memory_budget: bytes that moments and what is kept of activations may take
+    expert_tokens: whether experts are calibrated on the tokens routed to them or on all
+    layout:        of the safetensors, see `quant.layouts`
+    fp8_cache:     whether the attention cache is to hold E4M3
+    """
+
+    memory_budget: int = DEFAULT_MEMORY_BUDGET
+    expert_tokens: ExpertTokens = "routed"
+    layout: str = DEFAULT_LAYOUT
+    fp8_cache: bool = False
+
+
 def quantise(
     checkpoint: Checkpoint,
     rules: Sequence[Rule],
@@ -86,8 +101,7 @@ def quantise(
     output_dir: Path,
     work_dir: Path,
     progress: Progress,
-    memory_budget: int | None = None,
-    expert_tokens: ExpertTokens = "routed",
+    options: Options = Options(),  # immutable
 ) -> QuantiseResult:
     """Prunes experts (None: none), quantises by `rules`, writes a checkpoint.
 
@@ -97,9 +111,8 @@ def quantise(
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     work_dir.mkdir(parents=True, exist_ok=True)
-    budget = memory_budget or DEFAULT_MEMORY_BUDGET
     ids = {"calibration": calibration_ids, "check": check_ids, "original": check_ids}
-    return _Pass(checkpoint, rules, pruning, ids, output_dir, work_dir, budget, expert_tokens, progress).run()
+    return _Pass(checkpoint, rules, pruning, ids, output_dir, work_dir, options, progress).run()
 
 
 class _Pass:
@@ -111,14 +124,15 @@ class _Pass:
         ids: dict[str, torch.Tensor],
         output_dir: Path,
         work_dir: Path,
-        budget: int,
-        expert_tokens: ExpertTokens,
+        options: Options,
         progress: Progress,
     ) -> None:
-        self.checkpoint, self.spec = checkpoint, checkpoint.spec
+        self.checkpoint, self.spec, self.layout = checkpoint, checkpoint.spec, layout(options.layout)
+        self.fp8_cache = options.fp8_cache and not self.spec.fp8_cache  # a checkpoint that has scales keeps them
+        check_layout(rules, self.layout, options.fp8_cache)
         self.assigned = assign(checkpoint, rules)
         self.ids, self.output_dir, self.work_dir = ids, output_dir, work_dir
-        self.budget, self.expert_tokens, self.progress = budget, expert_tokens, progress
+        self.options, self.progress = options, progress
         self.layers = self.spec.num_all_layers
         found = routers(self.spec.mlps)
         if pruning is not None and not found:
@@ -149,6 +163,8 @@ class _Pass:
 
     def _last_calibrated(self) -> int:
         """The last layer that the calibration text has to reach; -1: none."""
+        if self.fp8_cache:
+            return self.layers - 1
         gptq = [int(module.split(".")[2]) for module, given in self.assigned.items() if given.calibrated]
         pruned = [i for i, mlp in enumerate(self.spec.mlps) if isinstance(mlp, MixtureOfExpertsSpec)]
         return max([-1, *gptq, *(pruned if self.pruning else [])])
@@ -210,7 +226,7 @@ class _Pass:
         else:
             if isinstance(layer, MultiTokenPrediction):
                 self._enter_mtp(calibration, begin("eh_proj"), index)
-            calibration.attention(begin("self_attn"))
+            calibration.attention(begin("self_attn"), self.fp8_cache)
             if self.pruning is not None and isinstance(layer.mlp, MixtureOfExperts):
                 scores = calibration.prune(self.pruning.method, self.per_group)
                 record |= {"survivors": calibration.kept, "expert_tokens": scores.tokens.tolist()}
@@ -232,6 +248,7 @@ class _Pass:
             weights,
             {name: given.scheme for name, given in mine.items()},
             path,
+            self.layout,
         )
         record["reports"] = calibration.solved.reports
         record["reports"] |= {name: {"method": "kept as stored"} for name in sorted(as_stored)}
@@ -254,9 +271,9 @@ class _Pass:
         return LayerCalibration(
             paths,
             self._few_tokens(index),
-            self.budget,
+            self.options.memory_budget,
             lambda phase, done, total: self.progress(self.layer, self.layers, phase, done, total),
-            self.expert_tokens,
+            self.options.expert_tokens,
         )
 
     def _enter_mtp(self, calibration: LayerCalibration, assigned: dict[str, Assignment], index: int) -> None:
@@ -386,8 +403,9 @@ class _Pass:
         if self.pruning:
             experts = self.per_group * routers(self.spec.mlps)[0].num_groups
             config = self.checkpoint.family.pruned_config(config, experts)
-        if schemes:
-            config["quantization_config"] = quantization_config(schemes, self._surviving_modules(result))
+        fp8_cache = self.options.fp8_cache or self.spec.fp8_cache
+        if schemes or fp8_cache:
+            config["quantization_config"] = self.layout.config(schemes, self._surviving_modules(result), fp8_cache)
         write_json(self.output_dir / "config.json", config)
         return result
 

@@ -12,6 +12,7 @@ from llmc.convert.checkpoint import INDEX, Checkpoint
 from llmc.convert.model import DecoderLayer
 from llmc.convert.quantised_weight import QuantisedWeight
 from llmc.convert.safetensors_file import SafetensorsWriter, read_header
+from llmc.quant.layouts.layout import Layout
 from llmc.quant.schemes import schemes
 from llmc.quant.schemes.scheme import Scheme
 from llmc.quant.stream import no_space
@@ -22,10 +23,10 @@ def shard_path(directory: Path, number: int, count: int) -> Path:
     return directory / f"model-{number + 1:05d}-of-{count:05d}.safetensors"
 
 
-def scheme_of(weight: QuantisedWeight, wanted: Scheme | None = None) -> Scheme | None:
-    """The scheme that stores these codes as they are, `wanted` if it does; None when none does."""
+def scheme_of(weight: QuantisedWeight, layout: Layout, wanted: Scheme | None = None) -> Scheme | None:
+    """The scheme that stores these codes as they are, `wanted` if it does; None when none of the layout's does."""
     known = [*([wanted] if wanted else []), *schemes().values()]
-    return next((scheme for scheme in known if scheme.stores(weight)), None)
+    return next((scheme for scheme in known if scheme.stores(weight) and layout.takes(scheme)), None)
 
 
 def write_ends(checkpoint: Checkpoint, path: Path) -> None:
@@ -44,6 +45,7 @@ def write_layer(
     weights: dict[str, QuantisedWeight],
     assigned: dict[str, Scheme],
     path: Path,
+    layout: Layout,
 ) -> dict[str, str]:
     """Writes `model.layers.<index>`; returns module → scheme for all that is stored quantised.
 
@@ -63,16 +65,17 @@ def write_layer(
         if weight is None and old.endswith(".weight"):
             weight = checkpoint.quantised(old.removesuffix(".weight"))
         if weight is not None:
-            scheme = scheme_of(weight, assigned.get(module))
+            scheme = scheme_of(weight, layout, assigned.get(module))
             if scheme is not None:
                 used[prefix + module] = scheme.name
-                return scheme.stored(prefix + module, weight)
+                return layout.tensors(prefix + module, scheme, weight)
             return {new: weight.dequantise(torch.bfloat16)}
         stored = checkpoint.stored(old).read()
         if layer is not None and kept is not None and new.startswith(f"{prefix}mlp.gate."):
             stored = stored[kept]
         return {new: stored}
 
+    scales = layer.self_attn.cache_scales if layer is not None else {}
     names = [name for name in checkpoint.names() if name.startswith(prefix)]
     experts: dict[str, list[tuple[int, str]]] = {}
     with SafetensorsWriter(path) as writer:
@@ -84,6 +87,9 @@ def write_layer(
             elif renumbered is None or int(match[2]) in renumbered:
                 number = int(match[2]) if renumbered is None else renumbered[int(match[2])]
                 experts.setdefault(match[1] + "*" + match[3], []).append((number, name))
+        for name, scale in scales.items():
+            if f"{prefix}self_attn.{name}" not in checkpoint:
+                writer.add(f"{prefix}self_attn.{name}", torch.tensor([scale]))
         for pattern, members in sorted(experts.items()):
             # All experts' packed weights first, then all their scales: each kind is one stack on disk.
             columns = [tensors(name, pattern.replace("*", str(number))) for number, name in sorted(members)]

@@ -14,7 +14,7 @@ from llmc.convert.formats.float_quantized import FloatQuantized
 from llmc.convert.formats.gptq import GPTQ
 from llmc.convert.formats.native_fp8 import NativeFP8
 from llmc.convert.formats.pack_quantized import PackQuantized
-from llmc.convert.quantised_weight import QuantisedWeight
+from llmc.convert.quantised_weight import Activations, QuantisedWeight
 from llmc.convert.safetensors_file import StoredTensor
 from llmc.errors import InputError
 
@@ -48,8 +48,23 @@ class Format(Protocol):
     def shape(self, parts: Parts) -> tuple[int, int]:
         """[out, in] of the weight, from headers; InputError when the parts do not fit together."""
 
+    def activations_of(self, parts: Parts) -> Activations | None:
+        """How inputs are rounded; None: they stay as they are."""
+
     def decode(self, parts: Parts) -> QuantisedWeight:
         """Reads codes and scales as they are stored."""
+
+
+def has_fp8_cache(config: dict[str, Any]) -> bool:
+    """Whether `quantization_config` announces scales for the attention cache; InputError for others than we know."""
+    scheme = Fields(config).mapping("quantization_config").mapping("kv_cache_scheme")
+    if not scheme.config:
+        return False
+    scheme.one_of("type", "float")
+    scheme.one_of("num_bits", 8)
+    scheme.one_of("strategy", "tensor")
+    scheme.require("dynamic", False, "a cache's scales are found in calibration")
+    return True
 
 
 def formats(config: dict[str, Any]) -> tuple[Format, ...]:

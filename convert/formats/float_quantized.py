@@ -64,14 +64,17 @@ class FloatQuantized:
 
     def decode(self, parts: Mapping[str, StoredTensor]) -> QuantisedWeight:
         codes, scales, block = parts["weight"].read(), parts[self.key].read(), self._block(parts)
-        activations = self.activations
-        if "input_scale" in parts:
-            scale = parts["input_scale"].read().float().reshape(()).item()
-            if not 0 < scale < float("inf"):
-                raise InputError(f"{parts['input_scale'].file}: {parts['input_scale'].name} is {scale}, not positive")
-            activations = Activations("tensor", scale)
         scales = scales.reshape(-(-codes.shape[0] // block[0]), -(-codes.shape[1] // block[1]))
-        return QuantisedWeight(codes, scales, block, "float8_e4m3fn", activations=activations)
+        return QuantisedWeight(codes, scales, block, "float8_e4m3fn", activations=self.activations_of(parts))
+
+    def activations_of(self, parts: Mapping[str, StoredTensor]) -> Activations | None:
+        if "input_scale" not in parts:
+            return self.activations
+        stored = parts["input_scale"]
+        scale = stored.read().float().reshape(()).item()
+        if not 0 < scale < float("inf"):
+            raise InputError(f"{stored.file}: {stored.name} is {scale}, not positive")
+        return Activations("tensor", scale)
 
     def _block(self, parts: Mapping[str, StoredTensor]) -> tuple[int, int]:
         (rows, columns), scale = parts["weight"].shape, parts[self.key]

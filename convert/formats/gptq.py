@@ -61,6 +61,9 @@ class GPTQ:
                 raise InputError(f"{where}: {name} {list(parts[name].shape)} does not fit a [{rows}, {columns}] weight")
         return rows, columns
 
+    def activations_of(self, _: Mapping[str, StoredTensor]) -> None:
+        return None
+
     def decode(self, parts: Mapping[str, StoredTensor]) -> QuantisedWeight:
         rows, columns = self.shape(parts)
         scales = parts["scales"].read().T.contiguous()

@@ -61,6 +61,9 @@ class PackQuantized:
             raise InputError(f"{where}: weight_g_idx {list(groups.shape)} does not fit {columns} inputs")
         return rows, columns
 
+    def activations_of(self, _: Mapping[str, StoredTensor]) -> None:
+        return None
+
     def decode(self, parts: Mapping[str, StoredTensor]) -> QuantisedWeight:
         rows, columns = self.shape(parts)
         packed = parts["weight_packed"]

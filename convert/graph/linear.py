@@ -32,9 +32,9 @@ def round_activations_function() -> ir.Function:
 
 def linear(b: GraphBuilder, x: ir.Value, module: str) -> ir.Value:
     """[..., in] -> [..., out], with the bias if the checkpoint has one."""
-    weight = b.checkpoint.quantised(module)
-    if weight is not None and weight.activations is not None:
-        x = _rounded(b, x, weight.activations)
+    activations = b.checkpoint.activations(module)
+    if activations is not None:
+        x = _rounded(b, x, activations)
     y: ir.Value = b.op("MatMul", x, b.weight(f"{module}.weight", Layout()))
     if f"{module}.bias" in b.checkpoint:
         y = b.op("Add", y, b.weight(f"{module}.bias", Layout()))
@@ -43,8 +43,9 @@ def linear(b: GraphBuilder, x: ir.Value, module: str) -> ir.Value:
 
 def round_by(b: GraphBuilder, x: ir.Value, scale: float) -> ir.Value:
     """x -> the same, by one scale."""
-    by = b.constant(scale, b.dtype)
-    rounded: ir.Value = b.op("DequantizeLinear", b.op("QuantizeLinear", x, by, output_dtype=_FLOAT8), by)
+    by = b.constant(scale, _FLOAT)
+    codes = b.op("QuantizeLinear", x, by, output_dtype=_FLOAT8)
+    rounded: ir.Value = b.op("DequantizeLinear", codes, by, output_dtype=int(b.dtype))
     return rounded
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from llmc.convert.graph.builder import GraphBuilder
+from llmc.convert.graph.linear import round_by
 from llmc.convert.graph.rotary import rotary_angles
 from llmc.convert.spec import LatentAttentionSpec, ModelSpec
 
@@ -50,7 +51,13 @@ class Step:
         return b.op("Where", visible, b.constant(0.0, b.dtype), b.constant(MASKED, b.dtype))
 
     def append(self, b: GraphBuilder, layer: int, kind: str, entries: ir.Value) -> ir.Value:
-        """Write `entries` [B, heads, S, channels] at `cache_position`: the cache [B, heads, T, channels]."""
+        """Write `entries` [B, heads, S, channels] at `cache_position`: the cache [B, heads, T, channels].
+
+        An FP8 cache is one of the graph's type that holds only what E4M3 can: the numbers are the same.
+        """
+        if b.spec.fp8_cache:
+            scale = "v_scale" if kind == "value" else "k_scale"
+            entries = round_by(b, entries, b.checkpoint.cache_scales(layer)[scale])
         past = self.past[layer, kind]
         present = b.op("TensorScatter", past, entries, self.cache_position, axis=2)
         b.output(present, f"present.{layer}.{kind}", b.dtype, *past.shape or ())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+from llmc.convert.quantised_weight import round_to_fp8
 from llmc.convert.spec import LatentAttentionSpec, ModelSpec
 
 
@@ -40,6 +41,11 @@ class KeyValueCache:
         self.key[:, :, start : self.length] = key
         self.value[:, :, start : self.length] = value
         return self.key[:, :, : self.length], self.value[:, :, : self.length]
+
+
+def as_cached(entries: dict[str, torch.Tensor], scales: dict[str, float]) -> dict[str, torch.Tensor]:
+    """What is left of new entries in the cache, both by the name of their scale; without scales, all."""
+    return {name: round_to_fp8(x, scales[name]) if scales else x for name, x in entries.items()}
 
 
 LayerCache = LatentCache | KeyValueCache

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from llmc.convert.checkpoint import Checkpoint
 
 
+CACHE_SCALES = ("k_scale", "v_scale")
+
+
 def empty_layer(spec: ModelSpec, index: int) -> DecoderLayer:
     """A layer on the meta device: names and shapes without memory."""
     with torch.device("meta"):
@@ -38,6 +41,8 @@ def weight_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     for index, kind in enumerate(kinds):
         like = layer_shapes(kinds.index(kind))
         shapes |= {f"model.layers.{index}.{name}": shape for name, shape in like.items()}
+        if spec.fp8_cache:
+            shapes |= {f"model.layers.{index}.self_attn.{name}": (1,) for name in CACHE_SCALES}
     shapes["model.norm.weight"] = (spec.hidden_size,)
     if not spec.tie_word_embeddings:
         shapes["lm_head.weight"] = (spec.vocab_size, spec.hidden_size)
@@ -50,13 +55,16 @@ def load_layer(checkpoint: Checkpoint, index: int, dtype: torch.dtype = torch.fl
     The router stays float32 (see GroupedTopK). Only this layer is in memory.
     """
     layer = empty_layer(checkpoint.spec, index)
+    prefix = f"model.layers.{index}."
     weights = {
-        name: checkpoint.tensor(
-            f"model.layers.{index}.{name}", torch.float32 if name.startswith("mlp.gate.") else dtype
-        )
+        name: checkpoint.tensor(prefix + name, torch.float32 if name.startswith("mlp.gate.") else dtype)
         for name, _ in layer.named_parameters()
     }
+    for name, module in layer.named_modules():
+        if isinstance(module, Linear):
+            module.activations = checkpoint.activations(prefix + name)
     layer.load_state_dict(weights, assign=True)
+    layer.self_attn.cache_scales = checkpoint.cache_scales(index)
     return layer.requires_grad_(False).eval()
 
 
@@ -73,19 +81,21 @@ def load_stored_layer(checkpoint: Checkpoint, index: int) -> DecoderLayer:
             is_matrix = isinstance(layer.get_submodule(name.rpartition(".")[0]), Linear)
             weights[name] = checkpoint.tensor(prefix + name, None if is_matrix else torch.float32)
     layer.load_state_dict(weights, assign=True, strict=False)
+    layer.self_attn.cache_scales = checkpoint.cache_scales(index)
     return layer.requires_grad_(False).eval()
 
 
 def share_layer(spec: ModelSpec, index: int, layer: DecoderLayer) -> DecoderLayer:
     """Another layer of the same weights; replacing one in either leaves the other's as it is."""
     twin = empty_layer(spec, index)
+    twin.self_attn.cache_scales = layer.self_attn.cache_scales
     for name, module in layer.named_modules():
         other = twin.get_submodule(name)
         for parameter_name, parameter in module.named_parameters(recurse=False):
             setattr(other, parameter_name, parameter)
         if isinstance(module, Linear):
             assert isinstance(other, Linear)
-            other.codes = module.codes
+            other.codes, other.activations = module.codes, module.activations
     return twin.eval()
 
 

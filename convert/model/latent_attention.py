@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from llmc.convert.model.cache import LatentCache
+from llmc.convert.model.cache import LatentCache, as_cached
 from llmc.convert.model.causal_attention import causal_attention
 from llmc.convert.model.linear import Linear
 from llmc.convert.model.rms_norm import RMSNorm
@@ -28,6 +28,7 @@ class LatentAttention(nn.Module):
     def __init__(self, spec: LatentAttentionSpec, rope: RopeSpec, hidden_size: int, form: Form = "expanded") -> None:
         super().__init__()
         self.spec, self.rope, self.form = spec, rope, form
+        self.cache_scales: dict[str, float] = {}  # k_scale and an equal v_scale, where the cache holds E4M3
         query_size = spec.num_heads * (spec.qk_nope_head_dim + spec.qk_rope_head_dim)
         if spec.q_lora_rank is None:
             self.q_proj = Linear(hidden_size, query_size, bias=False)
@@ -54,18 +55,21 @@ class LatentAttention(nn.Module):
         """[B, S, H] → [B, S, R], what `kv_b_proj` reads."""
         return self.kv_a_layernorm(self.kv_a_proj_with_mqa(x)[..., : self.spec.kv_lora_rank])
 
+    def entries(self, x: torch.Tensor, positions: torch.Tensor) -> dict[str, torch.Tensor]:
+        """[B, S, H] → what is cached [B, 1, S, R + P], by the name of its scale."""
+        sizes = self.spec.kv_lora_rank, self.spec.qk_rope_head_dim
+        latent, key_rope = self.kv_a_proj_with_mqa(x)[:, None].split(sizes, dim=-1)
+        key_rope = rotary(key_rope, rotary_table(self.rope, positions), self.rope.interleaved)
+        return {"k_scale": torch.cat((self.kv_a_layernorm(latent), key_rope), dim=-1)}
+
     def mix(self, x: torch.Tensor, positions: torch.Tensor, cache: LatentCache | None = None) -> torch.Tensor:
         """[B, S, H] → [B, S, heads * v_head_dim], what `o_proj` reads."""
         spec = self.spec
-        table = rotary_table(self.rope, positions)
         query = self.q_proj(x) if spec.q_lora_rank is None else self.q_b_proj(self.query_latent(x))
         query = query.unflatten(-1, (spec.num_heads, -1)).transpose(1, 2)
         query_nope, query_rope = query.split((spec.qk_nope_head_dim, spec.qk_rope_head_dim), dim=-1)
-        query_rope = rotary(query_rope, table, self.rope.interleaved)
-
-        latent, key_rope = self.kv_a_proj_with_mqa(x)[:, None].split((spec.kv_lora_rank, spec.qk_rope_head_dim), dim=-1)
-        key_rope = rotary(key_rope, table, self.rope.interleaved)
-        latent = torch.cat((self.kv_a_layernorm(latent), key_rope), dim=-1)  # [B, 1, S, R + P], cached
+        query_rope = rotary(query_rope, rotary_table(self.rope, positions), self.rope.interleaved)
+        (latent,) = as_cached(self.entries(x, positions), self.cache_scales).values()
         if cache is not None:
             latent = cache.append(latent).to(x.dtype)
 

@@ -6,16 +6,18 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from llmc.convert.quantised_weight import QuantisedWeight
+from llmc.convert.quantised_weight import Activations, QuantisedWeight
 
 
 class Linear(nn.Linear):
     """Computes in the dtype of its input; the weight may be held in a smaller one, or as codes, and is widened on use.
 
-    codes: takes the place of `weight`, which is then empty
+    codes:       takes the place of `weight`, which is then empty
+    activations: how inputs are rounded; None: not at all
     """
 
     codes: QuantisedWeight | None = None
+    activations: Activations | None = None
 
     def full(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """[out, in]; no copy where the weight is held in this dtype."""
@@ -23,11 +25,11 @@ class Linear(nn.Linear):
 
     def hold(self, codes: QuantisedWeight) -> None:
         """From now on computes with these; whoever holds the old weight keeps it."""
-        self.codes = codes
+        self.codes, self.activations = codes, codes.activations
         self.weight = nn.Parameter(torch.empty(0), requires_grad=False)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # named as in nn.Linear
-        if self.codes is not None and self.codes.activations is not None:
-            input = self.codes.activations.rounded(input)
+        if self.activations is not None:
+            input = self.activations.rounded(input)
         bias = None if self.bias is None else self.bias.to(input.dtype)
         return functional.linear(input, self.full(input.dtype), bias)

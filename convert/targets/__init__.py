@@ -38,6 +38,16 @@ class TargetResult:
     details: dict[str, Any] = field(default_factory=dict)
 
 
+def rounding_notes(checkpoint: Checkpoint) -> list[str]:
+    """What a graph does otherwise than a program that computes in FP8."""
+    notes = []
+    if checkpoint.spec.fp8_cache:
+        notes.append("the cache holds FP8's numbers in a wider type: as exact as an FP8 cache, and not as small")
+    if any(checkpoint.activations(name.removesuffix(".weight")) for name in checkpoint.names() if ".experts." in name):
+        notes.append("the inputs of routed experts are not rounded to FP8")
+    return notes
+
+
 class Target(Protocol):
     Options: type[BaseModel]
 

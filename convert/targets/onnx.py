@@ -16,7 +16,7 @@ from llmc.convert.graph.build import graphs
 from llmc.convert.graph.rewrite import Rewriter
 from llmc.convert.graph.weight import WeightTensor
 from llmc.convert.graph.write import write
-from llmc.convert.targets import Progress, TargetResult
+from llmc.convert.targets import Progress, TargetResult, rounding_notes
 
 
 class Options(BaseModel, extra="forbid"):
@@ -30,6 +30,7 @@ def build(checkpoint: Checkpoint, options: Options, directory: Path, progress: P
         lower(model)
     files = {"main": "onnx/portable.onnx", "mtp": "onnx/portable-mtp.onnx"}
     result = write("onnx", models, directory, files, progress)
+    result.notes += rounding_notes(checkpoint)
     result.notes.append(
         "ONNX Runtime rounds the activations of int4 layers to int8, unless the session is configured with "
         "session.qdq_matmulnbits_accuracy_level=1"

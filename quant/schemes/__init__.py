@@ -23,9 +23,9 @@ def scheme(name: str) -> Scheme:
     known = schemes()
     if name not in known:
         nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-        plain = [each for each in known if each.startswith(("int4", "fp8")) and not each.endswith("asym")]
+        plain = [each for each in known if each.startswith(("int4", "fp8")) and each.count("-") == 1]
         raise InputError(
             f"unknown scheme {name!r}; did you mean {nearest!r}? ({', '.join(plain)}; likewise int2, int3, int8; "
-            "behind an integer's name -asym for zero points)"
+            "behind an integer's name -asym for zero points, -actorder for groups in act-order)"
         )
     return known[name]

@@ -109,7 +109,6 @@ class Integer(Scheme):
         weights: dict[str, Any] = {"num_bits": self.bits, "type": "int", "symmetric": self.symmetric, "dynamic": False}
         if self.group_size:
             weights |= {"strategy": "group", "group_size": self.group_size}
-            weights |= {"actorder": "group"} if self.dynamic_groups else {}
         else:
             weights |= {"strategy": "channel"}
         return {"format": "pack-quantized", "weights": weights}
@@ -122,15 +121,13 @@ class Integer(Scheme):
         }
         if weight.zeros is not None:  # packed along the output channels
             tensors[f"{module}.weight_zero_point"] = pack(weight.zeros.T, self.bits).T.contiguous()
-        if weight.groups is not None:
-            tensors[f"{module}.weight_g_idx"] = weight.groups
         return tensors
 
 
-# Dynamic groups have no place in today's compressed-tensors, which has dropped `actorder: group`: not offered.
 SCHEMES = tuple(
-    Integer(bits, size, symmetric)
+    Integer(bits, size, symmetric, dynamic_groups)
     for bits in (4, 8, 3, 2)
     for size in (*GROUP_SIZES, None)
     for symmetric in (True, False)
+    for dynamic_groups in ((False, True) if size else (False,))
 )

@@ -69,7 +69,7 @@ class Scheme(ABC):
 
     @abstractmethod
     def stored(self, module: str, weight: QuantisedWeight) -> dict[str, torch.Tensor]:
-        """The tensors on disk, by name, in the order they are written."""
+        """What compressed-tensors stores, by name, in the order it is written."""
 
     def expand(self, blockwise: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
         """A block's number for each of its weights, float32 […, out, in]."""

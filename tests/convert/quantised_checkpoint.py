@@ -10,7 +10,7 @@ from random_checkpoint import DEEPSEEK_V3, LLAMA, QWEN2, random_weights, write_c
 
 from llmc.convert.checkpoint import Checkpoint
 from llmc.quant.assign import Rule
-from llmc.quant.layerwise import quantise
+from llmc.quant.layerwise import Options, quantise
 
 # Input widths that the int4 groups divide; kv_a_proj_with_mqa has 80 rows, less than one FP8 block.
 DEEPSEEK = DEEPSEEK_V3 | {
@@ -24,8 +24,8 @@ DEEPSEEK = DEEPSEEK_V3 | {
     "v_head_dim": 32,
 }
 DENSE = {"hidden_size": 128, "intermediate_size": 192}
-# name: config, {role: scheme}; what is not named keeps its bfloat16.
-CASES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
+# name: config, {role: scheme}, options; what is not named keeps its bfloat16.
+CASES: dict[str, tuple[Any, ...]] = {
     "deepseek": (DEEPSEEK, {"experts": "int4-g64", "shared_experts": "int4-g32", "attention": "fp8-block"}),
     "deepseek, all int4": (
         DEEPSEEK,
@@ -54,6 +54,27 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     "deepseek, zero points": (DEEPSEEK, {"experts": "int4-g32-asym", "attention": "int8-g64-asym"}),
     "llama, channels": (LLAMA | DENSE, {"dense_mlp": "int4-channel", "attention": "int3-g64-asym"}),
     "llama": (LLAMA | DENSE, {"dense_mlp": "int4-g64", "attention": "fp8-channel"}),
+    "deepseek, static inputs and an FP8 cache": (
+        DEEPSEEK,
+        {"attention": "fp8-tensor-static", "dense_mlp": "fp8-channel-static", "shared_experts": "fp8-tensor"},
+        Options(fp8_cache=True),
+    ),
+    "llama, dynamic inputs and an FP8 cache": (
+        LLAMA | DENSE | {"intermediate_size": 256},
+        {"attention": "fp8-channel-dynamic", "dense_mlp": "fp8-block-dynamic"},
+        Options(fp8_cache=True),
+    ),
+    "deepseek, GPTQ layout": (
+        DEEPSEEK,
+        {
+            "experts": "int4-g32",
+            "shared_experts": "int4-g32-asym-actorder",
+            "attention": "int8-g64",
+            "kv_b_proj": "int4-g64",
+        },
+        Options(layout="gptq"),
+    ),
+    "deepseek, DeepSeek's layout": (DEEPSEEK, {"attention": "fp8-block"}, Options(layout="native-fp8")),
     "qwen2, tied": (
         QWEN2 | DENSE | {"tie_word_embeddings": True, "head_dim": 24},
         {"dense_mlp": "fp8-block", "attention": "int4-g32"},
@@ -61,14 +82,34 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
 }
 
 
-def quantised_checkpoint(directory: Path, config: dict[str, Any], schemes: dict[str, str]) -> Checkpoint:
+EXACT = 1e-9  # KL divergence that float32 in another order of summation stays below: it leaves 1e-12
+ROUNDED = 1e-2  # the same where it may turn an activation that is then rounded to 8 bits
+
+
+def limit_of(checkpoint: Checkpoint) -> float:
+    """Of the divergence of an exact graph of this model."""
+    modules = (name.removesuffix(".weight") for name in checkpoint.names())
+    return ROUNDED if checkpoint.spec.fp8_cache or any(map(checkpoint.activations, modules)) else EXACT
+
+
+def quantised_checkpoint(
+    directory: Path,
+    config: dict[str, Any],
+    schemes: dict[str, str],
+    options: Options = Options(),  # noqa: B008  # immutable
+) -> Checkpoint:
     """A random model in bfloat16, its roles rounded to nearest by their schemes."""
     weights = {name: weight.bfloat16() for name, weight in random_weights(config).items()}
     source = write_checkpoint(directory / "source", config, weights)
-    return quantised_copy(Checkpoint.open(source), schemes, directory)
+    return quantised_copy(Checkpoint.open(source), schemes, directory, options)
 
 
-def quantised_copy(source: Checkpoint, schemes: dict[str, str], directory: Path) -> Checkpoint:
+def quantised_copy(
+    source: Checkpoint,
+    schemes: dict[str, str],
+    directory: Path,
+    options: Options = Options(),  # noqa: B008  # immutable
+) -> Checkpoint:
     """Rounded to nearest by {role: scheme}."""
     ids = torch.arange(64).reshape(2, 32)
     quantise(
@@ -80,5 +121,6 @@ def quantised_copy(source: Checkpoint, schemes: dict[str, str], directory: Path)
         directory / "artifact",
         directory / "work",
         lambda *_: None,
+        options,
     )
     return Checkpoint.open(directory / "artifact")

@@ -13,11 +13,11 @@ import pytest
 import torch
 from graph_session import GraphSession, divergences
 from onnx.external_data_helper import ExternalDataInfo
-from quantised_checkpoint import CASES, quantised_checkpoint, quantised_copy
+from quantised_checkpoint import CASES, EXACT, limit_of, quantised_checkpoint, quantised_copy
 from random_checkpoint import random_checkpoint
 from test_model_parity import CASES as ARCHITECTURES
 from test_model_parity import EMBEDDED
-from test_target_onnx import EXACT, compare_with_torch
+from test_target_onnx import compare_with_torch
 from tokenizers import Tokenizer
 
 from llmc.convert.checkpoint import Checkpoint
@@ -44,7 +44,7 @@ def test_level_1_equals_torch(case: tuple[str, Checkpoint]) -> None:
         assert result.files.keys() <= {"main", "mtp"}
     for file in (result.files[role] for role in result.files.keys() - {"data"}):
         onnx.checker.check_model(checkpoint.path / file, full_check=True)
-    compare_with_torch(checkpoint, result, limit=EXACT)
+    compare_with_torch(checkpoint, result)
 
 
 def test_level_4_is_close(case: tuple[str, Checkpoint]) -> None:
@@ -57,11 +57,11 @@ def test_level_4_is_close(case: tuple[str, Checkpoint]) -> None:
     expected = model.logits(model.hidden(ids))
     graph = GraphSession(checkpoint.path / build(checkpoint, 4).files["main"], batch=4)
     logits, _ = graph.step(ids, [0] * 4)
-    assert float(divergences(expected, logits).median()) < 0.003
+    assert float(divergences(expected, logits).median()) < (0.003 if limit_of(checkpoint) == EXACT else 0.02)
 
 
 # Codes that no kernel takes as they lie in the artifact, and zero points.
-WRITTEN_AGAIN = {"deepseek, other integers", "deepseek, zero points", "llama, channels"}
+WRITTEN_AGAIN = {"deepseek, other integers", "deepseek, zero points", "deepseek, GPTQ layout", "llama, channels"}
 KERNELS = {
     "deepseek, other integers": {"MatMulNBits", "QMoE", "MoEGroupRouter", "LatentAttention"},
     "deepseek, zero points": {"MatMulNBits", "QMoE", "MoE", "MoEGroupRouter", "LatentAttention"},
@@ -73,6 +73,16 @@ KERNELS = {
     "deepseek, unnormalised": {"QMoE", "GroupedTopK", "LatentAttention"},
     "llama": {"MatMulNBits", "GroupQueryAttention"},
     "qwen2, tied": {"MatMulNBits", "GroupQueryAttention"},
+    "deepseek, static inputs and an FP8 cache": {
+        "MatMulNBits",
+        "MoE",
+        "MoEGroupRouter",
+        "LatentAttention",
+        "DequantizeLinear",
+    },
+    "llama, dynamic inputs and an FP8 cache": {"MatMulNBits", "GroupQueryAttention", "DequantizeLinear"},
+    "deepseek, GPTQ layout": {"MatMulNBits", "QMoE", "MoE", "MoEGroupRouter", "LatentAttention"},
+    "deepseek, DeepSeek's layout": {"MatMulNBits", "MoE", "MoEGroupRouter", "LatentAttention"},
 }
 
 
@@ -105,7 +115,8 @@ def test_weights_point_into_the_safetensors(case: tuple[str, Checkpoint]) -> Non
         covered = any(a <= start and end <= b for a, b in ranges[stored.file.name])
         # kv_b_proj is no MatMul of two dimensions, so its FP8 stays float; weight_shape is of no use to a graph.
         encoded_anew = module in fp8 and not module.endswith("kv_b_proj")
-        assert covered == (not encoded_anew and part != "weight_shape"), stored.name
+        number = part in ("input_scale", "k_scale", "v_scale")  # a constant of the graph
+        assert covered == (not encoded_anew and part != "weight_shape" and not number), stored.name
     codes = sum(int(np.prod(checkpoint.shape(f"{m}.weight"))) for m in fp8 if not m.endswith("kv_b_proj"))
     written = (checkpoint.path / result.files["data"]).stat().st_size if "data" in result.files else 0
     assert codes <= written <= codes + codes * 4 // 32  # one byte each, and a scale for 32 of them

@@ -16,7 +16,7 @@ from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.model import CausalLM, load_layer
 from llmc.errors import InputError, MachineError
 from llmc.quant.assign import Rule
-from llmc.quant.layerwise import quantise
+from llmc.quant.layerwise import Options, quantise
 from llmc.quant.prune import Pruning
 from llmc.quant.stream import Stream
 
@@ -29,13 +29,28 @@ def ids(rows, length, seed):
 
 
 def run(
-    source, directory, rules=RULES, keep=None, calibration=None, progress=lambda *_: None, memory=None, experts="routed"
+    source,
+    directory,
+    rules=RULES,
+    keep=None,
+    calibration=None,
+    progress=lambda *_: None,
+    memory=1 << 32,
+    experts="routed",
 ):
     pruning = Pruning(keep) if keep else None
     calibration = ids(48, 32, 0) if calibration is None else calibration
     output, work = directory / "out", directory / "work"
     return quantise(
-        Checkpoint.open(source), rules, pruning, calibration, ids(4, 24, 1), output, work, progress, memory, experts
+        Checkpoint.open(source),
+        rules,
+        pruning,
+        calibration,
+        ids(4, 24, 1),
+        output,
+        work,
+        progress,
+        Options(memory, experts),
     )
 
 

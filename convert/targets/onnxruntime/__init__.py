@@ -17,7 +17,7 @@ from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.graph.build import graphs
 from llmc.convert.graph.write import write
 from llmc.convert.spec import GroupedQueryAttentionSpec, ModelSpec
-from llmc.convert.targets import Progress, TargetResult
+from llmc.convert.targets import Progress, TargetResult, rounding_notes
 from llmc.convert.targets.onnxruntime.artifact_weights import ArtifactWeights
 from llmc.convert.targets.onnxruntime.grouped_query_attention import lower_grouped_query_attention
 from llmc.convert.targets.onnxruntime.linear import lower_linears
@@ -40,8 +40,11 @@ def build(checkpoint: Checkpoint, options: Options, directory: Path, progress: P
     files = {"main": "model.onnx", "mtp": "mtp.onnx"}
     result = write("onnxruntime", models, directory, files, progress)
     result.details["accuracy_level"] = options.accuracy_level
+    result.notes += rounding_notes(checkpoint)
     if "data" in result.files:
-        result.notes.append(f"FP8 weights are encoded anew in 8 bits for the CPU, in {result.files['data']}")
+        result.notes.append(
+            f"codes that no CPU kernel takes as they are stored are written again, in {result.files['data']}"
+        )
     return result
 
 

@@ -20,8 +20,9 @@ from llmc.convert.graph.build import graphs
 from llmc.convert.graph.rewrite import Rewriter
 from llmc.convert.graph.weight import WeightTensor
 from llmc.convert.graph.write import write
+from llmc.convert.quantised_weight import Kind
 from llmc.convert.spec import MixtureOfExpertsSpec, ModelSpec
-from llmc.convert.targets import Progress, TargetResult
+from llmc.convert.targets import Progress, TargetResult, rounding_notes
 from llmc.convert.targets.tensorrt_rtx.compiler import require_tensorrt_rtx
 from llmc.convert.targets.tensorrt_rtx.engine import Steps, build_engine
 from llmc.convert.targets.tensorrt_rtx.lowering import lower
@@ -89,6 +90,9 @@ def build(checkpoint: Checkpoint, options: Options, directory: Path, progress: P
     groups = _groups(checkpoint, options.sm)
     notes = _notes(spec, steps, options.batch, groups)
     notes += [f"TensorRT has no codes for {kind}: those weights are bfloat16" for kind in _widened(checkpoint)]
+    notes += rounding_notes(checkpoint)
+    if any(kind.activations in ("token", "group") for kind in _kinds(checkpoint)):
+        notes.append("TensorRT takes no scales that depend on the input: dynamic activations stay bfloat16")
     result = TargetResult("tensorrt-rtx", files={}, weight_bytes=0, file_bytes=0, notes=notes)
     engines = directory / "engines"
     work = engines / ".lowered"  # always the same: what a killed build left there is cleared away
@@ -139,13 +143,20 @@ def _weights(checkpoint: Checkpoint) -> Iterator[WeightTensor]:
     return (weight for model in graphs(checkpoint).values() for _, weight in Rewriter(model).weights())
 
 
+def _kinds(checkpoint: Checkpoint) -> set[Kind]:
+    return {weight.kind for weight in _weights(checkpoint) if weight.kind is not None}
+
+
 def _widened(checkpoint: Checkpoint) -> list[str]:
     """What an engine has no codes for."""
-    kinds = {weight.kind for weight in _weights(checkpoint) if weight.kind is not None}
     return sorted(
-        kind.code_type + (" with zero points" if kind.zeros else "") + (" with dynamic groups" if kind.groups else "")
-        for kind in kinds
-        if kind.zeros or kind.groups or kind.code_type == "int8"
+        {
+            kind.code_type
+            + (" with zero points" if kind.zeros else "")
+            + (" with dynamic groups" if kind.groups else "")
+            for kind in _kinds(checkpoint)
+            if kind.zeros or kind.groups or kind.code_type == "int8"
+        }
     )
 
 

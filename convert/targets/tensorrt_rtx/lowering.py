@@ -35,6 +35,10 @@ def lower(
     if isinstance(spec.attention, LatentAttentionSpec):
         for node in b.nodes("LatentAttention", DOMAIN):
             latent_attention(b, node, spec.attention, phases)
+    for node in b.nodes("RoundActivations", DOMAIN):  # the compiler wants scales to be constants
+        (x,) = node.inputs
+        assert x is not None
+        b.replace(node, x)
     for node in b.nodes("MixtureOfExperts", DOMAIN):
         mixture_of_experts(b, node, weights, phases, batch)
     weights.decode()

@@ -1,0 +1,36 @@
+"""What a layout has to say: which schemes it has a place for, its tensors, its config."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from llmc.convert.quantised_weight import QuantisedWeight
+from llmc.quant.schemes.scheme import Scheme
+
+DEFAULT_LAYOUT = "compressed-tensors"
+
+
+class Layout(ABC):
+    name: str
+    stores: str  # what it has a place for, for people
+    takes_cache_scales: bool = False
+
+    @abstractmethod
+    def takes(self, scheme: Scheme) -> bool:
+        """Whether weights of this scheme can be stored."""
+
+    @abstractmethod
+    def tensors(self, module: str, scheme: Scheme, weight: QuantisedWeight) -> dict[str, torch.Tensor]:
+        """What is stored for a weight: by name, in the order it is written."""
+
+    @abstractmethod
+    def config(self, schemes: dict[str, str], all_modules: Iterable[str], fp8_cache: bool) -> dict[str, Any]:
+        """`quantization_config` of config.json.
+
+        schemes: quantised module → scheme name; all_modules: every linear layer that could have been; fp8_cache:
+        whether there are scales for the attention cache.
+        """
