@@ -21,6 +21,7 @@ from llmc.convert.model.causal_lm import CACHE_SCALES
 from llmc.quant.assign import Assignment
 from llmc.quant.hessian import Measured, Moments, source
 from llmc.quant.layer_solver import Solved, input_scale, jobs, linears, solve_modules
+from llmc.quant.memory import release_memory
 from llmc.quant.prune import ExpertScores, prune, survivors
 from llmc.quant.stream import MICRO_BATCH_TOKENS, Stream
 
@@ -176,6 +177,7 @@ class LayerCalibration:
             together = self._together(assigned)
             for start in range(0, len(experts), together):
                 self._units(experts[start : start + together], assigned, need_output)
+                release_memory()
             if mlp.shared_experts is not None:
                 self._units([Unit(("mlp.shared_experts",) * 2, every)], assigned, need_output)
         for path in self.paths[1:] if need_output else []:  # the original routes by itself

@@ -35,6 +35,7 @@ from llmc.quant.assign import Assignment, Rule, assign, check_layout, linear_mod
 from llmc.quant.layer_calibration import ExpertTokens, LayerCalibration, ModelPath
 from llmc.quant.layer_solver import linears, round_modules
 from llmc.quant.layouts import DEFAULT_LAYOUT, layout
+from llmc.quant.memory import release_memory
 from llmc.quant.prune import Pruning, kept_per_group, routers
 from llmc.quant.reference import write_reference
 from llmc.quant.shard import shard_path, write_ends, write_index, write_json, write_layer
@@ -156,6 +157,7 @@ class _Pass:
             write_json(self.work_dir / f"layer-{index:05d}.json", record)
             self._forget(index)
             records.append(record)
+            release_memory()
         ends = shard_path(self.output_dir, 0, self.layers + 1)
         if not ends.exists():
             write_ends(self.checkpoint, ends)

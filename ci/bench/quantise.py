@@ -30,7 +30,7 @@ from synthesise import CONFIGS, synthesise
 from llmc.convert.checkpoint import Checkpoint
 from llmc.recipe import Calibration, Check
 from llmc.source import locate
-from llmc.text import read_texts
+from llmc.text import Texts, read_texts
 
 HERE = Path(__file__).parent
 MODELS = ("dense", "moe", "embedded")
@@ -59,6 +59,22 @@ def python_of(tool: str, work: Path) -> Path:
         subprocess.run([python, "-m", "pip", "install", "-q", TORCH, str(TOOLS[tool]), "datasets"], check=True)
         (place / "ready").touch()
     return python
+
+
+def make_source(model: str, work: Path) -> Path:
+    """The checkpoint of that name; it is made when it is not there."""
+    source = work / model
+    if model == "embedded":
+        if not source.exists():
+            source.symlink_to(locate("builtin:tiny-deepseek-v3", Path()).path)
+    elif not (source / "config.json").exists():
+        synthesise(CONFIGS[model], source)
+    return source
+
+
+def texts_of(source: Path, samples: int) -> Texts:
+    calibration, check = Calibration(samples=samples, length=512), Check(tokens=8192, length=512)
+    return read_texts(calibration, check, Checkpoint.open(source), Path())
 
 
 def run(tool: str, source: Path, ids: Path, group_size: int, work: Path, cores: list[int]) -> tuple[Run, Path]:
@@ -96,19 +112,8 @@ def main() -> None:
     title = f"int4, {args.samples} x 512 calibration tokens, {len(cores)} cores"
     table = Table("model", "tool", "wall s", "CPU s", "peak MB", "KL", "ppl", "missed", "MTP", title=title)
     for model in args.models:
-        source = work / model
-        if model == "embedded":
-            embedded = locate("builtin:tiny-deepseek-v3", Path()).path
-            if not source.exists():
-                source.symlink_to(embedded)
-        elif not (source / "config.json").exists():
-            synthesise(CONFIGS[model], source)
-        texts = read_texts(
-            Calibration(samples=args.samples, length=512),
-            Check(tokens=8192, length=512),
-            Checkpoint.open(source),
-            Path(),
-        )
+        source = make_source(model, work)
+        texts = texts_of(source, args.samples)
         ids = work / f"{model}.npy"
         np.save(ids, texts.calibration)
         check = torch.from_numpy(texts.check)

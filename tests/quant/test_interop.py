@@ -14,6 +14,7 @@ from llmc.quant.assign import Rule
 from llmc.quant.layerwise import quantise
 
 DEEPSEEK = DEEPSEEK_V3 | {"moe_intermediate_size": 64, "v_head_dim": 16}
+DENSE = LLAMA | {"intermediate_size": 128}
 CASES = {
     "int4 experts, FP8 attention": (DEEPSEEK, [Rule("experts", "int4-g32"), Rule("attention", "fp8-block", "rtn")]),
     "everything FP8 per channel": (DEEPSEEK, [Rule(r, "fp8-channel", "rtn") for r in ("experts", "attention")]),
@@ -25,6 +26,10 @@ CASES = {
     "dense, 3 bits and 2 bits": (
         LLAMA | {"intermediate_size": 128},
         [Rule("dense_mlp", "int3-g64"), Rule("attention", "int2-channel", "gptq")],
+    ),
+    "FP8 with rounded inputs": (
+        DENSE,
+        [Rule("dense_mlp", "fp8-tensor-static", "rtn"), Rule("attention", "fp8-channel-dynamic", "rtn")],
     ),
     "dense": (
         LLAMA | {"intermediate_size": 128},
