@@ -3,7 +3,7 @@ the numbers that it is multiplied with are rounded."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -85,6 +85,11 @@ class QuantisedWeight:
     def kind(self) -> Kind:
         activations = None if self.activations is None else self.activations.per
         return Kind(self.code_type, self.block, self.zeros is not None, self.groups is not None, activations)
+
+    def to(self, device: torch.device) -> QuantisedWeight:
+        """The same on another device; no copy where it is there already."""
+        parts = {name: getattr(self, name) for name in ("codes", "scales", "zeros", "groups")}
+        return replace(self, **{name: part.to(device) for name, part in parts.items() if part is not None})
 
     def dequantise(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """[out, in]; the product is taken in float32 and then rounded to `dtype`."""

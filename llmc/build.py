@@ -24,7 +24,7 @@ from llmc.card import model_card
 from llmc.convert.checkpoint import INDEX, Checkpoint
 from llmc.convert.targets import target
 from llmc.errors import InputError, MachineError, MissingPackageError
-from llmc.job import Job, prepare
+from llmc.job import Job, Limits, prepare
 from llmc.manifest import build_manifest, hash_files_of
 from llmc.measure import Speed, measure
 from llmc.output import MANIFEST, Output, is_whole, read_manifest
@@ -62,16 +62,22 @@ class Result:
         }
 
 
-def build(argument: str, output: Path | None, fresh: bool, display: Display, memory: int | None = None) -> Result:
+def build(
+    argument: str,
+    output: Path | None,
+    fresh: bool,
+    display: Display,
+    limits: Limits = Limits(),  # noqa: B008  # immutable
+) -> Result:
     """Builds what a recipe file, a shipped recipe's name or a model names.
 
     Does nothing when the output is up to date (unless `fresh`). A missed gate does not raise: the result names it,
     and the artifact lies beside the output as `<output>.rejected`.
     """
     start = time.monotonic()
-    if memory is not None:
+    if limits.memory is not None:
         machine.spare_memory()
-    job, place = prepare(argument, output, memory, display)
+    job, place = prepare(argument, output, limits, display)
     keys = job.keys()
     if not fresh and (manifest := read_manifest(place.path)) and manifest.get("key") == keys["build"]:
         if is_whole(place.path, manifest):

@@ -73,6 +73,10 @@ Memory = Annotated[
     int | None,
     typer.Option(parser=_bytes, metavar="SIZE", help="Get by with about this much memory, say 8GiB."),
 ]
+GpuMemory = Annotated[
+    int | None,
+    typer.Option(parser=_bytes, metavar="SIZE", help="Calibrate and solve on a GPU, in so much of its memory."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output instead of tables.")]
 Artifact = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="The directory that `llmc build` made.")]
 Backend = Annotated[str | None, typer.Option(help="onnxruntime or tensorrt-rtx; default: the fastest available.")]
@@ -110,6 +114,7 @@ def build(
     recipe: Annotated[str, typer.Argument(help="A recipe file, a shipped recipe's name, or a model.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: build/RECIPE-NAME.")] = None,
     memory: Memory = None,
+    gpu_memory: GpuMemory = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what an earlier or interrupted run left.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -124,11 +129,12 @@ def build(
     `llmc build recipes/deepseek-v3.yaml --output /data/deepseek-v3-int4`
     """
     from llmc.build import build as run_build
+    from llmc.job import Limits
     from llmc.progress import Display, duration, size
     from llmc.summary import gate_line, rows
 
     console = Console(stderr=True)
-    result = run_build(recipe, output, fresh, Display(console), memory)
+    result = run_build(recipe, output, fresh, Display(console), Limits(memory, gpu_memory))
     if as_json:
         _print_json(result.to_json())
     else:
@@ -151,6 +157,7 @@ def plan(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE|MODEL", help="A recipe, or a model for the default one.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: build/RECIPE-NAME.")] = None,
     memory: Memory = None,
+    gpu_memory: GpuMemory = None,
     as_json: Json = False,
 ) -> None:
     """Say what a build would take and give: sizes per role, memory, disk, cache. Reads headers, no weights.
@@ -159,10 +166,10 @@ def plan(
 
     `llmc plan ~/models/DeepSeek-R1-Distill-Qwen-7B --json`
     """
-    from llmc.job import plan_only
+    from llmc.job import Limits, plan_only
     from llmc.tables import plan_tables
 
-    planned = plan_only(recipe, output, memory)
+    planned = plan_only(recipe, output, Limits(memory, gpu_memory))
     if as_json:
         _print_json(planned.to_json())
     else:

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from llmc import machine
 from llmc.convert.checkpoint import Checkpoint
 from llmc.output import Output
 from llmc.plan import Plan, plan, rules_of
@@ -26,6 +29,14 @@ ALL_PACKAGES = tuple(dict.fromkeys((*_QUANTISE_PACKAGES, *_TARGET_PACKAGES, *_CH
 
 
 @dataclass(frozen=True)
+class Limits:
+    """Bytes that a build may take; None: what there is. gpu_memory: None: the GPU is left alone."""
+
+    memory: int | None = None
+    gpu_memory: int | None = None
+
+
+@dataclass(frozen=True)
 class Job:
     """A recipe with everything it names found, read and checked; nothing is written yet."""
 
@@ -36,6 +47,7 @@ class Job:
     texts: Texts
     source_files: dict[str, str]  # name → sha256
     plan: Plan
+    limits: Limits
 
     @property
     def pruning(self) -> Pruning | None:
@@ -44,7 +56,9 @@ class Job:
     @property
     def options(self) -> Options:
         recipe = self.recipe
-        return Options(self.plan.hessian_memory, recipe.calibration.experts, recipe.layout, recipe.kv_cache == "fp8")
+        device = torch.device("cpu" if self.limits.gpu_memory is None else "cuda")
+        fp8_cache = recipe.kv_cache == "fp8"
+        return Options(self.plan.hessian_memory, recipe.calibration.experts, recipe.layout, fp8_cache, device)
 
     @property
     def targets(self) -> dict[str, dict[str, Any]]:
@@ -60,6 +74,7 @@ class Job:
             "calibration.experts": self.recipe.calibration.experts,
             "kv_cache": self.recipe.kv_cache,
             "layout": self.recipe.layout,
+            "device": self.options.device.type,
             "version of llmc": [code_version("convert", without=("graph/", "targets/")), code_version("quant")],
             "versions of python, torch or numpy": versions("python", *_QUANTISE_PACKAGES),
         }
@@ -76,24 +91,26 @@ class Job:
         return keys
 
 
-def plan_only(argument: str, output: Path | None, memory: int | None = None) -> Plan:
+def plan_only(argument: str, output: Path | None, limits: Limits = Limits()) -> Plan:  # immutable
     """The plan of a build; reads and downloads no weight and no text."""
     recipe, base = load_recipe(argument)
     with locate_headers(recipe.model, base) as source:
-        return plan(Checkpoint.open(source.path), recipe, _output(recipe, output), memory)
+        return plan(Checkpoint.open(source.path), recipe, _output(recipe, output), limits.memory, limits.gpu_memory)
 
 
-def prepare(argument: str, output: Path | None, memory: int | None, display: Display) -> tuple[Job, Output]:
+def prepare(argument: str, output: Path | None, limits: Limits, display: Display) -> tuple[Job, Output]:
     """Finds and checks everything a build needs; InputError or MachineError before anything is written."""
     recipe, base = load_recipe(argument)
     place = Output(_output(recipe, output))
     source = locate(recipe.model, base)
     checkpoint = Checkpoint.open(source.path)
-    planned = plan(checkpoint, recipe, place.path, memory)
+    if limits.gpu_memory is not None:
+        machine.require_gpu()
+    planned = plan(checkpoint, recipe, place.path, limits.memory, limits.gpu_memory)
     texts = read_texts(recipe.calibration, recipe.check, checkpoint, base)
     with display.stage("read the checkpoint"):
         hashes = hash_files(checkpoint.files(), lambda done, total: display.update("sha256", done / total))
-    return Job(recipe, source, checkpoint, rules_of(recipe, checkpoint.spec), texts, hashes, planned), place
+    return Job(recipe, source, checkpoint, rules_of(recipe, checkpoint.spec), texts, hashes, planned, limits), place
 
 
 def _output(recipe: Recipe, output: Path | None) -> Path:

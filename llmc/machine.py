@@ -9,6 +9,8 @@ from pathlib import Path
 
 import psutil
 
+from llmc.errors import MachineError
+
 
 def memory() -> int:
     """Bytes that a process may still take: free or reclaimable, within the limit of its control group."""
@@ -19,6 +21,17 @@ def memory() -> int:
     except (OSError, ValueError):  # no control groups, or "max"
         return available
     return min(available, max(0, limit - used))
+
+
+def require_gpu() -> None:
+    """MachineError when PyTorch finds none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise MachineError(
+            f"--gpu-memory: PyTorch {torch.__version__} finds no CUDA GPU; leave the option out to work on the CPU, or "
+            "install a CUDA build of PyTorch and a driver"
+        )
 
 
 def spare_memory() -> None:

@@ -68,10 +68,12 @@ class Plan:
     cache_bytes: int
     cache_bytes_expanded: int
     memory: int
+    gpu_memory: int | None
     hessian_memory: int
     work_disk: int
     target_bytes: dict[str, int]
     memory_available: int
+    gpu_memory_available: int
     disk_free: int
 
     @property
@@ -81,6 +83,10 @@ class Plan:
     @property
     def fits_memory(self) -> bool:
         return self.memory <= self.memory_available
+
+    @property
+    def fits_gpu(self) -> bool:
+        return self.gpu_memory is None or self.gpu_memory <= self.gpu_memory_available
 
     @property
     def fits_disk(self) -> bool:
@@ -106,6 +112,11 @@ class Plan:
                 f"the build needs about {size(self.memory)} of memory, but only {size(self.memory_available)} are "
                 "free or allowed; stop other programs, raise --memory, or use a larger machine"
             )
+        if not self.fits_gpu:
+            raise MachineError(
+                f"the build needs about {size(self.gpu_memory or 0)} of GPU memory, more than the "
+                f"{size(self.gpu_memory_available)} allowed; raise --gpu-memory, or leave it out to work on the CPU"
+            )
 
 
 def default_rules(spec: ModelSpec) -> list[Rule]:
@@ -117,12 +128,13 @@ def rules_of(recipe: Recipe, spec: ModelSpec) -> list[Rule]:
     return [Rule(rule.match, rule.scheme, rule.method) for rule in recipe.quantize] or default_rules(spec)
 
 
-def plan(checkpoint: Checkpoint, recipe: Recipe, output: Path, memory: int | None = None) -> Plan:
-    """The plan of a build into `output` that may use `memory` bytes; InputError for what of the recipe does not fit
-    the model."""
+def plan(
+    checkpoint: Checkpoint, recipe: Recipe, output: Path, memory: int | None = None, gpu_memory: int | None = None
+) -> Plan:
+    """The plan of a build into `output` that may use `memory` bytes, and as many of a GPU if that is to do the work;
+    InputError for what of the recipe does not fit the model."""
     spec = checkpoint.spec
     calibration, check = (part.windows(spec.max_position_embeddings) for part in (recipe.calibration, recipe.check))
-    text_tokens = math.prod(calibration) + 2 * math.prod(check)  # original and quantised model read the check text
     assigned = assign(checkpoint, rules_of(recipe, spec))
     found = routers(spec.mlps)
     experts = [found[0].num_experts] * 2 if found else []
@@ -154,7 +166,11 @@ def plan(checkpoint: Checkpoint, recipe: Recipe, output: Path, memory: int | Non
             by_scheme[assignment.scheme.name] = by_scheme.get(assignment.scheme.name, 0) + parameters
     total = sum(changes.values(), _NOTHING)
     cache, expanded = _cache_bytes(spec, spec.fp8_cache or recipe.kv_cache == "fp8")
-    needed, hessian_memory = _memory(checkpoint, assigned, layers, experts[1] if experts else 0, memory)
+    limit = memory if gpu_memory is None else gpu_memory
+    needed, hessian_memory = _memory(checkpoint, assigned, layers, experts[1] if experts else 0, limit)
+    on_host = needed
+    if gpu_memory is not None:  # there a layer is only read and written
+        on_host = min(needed, _BASE_MEMORY + 2 * max(layer.before.bytes for layer in layers) + _activations(spec))
     return Plan(
         name=recipe.name or "",
         family=checkpoint.family.name,
@@ -166,10 +182,13 @@ def plan(checkpoint: Checkpoint, recipe: Recipe, output: Path, memory: int | Non
         total=total,
         cache_bytes=cache,
         cache_bytes_expanded=expanded,
-        memory=needed,
+        memory=on_host,
+        gpu_memory=None if gpu_memory is None else needed,
+        gpu_memory_available=gpu_memory or 0,
         hessian_memory=hessian_memory,
-        # Two layers' activations, and a shard on its way into its file.
-        work_disk=2 * 4 * spec.hidden_size * text_tokens + max(layer.after.bytes for layer in layers),
+        # Activations, and a shard on its way into its file.
+        work_disk=_streams(spec, assigned, math.prod(calibration), math.prod(check))
+        + max(layer.after.bytes for layer in layers),
         target_bytes=_target_bytes(recipe.targets, schemes, total),
         memory_available=machine.memory() if memory is None else min(memory, machine.memory()),
         disk_free=machine.free_disk(output),
@@ -197,6 +216,18 @@ def _cache_bytes(spec: ModelSpec, fp8: bool) -> tuple[int, int]:
         return entry * kept, entry * attention.num_heads * head
     kept = 2 * attention.num_kv_heads * attention.head_dim
     return entry * kept, entry * kept
+
+
+def _streams(spec: ModelSpec, assigned: Mapping[str, Assignment], calibration: int, check: int) -> int:
+    """Most bytes of activations between a layer's stations, float32.
+
+    Of the check text what enters and leaves a layer, in both models; of the calibration text that, what `o_proj` and
+    what the MLP reads, in the quantised model and, where calibration is asymmetric, in the original.
+    """
+    attention, models = spec.attention, 1 + any(given.method == "gptaq" for given in assigned.values())
+    head = attention.v_head_dim if isinstance(attention, LatentAttentionSpec) else attention.head_dim
+    widths = 3 * spec.hidden_size + attention.num_heads * head
+    return 4 * (2 * 2 * check * spec.hidden_size + models * calibration * widths)
 
 
 def _memory(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from llmc.errors import InputError
-from llmc.job import prepare
+from llmc.job import Limits, prepare
 from llmc.progress import Display
 from llmc.quant.layerwise import quantise
 from llmc.quant.prune import Criterion, Pruning, fractions, routers
@@ -42,7 +42,7 @@ def sweep(
     quantised: with the recipe's rules, otherwise experts are pruned and nothing else is changed.
     Works in `<output>.sweep` and leaves nothing there; InputError for a model without experts.
     """
-    job, _ = prepare(argument, output, None, display)
+    job, _ = prepare(argument, output, Limits(), display)
     found = routers(job.checkpoint.spec.mlps)
     if not found:
         raise InputError(f"{argument}: this model has no experts to prune")

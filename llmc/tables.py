@@ -48,6 +48,9 @@ def plan_tables(plan: Plan) -> list[Table]:
         roles.add_row(role, *numbers, schemes, style="bold" if role == "total" else None)
     needs = table("this machine", "", "needed", "free", "")
     needs.add_row("memory, about", size(plan.memory), size(plan.memory_available), _fits(plan.fits_memory))
+    if plan.gpu_memory is not None:
+        available = size(plan.gpu_memory_available)
+        needs.add_row("GPU memory, about", size(plan.gpu_memory), available, _fits(plan.fits_gpu))
     disk = size(plan.work_disk + plan.output_disk)
     needs.add_row("disk while it works", disk, size(plan.disk_free), _fits(plan.fits_disk))
     needs.add_row("disk of the artifact", size(plan.output_disk), "", "")

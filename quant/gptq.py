@@ -57,7 +57,7 @@ def round_to_nearest(weight: torch.Tensor, scheme: Scheme) -> QuantisedWeight:
     codes = scheme.to_codes(scheme.round_(weight / scheme.expand(scales, shape), wide_zeros), wide_zeros)
     groups = None
     if scheme.dynamic_groups:
-        groups = (torch.arange(shape[1]) // scheme.block(shape)[1]).int()
+        groups = (torch.arange(shape[1], device=weight.device) // scheme.block(shape)[1]).int()
     return QuantisedWeight(codes, scales, scheme.block(shape), scheme.code_type, zeros, groups, scheme.activations)
 
 

@@ -39,8 +39,9 @@ class Moments:
     peak: float = 0.0
 
     @classmethod
-    def empty(cls, size: int, with_cross: bool = False) -> Moments:
-        return cls(torch.zeros(size, size), torch.zeros(size, size) if with_cross else None)
+    def empty(cls, size: int, with_cross: bool, device: torch.device) -> Moments:
+        hessian = torch.zeros(size, size, device=device)
+        return cls(hessian, torch.zeros_like(hessian) if with_cross else None)
 
     def add(self, x: torch.Tensor, original: torch.Tensor | None = None) -> None:
         """x [..., in], and the same tokens in the original model."""
@@ -69,13 +70,14 @@ class Measured:
 
     def add(self, name: str, x: torch.Tensor, original: torch.Tensor | None = None) -> None:
         if name not in self.moments:
-            self.moments[name] = Moments.empty(x.shape[-1], original is not None)
+            self.moments[name] = Moments.empty(x.shape[-1], original is not None, x.device)
         self.moments[name].add(x, original)
 
     def blend(self, name: str, others: Moments, tokens: float) -> None:
         """Adds what so many average tokens of `others` would have."""
         share = tokens / max(1, others.tokens)
-        mine = self.moments.setdefault(name, Moments.empty(len(others.hessian), others.cross is not None))
+        empty = Moments.empty(len(others.hessian), others.cross is not None, others.hessian.device)
+        mine = self.moments.setdefault(name, empty)
         mine.hessian += others.hessian * share
         mine.peak = max(mine.peak, others.peak)
         if mine.cross is not None and others.cross is not None:

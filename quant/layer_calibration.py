@@ -124,7 +124,7 @@ class LayerCalibration:
 
         def mix(path: ModelPath, rows: slice) -> torch.Tensor:
             x = path.normed(rows)
-            mixed: torch.Tensor = path.layer.self_attn.mix(x, torch.arange(x.shape[1]).expand(x.shape[0], -1))
+            mixed: torch.Tensor = path.layer.self_attn.mix(x, positions(x))
             path.mixed.write(rows, mixed)
             return mixed
 
@@ -144,7 +144,7 @@ class LayerCalibration:
         path, peaks = self.paths[0], dict[str, float]()
         for rows in self._rows("attention cache"):
             x = path.normed(rows)
-            entries = path.layer.self_attn.entries(x, torch.arange(x.shape[1]).expand(x.shape[0], -1))
+            entries = path.layer.self_attn.entries(x, positions(x))
             for name, entry in entries.items():
                 peaks[name] = max(peaks.get(name, 0.0), entry.abs().max().item())
         # One latent is both key and value.
@@ -230,7 +230,7 @@ class LayerCalibration:
         index, weight = torch.cat([index.short() for index, _ in routed]), torch.cat([weight for _, weight in routed])
         units = []
         for number, old in enumerate(self.kept or range(len(moe.experts))):
-            tokens, slot = torch.where(index == number)
+            tokens, slot = (found.cpu() for found in torch.where(index == number))
             names = f"mlp.experts.{number}", f"mlp.experts.{old}"
             units.append(Unit(names, tokens, weight[tokens, slot]))
         return units
@@ -321,6 +321,11 @@ def _mlp(layer: DecoderLayer, name: str) -> DenseMLP:
     mlp = layer.get_submodule(name)
     assert isinstance(mlp, DenseMLP)
     return mlp
+
+
+def positions(x: torch.Tensor) -> torch.Tensor:
+    """[B, S], of whole rows x [B, S, H]."""
+    return torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
 
 
 def _chunks(count: int) -> Iterator[slice]:

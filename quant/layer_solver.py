@@ -15,6 +15,7 @@ from llmc.quant.assign import Assignment
 from llmc.quant.gptq import Quantised, round_to_nearest, solve
 from llmc.quant.hessian import Measured, expert_of, source
 from llmc.quant.schemes.scheme import Scheme
+from llmc.quant.stream import CPU
 
 # Weights in one batch: larger ones only fall out of the processor's caches, and each of their temporaries is fetched
 # from and given back to the system.
@@ -101,7 +102,7 @@ def _round(
         quantised = _with_input_scale(round_to_nearest(weight, assignment.scheme), peaks.get(name, 0.0))
         modules[name].hold(quantised)
         lost = (quantised.dequantise() - weight).square().sum() / weight.square().sum().clamp_min(1e-30)
-        solved.weights[name] = quantised
+        solved.weights[name] = quantised.to(CPU)
         solved.reports[name] = {"method": "rtn", "weight_error": lost.item()}
 
 
@@ -128,10 +129,11 @@ def _solve_job(job: Job, modules: dict[str, Linear], measured: Measured, solved:
     weight = torch.stack([torch.cat([modules[n].full() for n in names]) for names in job.members])
     result = solve(weight, hessian, job.scheme, torch.stack(crosses) if crosses else None)
     for number, names in enumerate(job.members):
-        _take_apart(result, number, names, modules, solved.weights, moments[number].peak)
+        weights = _take_apart(result, number, names, modules, moments[number].peak)
         damping = result.damping[number].item()
         for name in names:
-            modules[name].hold(solved.weights[name])
+            modules[name].hold(weights[name])
+            solved.weights[name] = weights[name].to(CPU)
             report: dict[str, Any] = {
                 "method": "gptaq" if job.asymmetric else "gptq",
                 "output_error": result.error[number].item(),
@@ -151,16 +153,17 @@ def _take_apart(
     number: int,
     names: list[str],
     modules: dict[str, Linear],
-    weights: dict[str, QuantisedWeight],
     peak: float,
-) -> None:
+) -> dict[str, QuantisedWeight]:
     """Cuts matrix `number` back into the layers that were stacked in it."""
+    weights: dict[str, QuantisedWeight] = {}
     start = 0
     for name in names:
         end = start + modules[name].out_features
         weight = result.weight(number, slice(start, end) if len(names) > 1 else slice(None))
         weights[name] = _with_input_scale(weight, peak)
         start = end
+    return weights
 
 
 def _with_input_scale(weight: QuantisedWeight, peak: float) -> QuantisedWeight:

@@ -32,14 +32,14 @@ from llmc.convert.model import (
 from llmc.convert.spec import MixtureOfExpertsSpec
 from llmc.errors import InputError, LlmcError
 from llmc.quant.assign import Assignment, Rule, assign, check_layout, linear_modules
-from llmc.quant.layer_calibration import ExpertTokens, LayerCalibration, ModelPath
+from llmc.quant.layer_calibration import ExpertTokens, LayerCalibration, ModelPath, positions
 from llmc.quant.layer_solver import linears, round_modules
 from llmc.quant.layouts import DEFAULT_LAYOUT, layout
 from llmc.quant.memory import release_memory
 from llmc.quant.prune import Pruning, kept_per_group, routers
 from llmc.quant.reference import write_reference
 from llmc.quant.shard import shard_path, write_ends, write_index, write_json, write_layer
-from llmc.quant.stream import Stream
+from llmc.quant.stream import CPU, Stream
 
 DEFAULT_MEMORY_BUDGET = 4 << 30
 MIN_TOKEN_SHARE = 0.005  # of all calibration tokens, for an expert to be calibrated on its own ones
@@ -85,12 +85,14 @@ class Options:
     expert_tokens: whether experts are calibrated on the tokens routed to them or on all
     layout:        of the safetensors, see `quant.layouts`
     fp8_cache:     whether the attention cache is to hold E4M3
+    device:        where layers are run and solved; activations between layers and results lie in the host's memory
     """
 
     memory_budget: int = DEFAULT_MEMORY_BUDGET
     expert_tokens: ExpertTokens = "routed"
     layout: str = DEFAULT_LAYOUT
     fp8_cache: bool = False
+    device: torch.device = CPU
 
 
 def quantise(
@@ -183,7 +185,7 @@ class _Pass:
 
     def _stream(self, part: str, index: int) -> Stream:
         rows, length = self.ids[part].shape
-        return Stream(self.work_dir, part, index, (rows, length, self.spec.hidden_size))
+        return Stream(self.work_dir, part, index, (rows, length, self.spec.hidden_size), self.options.device)
 
     def _forget(self, index: int) -> None:
         """Drops the inputs of a finished layer; the MTP layers still need those of the first of them."""
@@ -206,7 +208,7 @@ class _Pass:
         prefix = f"model.layers.{index}."
         mine = {m.removeprefix(prefix): a for m, a in self.assigned.items() if m.startswith(prefix)}
         is_mtp = self.spec.is_mtp(index)
-        layer = load_stored_layer(self.checkpoint, index)
+        layer = load_stored_layer(self.checkpoint, index).to(self.options.device)
         record: dict[str, Any] = {"reports": {}, "roles": {}}
         if not is_mtp:
             self._advance(layer, "original", index)
@@ -267,7 +269,7 @@ class _Pass:
             if self.spec.is_mtp(index):
                 depth = index - self.spec.num_layers
                 shape = (entry.shape[0], entry.shape[1] - 1 - depth, entry.shape[2])
-                x = Stream(self.work_dir, f"{part}-mtp", index, shape)
+                x = Stream(self.work_dir, f"{part}-mtp", index, shape, self.options.device)
                 out = x.beside(f"{part}-mtp-out").create
             paths.append(ModelPath(mine, entry, x, out() if index <= self.last_calibrated else x))
         return LayerCalibration(
@@ -281,14 +283,15 @@ class _Pass:
     def _enter_mtp(self, calibration: LayerCalibration, assigned: dict[str, Assignment], index: int) -> None:
         """What `eh_proj` makes of the hidden state at position i and the embedding of token i + 1 + depth."""
         depth = index - self.spec.num_layers
-        embedding, norm = load_embedding(self.checkpoint), load_final_norm(self.checkpoint)
+        embedding, norm = load_embedding(self.checkpoint), load_final_norm(self.checkpoint).to(self.options.device)
 
         @torch.no_grad()
         def joined(path: ModelPath, rows: slice) -> torch.Tensor:
             assert isinstance(path.layer, MultiTokenPrediction)
             tokens = self.ids["calibration"][rows, 1 + depth :]
             hidden = path.entry.read(rows)[:, : tokens.shape[1]]
-            return path.layer.joined(functional.embedding(tokens, embedding), norm(hidden) if depth == 0 else hidden)
+            embedded = functional.embedding(tokens, embedding).to(hidden.device)
+            return path.layer.joined(embedded, norm(hidden) if depth == 0 else hidden)
 
         calibration.station("MTP input", assigned, {"eh_proj": joined})
         for path in calibration.paths:
@@ -323,7 +326,7 @@ class _Pass:
         target = stream.following()
         for rows in stream.micro_batches():
             x = stream.read(rows)
-            target.write(rows, layer(x, torch.arange(x.shape[1]).expand(x.shape[0], -1)))
+            target.write(rows, layer(x, positions(x)))
             done = rows.stop * stream.shape[1]
             self.progress(self.layer, self.layers, f"forward {part}", done, stream.tokens)
         target.flush()

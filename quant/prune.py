@@ -71,9 +71,9 @@ class ExpertScores:
         """output [n, H] of an expert, and its routing weight [n], for some of its tokens."""
         norm = output.norm(dim=-1)
         self.tokens[expert] += len(weight)
-        self.weight[expert] += weight.sum(dtype=torch.float64)
-        self.norm[expert] += norm.sum(dtype=torch.float64)
-        self.weighted_norm[expert] += (weight * norm).sum(dtype=torch.float64)
+        self.weight[expert] += weight.sum(dtype=torch.float64).item()
+        self.norm[expert] += norm.sum(dtype=torch.float64).item()
+        self.weighted_norm[expert] += (weight * norm).sum(dtype=torch.float64).item()
         if len(weight):
             self.largest[expert] = max(self.largest[expert].item(), output.abs().max().item())
 

@@ -42,7 +42,7 @@ def write_reference(
     ids [N, L]; the streams hold what enters the final norm. Position i predicts token i + 1:
     input_ids int32 [N, L], top_ids int32 and top_logprobs float32 [N, L-1, 64], true_logprobs float32 [N, L-1].
     """
-    norm, head = load_final_norm(checkpoint), load_lm_head(checkpoint)
+    norm, head = load_final_norm(checkpoint).to(original.device), load_lm_head(checkpoint).to(original.device)
     rows, length = ids.shape
     kept = min(KEPT, head.shape[0])
     top_ids = torch.empty(rows, length - 1, kept, dtype=torch.int32)
@@ -54,7 +54,7 @@ def write_reference(
         for start in range(0, length - 1, step):
             part = slice(start, min(start + step, length - 1))
             said, said_quantised = (functional.linear(x[part], head).log_softmax(-1) for x in hidden)
-            following = ids[row, 1:][part, None]
+            following = ids[row, 1:][part, None].to(original.device)
             true[row, part] = said.gather(-1, following)[:, 0]
             true_quantised[row, part] = said_quantised.gather(-1, following)[:, 0]
             top = said.topk(kept, dim=-1)

@@ -6,7 +6,7 @@ import errno
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from llmc.errors import MachineError
 
 MICRO_BATCH_TOKENS = 8192
+CPU = torch.device("cpu")
 
 
 def no_space(path: Path, error: OSError) -> Exception:
@@ -26,12 +27,16 @@ def no_space(path: Path, error: OSError) -> Exception:
 
 @dataclass(frozen=True)
 class Stream:
-    """float32 [N, L, W], memory-mapped; `part` says whose activations, `layer` at which layer's input they are."""
+    """float32 [N, L, W], memory-mapped; `part` says whose activations, `layer` at which layer's input they are.
+
+    What is read comes on `device`; what is written may be anywhere.
+    """
 
     directory: Path
     part: str
     layer: int
     shape: tuple[int, int, int]
+    device: torch.device = CPU
 
     @property
     def path(self) -> Path:
@@ -52,11 +57,11 @@ class Stream:
 
     def beside(self, part: str, width: int | None = None) -> Stream:
         """Another part of the same layer, over the same tokens."""
-        return Stream(self.directory, part, self.layer, (*self.shape[:2], width or self.shape[2]))
+        return replace(self, part=part, shape=(*self.shape[:2], width or self.shape[2]))
 
     def following(self) -> Stream:
         """The next layer's input, empty; a half-written one of an interrupted run is overwritten."""
-        return Stream(self.directory, self.part, self.layer + 1, self.shape).create()
+        return replace(self, layer=self.layer + 1).create()
 
     def _map(self) -> torch.Tensor:
         return torch.from_numpy(np.memmap(self.path, np.float32, "r+", shape=self.shape))
@@ -69,18 +74,18 @@ class Stream:
 
     def read(self, rows: slice) -> torch.Tensor:
         """[n, L, W]"""
-        return self._map()[rows].clone()
+        return self._map()[rows].to(self.device, copy=True)
 
     def write(self, rows: slice, x: torch.Tensor) -> None:
         self._map()[rows] = x
 
     def take(self, tokens: torch.Tensor) -> torch.Tensor:
         """[n, W] of the tokens, by their numbers in [0, N L)."""
-        return self._map().flatten(0, 1)[tokens]
+        return self._map().flatten(0, 1)[tokens.cpu()].to(self.device)
 
     def add(self, tokens: torch.Tensor, x: torch.Tensor) -> None:
         """Adds [n, W] to the tokens, each of which occurs once."""
-        self._map().flatten(0, 1).index_add_(0, tokens, x)
+        self._map().flatten(0, 1).index_add_(0, tokens.cpu(), x.cpu())
 
     def flush(self) -> None:
         np.memmap(self.path, np.float32, "r+", shape=self.shape).flush()

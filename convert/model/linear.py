@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -18,6 +20,13 @@ class Linear(nn.Linear):
 
     codes: QuantisedWeight | None = None
     activations: Activations | None = None
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Linear:
+        """nn.Module's, by which a module is moved: codes go where the weight goes."""
+        super()._apply(fn, recurse)
+        if self.codes is not None:
+            self.codes = self.codes.to(fn(self.codes.scales).device)
+        return self
 
     def full(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """[out, in]; no copy where the weight is held in this dtype."""

@@ -3,12 +3,16 @@
 from pathlib import Path
 
 import pytest
+import torch
 from random_checkpoint import DEEPSEEK_V3, LLAMA, random_checkpoint
+from rich.console import Console
 
 from llmc import machine
 from llmc.convert.checkpoint import Checkpoint
 from llmc.errors import InputError, MachineError
+from llmc.job import Limits, prepare
 from llmc.plan import Plan, plan
+from llmc.progress import Display
 from llmc.recipe import Prune, Quantize, Recipe
 
 
@@ -57,8 +61,33 @@ def test_mixture_of_experts_by_hand(tmp_path: Path) -> None:
     assert found.schemes == {"experts": {"int4-g32": 2 * 4 * one}, "attention": {"fp8-block": 3 * linear}}
     # Latent: (32 + 8) values in 4 layers. Expanded: 4 heads of 16 + 8 for keys and 20 for values.
     assert (found.cache_bytes, found.cache_bytes_expanded) == (2 * 4 * 40, 2 * 4 * 4 * 44)
-    # Two layers' float32 activations [tokens, 64] of 64 + 64 + 64 tokens, and the largest layer's new shard.
-    assert found.work_disk - 2 * 4 * 64 * 192 == mtp.after.bytes
+    # float32 activations in two models: a layer's input and output for 64 tokens of check text, and for 64 of
+    # calibration text those, what the MLP reads, and what o_proj reads (80 wide). And the largest layer's new shard.
+    activations = 4 * 64 * (2 * 2 * 64 + 2 * (3 * 64 + 80))
+    assert found.work_disk - activations == mtp.after.bytes
+
+
+def test_a_gpu_takes_what_the_host_is_spared(tmp_path: Path) -> None:
+    path = random_checkpoint(tmp_path / "m", DEEPSEEK_V3)
+    recipe = Recipe(model=str(path), quantize=[Quantize(match="experts", scheme="fp8-channel")])
+    checkpoint = Checkpoint.open(path)
+    plain = plan(checkpoint, recipe, tmp_path / "out")
+    shared = plan(checkpoint, recipe, tmp_path / "out", gpu_memory=8 << 30)
+    assert plain.gpu_memory is None and shared.gpu_memory is not None
+    assert shared.memory <= plain.memory < shared.memory + shared.gpu_memory
+    assert shared.fits_gpu and shared.hessian_memory < 8 << 30
+    small = plan(checkpoint, recipe, tmp_path / "out", gpu_memory=1 << 20)
+    assert not small.fits_gpu
+    with pytest.raises(MachineError, match=r"GPU memory, more than the 1\.0 MB allowed; raise --gpu-memory"):
+        small.require(tmp_path / "out", 0)
+
+
+def test_no_gpu_is_said_before_anything_is_done(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(MachineError, match="finds no CUDA GPU; leave the option out"):
+        prepare("quickstart", tmp_path / "out", Limits(gpu_memory=8 << 30), Display(Console(quiet=True)))
+    assert not (tmp_path / "out.work").exists()
 
 
 def test_dense_by_hand(tmp_path: Path) -> None:
