@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Build a checkpoint that is much larger than memory may be, and one of half its layers, under a limit.
 
-    python ci/bench/memory.py                      # 12.9 GB in 3 GiB: needs 45 GB of disk and half an hour
+    python ci/bench/memory.py                      # 13 GB in 3 GiB: needs 45 GB of disk and three quarters of an hour
     python ci/bench/memory.py --layers 2 4         # a smaller proof of the same
 
 The operating system enforces the limit: `RLIMIT_DATA`, which counts all private writable memory, and a control group
