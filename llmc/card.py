@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from llmc.progress import size
+from llmc.quant.layouts import Layout, layout
 from llmc.summary import rows, target_line
 
 _MEASURES = {
@@ -20,13 +21,20 @@ _MEASURES = {
 }
 
 
+_CRITERIA = {
+    "reap": "the mean of their routing weight times the norm of their output (REAP)",
+    "ean": "the sum of the norms of their outputs (EAN)",
+    "frequency": "the number of tokens routed to them",
+}
+
+
 def model_card(manifest: dict[str, Any]) -> str:
     """Markdown; says only what the manifest says, so that equal builds have equal cards."""
     source, name = manifest["source"], manifest["name"]
     front: dict[str, Any] = {"license": source["license"] or "unknown"}
     if "/" in source["id"]:
         front |= {"base_model": source["id"], "base_model_relation": "quantized"}
-    tags = ["llmc", "compressed-tensors", *(["onnx"] if manifest["targets"] else [])]
+    tags = ["llmc", manifest["recipe"]["layout"], *(["onnx"] if manifest["targets"] else [])]
     front |= {"pipeline_tag": "text-generation", "library_name": "transformers", "tags": tags}
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
@@ -34,7 +42,7 @@ def model_card(manifest: dict[str, Any]) -> str:
         f"Made from {source['id']} by llmc {manifest['llmc_version']} and compared with it before it was released.\n",
         _table(("", ""), rows(manifest)),
         "## Use\n",
-        _usage(name),
+        _usage(name, layout(manifest["recipe"]["layout"])),
         "## What was done to the tensors\n",
         _table(("role", "scheme", "method", "modules", "error, median", "error, largest"), _tensor_rows(manifest)),
         "The error is the relative squared error of a module's output on the calibration text (gptq, gptaq) or of its "
@@ -44,8 +52,8 @@ def model_card(manifest: dict[str, Any]) -> str:
     if pruned := manifest["pruned"]:
         parts += [
             "## Pruned experts\n",
-            "REAP: the experts that contribute least to the outputs of their layer on the calibration text were "
-            "removed, the same number in every router group.\n",
+            f"The experts that contribute least on the calibration text, by {_CRITERIA[pruned['method']]}, were removed: the "
+            "same number in every router group.\n",
             _table(("layer", "experts that stayed"), _survivors(pruned)),
         ]
     parts += [
@@ -59,12 +67,12 @@ def model_card(manifest: dict[str, Any]) -> str:
     return "\n".join(part for part in parts if part)
 
 
-def _usage(name: str) -> str:
+def _usage(name: str, layout: Layout) -> str:
     return (
         f"```python\nfrom llmc.runtime import load\n\nmodel = load({name!r})\n"
         'for piece in model.stream("The first", max_new_tokens=64):\n    print(piece, end="")\n```\n\n'
-        f"or `llmc run {name} --prompt 'The first'`. The safetensors are in the compressed-tensors layout, which "
-        "transformers loads where the package of that name is installed.\n"
+        f"or `llmc run {name} --prompt 'The first'`. The safetensors are in the layout {layout.name}: "
+        f"{layout.readers}.\n"
     )
 
 

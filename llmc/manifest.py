@@ -80,11 +80,11 @@ def _tensors(artifact: Checkpoint, modules: dict[str, dict[str, Any]]) -> dict[s
 
 
 def _pruned(job: Job, quantised: dict[str, Any]) -> dict[str, Any]:
-    if not quantised["survivors"]:
+    if not quantised["survivors"] or job.pruning is None:
         return {}
     before, after = job.plan.experts
     return {
-        "method": "reap",
+        "method": job.pruning.method,
         "experts_before": before,
         "experts_after": after,
         "survivors": quantised["survivors"],

@@ -18,10 +18,14 @@ def rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
         ("weights", f"{size(sizes['original'])} → {size(sizes['artifact'])} ({share:.0%})"),
     ]
     if pruned := manifest["pruned"]:
-        result.append(("experts per layer", f"{pruned['experts_before']} → {pruned['experts_after']} (REAP)"))
+        result.append(
+            ("experts per layer", f"{pruned['experts_before']} → {pruned['experts_after']} ({pruned['method']})")
+        )
     for role, counts in manifest["quantised"].items():
         if counts["quantised"]:
             result.append((role, f"{counts['quantised']:,} parameters as {', '.join(counts['schemes'])}"))
+    if manifest["recipe"].get("kv_cache") == "fp8":
+        result.append(("attention cache", "FP8, one calibrated scale per layer"))
     if checks:
         result += check_rows(checks)
     for name, target in manifest["targets"].items():

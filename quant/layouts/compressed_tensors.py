@@ -19,6 +19,7 @@ _CACHE_SCHEME = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": 
 class CompressedTensors(Layout):
     name = DEFAULT_LAYOUT
     stores = "all schemes but those with dynamic act-order, which compressed-tensors has dropped"
+    readers = "transformers loads them where the package of that name is installed"
 
     takes_cache_scales = True
 

@@ -22,6 +22,7 @@ class GPTQ(Layout):
 
     name = "gptq"
     stores = "integers (int2 to int8, -asym, -actorder)"
+    readers = "GPTQModel loads them"
 
     def takes(self, scheme: Scheme) -> bool:
         return isinstance(scheme, Integer)

@@ -16,7 +16,8 @@ DEFAULT_LAYOUT = "compressed-tensors"
 
 class Layout(ABC):
     name: str
-    stores: str  # what it has a place for, for people
+    stores: str  # for people: what it has a place for,
+    readers: str  # and who reads it
     takes_cache_scales: bool = False
 
     @abstractmethod

@@ -17,6 +17,7 @@ class NativeFP8(Layout):
 
     name = "native-fp8"
     stores = "fp8-block and fp8-block-dynamic"
+    readers = "they are as DeepSeek publishes its models, and transformers loads them"
 
     def takes(self, scheme: Scheme) -> bool:
         return scheme.name in ("fp8-block", "fp8-block-dynamic")
