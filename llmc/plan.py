@@ -13,8 +13,8 @@ import torch
 
 from llmc import machine
 from llmc.convert.checkpoint import Checkpoint
-from llmc.convert.model.causal_lm import empty_layer
-from llmc.convert.quantised_weight import QuantisedWeight
+from llmc.convert.model.causal_lm import CACHE_SCALES, empty_layer
+from llmc.convert.quantised_weight import Activations, QuantisedWeight
 from llmc.convert.spec import LatentAttentionSpec, MixtureOfExpertsSpec, ModelSpec
 from llmc.errors import InputError, MachineError
 from llmc.progress import size
@@ -164,6 +164,9 @@ def plan(
         if assignment and parameters:
             by_scheme = schemes.setdefault(role, {})
             by_scheme[assignment.scheme.name] = by_scheme.get(assignment.scheme.name, 0) + parameters
+    if recipe.kv_cache == "fp8" and not spec.fp8_cache:
+        for name in (f"model.layers.{i}.self_attn.{scale}" for i in range(len(layers)) for scale in CACHE_SCALES):
+            changes[checkpoint.role(name)] += Change(Size(0, 0), Size(1, 4))
     total = sum(changes.values(), _NOTHING)
     cache, expanded = _cache_bytes(spec, spec.fp8_cache or recipe.kv_cache == "fp8")
     limit = memory if gpu_memory is None else gpu_memory
@@ -202,7 +205,9 @@ def _stored_bytes(layout_name: str, scheme: Scheme, shape: tuple[int, int]) -> i
     scales, zeros = scheme.grid(weight)
     codes = scheme.to_codes(weight, None if zeros is None else scheme.expand(zeros, shape))
     groups = torch.empty(shape[1], dtype=torch.int32, device="meta") if scheme.dynamic_groups else None
-    quantised = QuantisedWeight(codes, scales, scheme.block(shape), scheme.code_type, zeros, groups)
+    activations = Activations("tensor", 1.0) if scheme.measures_inputs else scheme.activations
+    block = scheme.block(shape)
+    quantised = QuantisedWeight(codes, scales, block, scheme.code_type, zeros, groups, activations)
     stored = layout(layout_name).tensors("m", scheme, quantised)
     return sum(tensor.nbytes for tensor in stored.values())
 

@@ -54,6 +54,37 @@ def test_build(llmc, recipe, small_model: Path) -> None:
     assert "| experts | int4-g32 | gptaq | 18 |" in card  # 3 matrices of each of 6 experts in one layer
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"layout": "gptq", "quantize": [{"match": "experts", "scheme": "int4-g32-actorder"}]},
+            "layout gptq: GPTQModel loads them",
+        ),
+        (
+            {"layout": "native-fp8", "quantize": [{"match": "attention", "scheme": "fp8-block", "method": "rtn"}]},
+            "layout native-fp8: they are as DeepSeek publishes",
+        ),
+        (
+            {"kv_cache": "fp8", "quantize": [{"match": "attention", "scheme": "fp8-tensor-static"}]},
+            "FP8, one calibrated scale per layer",
+        ),
+    ],
+    ids=["gptq", "native-fp8", "FP8 cache"],
+)
+def test_other_layouts_and_an_fp8_cache(llmc, recipe, small_model: Path, changes, said: str) -> None:
+    path = recipe(name="it", **changes)
+    made = llmc("build", path)
+    assert made.exit_code == 0, made.output
+    assert said in Path("build/it/README.md").read_text()
+    planned = plan(Checkpoint.open(small_model), read_recipe(path), Path("build/it"))
+    artifact = Checkpoint.open(Path("build/it"))
+    assert artifact.nbytes() == planned.total.after.bytes
+    assert artifact.spec.fp8_cache == ("kv_cache" in changes)
+    assert llmc("check", "build/it").exit_code == 0
+    assert llmc("run", "build/it", "--prompt", "a b", "--max-new-tokens", "4").exit_code == 0
+
+
 def test_up_to_date_and_rebuilt(llmc, recipe) -> None:
     path = recipe()
     first = json.loads(llmc("build", path, "--json").stdout)
