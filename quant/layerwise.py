@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,14 +30,15 @@ from llmc.convert.model import (
     share_layer,
 )
 from llmc.convert.spec import MixtureOfExpertsSpec
-from llmc.errors import InputError, LlmcError
+from llmc.errors import InputError
 from llmc.quant.assign import Assignment, Rule, assign, check_layout, linear_modules
 from llmc.quant.layer_calibration import ExpertTokens, LayerCalibration, ModelPath, positions
 from llmc.quant.layer_solver import linears, round_modules
 from llmc.quant.layouts import DEFAULT_LAYOUT, layout
 from llmc.quant.memory import release_memory
-from llmc.quant.prune import Pruning, kept_per_group, routers
+from llmc.quant.prune import Pruning, kept_per_group, original_name, renumber, routers
 from llmc.quant.reference import write_reference
+from llmc.quant.result import QuantiseResult
 from llmc.quant.shard import shard_path, write_ends, write_index, write_json, write_layer
 from llmc.quant.stream import CPU, Stream
 
@@ -48,34 +49,6 @@ MIN_TOKEN_SHARE = 0.005  # of all calibration tokens, for an expert to be calibr
 class Progress(Protocol):
     def __call__(self, layer: int, layers: int, phase: str, done: int, total: int) -> None:
         """`done` of `total` tokens of a phase of a layer; layers count from 0 and include MTP layers."""
-
-
-@dataclass
-class QuantiseResult:
-    """JSON-able; what was done to every module and what it cost.
-
-    modules:  name → {scheme, method, output_error | weight_error, tokens, damping, fallback?}
-    roles:    role → {expected, quantised (parameters), bytes}
-    survivors: layer → original numbers of the experts that stayed; empty when nothing was pruned
-    layer_errors: relative distance of the quantised model's check activations from the original's, after each layer
-    expert_tokens: layer → calibration tokens per expert, before pruning
-    super_experts: layer → original numbers of experts that pruning had to spare
-    ppl_original, ppl: perplexity of the check text, original and quantised model (torch, float32)
-    kl: mean KL divergence of the quantised model's predictions from the original's over that text, nats
-    """
-
-    modules: dict[str, dict[str, Any]] = field(default_factory=dict)
-    roles: dict[str, dict[str, int]] = field(default_factory=dict)
-    survivors: dict[str, list[int]] = field(default_factory=dict)
-    layer_errors: list[float] = field(default_factory=list)
-    expert_tokens: dict[str, list[int]] = field(default_factory=dict)
-    super_experts: dict[str, list[int]] = field(default_factory=dict)
-    ppl_original: float = 0.0
-    ppl: float = 0.0
-    kl: float = 0.0
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -235,7 +208,7 @@ class _Pass:
                 scores = calibration.prune(self.pruning.method, self.per_group)
                 record |= {"survivors": calibration.kept, "expert_tokens": scores.tokens.tolist()}
                 record["super_experts"] = scores.protected()
-                mine = _renumber(mine, record["survivors"])
+                mine = renumber(mine, record["survivors"])
             calibration.mlp(begin("mlp"), need_output=index < self.last_calibrated)
             if isinstance(layer, MultiTokenPrediction):
                 self._leave_mtp(calibration, index)
@@ -335,7 +308,7 @@ class _Pass:
         """Modules that the checkpoint already stores in the scheme asked for: codes are kept, not rounded twice."""
         names = set()
         for name, assignment in mine.items():
-            weight = self.checkpoint.quantised(prefix + _original(name, kept))
+            weight = self.checkpoint.quantised(prefix + original_name(name, kept))
             if weight is not None and assignment.scheme.stores(weight):
                 names.add(name)
         return names
@@ -369,29 +342,8 @@ class _Pass:
     # The end -----------------------------------------------------------------------------------------------------
 
     def _finish(self, records: list[dict[str, Any]]) -> QuantiseResult:
-        result = QuantiseResult()
-        schemes: dict[str, str] = {}
-        for index, record in enumerate(records):
-            prefix = f"model.layers.{index}."
-            schemes |= record["schemes"]
-            for name, report in record["reports"].items():
-                result.modules[prefix + name] = {"scheme": record["schemes"].get(prefix + name)} | report
-            for role, counts in record["roles"].items():
-                total = result.roles.setdefault(role, {"expected": 0, "quantised": 0})
-                for key, count in counts.items():
-                    total[key] += count
-            if "survivors" in record:
-                result.survivors[str(index)] = record["survivors"]
-                result.expert_tokens[str(index)] = record["expert_tokens"]
-                result.super_experts[str(index)] = record["super_experts"]
-            if "error" in record:
-                result.layer_errors.append(record["error"])
-        for role, counts in result.roles.items():
-            if counts["expected"] != counts["quantised"]:
-                raise LlmcError(
-                    f"{role}: {counts['quantised']:,} of {counts['expected']:,} parameters were quantised; "
-                    "this is a bug in llmc"
-                )
+        result = QuantiseResult.of(records)
+        schemes = {module: name for record in records for module, name in record["schemes"].items()}
         last = self.spec.num_layers
         distance = write_reference(
             self.checkpoint,
@@ -423,27 +375,3 @@ class _Pass:
             if kept is None or "experts" not in parts or int(parts[parts.index("experts") + 1]) < len(kept):
                 modules.append(module)
         return modules
-
-
-def _original(name: str, kept: list[int] | None) -> str:
-    """A module's name in the checkpoint, for its name after pruning."""
-    parts = name.split(".")
-    if kept is not None and "experts" in parts:
-        at = parts.index("experts") + 1
-        parts[at] = str(kept[int(parts[at])])
-    return ".".join(parts)
-
-
-def _renumber(assigned: dict[str, Assignment], kept: list[int]) -> dict[str, Assignment]:
-    """The assignments of what survives, under the names it has after pruning."""
-    numbers = {old: new for new, old in enumerate(kept)}
-    result = {}
-    for name, assignment in assigned.items():
-        parts = name.split(".")
-        if "experts" in parts:
-            at = parts.index("experts") + 1
-            if int(parts[at]) not in numbers:
-                continue
-            parts[at] = str(numbers[int(parts[at])])
-        result[".".join(parts)] = assignment
-    return result

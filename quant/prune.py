@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from llmc.errors import InputError
 
 SUPER_EXPERT = 10.0  # times the median of the largest outputs of a layer's experts
 Criterion = Literal["reap", "ean", "frequency"]
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -118,3 +119,27 @@ def prune(layer: DecoderLayer, kept: list[int]) -> None:
 def routers(mlps: tuple[object, ...]) -> list[RouterSpec]:
     """The routers of a model's layers."""
     return [mlp.router for mlp in mlps if isinstance(mlp, MixtureOfExpertsSpec)]
+
+
+def original_name(name: str, kept: list[int] | None) -> str:
+    """A module's name in the checkpoint, for its name after pruning."""
+    parts = name.split(".")
+    if kept is not None and "experts" in parts:
+        at = parts.index("experts") + 1
+        parts[at] = str(kept[int(parts[at])])
+    return ".".join(parts)
+
+
+def renumber(assigned: dict[str, _T], kept: list[int]) -> dict[str, _T]:
+    """The assignments of what survives, under the names it has after pruning."""
+    numbers = {old: new for new, old in enumerate(kept)}
+    result = {}
+    for name, assignment in assigned.items():
+        parts = name.split(".")
+        if "experts" in parts:
+            at = parts.index("experts") + 1
+            if int(parts[at]) not in numbers:
+                continue
+            parts[at] = str(numbers[int(parts[at])])
+        result[".".join(parts)] = assignment
+    return result
