@@ -52,8 +52,8 @@ def model_card(manifest: dict[str, Any]) -> str:
     if pruned := manifest["pruned"]:
         parts += [
             "## Pruned experts\n",
-            f"The experts that contribute least on the calibration text, by {_CRITERIA[pruned['method']]}, were removed: the "
-            "same number in every router group.\n",
+            f"The experts that contribute least on the calibration text, by {_CRITERIA[pruned['method']]}, were "
+            "removed: the same number in every router group.\n",
             _table(("layer", "experts that stayed"), _survivors(pruned)),
         ]
     parts += [

@@ -14,6 +14,7 @@ from llmc.output import Output
 from llmc.plan import Plan, plan, rules_of
 from llmc.progress import Display
 from llmc.quant.assign import Rule
+from llmc.quant.layer_calibration import calibration_dtype
 from llmc.quant.layerwise import Options
 from llmc.quant.prune import Pruning
 from llmc.recipe import Recipe, load_recipe
@@ -74,7 +75,7 @@ class Job:
             "calibration.experts": self.recipe.calibration.experts,
             "kv_cache": self.recipe.kv_cache,
             "layout": self.recipe.layout,
-            "device": self.options.device.type,
+            "device": [self.options.device.type, str(calibration_dtype(self.options.device))],
             "version of llmc": [code_version("convert", without=("graph/", "targets/")), code_version("quant")],
             "versions of python, torch or numpy": versions("python", *_QUANTISE_PACKAGES),
         }

@@ -323,6 +323,14 @@ def _mlp(layer: DecoderLayer, name: str) -> DenseMLP:
     return mlp
 
 
+def calibration_dtype(device: torch.device) -> torch.dtype:
+    """What linear layers compute in on their way through the calibration text, where the errors of bfloat16 are nothing
+    beside those of the codes: bfloat16 where that is faster. All sums of moments, and the solver, are float32."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+
+
 def positions(x: torch.Tensor) -> torch.Tensor:
     """[B, S], of whole rows x [B, S, H]."""
     return torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)

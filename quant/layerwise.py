@@ -24,6 +24,7 @@ from llmc.convert.model import (
     Linear,
     MixtureOfExperts,
     MultiTokenPrediction,
+    compute_in,
     load_embedding,
     load_final_norm,
     load_stored_layer,
@@ -32,7 +33,7 @@ from llmc.convert.model import (
 from llmc.convert.spec import MixtureOfExpertsSpec
 from llmc.errors import InputError
 from llmc.quant.assign import Assignment, Rule, assign, check_layout, linear_modules
-from llmc.quant.layer_calibration import ExpertTokens, LayerCalibration, ModelPath, positions
+from llmc.quant.layer_calibration import ExpertTokens, LayerCalibration, ModelPath, calibration_dtype, positions
 from llmc.quant.layer_solver import linears, round_modules
 from llmc.quant.layouts import DEFAULT_LAYOUT, layout
 from llmc.quant.memory import release_memory
@@ -213,6 +214,7 @@ class _Pass:
             if isinstance(layer, MultiTokenPrediction):
                 self._leave_mtp(calibration, index)
         if not is_mtp:
+            compute_in(layer, None)
             self._advance(layer, "check", index)
             record["error"] = self._distance(index + 1)
         weights = calibration.solved.weights
@@ -238,6 +240,7 @@ class _Pass:
             mine, entry = layer, self._stream(part, index)
             if part != "calibration":
                 mine = share_layer(self.spec, index, layer)
+            compute_in(mine, calibration_dtype(self.options.device))
             x, out = entry, entry.following
             if self.spec.is_mtp(index):
                 depth = index - self.spec.num_layers

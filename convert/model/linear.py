@@ -12,14 +12,16 @@ from llmc.convert.quantised_weight import Activations, QuantisedWeight
 
 
 class Linear(nn.Linear):
-    """Computes in the dtype of its input; the weight may be held in a smaller one, or as codes, and is widened on use.
+    """The weight may be held in a smaller dtype than that of the product, or as codes, and is widened on use.
 
-    codes:       takes the place of `weight`, which is then empty
-    activations: how inputs are rounded; None: not at all
+    codes:         takes the place of `weight`, which is then empty
+    activations:   how inputs are rounded; None: not at all
+    compute_dtype: of the product; None: that of the input, which the output has in any case
     """
 
     codes: QuantisedWeight | None = None
     activations: Activations | None = None
+    compute_dtype: torch.dtype | None = None
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Linear:
         """nn.Module's, by which a module is moved: codes go where the weight goes."""
@@ -40,5 +42,13 @@ class Linear(nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # named as in nn.Linear
         if self.activations is not None:
             input = self.activations.rounded(input)
-        bias = None if self.bias is None else self.bias.to(input.dtype)
-        return functional.linear(input, self.full(input.dtype), bias)
+        dtype = self.compute_dtype or input.dtype
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return functional.linear(input.to(dtype), self.full(dtype), bias).to(input.dtype)
+
+
+def compute_in(layer: nn.Module, dtype: torch.dtype | None) -> None:
+    """Sets `compute_dtype` of all linear layers in it."""
+    for module in layer.modules():
+        if isinstance(module, Linear):
+            module.compute_dtype = dtype

@@ -171,7 +171,7 @@ def test_what_the_mtp_layer_reads_is_the_quantised_model(source, tmp_path):
         rules = [Rule(r"re:model\.layers\.3\.(eh_proj|mlp\..*)", "int3-g32", method)]
         run(source, tmp_path / method, rules)
         models = [CausalLM.load(Checkpoint.open(path)) for path in (source, tmp_path / method / "out")]
-        text = ids(4, 24, 1)
+        text = ids(16, 24, 1)
         original, quantised = (m.mtp(text[:, 1:], m.hidden(text)[:, :-1]) for m in models)
         errors[method] = (quantised - original).norm() / original.norm()
     assert errors["gptaq"] < 0.96 * errors["rtn"]
