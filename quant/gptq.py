@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -17,6 +19,7 @@ BLOCK = 128  # columns whose updates to the rest are applied together
 _STRIP = 16  # columns of a block whose updates to the rest of it are
 DAMPING = 0.01  # of the mean diagonal, at first
 _MAX_DAMPING = 10.0
+USE_KERNEL = True  # on a GPU
 ASYMMETRY = 0.75  # how far asymmetric calibration goes from the weight to the best one, which overfits
 
 
@@ -160,32 +163,63 @@ def _fix_columns(
     steps, scales = torch.empty_like(target), torch.empty_like(target)
     zeros = None if scheme.symmetric else torch.empty_like(target)
     total = torch.zeros(len(target), device=target.device)
+    fix_strip: Callable[..., None] = partial(_fix_strip, scheme)
+    strip = _STRIP
+    if kernel := _kernel(scheme, target):
+        # Groups that find their scales on the way need what earlier strips have moved on to them.
+        fix_strip, strip = kernel, BLOCK if span >= columns else math.gcd(span, BLOCK)
     for start in range(0, columns, BLOCK):
         end = min(start + BLOCK, columns)
         lost = torch.empty_like(target[:, start:end])
-        for left in range(start, end, _STRIP):
-            right = min(left + _STRIP, end)
+        for left in range(start, end, strip):
+            right = min(left + strip, end)
             if left % span == 0:
                 members = slice(left, left + span)
                 scales[:, members], wide = find_grid(members)
                 if zeros is not None and wide is not None:
                     zeros[:, members] = wide
-            per_scale = scales[:, left:right].reciprocal()
-            diagonal = inverse.diagonal(dim1=-2, dim2=-1)[:, left:right, None].reciprocal()
-            for i in range(left, right):
-                step, now = steps[:, i], lost[:, i - start]
-                torch.mul(target[:, i], per_scale[:, i - left], out=step)
-                scheme.round_(step, None if zeros is None else zeros[:, i])
-                torch.addcmul(target[:, i], step, scales[:, i], value=-1, out=now).mul_(diagonal[:, i - left])
-                if i + 1 < right:
-                    target[:, i + 1 : right].baddbmm_(inverse[:, i, i + 1 : right, None], now[:, None], alpha=-1)
+            part, now = slice(left, right), lost[:, left - start : right - start]
+            zero = None if zeros is None else zeros[:, part]
+            fix_strip(target[:, part], inverse[:, part, part], scales[:, part], zero, steps[:, part], now)
             if right < end:
-                factor = inverse[:, left:right, right:end].mT
-                target[:, right:end].baddbmm_(factor, lost[:, left - start : right - start], alpha=-1)
+                target[:, right:end].baddbmm_(inverse[:, part, right:end].mT, now, alpha=-1)
         total += lost.square().sum((-2, -1))
         if end < columns:
             target[:, end:].baddbmm_(inverse[:, start:end, end:].mT, lost, alpha=-1)
     return _Fixed(steps, scales, zeros, total)
+
+
+def _fix_strip(
+    scheme: Scheme,
+    target: torch.Tensor,
+    inverse: torch.Tensor,
+    scales: torch.Tensor,
+    zeros: torch.Tensor | None,
+    steps: torch.Tensor,
+    lost: torch.Tensor,
+) -> None:
+    """Rounds the columns of target [E, n, out] one by one and moves what each loses on to those after it; inverse
+    [E, n, n]. Writes steps and lost, shaped like target."""
+    per_scale, diagonal = scales.reciprocal(), inverse.diagonal(dim1=-2, dim2=-1)[..., None].reciprocal()
+    for i in range(target.shape[1]):
+        step, now = steps[:, i], lost[:, i]
+        torch.mul(target[:, i], per_scale[:, i], out=step)
+        scheme.round_(step, None if zeros is None else zeros[:, i])
+        torch.addcmul(target[:, i], step, scales[:, i], value=-1, out=now).mul_(diagonal[:, i])
+        if i + 1 < target.shape[1]:
+            target[:, i + 1 :].baddbmm_(inverse[:, i, i + 1 :, None], now[:, None], alpha=-1)
+
+
+def _kernel(scheme: Scheme, target: torch.Tensor) -> Callable[..., None] | None:
+    """What does the same as `_fix_strip` for a whole block in one kernel, on a GPU where Triton is installed."""
+    if not (USE_KERNEL and target.is_cuda):
+        return None
+    try:
+        from llmc.quant.kernels.fix_columns import fix_block
+    except ImportError:  # PyTorch brings it to Linux only
+        return None
+    float8 = scheme.code_type == "float8_e4m3fn"
+    return partial(fix_block, lowest=scheme.lowest, highest=scheme.highest, float8=float8)
 
 
 def _inverse_factor(hessian: torch.Tensor, dead: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -20,6 +20,7 @@ class FP8(Scheme):
     """
 
     code_type = "float8_e4m3fn"
+    lowest, highest = -LARGEST_FP8, LARGEST_FP8
 
     def __init__(
         self, strategy: Literal["block", "channel", "tensor"], activations: Literal["", "static", "dynamic"] = ""

@@ -26,6 +26,8 @@ class Scheme(ABC):
 
     name: str
     code_type: CodeType
+    lowest: float  # step, before zeros
+    highest: float
     symmetric: bool = True
     dynamic_groups: bool = False  # groups are of channels that matter alike, wherever they lie (act-order, `g_idx`)
     activations: Activations | None = None  # without the scale that calibration finds
