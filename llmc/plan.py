@@ -170,7 +170,9 @@ def plan(
     total = sum(changes.values(), _NOTHING)
     cache, expanded = _cache_bytes(spec, spec.fp8_cache or recipe.kv_cache == "fp8")
     limit = memory if gpu_memory is None else gpu_memory
-    needed, hessian_memory = _memory(checkpoint, assigned, layers, experts[1] if experts else 0, limit)
+    needed, hessian_memory = _memory(
+        checkpoint, assigned, layers, experts[1] if experts else 0, limit, gpu_memory is not None
+    )
     on_host = needed
     if gpu_memory is not None:  # there a layer is only read and written
         on_host = min(needed, _BASE_MEMORY + 2 * max(layer.before.bytes for layer in layers) + _activations(spec))
@@ -241,6 +243,7 @@ def _memory(
     layers: Sequence[Change],
     kept: int,
     limit: int | None,
+    on_gpu: bool,
 ) -> tuple[int, int]:
     """Peak of the single pass: a layer as it is stored, its codes, and what the solver takes on top; or the head.
     And what the solver's Hessians may take at once, so that the peak stays below `limit` if it can."""
@@ -260,7 +263,7 @@ def _memory(
         modules = linears(empty_layer(spec, index))
         found = jobs(by_layer.get(index, {}))
         measured = max((job.moments_bytes(modules) for job in found), default=0)
-        return max((job.working_bytes(modules) for job in found), default=0) + min(measured, budget)
+        return max((job.working_bytes(modules, on_gpu) for job in found), default=0) + min(measured, budget)
 
     kinds = [(mlp, spec.is_mtp(index)) for index, mlp in enumerate(spec.mlps)]
     largest = max(

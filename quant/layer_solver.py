@@ -18,8 +18,8 @@ from llmc.quant.schemes.scheme import Scheme
 from llmc.quant.stream import CPU
 
 # Weights in one batch: larger ones only fall out of the processor's caches, and each of their temporaries is fetched
-# from and given back to the system.
-_TOGETHER = 1 << 22
+# from and given back to the system. A GPU is busy with many.
+_TOGETHER, _TOGETHER_ON_GPU = 1 << 22, 1 << 27
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,17 @@ class Job:
         """What is measured for all of the batch before any of it is solved."""
         return 4 * (1 + self.asymmetric) * self.shape(modules)[1] ** 2 * len(self.members)
 
-    def together(self, modules: dict[str, Linear]) -> int:
+    def together(self, modules: dict[str, Linear], on_gpu: bool) -> int:
         """How many matrices are worked on at once."""
-        return min(len(self.members), max(1, _TOGETHER // math.prod(self.shape(modules))))
+        most = (_TOGETHER_ON_GPU if on_gpu else _TOGETHER) // math.prod(self.shape(modules))
+        return min(len(self.members), max(1, most))
 
-    def working_bytes(self, modules: dict[str, Linear]) -> int:
+    def working_bytes(self, modules: dict[str, Linear], on_gpu: bool) -> int:
         """For those: weights and their copies, the Hessian and its factors."""
         rows, columns = self.shape(modules)
-        return 4 * self.together(modules) * ((6 + 2 * self.asymmetric) * columns * columns + 10 * rows * columns)
+        return (
+            4 * self.together(modules, on_gpu) * ((6 + 2 * self.asymmetric) * columns * columns + 10 * rows * columns)
+        )
 
 
 @dataclass
@@ -115,7 +118,8 @@ def solve_modules(
             rounded = {name: Assignment(job.scheme, "rtn") for names in job.members for name in names}
             _round(modules, rounded, solved, {name: measured.moments[source(name)].peak for name in rounded})
             continue
-        together = job.together(modules)
+        first = measured.moments[source(job.members[0][0])]
+        together = job.together(modules, first.hessian.is_cuda)
         for start in range(0, len(job.members), together):
             _solve_job(replace(job, members=job.members[start : start + together]), modules, measured, solved)
 

@@ -16,7 +16,8 @@ GROUP_SIZES = (32, 64, 128, 256)
 # first from 1 down in wide steps, then around the best of those.
 _COARSE = tuple(1.0 - 0.05 * step for step in range(10))
 _FINE = (0.025, -0.025, 0.0125, -0.0125)
-_CHUNK = 1 << 18  # weights whose scales are searched at once: as many as a processor's cache holds
+# Weights whose scales are searched at once: as many as a processor's cache holds, or as keep a GPU busy.
+_CHUNK, _GPU_CHUNK = 1 << 18, 1 << 26
 
 
 class Integer(Scheme):
@@ -52,7 +53,7 @@ class Integer(Scheme):
             return Grid(scales, zeros)
         flat = groups.reshape(-1, out, count, size)
         matter = matter.expand(*batch, 1, count, size).reshape(-1, 1, count, size)
-        rows = max(1, _CHUNK // (count * size))
+        rows = max(1, (_GPU_CHUNK if weight.is_cuda else _CHUNK) // (count * size))
         for expert in range(len(flat)):
             for start in range(0, out, rows):
                 part = slice(start, start + rows)
