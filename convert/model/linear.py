@@ -44,7 +44,18 @@ class Linear(nn.Linear):
             input = self.activations.rounded(input)
         dtype = self.compute_dtype or input.dtype
         bias = None if self.bias is None else self.bias.to(dtype)
-        return functional.linear(input.to(dtype), self.full(dtype), bias).to(input.dtype)
+        x = input.to(dtype)
+        if dtype == torch.bfloat16 and x.dim() == 2 and not x.is_cuda:
+            x = functional.pad(x, (0, 0, 0, _rounded_up(len(x)) - len(x)))
+        y = functional.linear(x, self.full(dtype), bias)
+        return (y[: len(input)] if input.dim() == 2 else y).to(input.dtype)
+
+
+def _rounded_up(rows: int) -> int:
+    """To 2^k or 3/4 of it: for every number of rows oneDNN compiles a bfloat16 kernel of its own and keeps it, in about a
+    megabyte, and experts have tokens in any number."""
+    power = max(32, 1 << (rows - 1).bit_length())
+    return power * 3 // 4 if rows <= power * 3 // 4 else power
 
 
 def compute_in(layer: nn.Module, dtype: torch.dtype | None) -> None:
