@@ -245,14 +245,16 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def json_schema() -> dict[str, Any]:
-    """JSON Schema of the recipe, for editors; schemes and targets are those that are installed."""
+    """JSON Schema of the recipe, for editors; schemes, layouts and targets are those that are installed."""
     from llmc.convert.targets import target, target_names
     from llmc.quant.assign import QUANTISABLE
+    from llmc.quant.layouts import layouts
     from llmc.quant.schemes import schemes
 
     schema = Recipe.model_json_schema()
     rule = schema["$defs"]["Quantize"]["properties"]
     rule["scheme"]["enum"] = sorted(schemes())
+    schema["properties"]["layout"]["enum"] = sorted(layouts())
     rule["match"]["anyOf"] = [{"enum": list(QUANTISABLE)}, {"pattern": "^re:"}]
     options = {}
     for name in target_names():
