@@ -100,7 +100,11 @@ def test_interrupt(recipe, tmp_path: Path, text_file: Path) -> None:
     """Ctrl-C: exit code 130, one line, and the work is kept."""
     path = recipe(calibration={"text": str(text_file), "samples": 500, "length": 128})
     command = [sys.executable, "-m", "llmc.cli", "build", str(path), "--output", str(tmp_path / "out")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+    def listen() -> None:  # who runs tests in the background of a shell may have Ctrl-C ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=listen)
     while not (tmp_path / "out.work").exists() and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
