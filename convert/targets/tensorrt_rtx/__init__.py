@@ -133,7 +133,7 @@ def _phase(progress: Progress, phase: str) -> Progress:
 
 def _groups(checkpoint: Checkpoint, sm: list[int]) -> list[tuple[list[int], set[str]]]:
     """Which GPUs share an engine, and the kinds of stored codes it keeps."""
-    fp8 = any(weight.code_type == "float8_e4m3fn" for weight in _weights(checkpoint))
+    fp8 = checkpoint.spec.fp8_cache or any(weight.code_type == "float8_e4m3fn" for weight in _weights(checkpoint))
     old = [n for n in sm if n < FP8_SM] if fp8 else []
     groups = [(old, {"int4"}), ([n for n in sm if n not in old], {"int4", "float8_e4m3fn"})]
     return [group for group in groups if group[0]]
@@ -166,7 +166,7 @@ def _notes(spec: ModelSpec, steps: Steps, batch: int, groups: list[tuple[list[in
     for sm, code_types in groups:
         if "float8_e4m3fn" not in code_types:
             names = " and ".join(map(str, sm))
-            notes.append(f"FP8 begins with SM {FP8_SM}: the engine for SM {names} holds those weights in bfloat16")
+            notes.append(f"FP8 begins with SM {FP8_SM}: the engine for SM {names} computes in bfloat16 instead")
     routers = [mlp.router for mlp in spec.mlps if isinstance(mlp, MixtureOfExpertsSpec)]
     if routers:
         experts, top_k = routers[0].num_experts, routers[0].top_k

@@ -7,7 +7,7 @@ from collections.abc import Collection
 import onnx_ir as ir
 
 from llmc.convert.graph.builder import DOMAIN
-from llmc.convert.graph.rewrite import Rewriter
+from llmc.convert.graph.rewrite import Rewriter, producer
 from llmc.convert.spec import LatentAttentionSpec, ModelSpec
 from llmc.convert.targets.tensorrt_rtx.latent_attention import latent_attention
 from llmc.convert.targets.tensorrt_rtx.mixture_of_experts import mixture_of_experts
@@ -35,8 +35,13 @@ def lower(
     if isinstance(spec.attention, LatentAttentionSpec):
         for node in b.nodes("LatentAttention", DOMAIN):
             latent_attention(b, node, spec.attention, phases)
-    for node in b.nodes("RoundActivations", DOMAIN):  # the compiler wants scales to be constants
-        (x,) = node.inputs
+    rounding = b.nodes("RoundActivations", DOMAIN)  # the compiler wants scales to be constants
+    if "float8_e4m3fn" not in code_types:  # GPUs that do not know the type at all
+        rounding += [
+            node for node in b.nodes("DequantizeLinear") if producer(node.inputs[0]).op_type == "QuantizeLinear"
+        ]
+    for node in rounding:
+        x = node.inputs[0] if node.op_type == "RoundActivations" else producer(node.inputs[0]).inputs[0]
         assert x is not None
         b.replace(node, x)
     for node in b.nodes("MixtureOfExperts", DOMAIN):
