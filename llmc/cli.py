@@ -6,6 +6,7 @@ import errno
 import json
 import sys
 import traceback
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -259,14 +260,15 @@ def run(
 
     `llmc run build/quickstart --prompt "import " --temperature 0.8 --seed 1 --max-new-tokens 200`
     """
-    from llmc.runtime import load
+    from llmc.runtime import Parameters, load
 
     text = sys.stdin.read() if prompt == "-" else prompt
+    parameters = Parameters(max_new_tokens, temperature, top_k, top_p, seed=seed)
     with load(artifact, backend, threads, speculative) as model:
         if as_json:
-            _print_json(vars(model.generate(text, max_new_tokens, temperature, top_k, top_p, seed)))
+            _print_json(asdict(model.generate(text, parameters)))
             return
-        pieces = model.stream(text, max_new_tokens, temperature, top_k, top_p, seed)  # bad arguments are told now
+        pieces = model.stream(text, parameters)  # bad arguments are told now
         typer.echo(text, nl=False)
         for piece in pieces:
             typer.echo(piece, nl=False)

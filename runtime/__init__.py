@@ -1,4 +1,4 @@
-"""The thin runtime: load an artifact, generate, stream, check. Needs numpy, tokenizers and one backend; no torch.
+"""The thin runtime: load an artifact, generate, stream, chat, check. Needs numpy, tokenizers and one backend; no torch.
 
 from llmc.runtime import load
 
@@ -7,7 +7,11 @@ with load("artifact") as model:
         print(piece, end="")
 """
 
+from llmc.runtime.answer import Generation
 from llmc.runtime.check import CheckReport, Gate
-from llmc.runtime.model import Generation, Model, load
+from llmc.runtime.logprobs import TokenLogprob
+from llmc.runtime.model import Model, Session, load
+from llmc.runtime.sampling import Parameters
+from llmc.runtime.stream import Stream
 
-__all__ = ["CheckReport", "Gate", "Generation", "Model", "load"]
+__all__ = ["CheckReport", "Gate", "Generation", "Model", "Parameters", "Session", "Stream", "TokenLogprob", "load"]

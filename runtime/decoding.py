@@ -1,146 +1,202 @@
-"""The loops that make tokens: one sequence with drafts of the MTP layer, or a batch token by token."""
+"""The loop that makes tokens, for one sequence or a batch, with drafts of the MTP layer where there is one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from llmc.runtime.answer import Answer
 from llmc.runtime.backends import Backend, FloatArray, Graph, Hidden, IntArray
-from llmc.runtime.sampling import Probabilities, Sampling, draw, verify
+from llmc.runtime.sampling import Probabilities
 
-_NEVER = np.float32(-1e30)  # a logit of probability 0 that still is a number
+Cancelled = Callable[[], bool]
 
 
 @dataclass
-class Request:
-    """One prompt and what became of it. The first new token is one of `first_tokens`, if that is not None."""
+class Memory:
+    """A backend's cache of one sequence, and what it is known to hold.
 
-    prompt: list[int]
-    max_new_tokens: int
-    generator: np.random.Generator
-    first_tokens: IntArray | None = None
+    tokens: those that the main graph has seen, at their places
+    mtp: entries of the MTP layer that were made from them; entry i depends on tokens i and i + 1
+    """
+
+    cache: Any
     tokens: list[int] = field(default_factory=list)
-    stopped: bool = False  # by an end-of-text token, which is not among `tokens`
-    steps: int = 0
-    drafted: int = 0
-    accepted: int = 0
+    mtp: int = 0
 
-    @property
-    def done(self) -> bool:
-        return self.stopped or len(self.tokens) >= self.max_new_tokens
+    def shared(self, prompt: Sequence[int], drafting: bool) -> int:
+        """How many tokens of a prompt need not be computed again. The last one always is: its logits are wanted. With
+        drafts so are those whose MTP entries are missing, since these are made from the main graph's hidden states."""
+        pairs = zip(self.tokens, prompt, strict=False)
+        same = next((place for place, (mine, other) in enumerate(pairs) if mine != other), None)
+        same = min(len(self.tokens), len(prompt)) if same is None else same
+        return max(0, min(same, len(prompt) - 1, *((same - 1, self.mtp) if drafting else ())))
 
 
 class Decoder:
-    """One batch on one cache; used once."""
+    """Continues answers, one a row. All begin with what `memory` holds, as far as their prompts agree with it.
+
+    Between steps row b has n[b] entries in the main cache and a next token that is chosen but not yet fed. With
+    drafts, the MTP layer has seen that token and the hidden state of the one before; `_ahead` holds its logits [B, V]
+    for the token after, and its own hidden states [B, 1, H], from which it drafts further. One pass of the main model
+    over the next token and the drafts tells which of them it would have chosen. What was refused is overwritten
+    later, and so is what pads a shorter row.
+    """
 
     def __init__(
-        self, backend: Backend, batch: int, sampling: Sampling, draft_tokens: int, eos_token_ids: frozenset[int]
+        self, backend: Backend, answers: list[Answer], draft_tokens: int, memory: Memory | None = None
     ) -> None:
-        self.backend, self.sampling = backend, sampling
-        self.draft_tokens, self.eos_token_ids = draft_tokens, eos_token_ids
-        self.cache: Any = backend.new_cache(batch)
+        self.backend, self.answers = backend, answers
+        self.draft_tokens = draft_tokens if backend.has_mtp else 0
+        shared = [memory.shared(each.prompt, self.draft_tokens > 0) for each in answers] if memory else [0]
+        self._start = min(shared)
+        for answer in answers:
+            answer.cached = self._start
+        if memory and len(answers) == 1:
+            self._memory, self._cache = memory, memory.cache
+        else:
+            self._cache = backend.new_cache(len(answers))
+            self._memory = Memory(self._cache)  # followed for one row only, of use to nobody
+            if memory and self._start:
+                backend.copy(memory.cache, [0] * len(answers), self._start, self._cache)
+        self._n = np.array([len(answer.prompt) for answer in answers], dtype=np.int64)
+        self._next = np.zeros(len(answers), np.int64)
+        self._ahead: tuple[FloatArray, Hidden] | None = None
 
-    def speculate(self, request: Request) -> Iterator[int]:
-        """Tokens of one sequence as they become certain.
+    def run(self, cancelled: Cancelled) -> Iterator[None]:
+        """Yields whenever answers may have grown; ends when all are done, or between two passes when `cancelled`."""
+        passes = self._passes()
+        while not cancelled() and next(passes, StopIteration) is None:
+            yield
 
-        The main model's cache holds tokens 0 … n-1 and token n is chosen but not yet fed. The MTP layer proposes
-        tokens n+1 … n+k from the hidden state of n-1 and token n, then from its own; one pass of the main model over
-        token n and the drafts tells which of them it would have chosen. What was refused is overwritten later.
-        """
-        n, width = len(request.prompt), self.backend.prefill
-        for first in range(0, n, width):
-            part = request.prompt[first : first + width]
-            logits, hidden = self._forward("main", part, first, [len(part) - 1])
-            following = request.prompt[first + 1 : first + width + 1]
-            if first + width < n and self.draft_tokens:  # the MTP layer's cache goes along
-                self._forward("mtp", following, first, [0], hidden)
-        chosen = [self._first(request, logits[0])]
-        # What the MTP layer has not seen: the tokens that follow `first`, `first` + 1, … and their hidden states.
-        following.append(chosen[0])
-        while True:
-            for token in chosen:
-                self._take(request, token)
-                if request.stopped:
-                    return
-                yield token
-                if request.done:
-                    return
-            room = min(self.backend.context - n, request.max_new_tokens - len(request.tokens)) - 1
-            drafts, drafted = self._draft(following, first, hidden, min(self.draft_tokens, room), request.generator)
-            fed = [chosen[-1], *drafts]
-            logits, hidden = self._forward("main", fed, n, range(len(fed)))
-            wanted = [self.sampling.distribution(row) for row in logits]
-            chosen = verify(drafts, drafted, wanted, request.generator)
-            request.steps += 1
-            request.drafted += len(drafts)
-            request.accepted += len(chosen) - 1
-            following, first = chosen, n
-            hidden = None if hidden is None else hidden[:, : len(chosen)]
-            n += len(chosen)
+    def _passes(self) -> Iterator[None]:
+        yield from self._prefill()
+        while not all(answer.done for answer in self.answers):
+            self._drop_done()
+            self._step()
+            yield
+
+    def _prefill(self) -> Iterator[None]:
+        """Feeds the prompts in parts, padded behind, and chooses every row's first token."""
+        lengths, width = self._n, self.backend.prefill
+        longest = int(lengths.max())
+        ids = np.zeros((len(self.answers), longest + 1), np.int64)
+        for row, answer in enumerate(self.answers):
+            ids[row, : len(answer.prompt)] = answer.prompt
+        ahead: list[tuple[FloatArray, Hidden] | None] = [None] * len(self.answers)
+        for start in range(self._start, longest, width):
+            stop = min(start + width, longest)
+            last = lengths - 1 - start
+            index = last.clip(0, stop - start - 1)
+            ending = [row for row in range(len(last)) if 0 <= last[row] < width]
+            positions = np.full(len(lengths), start)
+            logits, hidden = self._forward("main", ids[:, start:stop], positions, index[:, None])
+            for row in ending:
+                token = self.answers[row].choose(logits[row, 0])
+                self.answers[row].take(token, logits[row, 0])
+                self._next[row] = ids[row, lengths[row]] = token
+            if self.draft_tokens and any(answer.limit > 1 for answer in self.answers):
+                following = ids[:, start + 1 : stop + 1]
+                logits, hidden = self._forward("mtp", following, positions, index[:, None], hidden)
+                self._memory.mtp = stop
+                assert hidden is not None
+                for row in ending:
+                    ahead[row] = logits[row, 0], hidden[row, index[row]]
+            yield
+        known = [each for each in ahead if each]
+        if known and len(known) == len(ahead):
+            self._ahead = np.stack([each[0] for each in known]), np.stack([each[1] for each in known])[:, None]
+
+    def _step(self) -> None:
+        """One pass of the main model over every row's next token and its drafts."""
+        active = [row for row, answer in enumerate(self.answers) if not answer.done]
+        count = self._count(active)
+        # A row that is done writes where there is room, since nobody will read it.
+        positions = np.where([answer.done for answer in self.answers], 0, self._n)
+        drafts, drafted = self._draft(active, count, positions)
+        fed = np.zeros((len(self.answers), count + 1), np.int64)
+        fed[:, 0] = self._next
+        for row in active:
+            fed[row, 1 : 1 + len(drafts[row])] = drafts[row]
+        every = np.broadcast_to(np.arange(count + 1), fed.shape)
+        logits, hidden = self._forward("main", fed, positions, every)
+        following = np.zeros_like(fed)
+        index = np.zeros(len(self.answers), np.int64)
+        for row in active:
+            answer = self.answers[row]
+            chosen = answer.verify(drafts[row], drafted[row], logits[row, : len(drafts[row]) + 1])
+            for place, token in enumerate(chosen):
+                if not answer.done:
+                    answer.take(token, logits[row, place])
+            following[row, : len(chosen)] = chosen
+            index[row] = len(chosen) - 1
+            self._next[row] = chosen[-1]
+            self._n[row] += len(chosen)
+        if self._ahead and not all(answer.done for answer in self.answers):
+            assert hidden is not None
+            width = int(index.max()) + 1
+            logits, hidden = self._forward("mtp", following[:, :width], positions, index[:, None], hidden[:, :width])
+            self._memory.mtp = int(self._n[0])
+            assert hidden is not None
+            self._ahead = logits[:, 0], np.take_along_axis(hidden, index[:, None, None], 1)
+
+    def _count(self, active: list[int]) -> int:
+        """Drafts of the next step, as the row with most room for them can use. Where the context ends there are none,
+        from then on: the MTP layer's cache does not go along."""
+        if self._ahead is None:
+            return 0
+        space = self.backend.context - 1 - int(self._n[active].max())
+        if space <= 0:
+            self._ahead = None
+        return max(0, min(self.draft_tokens, space, max(self.answers[row].room for row in active) - 1))
 
     def _draft(
-        self, following: list[int], first: int, hidden: Hidden | None, count: int, generator: np.random.Generator
-    ) -> tuple[list[int], list[Probabilities]]:
-        """`count` drafts and the distributions that they were drawn from. Once count is 0 it stays so: the sequence
-        is about to end, and the MTP layer's cache need not go along."""
-        drafts: list[int] = []
-        drafted: list[Probabilities] = []
-        for _ in range(count):
-            logits, hidden = self._forward("mtp", following, first, [len(following) - 1], hidden)
-            assert hidden is not None
-            drafted.append(self.sampling.distribution(logits[0]))
-            drafts.append(draw(drafted[-1], generator))
-            first += len(following)
-            following, hidden = drafts[-1:], hidden[:, -1:]
+        self, active: list[int], count: int, positions: IntArray
+    ) -> tuple[dict[int, list[int]], dict[int, list[Probabilities | None]]]:
+        """Up to `count` drafts of every active row, and the distributions they were drawn from."""
+        drafts: dict[int, list[int]] = {row: [] for row in active}
+        drafted: dict[int, list[Probabilities | None]] = {row: [] for row in active}
+        tokens = np.zeros((len(self.answers), 1), np.int64)
+        if self._ahead is None:
+            return drafts, drafted
+        logits, hidden = self._ahead
+        for place in range(count):
+            if place:
+                found, deeper = self._forward("mtp", tokens, positions + place - 1, np.zeros_like(tokens), hidden)
+                assert deeper is not None
+                logits, hidden = found[:, 0], deeper
+            for row in active:
+                if place < self.answers[row].room - 1:
+                    token, distribution = self.answers[row].draft(logits[row], drafts[row])
+                    drafts[row].append(token)
+                    drafted[row].append(distribution)
+                    tokens[row] = token
         return drafts, drafted
 
+    def _drop_done(self) -> None:
+        """Goes on without the rows that are done, once they are half of the batch."""
+        left = [row for row, answer in enumerate(self.answers) if not answer.done]
+        if 2 * len(left) > len(self.answers):
+            return
+        self._n, self._next = self._n[left], self._next[left]
+        smaller = self.backend.new_cache(len(left))
+        self.backend.copy(self._cache, left, int(self._n.max()), smaller)
+        self._cache, self.answers = smaller, [self.answers[row] for row in left]
+        if self._ahead:
+            self._ahead = self._ahead[0][left], self._ahead[1][left]
+
     def _forward(
-        self, graph: Graph, tokens: list[int], position: int, wanted: Sequence[int], hidden: Hidden | None = None
+        self, graph: Graph, ids: IntArray, positions: IntArray, index: IntArray, hidden: Hidden | None = None
     ) -> tuple[FloatArray, Hidden | None]:
-        """One row: logits [L, V] of the `wanted` of these tokens, hidden states [1, S, H] of all."""
-        ids, index = (np.array([numbers], dtype=np.int64) for numbers in (tokens, wanted))
-        logits, hidden = self.backend.forward(graph, self.cache, ids, np.array([position]), index, hidden)
-        return logits[0], hidden
-
-    def batch(self, requests: list[Request]) -> None:
-        """Several sequences, one token each a step. Shorter prompts are padded behind; what a pad writes into the
-        cache is never seen and later overwritten."""
-        lengths = np.array([len(request.prompt) for request in requests], dtype=np.int64)
-        longest, width = int(lengths.max()), self.backend.prefill
-        ids = np.zeros((len(requests), longest), np.int64)
-        for row, request in enumerate(requests):
-            ids[row, : len(request.prompt)] = request.prompt
-        for start in range(0, longest, width):
-            part = ids[:, start : start + width]
-            last = lengths - 1 - start
-            index = last.clip(0, part.shape[1] - 1)[:, None]
-            logits, _ = self.backend.forward("main", self.cache, part, np.full(len(requests), start), index)
-            for row, request in enumerate(requests):
-                if 0 <= last[row] < width:
-                    self._take(request, self._first(request, logits[row, 0]))
-        position, index = lengths.copy(), np.zeros((len(requests), 1), np.int64)
-        while not all(request.done for request in requests):
-            fed = np.array([[request.tokens[-1] if request.tokens else 0] for request in requests], dtype=np.int64)
-            logits, _ = self.backend.forward("main", self.cache, fed, position, index)
-            for row, request in enumerate(requests):
-                if not request.done:
-                    request.steps += 1
-                    self._take(request, draw(self.sampling.distribution(logits[row, 0]), request.generator))
-                    position[row] += not request.done  # a finished row writes over its last entry
-
-    def _first(self, request: Request, logits: FloatArray) -> int:
-        """The token after the prompt, from logits [V]."""
-        if request.first_tokens is not None:
-            allowed = np.full_like(logits, _NEVER)
-            allowed[request.first_tokens] = logits[request.first_tokens]
-            logits = allowed
-        return draw(self.sampling.distribution(logits), request.generator)
-
-    def _take(self, request: Request, token: int) -> None:
-        if token in self.eos_token_ids:
-            request.stopped = True
-        else:
-            request.tokens.append(token)
+        """A pass of the backend; `_memory` never says more than the caches hold, even if it fails."""
+        memory, first = self._memory, int(positions[0])
+        if graph == "main":
+            del memory.tokens[first:]
+            memory.mtp = min(memory.mtp, max(first - 1, 0))
+        result = self.backend.forward(graph, self._cache, ids, positions, index, hidden)
+        if graph == "main":
+            memory.tokens += ids[0].tolist()
+        return result

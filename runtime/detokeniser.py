@@ -17,13 +17,18 @@ class Detokeniser:
     def push(self, token: int) -> str:
         """The text that is certain after this token; it may be empty."""
         self._pending.append(token)
-        text = self.rest()
+        text = self._held()
         if not text or text.endswith("\N{REPLACEMENT CHARACTER}"):
             return ""
         self._before, self._pending = self._pending, []
         return text
 
     def rest(self) -> str:
-        """The text of what was held back: at the end, bytes that never became a character."""
+        """The text of what was held back: at the end, bytes that never became a character. Gives it once."""
+        text = self._held() if self._pending else ""
+        self._pending = []
+        return text
+
+    def _held(self) -> str:
         before = self.tokenizer.decode(self._before)
         return self.tokenizer.decode([*self._before, *self._pending])[len(before) :]

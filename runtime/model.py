@@ -1,46 +1,34 @@
-"""A loaded artifact: text in, text out."""
+"""A loaded artifact."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Literal, overload
+from typing import Any, cast
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from llmc.errors import InputError
+from llmc.runtime.answer import Answer
 from llmc.runtime.artifact import TOKENIZER, Artifact
-from llmc.runtime.backends import Backend, IntArray, choose
+from llmc.runtime.backends import Backend, IntArray, start
+from llmc.runtime.chat import ChatTemplate, Message
 from llmc.runtime.check import CheckReport, Progress, check
-from llmc.runtime.decoding import Decoder, Request
-from llmc.runtime.detokeniser import Detokeniser
-from llmc.runtime.sampling import Sampling
+from llmc.runtime.decoding import Decoder, Memory
+from llmc.runtime.generator import Cancelled, Generator, Prompt
+from llmc.runtime.logprobs import TokenLogprob, score
+from llmc.runtime.sampling import Parameters
 
 _SPACES = ("Ġ", "▁")  # how byte-level and SentencePiece vocabularies write a token that is one space
 
 
-@dataclass(frozen=True)
-class Generation:
-    """One answer.
+class Model(Generator):
+    """What `load` returns. Use it as a context manager, or call `close`, to free sessions and memory.
 
-    steps: passes of the main model after the prompt; with speculation there are fewer than tokens
-    drafted, accepted: tokens that the MTP layer proposed, and those of them that the model agreed to
+    It remembers nothing from call to call, and may be used from several threads.
     """
-
-    text: str
-    token_ids: list[int]
-    finish_reason: Literal["stop", "length"]
-    prompt_tokens: int
-    steps: int
-    drafted: int
-    accepted: int
-
-
-class Model:
-    """What `load` returns. Use it as a context manager, or call `close`, to free sessions and memory."""
 
     def __init__(self, artifact: Artifact, backend: Backend, reason: str, speculative: bool, draft_tokens: int) -> None:
         self.artifact, self.backend = artifact, backend
@@ -51,77 +39,68 @@ class Model:
             raise InputError(f"{path}: missing; an artifact cannot be run without its tokenizer")
         self.tokenizer = Tokenizer.from_file(str(path))
 
-    @overload
-    def generate(
-        self,
-        prompts: str,
-        max_new_tokens: int = ...,
-        temperature: float = ...,
-        top_k: int = ...,
-        top_p: float = ...,
-        seed: int = ...,
-    ) -> Generation: ...
-    @overload
-    def generate(
-        self,
-        prompts: list[str],
-        max_new_tokens: int = ...,
-        temperature: float = ...,
-        top_k: int = ...,
-        top_p: float = ...,
-        seed: int = ...,
-    ) -> list[Generation]: ...
-    def generate(
-        self,
-        prompts: str | list[str],
-        max_new_tokens: int = 128,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int = 0,
-    ) -> Generation | list[Generation]:
-        """Continues one prompt, or several in one batch; the same shape comes back.
+    @property
+    def context(self) -> int:
+        """The most tokens that prompt and answer can have together."""
+        return self.backend.context
 
-        A prompt may end in a space: the answer's first token is then one that begins with it. temperature 0 is
-        greedy. The same seed gives the same text; in a batch, row i draws with `seed + i`.
+    def session(self, prompt: Prompt | None = None) -> Session:
+        """A session: it keeps what it has read. The prompt, if there is one, is read now."""
+        session = Session(self, Memory(self.backend.new_cache(1)))
+        if prompt is not None:
+            session.read(prompt)
+        return session
 
-        One prompt is decoded speculatively when the artifact has an MTP layer; batches take one token a step. Sampled
-        text has the same distribution either way. Greedy text is the same as without speculation as long as the most
-        likely token leads by more than rounding: a pass over several tokens may use other kernels than a pass over
-        one. With ONNX Runtime at accuracy level 1 their logits differ by 1e-5, at level 4 (int8 activations) by 1e-3
-        and sometimes 0.02, so that a tie closer than that may go the other way.
+    def score(self, prompts: list[Prompt], first: int | list[int] = 1, top: int = 0) -> list[list[TokenLogprob]]:
+        """What the model says of given texts: the log-probabilities of each one's tokens from `first` on.
 
-        InputError when prompt and answer do not fit the context.
+        first: a place in the tokens, at least 1, since nothing tells the first one; one for all or one for each
+        top: how many of the most likely tokens to name at each place
         """
-        texts = [prompts] if isinstance(prompts, str) else prompts
-        sampling = Sampling(temperature, top_k, top_p)
-        requests = [self._request(text, max_new_tokens, seed + row) for row, text in enumerate(texts)]
-        for start in range(0, len(requests), self.backend.batch):
-            group = requests[start : start + self.backend.batch]
-            if len(group) > 1:
-                self._decoder(len(group), sampling).batch(group)
-            else:
-                deque(self._decoder(1, sampling).speculate(group[0]), maxlen=0)
-        answers = [self._generation(request) for request in requests]
-        return answers[0] if isinstance(prompts, str) else answers
-
-    def stream(
-        self,
-        prompt: str,
-        max_new_tokens: int = 128,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int = 0,
-    ) -> Iterator[str]:
-        """Continues one prompt, piece by piece; together the pieces are what `generate` returns for it."""
-        request = self._request(prompt, max_new_tokens, seed)
-        tokens = self._decoder(1, Sampling(temperature, top_k, top_p)).speculate(request)
-        return self._pieces(tokens, request)
+        firsts = [first] * len(prompts) if isinstance(first, int) else first
+        texts = [self.encode(prompt) for prompt in prompts]
+        if len(texts) != len(firsts) or min(firsts, default=1) < 1 or top < 0:
+            raise InputError(
+                f"first is {first} and top {top}; first is one number of at least 1 a prompt, top no less than 0"
+            )
+        for text in texts:
+            self._fits(len(text), 0)
+        # Those of like length share a batch, so that little of it is padding.
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        found: list[list[TokenLogprob]] = [[] for _ in texts]
+        for place in range(0, len(order), self.backend.batch):
+            rows = order[place : place + self.backend.batch]
+            scored = score(
+                self.backend, [texts[i] for i in rows], [firsts[i] for i in rows], top, self.artifact.vocab_size
+            )
+            for row, result in zip(rows, scored, strict=True):
+                found[row] = result
+        return found
 
     def check(self, progress: Progress | None = None) -> CheckReport:
         """Replays the check text on this machine: what the artifact says against what the original said."""
         return check(self.artifact, self.backend, progress)
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """The tokens of a prompt. InputError for none at all, or for one that the model does not know."""
+        if isinstance(prompt, str):
+            tokens = self.tokenizer.encode(prompt).ids
+        elif prompt and isinstance(prompt[0], Mapping):
+            tokens = self.chat_prompt(cast(list[Message], prompt))
+        else:
+            tokens = [int(token) for token in cast(list[int], prompt)]
+        if not tokens:
+            raise InputError("the prompt is empty and this tokenizer adds no first token; give some text")
+        if not 0 <= min(tokens) <= max(tokens) < self.artifact.vocab_size:
+            wrong = next(token for token in tokens if not 0 <= token < self.artifact.vocab_size)
+            raise InputError(f"token {wrong} is none of this model's {self.artifact.vocab_size}")
+        return tokens
+
+    def chat_prompt(
+        self, messages: Sequence[Message], add_generation_prompt: bool = True, **template: Any
+    ) -> list[int]:
+        text = self._chat_template.render(messages, add_generation_prompt, **template)
+        return self.tokenizer.encode(text, add_special_tokens=False).ids  # the template writes them itself
 
     def close(self) -> None:
         self.backend.close()
@@ -132,22 +111,29 @@ class Model:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _decoder(self, batch: int, sampling: Sampling) -> Decoder:
-        return Decoder(self.backend, batch, sampling, self.draft_tokens, self.artifact.eos_token_ids)
+    @cached_property
+    def _chat_template(self) -> ChatTemplate:
+        return ChatTemplate(self.artifact.path)
 
-    def _request(self, prompt: str, max_new_tokens: int, seed: int) -> Request:
-        ids = self.tokenizer.encode(prompt).ids
-        if not ids:
-            raise InputError("the prompt is empty and this tokenizer adds no first token; give some text")
-        ids, first_tokens = self._heal(ids)
-        if max_new_tokens < 1:
-            raise InputError(f"max_new_tokens is {max_new_tokens}; ask for at least 1")
-        if len(ids) + max_new_tokens - 1 > self.backend.context:  # the last token is never fed back
-            raise InputError(
-                f"{len(ids)} prompt tokens and {max_new_tokens} new ones do not fit the context of "
-                f"{self.backend.context}; shorten one of them"
-            )
-        return Request(ids, max_new_tokens, np.random.default_rng(seed), first_tokens)
+    def _steps(self, answers: list[Answer], cancelled: Cancelled, memory: Memory | None = None) -> Iterator[None]:
+        batch = self.backend.batch
+        for place in range(0, len(answers), batch):
+            yield from Decoder(self.backend, answers[place : place + batch], self.draft_tokens, memory).run(cancelled)
+
+    def _answer(self, prompt: Prompt, parameters: Parameters) -> Answer:
+        ids, first_tokens = self.encode(prompt), None
+        if isinstance(prompt, str):
+            ids, first_tokens = self._heal(ids)
+        limit = self._fits(len(ids), parameters.max_new_tokens)
+        return Answer(ids, parameters, limit, self.tokenizer, self.artifact.eos_token_ids, first_tokens)
+
+    def _fits(self, prompt_tokens: int, new_tokens: int | None) -> int:
+        """How many new tokens there may be; InputError when they do not fit the context."""
+        room = self.context - prompt_tokens + 1  # the last token is never fed back
+        if room < (new_tokens or 1):
+            new = f" and {new_tokens} new ones" if new_tokens else ""
+            raise InputError(f"{prompt_tokens} prompt tokens{new} do not fit the context of {self.context}; shorten it")
+        return room if new_tokens is None else new_tokens
 
     def _heal(self, ids: list[int]) -> tuple[list[int], IntArray | None]:
         """A prompt, and what the answer may begin with.
@@ -163,27 +149,48 @@ class Model:
         first = [token for text, token in vocabulary.items() if text.startswith(space) and token < last]
         return ids[:-1], np.array(sorted(first))
 
-    def _pieces(self, tokens: Iterable[int], request: Request) -> Iterator[str]:
-        detokeniser = Detokeniser(self.tokenizer, request.prompt)
-        healed = 0 if request.first_tokens is None else 1  # the prompt has this space already
-        for token in tokens:
-            if piece := detokeniser.push(token):
-                if piece[healed:]:
-                    yield piece[healed:]
-                healed = 0
-        if piece := detokeniser.rest()[healed:]:
-            yield piece
 
-    def _generation(self, request: Request) -> Generation:
-        return Generation(
-            text="".join(self._pieces(request.tokens, request)),
-            token_ids=request.tokens,
-            finish_reason="stop" if request.stopped else "length",
-            prompt_tokens=len(request.prompt),
-            steps=request.steps,
-            drafted=request.drafted,
-            accepted=request.accepted,
-        )
+class Session(Generator):
+    """A conversation's memory: what a prompt has in common with what was read and said before is not computed again.
+
+    Prompts are whole, as they are for the model. A session answers one prompt at a time; one that is still being
+    streamed ends when the next begins. Several prompts at once all start from what it holds, and leave it as it is.
+    """
+
+    def __init__(self, model: Model, memory: Memory) -> None:
+        self.model, self._memory, self._turn = model, memory, 0
+
+    @property
+    def tokens(self) -> list[int]:
+        """What it holds."""
+        return list(self._memory.tokens)
+
+    def read(self, prompt: Prompt) -> None:
+        """Computes a prompt, for answers to come."""
+        answer = self._answer(self.model.encode(prompt), Parameters(max_new_tokens=None))
+        for _ in self._steps([answer], lambda: len(self._memory.tokens) >= len(answer.prompt)):
+            pass
+
+    def fork(self) -> Session:
+        """A copy that goes its own way."""
+        memory, backend = self._memory, self.model.backend
+        copy = Memory(backend.new_cache(1), list(memory.tokens), memory.mtp)
+        backend.copy(memory.cache, [0], len(memory.tokens), copy.cache)
+        return Session(self.model, copy)
+
+    def chat_prompt(
+        self, messages: Sequence[Message], add_generation_prompt: bool = True, **template: Any
+    ) -> list[int]:
+        return self.model.chat_prompt(messages, add_generation_prompt, **template)
+
+    def _answer(self, prompt: Prompt, parameters: Parameters) -> Answer:
+        return self.model._answer(prompt, parameters)
+
+    def _steps(self, answers: list[Answer], cancelled: Cancelled) -> Iterator[None]:
+        self._turn += 1
+        turn = self._turn
+        memory = self._memory if len(answers) == 1 else self.fork()._memory
+        return self.model._steps(answers, lambda: cancelled() or self._turn != turn, memory)
 
 
 def load(
@@ -196,7 +203,8 @@ def load(
 ) -> Model:
     """Opens an artifact directory.
 
-    backend: `tensorrt-rtx`, `onnxruntime`; None picks the fastest that is available (`Model.reason` says why)
+    backend: `tensorrt-rtx`, `onnxruntime`, or `onnxruntime:cuda`, `onnxruntime:openvino` and whatever other execution
+        provider is installed; None picks the fastest that is available (`Model.reason` says why)
     threads: of the CPU backend; None: all cores
     speculative, draft_tokens: use the MTP layer where there is one, and how far it looks ahead
     verify: compare every file's sha256 with the manifest first
@@ -207,5 +215,5 @@ def load(
         opened.verify()
     if draft_tokens < 0:
         raise InputError(f"draft_tokens is {draft_tokens}; 0 is none")
-    module, reason = choose(opened, backend)
-    return Model(opened, module.start(opened, threads), reason, speculative, draft_tokens)
+    started, reason = start(opened, backend, threads)
+    return Model(opened, started, reason, speculative, draft_tokens)

@@ -4,14 +4,17 @@ A backend module defines
 
     NAME: str                                     # also the target of the recipe that it runs
     PREFERENCE: int                               # the highest that is available is picked
-    def unavailable(artifact) -> str | None       # why it cannot run this artifact here; None: it can
-    def start(artifact, threads) -> Backend
+    def unavailable(artifact, provider) -> str | None     # why it cannot run this artifact here; None: it can
+    def start(artifact, threads, provider) -> Backend
+
+where `provider` is what the user wrote behind a colon, as in `onnxruntime:cuda`, or None.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, Literal, Protocol
 
@@ -57,6 +60,9 @@ class Backend(Protocol):
         Returns logits [B, L, V] and hidden [B, S, H] (None for a model without MTP).
         """
 
+    def copy(self, source: Any, rows: Sequence[int], length: int, target: Any) -> None:
+        """Row i of the cache `target` gets the first `length` entries of row rows[i] of `source`, of both graphs."""
+
     def close(self) -> None: ...
 
 
@@ -80,15 +86,19 @@ def backends() -> dict[str, ModuleType]:
     return {module.NAME: module for module in found}
 
 
-def choose(artifact: Artifact, name: str | None = None) -> tuple[ModuleType, str]:
-    """The backend to use and why; MachineError when the one named, or every one, cannot run here."""
+def start(artifact: Artifact, name: str | None = None, threads: int | None = None) -> tuple[Backend, str]:
+    """The backend named, `NAME` or `NAME:PROVIDER`, or else the fastest that is available; and why it and no other.
+    MachineError when the one named, or every one, cannot run here."""
     known = backends()
-    if name is not None and name not in known:
+    name, _, provider = (name or "").partition(":")
+    if name and name not in known:
         raise InputError(f"unknown backend {name!r}; use one of {', '.join(known)}")
     reasons: list[str] = []
     for candidate in [name] if name else known:
-        reason = known[candidate].unavailable(artifact)
+        reason = known[candidate].unavailable(artifact, provider or None)
         if reason is None:
-            return known[candidate], f"{candidate}" + (f" ({'; '.join(reasons)})" if reasons else "")
+            chosen = candidate + (f":{provider}" if provider else "")
+            why = f" ({'; '.join(reasons)})" if reasons else ""
+            return known[candidate].start(artifact, threads, provider or None), chosen + why
         reasons.append(f"{candidate}: {reason}")
     raise MachineError(f"{artifact.path}: no backend can run it here; {'; '.join(reasons)}")

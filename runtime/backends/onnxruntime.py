@@ -1,8 +1,13 @@
-"""ONNX Runtime on the CPU: caches are bound as input and output at once, and written in place."""
+"""ONNX Runtime: caches are bound as input and output at once, and written in place.
+
+`onnxruntime` is its CPU provider; `onnxruntime:NAME` any other execution provider that is installed, say
+`onnxruntime:cuda` or `onnxruntime:openvino`, with the CPU for what that one cannot do.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,52 +20,72 @@ from llmc.runtime.backends import FloatArray, Graph, Hidden, IntArray, step_inpu
 
 NAME = "onnxruntime"
 PREFERENCE = 0
+_CPU = "CPUExecutionProvider"
 _BATCH, _PREFILL = 32, 256  # bound the memory that a step takes
 _FIRST_CAPACITY = 256
 _STEP = 64  # attention runs over whole steps of the cache, not over what is never written
 
 
-def unavailable(artifact: Artifact) -> str | None:
+def unavailable(artifact: Artifact, provider: str | None = None) -> str | None:
     if artifact.target_file(NAME, "main") is None:
         return "the artifact has no onnxruntime graph; add `onnxruntime` to the recipe's targets"
     if importlib.util.find_spec("onnxruntime") is None:
         return "the package is not installed; pip install 'llmc[cpu]'"
+    if provider is not None:
+        known = _providers()
+        if provider.lower() not in known:
+            return f"it has no provider {provider!r} here, only {', '.join(known)}; install its package of onnxruntime"
     return None
 
 
-def start(artifact: Artifact, threads: int | None) -> OnnxRuntimeBackend:
-    return OnnxRuntimeBackend(artifact, threads)
+def start(artifact: Artifact, threads: int | None, provider: str | None = None) -> OnnxRuntimeBackend:
+    return OnnxRuntimeBackend(artifact, threads, _providers()[provider.lower()] if provider else _CPU)
+
+
+def _providers() -> dict[str, str]:
+    """Name for people → ONNX Runtime's own name, of all that this installation has."""
+    import onnxruntime
+
+    return {name.removesuffix("ExecutionProvider").lower(): name for name in onnxruntime.get_available_providers()}
 
 
 @dataclass
 class Cache:
-    """One buffer per cache input of either graph, [B, …, capacity, …] with the capacity at axis 2."""
+    """One buffer per cache input of either graph, [B, …, capacity, …] with the capacity at axis 2; and for each graph
+    what ONNX Runtime has been told of them, which holds as long as `bound` capacity is enough."""
 
     batch: int
     capacity: int = 0
     buffers: dict[str, FloatArray] = field(default_factory=dict)
+    bindings: dict[Graph, tuple[int, Any]] = field(default_factory=dict)
 
 
 class OnnxRuntimeBackend:
-    def __init__(self, artifact: Artifact, threads: int | None) -> None:
+    def __init__(self, artifact: Artifact, threads: int | None, provider: str) -> None:
         from onnxruntime import OrtValue
 
         self._value = OrtValue.ortvalue_from_numpy  # on the CPU a view of the array
         self.context, self.batch, self.prefill = artifact.context, _BATCH, _PREFILL
-        paths = {graph: artifact.target_file(NAME, graph) for graph in ("main", "mtp")}
-        self._sessions = {graph: _session(path, threads) for graph, path in paths.items() if path}
+        paths: dict[Graph, Path | None] = {"main": artifact.target_file(NAME, "main")}
+        paths["mtp"] = artifact.target_file(NAME, "mtp")
+        self._sessions = {graph: _session(path, threads, provider) for graph, path in paths.items() if path}
         self.has_mtp = "mtp" in self._sessions
         self._caches = {
             graph: [node for node in session.get_inputs() if node.name.startswith("past.")]
             for graph, session in self._sessions.items()
         }
         self._outputs = {
-            graph: [node.name for node in session.get_outputs() if not node.name.startswith("present.")]
+            graph: {node.name: node.shape[-1] for node in session.get_outputs() if not node.name.startswith("present.")}
             for graph, session in self._sessions.items()
         }
 
     def new_cache(self, batch: int) -> Cache:
         return Cache(batch)
+
+    def copy(self, source: Cache, rows: Sequence[int], length: int, target: Cache) -> None:
+        self._grow(target, length)
+        for name, buffer in source.buffers.items():
+            target.buffers[name][:, :, :length] = buffer[rows, :, :length]
 
     def forward(
         self,
@@ -73,21 +98,40 @@ class OnnxRuntimeBackend:
     ) -> tuple[FloatArray, Hidden | None]:
         end = int(cache_position.max()) + input_ids.shape[1]
         self._grow(cache, end)
-        binding = self._sessions[graph].io_binding()
+        binding = self._binding(graph, cache, end)
         for name, array in step_inputs(input_ids, cache_position, logits_index, hidden).items():
             binding.bind_cpu_input(name, np.ascontiguousarray(array))
-        for name in self._outputs[graph]:
-            binding.bind_output(name)
-        for node in self._caches[graph]:
-            buffer = cache.buffers[node.name]
-            used = buffer[:, :, : -(-end // _STEP) * _STEP]  # contiguous for one row of one head, as latents are
-            value = self._value(used if used.flags.c_contiguous else buffer)
-            binding.bind_ortvalue_input(node.name, value)
-            binding.bind_ortvalue_output(node.name.replace("past.", "present."), value)
-        self._sessions[graph].run_with_iobinding(binding)
-        # Results come in the order in which outputs were bound.
-        found = dict(zip(self._outputs[graph], binding.get_outputs(), strict=False))
-        return found["logits"].numpy(), found["hidden"].numpy() if "hidden" in found else None
+        results = {}
+        for name, width in self._outputs[graph].items():
+            rows = logits_index if name == "logits" else input_ids
+            results[name] = np.empty((*rows.shape, width), np.float32)
+            binding.bind_ortvalue_output(name, self._value(results[name]))
+        try:
+            self._sessions[graph].run_with_iobinding(binding)
+        except Exception as error:  # onnxruntime's exceptions share no base class of their own
+            cache.bindings.clear()
+            raise MachineError(f"ONNX Runtime failed: {' '.join(str(error).split())}") from error
+        return results["logits"], results.get("hidden")
+
+    def close(self) -> None:
+        self._sessions.clear()
+
+    def _binding(self, graph: Graph, cache: Cache, end: int) -> Any:
+        """A binding with the caches in it, for steps that end at `end`."""
+        bound, binding = cache.bindings.get(graph, (0, None))
+        if graph not in self._sessions:
+            raise InputError("this model is closed; load it again")
+        used = min(-(-end // _STEP) * _STEP, cache.capacity)
+        if binding is None or bound != used:
+            binding = self._sessions[graph].io_binding()
+            for node in self._caches[graph]:
+                buffer = cache.buffers[node.name]
+                part = buffer[:, :, :used]  # contiguous for one row of one head, as latents are
+                value = self._value(part if part.flags.c_contiguous else buffer)
+                binding.bind_ortvalue_input(node.name, value)
+                binding.bind_ortvalue_output(node.name.replace("past.", "present."), value)
+            cache.bindings[graph] = used, binding
+        return binding
 
     def _grow(self, cache: Cache, end: int) -> None:
         """Makes room for `end` tokens: capacity doubles, and what is there is copied."""
@@ -99,6 +143,7 @@ class OnnxRuntimeBackend:
         while capacity < end:
             capacity *= 2
         capacity = min(capacity, -(-self.context // _STEP) * _STEP)
+        cache.bindings.clear()
         for nodes in self._caches.values():
             for node in nodes:
                 shape = (cache.batch, node.shape[1], capacity, node.shape[3])
@@ -111,20 +156,19 @@ class OnnxRuntimeBackend:
                 cache.buffers[node.name] = buffer
         cache.capacity = capacity
 
-    def close(self) -> None:
-        self._sessions.clear()
 
-
-def _session(path: Path, threads: int | None) -> Any:
+def _session(path: Path, threads: int | None, provider: str) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # cores may be shared
+    # Threads stay awake from operator to operator, and sleep between passes: others may want the cores.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 3
     if threads:
         options.intra_op_num_threads = threads
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(str(path), options, providers=list(dict.fromkeys([provider, _CPU])))
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
         reason = " ".join(str(error).split())
         raise MachineError(f"{path}: ONNX Runtime {onnxruntime.__version__} cannot load it: {reason}") from error

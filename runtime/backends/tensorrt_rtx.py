@@ -10,7 +10,9 @@ import importlib.metadata
 import importlib.util
 import json
 import mmap
+import threading
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,7 +33,9 @@ _NUMPY = {
 }  # fmt: skip
 
 
-def unavailable(artifact: Artifact) -> str | None:
+def unavailable(artifact: Artifact, provider: str | None = None) -> str | None:
+    if provider:
+        return f"it has no providers; leave out {provider!r}"
     descriptions = _descriptions(artifact)
     if not descriptions:
         return "the artifact has no engines; add `tensorrt-rtx` to the recipe's targets"
@@ -51,7 +55,7 @@ def unavailable(artifact: Artifact) -> str | None:
     return None
 
 
-def start(artifact: Artifact, threads: int | None) -> TensorRtRtxBackend:
+def start(artifact: Artifact, threads: int | None, provider: str | None = None) -> TensorRtRtxBackend:
     sm = compute_capability()
     return TensorRtRtxBackend({each["graph"]: each for each in _descriptions(artifact) if sm in each["sm"]})
 
@@ -103,7 +107,7 @@ class TensorRtRtxBackend:
         self.context, self.batch = int(main["context"]), int(main["batch"])
         self.prefill = max(profile["tokens"][1] for profile in main["profiles"])
         self.has_mtp = "mtp" in descriptions
-        self._device = _Device()
+        self._device, self._lock = _Device(), threading.Lock()
         self._engines = {graph: _Engine(self._device, each) for graph, each in descriptions.items()}
 
     def new_cache(self, batch: int) -> Cache:
@@ -113,6 +117,14 @@ class TensorRtRtxBackend:
             for name, (shape, dtype) in engine.caches.items():
                 cache.buffers[name] = self._device.zeros(batch * int(np.prod(shape[1:])) * np.dtype(dtype).itemsize)
         return cache
+
+    def copy(self, source: Cache, rows: Sequence[int], length: int, target: Cache) -> None:
+        """Whole rows: entries behind `length` are not seen."""
+        for engine in self._engines.values():
+            for name, (shape, dtype) in engine.caches.items():
+                size = int(np.prod(shape[1:])) * np.dtype(dtype).itemsize
+                for row, taken in enumerate(rows):
+                    self._device.copy(target.buffers[name] + row * size, source.buffers[name] + taken * size, size)
 
     def forward(
         self,
@@ -126,7 +138,8 @@ class TensorRtRtxBackend:
         if (end := int(cache_position.max()) + input_ids.shape[1]) > self.context:
             raise InputError(f"{end} tokens do not fit the engine's context of {self.context}; shorten the prompt")
         inputs = step_inputs(input_ids, cache_position, logits_index, hidden)
-        found = self._engines[graph].run(inputs, cache)
+        with self._lock:  # buffers and contexts are shared
+            found = self._engines[graph].run(inputs, cache)
         return found["logits"], found.get("hidden")
 
     def close(self) -> None:
@@ -233,6 +246,10 @@ class _Device:
         for address in buffers.values():
             self._cuda.cudaFree(address)  # waits for work under way; an error would only repeat an earlier one
         buffers.clear()
+
+    def copy(self, target: int, source: int, size: int) -> None:
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        _call(self._cuda, "cudaMemcpyAsync", target, source, size, kind, self.stream)
 
     def upload(self, address: int, array: Array) -> None:
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice

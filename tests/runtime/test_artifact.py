@@ -11,7 +11,7 @@ import llmc.runtime.backends
 from llmc.errors import InputError, MachineError
 from llmc.runtime import load
 from llmc.runtime.artifact import Artifact
-from llmc.runtime.backends import choose
+from llmc.runtime.backends import start
 
 
 @pytest.fixture
@@ -93,16 +93,22 @@ def test_backends_by_name(copy):
 
 def test_the_preferred_backend_that_can_run_it_is_picked(copy, monkeypatch):
     def backend(name, preference, reason):
-        return types.SimpleNamespace(NAME=name, PREFERENCE=preference, unavailable=lambda artifact: reason)
+        return types.SimpleNamespace(
+            NAME=name,
+            PREFERENCE=preference,
+            unavailable=lambda artifact, provider: reason,
+            start=lambda artifact, threads, provider: (name, threads, provider),
+        )
 
     fast, slow = backend("fast", 2, None), backend("slow", 1, None)
     monkeypatch.setattr(llmc.runtime.backends, "backends", lambda: {"fast": fast, "slow": slow})
-    assert choose(Artifact.open(copy)) == (fast, "fast")
-    assert choose(Artifact.open(copy), "slow") == (slow, "slow")
-    fast.unavailable = lambda artifact: "no GPU"
-    assert choose(Artifact.open(copy)) == (slow, "slow (fast: no GPU)")
+    assert start(Artifact.open(copy)) == (("fast", None, None), "fast")
+    assert start(Artifact.open(copy), "slow", 2) == (("slow", 2, None), "slow")
+    assert start(Artifact.open(copy), "slow:cuda") == (("slow", None, "cuda"), "slow:cuda")
+    fast.unavailable = lambda artifact, provider: "no GPU"
+    assert start(Artifact.open(copy)) == (("slow", None, None), "slow (fast: no GPU)")
     with pytest.raises(MachineError, match="fast: no GPU"):
-        choose(Artifact.open(copy), "fast")
+        start(Artifact.open(copy), "fast")
 
 
 def test_without_onnx_runtime(copy, monkeypatch):
@@ -132,7 +138,7 @@ def test_generating_needs_no_torch(dense):
         "import sys; sys.modules['torch'] = None\n"
         "from llmc.runtime import load\n"
         "with load(sys.argv[1], threads=1) as model:\n"
-        "    print(len(model.generate('ab', 5).token_ids), model.check().tokens)\n"
+        "    print(len(model.generate('ab', max_new_tokens=5).token_ids), model.check().tokens)\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(dense)], check=True, capture_output=True, text=True)
     assert done.stdout.split()[1] == str(3 * 39)

@@ -13,7 +13,7 @@ from llmc.convert.model import CausalLM
 from llmc.errors import InputError
 from llmc.runtime import load
 from llmc.runtime.detokeniser import Detokeniser
-from llmc.runtime.sampling import Sampling
+from llmc.runtime.sampling import Parameters
 
 PROMPTS = [
     "def get",
@@ -59,7 +59,7 @@ def test_speculation_does_not_change_greedy_text(trained, plain, draft_tokens):
     steps = tokens = 0
     with load(trained, threads=1, draft_tokens=draft_tokens) as model:
         for prompt in [*PROMPTS, *excerpts(12)]:
-            expected, answer = plain.generate(prompt, 40), model.generate(prompt, 40)
+            expected, answer = plain.generate(prompt, max_new_tokens=40), model.generate(prompt, max_new_tokens=40)
             assert answer.token_ids == expected.token_ids and answer.finish_reason == expected.finish_reason
             assert 0 <= answer.accepted <= answer.drafted <= draft_tokens * answer.steps
             # The prompt's pass gives the first token, every later pass one of its own and what it accepted.
@@ -77,7 +77,7 @@ def test_drafts_are_those_of_the_torch_mtp_layer(trained, monkeypatch, prefill):
     with load(trained, threads=1) as model:
         monkeypatch.setattr(model.backend, "prefill", prefill)
         for prompt in excerpts(6):
-            answer = model.generate(prompt, 40)
+            answer = model.generate(prompt, max_new_tokens=40)
             start = model.tokenizer.encode(prompt).ids
             ids = torch.tensor([[*start, *answer.token_ids]])
             foreseen = torch_model.logits(torch_model.mtp(ids[:, 1:], torch_model.hidden(ids[:, :-1]))).argmax(-1)[0]
@@ -94,7 +94,10 @@ def test_drafts_are_those_of_the_torch_mtp_layer(trained, monkeypatch, prefill):
 def test_with_int8_activations_only_ties_depend_on_speculation(trained_level_4):
     with load(trained_level_4, threads=1) as model, load(trained_level_4, threads=1, speculative=False) as plain:
         for prompt in excerpts(12):
-            expected, answer = plain.generate(prompt, 40).token_ids, model.generate(prompt, 40).token_ids
+            expected, answer = (
+                plain.generate(prompt, max_new_tokens=40).token_ids,
+                model.generate(prompt, max_new_tokens=40).token_ids,
+            )
             if expected != answer:
                 pairs = list(zip(expected, answer, strict=False))
                 where = next(place for place, (one, other) in enumerate(pairs) if one != other)
@@ -120,10 +123,10 @@ def test_speculation_keeps_the_distribution_of_sampled_text(trained):
             expected = {
                 (*tokens, int(token)): count * probability[token]
                 for tokens, count in expected.items()
-                for probability in [Sampling(**drawn).distribution(following(tokens))]
+                for probability in [Parameters(**drawn).distribution(following(tokens))]
                 for token in np.flatnonzero(probability)
             }
-        answers = [model.generate(prompt, 4, seed=seed, **drawn) for seed in range(rounds)]
+        answers = [model.generate(prompt, max_new_tokens=4, seed=seed, **drawn) for seed in range(rounds)]
         assert 0.2 < sum(a.accepted for a in answers) / sum(a.drafted for a in answers) < 0.95
         found = Counter(tuple(answer.token_ids) for answer in answers)
     assert found.keys() <= expected.keys() and len(expected) == 16 and min(expected.values()) > 2
@@ -149,7 +152,9 @@ def test_long_prompts_are_fed_in_parts(trained, plain):
     with load(trained, threads=1) as speculative:
         for loaded in (plain, speculative):
             assert loaded.generate(text, max_new_tokens=3).token_ids[0] == expected
-        assert speculative.generate(text, 20).token_ids == plain.generate(text, 20).token_ids
+        assert (
+            speculative.generate(text, max_new_tokens=20).token_ids == plain.generate(text, max_new_tokens=20).token_ids
+        )
     batch = plain.generate([text, "def "], max_new_tokens=3)
     assert batch[0].token_ids[0] == expected
     assert batch[1].token_ids == plain.generate("def ", max_new_tokens=3).token_ids
@@ -169,12 +174,13 @@ def test_characters_cut_across_tokens_are_not_streamed_in_halves(dense):
     with load(dense, threads=1) as model:
         said = "naïve – 日本語"
         tokens = model.tokenizer.encode(said).ids  # one byte each
-        request = model._request("a", 10, 0)
-        request.tokens.extend(tokens)
-        pieces = list(model._pieces(iter(tokens), request))
-        assert "".join(pieces) == said and not any("�" in piece for piece in pieces)
-        request.tokens[:] = tokens[:-1]  # the last character never completes
-        assert "".join(model._pieces(iter(tokens[:-1]), request)) == model.tokenizer.decode(tokens[:-1])
+        nothing = np.zeros(model.artifact.vocab_size, np.float32)
+        for said_tokens, text in ((tokens, said), (tokens[:-1], model.tokenizer.decode(tokens[:-1]))):
+            answer = model._answer("a", Parameters(max_new_tokens=len(said_tokens)))
+            for token in said_tokens:  # the second time the last character never completes
+                assert "�" not in answer.text
+                answer.take(token, nothing)
+            assert answer.done and answer.text == text
 
 
 def test_words_that_follow_the_prompt_keep_their_space():
@@ -194,11 +200,15 @@ def test_a_prompt_that_ends_in_a_space_gets_a_whole_word(plain):
     logits, _ = plain.backend.forward("main", plain.backend.new_cache(1), np.array([ids[:-1]]), position, index)
     answer = plain.generate("import ", max_new_tokens=6)
     assert answer.token_ids[0] == max(spaced, key=lambda token: logits[0, 0, token])
-    assert answer.text == plain.tokenizer.decode(answer.token_ids)[1:] == "".join(plain.stream("import ", 6))
+    assert (
+        answer.text
+        == plain.tokenizer.decode(answer.token_ids)[1:]
+        == "".join(plain.stream("import ", max_new_tokens=6))
+    )
     assert plain.generate(["import ", "x = "], max_new_tokens=6)[0] == answer
-    drawn = {plain.generate("import ", 1, temperature=5.0, seed=seed).token_ids[0] for seed in range(20)}
+    drawn = {plain.generate("import ", max_new_tokens=1, temperature=5.0, seed=seed).token_ids[0] for seed in range(20)}
     assert len(drawn) > 10 and drawn <= set(spaced)
-    assert plain.generate("import  ", 1).prompt_tokens == len(plain.tokenizer.encode("import  ").ids)
+    assert plain.generate("import  ", max_new_tokens=1).prompt_tokens == len(plain.tokenizer.encode("import  ").ids)
 
 
 def test_end_of_text_stops_and_is_not_part_of_the_answer(dense):
@@ -250,10 +260,10 @@ def test_bad_arguments(dense, prompt, options, message):
 
 def test_sampling_is_reproducible_by_seed_and_rows_have_their_own(trained):
     with load(trained, threads=1, speculative=False) as model:
-        first = model.generate(["def ", "def "], 16, temperature=1.0, seed=5)
-        again = model.generate(["def ", "def "], 16, temperature=1.0, seed=5)
+        first = model.generate(["def ", "def "], max_new_tokens=16, temperature=1.0, seed=5)
+        again = model.generate(["def ", "def "], max_new_tokens=16, temperature=1.0, seed=5)
         assert first == again and first[0].token_ids != first[1].token_ids
-        assert model.generate("def ", 16, temperature=1.0, seed=6).token_ids == first[1].token_ids
+        assert model.generate("def ", max_new_tokens=16, temperature=1.0, seed=6).token_ids == first[1].token_ids
 
 
 def test_the_cache_is_written_in_place_and_not_copied(trained):

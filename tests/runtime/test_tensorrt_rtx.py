@@ -202,16 +202,18 @@ def test_an_engine_is_driven_like_any_backend(trained, tmp_path, gpu):
     """Prefill in pieces, decode, drafts that are refused, batches: the same tokens as from ONNX Runtime itself."""
     artifact = add_engines(trained, tmp_path)
     with load(artifact, backend="onnxruntime") as model:
-        alone = [model.generate(prompt, 40) for prompt in PROMPTS]
-        together = model.generate(PROMPTS[:2], 12)
+        alone = [model.generate(prompt, max_new_tokens=40) for prompt in PROMPTS]
+        together = model.generate(PROMPTS[:2], max_new_tokens=12)
     with load(artifact) as model:
         assert model.reason == "tensorrt-rtx" and model.backend.prefill == PREFILL and model.backend.batch == 2
         assert len(model.tokenizer.encode(PROMPTS[1]).ids) > PREFILL
-        assert [model.generate(prompt, 40) for prompt in PROMPTS] == alone
+        assert [model.generate(prompt, max_new_tokens=40) for prompt in PROMPTS] == alone
         assert sum(answer.accepted for answer in alone) > 10
-        assert [answer.token_ids for answer in model.generate(PROMPTS[:2], 12)] == [a.token_ids for a in together]
+        assert [answer.token_ids for answer in model.generate(PROMPTS[:2], max_new_tokens=12)] == [
+            a.token_ids for a in together
+        ]
         with pytest.raises(InputError, match="do not fit the context of 160"):
-            model.generate("a", 200)
+            model.generate("a", max_new_tokens=200)
     gc.collect()
     assert not gpu.blocks  # caches and buffers are given back
 
@@ -222,4 +224,4 @@ def test_no_memory_on_the_gpu(trained, tmp_path, gpu):
         load(add_engines(trained, tmp_path)) as model,
         pytest.raises(MachineError, match="bytes left on the GPU; build with a smaller `context`"),
     ):
-        model.generate("a", 2)
+        model.generate("a", max_new_tokens=2)

@@ -1,0 +1,83 @@
+"""Messages to a prompt: the tokenizer's own chat template, rendered by jinja2 in a sandbox."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from llmc.errors import InputError
+
+Message = Mapping[str, Any]
+_CONFIG, _TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
+
+
+class ChatTemplate:
+    """The template of an artifact; InputError when it has none.
+
+    Whitespace, functions and variables are as in transformers, for which these templates are written.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        config = _read(directory / _CONFIG)
+        source = _source(directory, config)
+        if source is None:
+            raise InputError(f"{directory}: its tokenizer has no chat template; give it text to continue instead")
+        from jinja2 import TemplateError
+        from jinja2.ext import loopcontrols
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        environment.filters["tojson"] = _tojson
+        environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
+        self._directory, self._error = directory, TemplateError
+        self._special = {
+            name: value["content"] if isinstance(value, dict) else value
+            for name, value in config.items()
+            if name.endswith("_token") and isinstance(value, (str, dict))
+        }
+        try:
+            self._template = environment.from_string(source)
+        except TemplateError as error:
+            raise InputError(f"{directory}: its chat template is broken ({error}); replace {_TEMPLATE}") from error
+
+    def render(self, messages: Sequence[Message], add_generation_prompt: bool = True, **variables: Any) -> str:
+        """The text of a conversation, up to where the answer begins. variables: `tools` and what else the template
+        knows, such as `enable_thinking`. InputError when the template refuses the messages."""
+        values = self._special | {"add_generation_prompt": add_generation_prompt} | variables
+        try:
+            return self._template.render(messages=messages, **values)
+        except (self._error, TypeError, KeyError) as error:
+            raise InputError(f"{self._directory}: its chat template refuses these messages: {error}") from error
+
+
+def _source(directory: Path, config: dict[str, Any]) -> str | None:
+    file = directory / _TEMPLATE
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    template = config.get("chat_template")
+    if isinstance(template, list):  # several by name
+        named = {str(each.get("name")): each.get("template") for each in template}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except ValueError as error:
+        raise InputError(f"{file}: broken ({error}); download it again") from error
+    return config if isinstance(config, dict) else {}
+
+
+def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
+    """Unlike jinja2's own it escapes nothing for HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
+
+
+def _refuse(message: str) -> None:
+    from jinja2 import TemplateError
+
+    raise TemplateError(message)

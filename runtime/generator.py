@@ -1,0 +1,137 @@
+"""Text in, text out: what a model and a session of it have in common."""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeAlias, Unpack, cast, overload
+
+from llmc.runtime.answer import Answer, Generation
+from llmc.runtime.chat import Message
+from llmc.runtime.sampling import Options, Parameters
+from llmc.runtime.stream import Stream
+
+Prompt: TypeAlias = str | list[int] | list[Message]
+"""A text, or tokens as they are to be fed, or the messages of a chat, {"role": …, "content": …}."""
+Prompts: TypeAlias = list[str] | list[list[int]] | list[list[Message]] | list[Prompt]
+Cancelled: TypeAlias = Callable[[], bool]
+
+
+class Generator(ABC):
+    """All take `Parameters`, or its fields by name, which win.
+
+    A text may end in a space: the answer's first token is then one that begins with it. The same seed gives the same
+    text on the same machine.
+
+    An MTP layer, where there is one, drafts tokens that the model verifies. Sampled text has the same distribution
+    with and without. Greedy text is the same as long as the most likely token leads by more than rounding: a pass over
+    several tokens may use other kernels than a pass over one. With ONNX Runtime at accuracy level 1 their logits
+    differ by 1e-5, at level 4 (int8 activations) by 1e-3 and sometimes 0.02, so that a tie closer than that may go the
+    other way.
+
+    InputError when prompt and answer do not fit the context, or for a chat without a chat template.
+    """
+
+    @overload
+    def generate(
+        self,
+        prompts: Prompt,
+        parameters: Parameters | None = ...,
+        *,
+        cancelled: Cancelled | None = ...,
+        **options: Unpack[Options],
+    ) -> Generation: ...
+    @overload
+    def generate(
+        self,
+        prompts: Prompts,
+        parameters: Parameters | Sequence[Parameters] | None = ...,
+        *,
+        cancelled: Cancelled | None = ...,
+        **options: Unpack[Options],
+    ) -> list[Generation]: ...
+    def generate(
+        self,
+        prompts: Prompt | Prompts,
+        parameters: Parameters | Sequence[Parameters] | None = None,
+        *,
+        cancelled: Cancelled | None = None,
+        **options: Unpack[Options],
+    ) -> Generation | list[Generation]:
+        """Continues one prompt, or several in one batch; the same shape comes back.
+
+        parameters: for all, prompt i drawing with `seed + i`; or one for each, as they are
+        cancelled: asked between passes; once it says True, what there is comes back. `threading.Event().is_set` will do
+        """
+        single = not isinstance(prompts, list) or (bool(prompts) and isinstance(prompts[0], (int, Mapping)))
+        several = cast(list[Prompt], [prompts] if single else prompts)
+        if isinstance(parameters, Sequence):
+            each = [replace(one, **options) for one in parameters]
+        else:
+            base = replace(parameters or Parameters(), **options)
+            each = [replace(base, seed=base.seed + row) for row in range(len(several))]
+        answers = [self._answer(prompt, one) for prompt, one in zip(several, each, strict=True)]
+        for _ in self._steps(answers, cancelled or (lambda: False)):
+            pass
+        found = [answer.generation() for answer in answers]
+        return found[0] if single else found
+
+    def stream(self, prompt: Prompt, parameters: Parameters | None = None, **options: Unpack[Options]) -> Stream:
+        """Continues one prompt, piece by piece; together the pieces are the `text` that `generate` returns for it."""
+        answer = self._answer(prompt, replace(parameters or Parameters(), **options))
+        return Stream(answer, lambda cancelled: self._steps([answer], cancelled))
+
+    def chat(
+        self,
+        messages: list[Message],
+        parameters: Parameters | None = None,
+        *,
+        template: Mapping[str, Any] | None = None,
+        **options: Unpack[Options],
+    ) -> Generation:
+        """The answer to a conversation. `generate` and `stream` take messages, too.
+
+        template: variables of the chat template, such as `tools` or `enable_thinking`
+        """
+        return self.generate(self.chat_prompt(messages, **(template or {})), parameters, **options)
+
+    async def agenerate(
+        self, prompts: Prompt, parameters: Parameters | None = None, **options: Unpack[Options]
+    ) -> Generation:
+        """`generate` in a thread of its own; it ends when the task is cancelled."""
+        import asyncio
+
+        stop = threading.Event()
+        try:
+            return await asyncio.to_thread(lambda: self.generate(prompts, parameters, cancelled=stop.is_set, **options))
+        finally:
+            stop.set()
+
+    async def astream(
+        self, prompt: Prompt, parameters: Parameters | None = None, **options: Unpack[Options]
+    ) -> AsyncIterator[str]:
+        """`stream` whose passes run in a thread, one after the other; it ends when the task is cancelled."""
+        import asyncio
+
+        stream = self.stream(prompt, parameters, **options)
+        try:
+            while (piece := await asyncio.to_thread(next, stream, None)) is not None:
+                yield piece
+        finally:
+            stream.cancel()
+
+    @abstractmethod
+    def chat_prompt(
+        self, messages: Sequence[Message], add_generation_prompt: bool = True, **template: Any
+    ) -> list[int]:
+        """The tokens of a conversation, up to where the answer begins."""
+
+    @abstractmethod
+    def _answer(self, prompt: Prompt, parameters: Parameters) -> Answer:
+        """An answer that has not begun; InputError for what cannot be answered."""
+
+    @abstractmethod
+    def _steps(self, answers: list[Answer], cancelled: Cancelled) -> Iterator[None]:
+        """Makes answers, as many at once as the backend can; yields between passes."""

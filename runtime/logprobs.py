@@ -1,0 +1,68 @@
+"""Log-probabilities of tokens: of those that were chosen, or of a text that is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from llmc.errors import InputError
+from llmc.runtime.backends import Backend, FloatArray, IntArray
+
+_CHUNK_BYTES = 1 << 26  # of logits at a time
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """Natural logarithms of the model's own probabilities, before temperature and other sampling parameters.
+
+    top: token → log-probability of the most likely tokens, the likeliest first
+    """
+
+    token_id: int
+    logprob: float
+    top: dict[int, float]
+
+
+def token_logprobs(logits: FloatArray, tokens: IntArray, top: int) -> list[TokenLogprob]:
+    """Of tokens [N] from logits [N, V], and of the `top` most likely at each place."""
+    if not np.isfinite(logits).all():
+        raise InputError("the model's logits hold NaN or infinity; check the artifact with `llmc check`")
+    shifted = logits - logits.max(-1, keepdims=True)
+    normaliser = np.log(np.exp(shifted).sum(-1, dtype=np.float64))
+    chosen = np.take_along_axis(shifted, tokens[:, None], -1)[:, 0] - normaliser
+    count = min(top, logits.shape[-1])
+    best = (
+        np.argpartition(-shifted, max(count - 1, 0), axis=-1)[:, :count] if count else np.empty((len(tokens), 0), int)
+    )
+    found = []
+    for row, token in enumerate(tokens):
+        likely = sorted(((float(shifted[row, other]), int(other)) for other in best[row]), key=lambda p: (-p[0], p[1]))
+        tops = {other: value - float(normaliser[row]) for value, other in likely}
+        found.append(TokenLogprob(int(token), float(chosen[row]), tops))
+    return found
+
+
+def score(
+    backend: Backend, texts: list[list[int]], first: list[int], top: int, vocab_size: int
+) -> list[list[TokenLogprob]]:
+    """Of the tokens from `first[i]` on (at least the second) in each of texts [B][length], in one batch."""
+    cache = backend.new_cache(len(texts))
+    lengths = [len(text) for text in texts]
+    padded = np.zeros((len(texts), max(lengths)), np.int64)
+    for row, text in enumerate(texts):
+        padded[row, : len(text)] = text
+    found: list[list[TokenLogprob]] = [[] for _ in texts]
+    width = max(1, min(backend.prefill, _CHUNK_BYTES // (4 * vocab_size * len(texts))))
+    for start in range(0, max(lengths) - 1, width):
+        part = padded[:, start : min(start + width, max(lengths) - 1)]
+        asked = max(0, min(first) - 1 - start)  # logits of the places before are of no use
+        index = np.arange(min(asked, part.shape[1] - 1), part.shape[1])
+        every = np.broadcast_to(index, (len(texts), len(index)))
+        logits, _ = backend.forward("main", cache, part, np.full(len(texts), start), every)
+        for row, text in enumerate(texts):
+            places = [(place, n) for n, place in enumerate(index) if first[row] <= start + place + 1 < lengths[row]]
+            if places:
+                tokens = np.array([text[start + place + 1] for place, _ in places])
+                found[row] += token_logprobs(logits[row, [n for _, n in places]], tokens, top)
+    return found
