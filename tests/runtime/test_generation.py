@@ -70,6 +70,15 @@ def test_speculation_does_not_change_greedy_text(trained, plain, draft_tokens):
     assert tokens / steps > 1.3  # the MTP layer is trained: drafts are accepted
 
 
+def test_a_repetition_penalty_counts_drafts_too(trained, plain):
+    options = {"max_new_tokens": 40, "repetition_penalty": 1.2}
+    with load(trained, threads=1, draft_tokens=3) as model:
+        for prompt in PROMPTS:
+            expected = plain.generate(prompt, **options)
+            assert model.generate(prompt, **options).token_ids == expected.token_ids
+            assert expected.token_ids != plain.generate(prompt, max_new_tokens=40).token_ids
+
+
 @pytest.mark.parametrize("prefill", [256, 7])
 def test_drafts_are_those_of_the_torch_mtp_layer(trained, monkeypatch, prefill):
     """Counted on whole texts, without caches: how often the MTP layer foresees the token after the next."""

@@ -41,6 +41,19 @@ def test_the_nucleus_of_a_large_vocabulary(top_p):
     )
 
 
+def test_min_p_and_repetition_penalty():
+    everything = Parameters(temperature=1.0).distribution(LOGITS)
+    kept = Parameters(temperature=1.0, min_p=0.2).distribution(LOGITS)
+    likely = everything >= 0.2 * everything.max()
+    np.testing.assert_allclose(kept, np.where(likely, everything, 0) / everything[likely].sum(), rtol=1e-9)
+    assert 1 < likely.sum() < 5
+    penalty = Parameters(temperature=1.0, repetition_penalty=2.0)
+    changed = np.array([1.0, 1.0, 0.5, 0.0, -2.0])  # tokens 0 and 4 were there before
+    expected = np.exp(changed) / np.exp(changed).sum()
+    np.testing.assert_allclose(penalty.distribution(LOGITS, [0, 4, 0]), expected, rtol=1e-6)
+    assert LOGITS[0] == 2.0 and Parameters(repetition_penalty=4.0).distribution(LOGITS, [0]).argmax() == 1
+
+
 def test_logits_that_are_not_finite_are_refused():
     with pytest.raises(InputError, match="NaN or infinity"):
         Parameters().distribution(np.array([1.0, np.nan], np.float32))

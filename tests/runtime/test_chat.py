@@ -1,0 +1,118 @@
+"""Chat templates against transformers, which they are written for."""
+
+import json
+import shutil
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from llmc.errors import InputError
+from llmc.runtime import load
+from llmc.runtime.chat import ChatTemplate
+
+MESSAGES = [
+    {"role": "system", "content": "Be brief.  "},
+    {"role": "user", "content": "What is <b>this</b> & “that”?"},
+    {"role": "assistant", "content": "A test."},
+    {"role": "user", "content": "Again?\n"},
+]
+# Written for these tests; each uses what templates of one well-known family use.
+HEADERS = """
+{%- if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif %}
+{{- bos_token }}
+{% for message in messages %}
+    {%- if loop.first and message['role'] != 'system' %}
+        {{- raise_exception('Begin with the system message') }}
+    {%- endif %}
+    {{- '[' + message['role'] + ']' }}{{ message['content'] | trim }}{{ eos_token }}
+{% endfor %}
+{%- if add_generation_prompt %}[assistant]{% endif %}"""
+TOOLS = """{% set ns = namespace(system='', first=true) %}
+{%- for message in messages if message.role == 'system' %}{% set ns.system = message.content %}{% endfor %}
+{{- ns.system ~ '|' }}
+{%- if tools %}
+{% for tool in tools %}
+{{ tool | tojson(indent=2) }}
+{% endfor %}
+{% endif %}
+{%- for message in messages %}
+    {% if message.role == 'system' %}{% continue %}{% endif %}
+<{{ message.role }}>{{ message.content.split('</think>')[-1] }}
+{%- endfor %}
+{%- if enable_thinking is defined and enable_thinking is false %}<think></think>{% endif %}
+{{ strftime_now('%Y') }}{{ messages[0] | tojson }}"""
+TOOL = {"type": "function", "function": {"name": "größe", "parameters": {"type": "object", "required": ["a"]}}}
+
+
+def with_template(directory, template, as_file=False):
+    config = json.loads((directory / "tokenizer_config.json").read_text())
+    config |= {"bos_token": "<|begin|>", "eos_token": {"__type": "AddedToken", "content": "<|end|>", "special": True}}
+    if as_file:
+        (directory / "chat_template.jinja").write_text(template)
+    else:
+        config["chat_template"] = template
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    return directory
+
+
+@pytest.fixture
+def directory(embedded, tmp_path):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(embedded / name, tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+@pytest.mark.parametrize(
+    ("template", "variables"),
+    [(HEADERS, {}), (HEADERS, {"add_generation_prompt": False}), (TOOLS, {"tools": [TOOL], "enable_thinking": False})],
+)
+def test_text_is_what_transformers_renders(directory, template, variables, as_file):
+    with_template(directory, template, as_file)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
+    wanted = {"add_generation_prompt": True} | variables
+    expected = tokenizer.apply_chat_template(MESSAGES, tokenize=False, **wanted)
+    assert ChatTemplate(directory).render(MESSAGES, **variables) == expected and "test" in expected
+
+
+def test_of_several_templates_the_default_one_is_used(directory):
+    with_template(directory, [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "yes"}])
+    assert ChatTemplate(directory).render(MESSAGES) == "yes"
+
+
+def test_what_a_template_refuses_and_what_it_may_not_do(directory):
+    template = ChatTemplate(with_template(directory, HEADERS))
+    with pytest.raises(InputError, match="refuses these messages: Begin with the system message"):
+        template.render(MESSAGES[1:])
+    escape = "{{ messages.__class__.__mro__[1].__subclasses__() }}"
+    with pytest.raises(InputError, match="unsafe"):
+        ChatTemplate(with_template(directory, escape)).render(MESSAGES)
+    with pytest.raises(InputError, match="unsafe"):
+        ChatTemplate(with_template(directory, "{{ messages.append(1) }}")).render(MESSAGES)
+    with pytest.raises(InputError, match="its chat template is broken"):
+        ChatTemplate(with_template(directory, "{% if %}"))
+
+
+def test_a_chat_is_the_continuation_of_its_prompt(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "artifact")
+    (tmp_path / "artifact" / "chat_template.jinja").write_text(
+        "{{ bos_token }}{% for message in messages %}# {{ message.role }}: {{ message.content }}\n{% endfor %}"
+    )
+    with load(tmp_path / "artifact", threads=1) as model:
+        messages = [{"role": "user", "content": "import os"}]
+        ids = model.chat_prompt(messages)
+        text = "# user: import os\n"
+        assert ids == model.tokenizer.encode(text, add_special_tokens=False).ids
+        answer = model.chat(messages, max_new_tokens=10)
+        assert answer == model.generate(ids, max_new_tokens=10) == model.generate(messages, max_new_tokens=10)
+        assert model.generate([messages, messages], max_new_tokens=10)[1].text == answer.text
+        assert "".join(model.stream(messages, max_new_tokens=10)) == answer.text
+        session = model.session(messages)
+        longer = [*messages, {"role": "assistant", "content": answer.text}, {"role": "user", "content": "import re"}]
+        assert session.chat(longer, max_new_tokens=10).token_ids == model.chat(longer, max_new_tokens=10).token_ids
+        assert session.chat(longer, max_new_tokens=10).cached_tokens > len(ids)
+
+
+def test_without_a_template(trained):
+    with load(trained, threads=1) as model, pytest.raises(InputError, match="no chat template; give it text"):
+        model.chat([{"role": "user", "content": "hi"}])

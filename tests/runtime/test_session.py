@@ -1,0 +1,121 @@
+"""Sessions: what is in the cache already is not computed again, and changes nothing that is said."""
+
+import numpy as np
+import pytest
+
+from llmc.errors import InputError
+from llmc.runtime import load
+
+TEXT = "import os\nimport sys\n\n\nclass Reader(object):\n    def __init__(self, path):\n        self.path = path\n"
+LONGER = TEXT + "\n    def read(self):\n"
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["drafts", "no drafts"])
+def model(trained, request):
+    with load(trained, threads=1, speculative=request.param, draft_tokens=2) as model:
+        yield model
+
+
+@pytest.fixture
+def computed(model, monkeypatch):
+    """Tokens that the main graph was given since the list was last cleared."""
+    seen, forward = [], model.backend.forward
+
+    def counted(graph, cache, input_ids, *rest):
+        if graph == "main":
+            seen.append(input_ids.size)
+        return forward(graph, cache, input_ids, *rest)
+
+    monkeypatch.setattr(model.backend, "forward", counted)
+    return seen
+
+
+def test_a_prompt_that_goes_on_is_not_read_again(model, computed):
+    session = model.session(TEXT)
+    assert session.tokens == model.tokenizer.encode(TEXT).ids and sum(computed) == len(session.tokens)
+    expected = model.generate(LONGER, max_new_tokens=20)
+    computed.clear()
+    answer = session.generate(LONGER, max_new_tokens=20)
+    assert (answer.text, answer.token_ids) == (expected.text, expected.token_ids)
+    assert answer.cached_tokens >= len(model.tokenizer.encode(TEXT).ids) - 3 > 20
+    assert computed[0] == answer.prompt_tokens - answer.cached_tokens
+    # What was answered is in the cache, too.
+    again = session.generate(model.encode(LONGER) + answer.token_ids, max_new_tokens=5)
+    assert again.cached_tokens >= answer.prompt_tokens + 20 - 4
+    straight = model.generate(model.encode(LONGER) + answer.token_ids, max_new_tokens=5)
+    assert again.token_ids == straight.token_ids
+
+
+def test_drafts_are_as_good_as_without_a_session(trained):
+    """The MTP layer's cache is complete, whatever was reused, taken back or said before."""
+    with load(trained, threads=1, draft_tokens=2) as model:
+        _drafts_are_as_good(model, model.session(TEXT))
+
+
+def _drafts_are_as_good(model, session):
+    session.generate(TEXT + "    def close(", max_new_tokens=15)
+    for prompt in (LONGER, TEXT + "import re", LONGER, TEXT):
+        counts = [
+            (a.steps, a.drafted, a.accepted) for m in (model, session) for a in [m.generate(prompt, max_new_tokens=25)]
+        ]
+        assert counts[0] == counts[1]
+
+
+def test_another_prompt_takes_back_what_differs(model):
+    session = model.session()
+    assert session.tokens == []
+    for prompt in (LONGER, TEXT + "import re", "x = 1", LONGER):
+        assert (
+            session.generate(prompt, max_new_tokens=8).token_ids == model.generate(prompt, max_new_tokens=8).token_ids
+        )
+    same = session.generate(LONGER, max_new_tokens=8)
+    assert same.token_ids == model.generate(LONGER, max_new_tokens=8).token_ids
+    assert same.cached_tokens > 0.8 * same.prompt_tokens
+
+
+def test_forks_go_their_own_way(model):
+    session = model.session(TEXT)
+    other = session.fork()
+    assert other.tokens == session.tokens
+    first, second = session.generate(LONGER, max_new_tokens=12), other.generate(TEXT + "import re", max_new_tokens=12)
+    assert first.cached_tokens and second.cached_tokens
+    assert first.token_ids == model.generate(LONGER, max_new_tokens=12).token_ids
+    assert second.token_ids == model.generate(TEXT + "import re", max_new_tokens=12).token_ids
+    assert session.tokens[: first.prompt_tokens] == model.tokenizer.encode(LONGER).ids
+
+
+def test_a_batch_shares_the_beginning_and_leaves_the_session_alone(model, computed):
+    session = model.session(TEXT)
+    held = session.tokens
+    prompts = [TEXT + end for end in ("import re", "\n    def read(self):\n", "x")]
+    computed.clear()
+    together = session.generate(prompts, max_new_tokens=10)
+    assert all(answer.cached_tokens >= len(held) - 3 for answer in together) and computed[0] < 60
+    assert [a.token_ids for a in together] == [a.token_ids for a in model.generate(prompts, max_new_tokens=10)]
+    assert session.tokens == held
+    assert session.generate(TEXT, max_new_tokens=5).token_ids == model.generate(TEXT, max_new_tokens=5).token_ids
+
+
+def test_a_new_answer_ends_the_one_that_is_streamed(model):
+    session = model.session(TEXT)
+    stream = session.stream(LONGER, max_new_tokens=100)
+    next(stream)
+    answer = session.generate(TEXT + "import re", max_new_tokens=10)
+    assert list(stream) == [] and stream.generation.finish_reason == "cancelled"
+    assert answer.token_ids == model.generate(TEXT + "import re", max_new_tokens=10).token_ids
+
+
+def test_a_pass_that_fails_leaves_a_session_that_works(model, monkeypatch):
+    session = model.session(TEXT)
+    forward, left = model.backend.forward, [3]
+
+    def failing(*arguments):
+        left[0] -= 1
+        logits, hidden = forward(*arguments)
+        return (logits * np.nan if left[0] == 0 else logits), hidden
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model.backend, "forward", failing)
+        with pytest.raises(InputError, match="NaN or infinity"):
+            session.generate(LONGER, max_new_tokens=10)
+    assert session.generate(LONGER, max_new_tokens=8).token_ids == model.generate(LONGER, max_new_tokens=8).token_ids

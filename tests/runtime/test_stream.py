@@ -1,0 +1,116 @@
+import asyncio
+import dataclasses
+import threading
+
+import pytest
+
+from llmc.runtime import Parameters, load
+
+PROMPT = "def parse("
+
+
+@pytest.fixture(scope="module")
+def model(trained):
+    with load(trained, threads=1) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def whole(model):
+    return model.generate(PROMPT, max_new_tokens=40)
+
+
+@pytest.mark.parametrize("length", [1, 3, 8])
+@pytest.mark.parametrize("place", [0, 7, 25])
+def test_a_stop_string_ends_the_answer_before_it(model, whole, place, length):
+    stop = whole.text[place : place + length]
+    answer = model.generate(PROMPT, max_new_tokens=40, stop=["never to be seen", stop])
+    assert answer.text == whole.text[: whole.text.index(stop)] and answer.finish_reason == "stop"
+    assert answer.token_ids == whole.token_ids[: len(answer.token_ids)]  # as they came, the stop string's among them
+    assert stop in model.tokenizer.decode([*model.encode(PROMPT), *answer.token_ids])
+    assert "".join(model.stream(PROMPT, max_new_tokens=40, stop=stop)) == answer.text
+    together = model.generate([PROMPT, "x"], [Parameters(40, stop=stop), Parameters(3)])
+    assert together[0].text == answer.text and len(together[1].token_ids) == 3
+
+
+def test_what_only_begins_like_a_stop_string_is_not_lost(model, whole):
+    stop = [whole.text[-3:] + "!", whole.text[5:9] + "§"]
+    assert model.generate(PROMPT, max_new_tokens=40, stop=stop).text == whole.text
+    assert "".join(model.stream(PROMPT, max_new_tokens=40, stop=stop)) == whole.text
+
+
+def test_a_cancelled_stream_ends_and_tells_what_it_said(model, whole):
+    with model.stream(PROMPT, max_new_tokens=40) as stream:
+        said = next(stream) + next(stream)
+    assert list(stream) == []
+    left = stream.generation
+    assert left.finish_reason == "cancelled" and left.text.startswith(said) and whole.text.startswith(left.text)
+
+
+@pytest.fixture
+def endless(model, monkeypatch):
+    """The same model, for which no token ends the text."""
+    monkeypatch.setattr(model, "artifact", dataclasses.replace(model.artifact, eos_token_ids=frozenset()))
+    return model
+
+
+def test_cancelled_from_another_thread(endless):
+    stream = endless.stream(PROMPT, max_new_tokens=None)
+    timer = threading.Timer(0.05, stream.cancel)
+    timer.start()
+    said = "".join(stream)
+    assert len(said) > 0 and stream.generation.finish_reason == "cancelled"
+    timer.join()
+
+
+def test_generating_can_be_cancelled(model):
+    asked = []
+    answers = model.generate(["a", "b"], max_new_tokens=100, cancelled=lambda: len(asked) > 5 or asked.append(1))
+    assert all(a.finish_reason == "cancelled" and 0 < len(a.token_ids) < 20 for a in answers)
+
+
+def test_async_streams_are_those_of_threads(model, whole):
+    async def collect(prompt):
+        return "".join([piece async for piece in model.astream(prompt, max_new_tokens=40)])
+
+    async def several():
+        return await asyncio.gather(collect(PROMPT), collect("import os"), model.agenerate(PROMPT, max_new_tokens=40))
+
+    first, second, answer = asyncio.run(several())
+    assert first == whole.text == answer.text
+    assert second == model.generate("import os", max_new_tokens=40).text
+
+
+def test_a_cancelled_task_ends_the_answer(endless, monkeypatch):
+    passes, forward = [], endless.backend.forward
+    monkeypatch.setattr(endless.backend, "forward", lambda *arguments: passes.append(1) or forward(*arguments))
+
+    async def read():
+        async for _ in endless.astream(PROMPT, max_new_tokens=None):
+            pass
+
+    async def both():
+        for task in (asyncio.create_task(read()), asyncio.create_task(endless.agenerate(PROMPT, max_new_tokens=None))):
+            await asyncio.sleep(0.05)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    asyncio.run(both())  # waits for the threads
+    assert 4 < len(passes) < 900
+
+
+def test_several_threads_use_one_model(model, whole):
+    prompts = [PROMPT, "import os", "class Error(", "x = {"]
+    expected = [model.generate(prompt, max_new_tokens=30).text for prompt in prompts]
+    found = [""] * len(prompts)
+
+    def work(row):
+        found[row] = "".join(model.stream(prompts[row], max_new_tokens=30))
+
+    threads = [threading.Thread(target=work, args=(row,)) for row in range(len(prompts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == expected
