@@ -32,7 +32,7 @@ class ChatTemplate:
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
         environment.filters["tojson"] = _tojson
         environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
-        self._directory, self._error = directory, TemplateError
+        self.source, self._directory, self._error = source, directory, TemplateError
         self._special = {
             name: value["content"] if isinstance(value, dict) else value
             for name, value in config.items()

@@ -1,0 +1,151 @@
+"""EleutherAI's lm-evaluation-harness on an artifact: all of its tasks, with this runtime. Needs the extra `eval`.
+
+    python -m llmc.runtime.lm_eval run --model llmc --model_args artifact=build/quickstart --tasks hellaswag,gsm8k
+
+That is the harness's own command line (`--help` explains it) with one model more. In a program:
+
+    lm_eval.simple_evaluate(model=ArtifactLM("build/quickstart"), tasks=["hellaswag"])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from tqdm import tqdm
+
+from llmc.runtime.chat import ChatTemplate
+from llmc.runtime.model import Model, load
+from llmc.runtime.sampling import Parameters
+
+Pair = tuple[tuple[str, str], list[int], list[int]]  # texts; tokens of the context and of what follows
+
+
+@register_model("llmc")
+class ArtifactLM(TemplateLM):
+    """artifact: a directory that `llmc build` made, or a model that is loaded already
+    batch_size: rows at a time; at most, and by default, what the backend takes
+    max_gen_toks: of an answer, unless the task says otherwise
+    options: of `llmc.runtime.load`
+    """
+
+    def __init__(
+        self, artifact: str | Model, batch_size: int | str | None = None, max_gen_toks: int = 256, **options: Any
+    ) -> None:
+        super().__init__()
+        options.pop("max_batch_size", None), options.pop("device", None)  # the harness gives these to every model
+        self.model = artifact if isinstance(artifact, Model) else load(artifact, **options)
+        most = self.model.backend.batch
+        self.batch = most if batch_size in (None, "auto") else min(int(batch_size), most)
+        self.max_gen_toks = max_gen_toks
+
+    @property
+    def eot_token_id(self) -> int:
+        return min(self.model.artifact.eos_token_ids)
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands in front of a text without context: the beginning of text, if the model has such a token."""
+        first = self.model.artifact.manifest["model"].get("bos_token_id")
+        return self.eot_token_id if first is None else int(first)
+
+    @property
+    def tokenizer_name(self) -> str:
+        """For the harness's cache of requests."""
+        return str(self.model.artifact.path.resolve()).replace("/", "__")
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """A beginning-of-text token that a chat template wrote is not doubled."""
+        encode = self.model.tokenizer.encode
+        bare = encode(string, add_special_tokens=False).ids
+        if add_special_tokens is False or bare[:1] == [self.prefix_token_id]:
+            return bare
+        return encode(string).ids
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        return ChatTemplate(self.model.artifact.path).render(
+            chat_history, add_generation_prompt, continue_final_message=not add_generation_prompt
+        )
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """What identifies the template in the harness's results."""
+        return ChatTemplate(self.model.artifact.path).source if chat_template else None
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[Pair], disable_tqdm: bool = False, **_: Any
+    ) -> list[tuple[float, bool]]:
+        """Sum of the log-probabilities of what follows, and whether each token of it is the most likely one. Contexts
+        that are too long lose their beginning."""
+        found: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        texts = [(context + following)[-self.model.context :] for _, context, following in requests]
+        order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))  # the longest first: memory runs out at once
+        progress = tqdm(total=len(texts), disable=disable_tqdm, desc="log-likelihoods")
+        for start in range(0, len(order), self.batch):
+            rows = order[start : start + self.batch]
+            firsts = [max(1, len(texts[i]) - len(requests[i][2])) for i in rows]
+            for row, tokens in zip(rows, self.model.score([texts[i] for i in rows], firsts, top=1), strict=True):
+                greedy = all(next(iter(each.top)) == each.token_id for each in tokens)
+                found[row] = sum(each.logprob for each in tokens), greedy
+            progress.update(len(rows))
+        progress.close()
+        return found
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Of whole texts, in windows as long as the context."""
+        found = []
+        for request in tqdm(requests, disable=disable_tqdm, desc="rolling log-likelihoods"):
+            windows = get_rolling_token_windows(
+                token_list=self.tok_encode(request.args[0], add_special_tokens=False),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self.model.context - 1,
+                context_len=1,
+            )
+            pairs = [(("", ""), *make_disjoint_window(window)) for window in windows]
+            found.append(sum(value for value, _ in self._loglikelihood_tokens(pairs, disable_tqdm=True)))
+        return found
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Answers, each with its own stop strings, length and temperature. Prompts that are too long lose their
+        beginning."""
+        found = [""] * len(requests)
+        prompts, parameters = [], []
+        for request in requests:
+            text, wanted = request.args
+            each = self._parameters(wanted)
+            prompts.append(self.tok_encode(text)[-(self.model.context - (each.max_new_tokens or 1)) :])
+            parameters.append(each)
+        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+        progress = tqdm(total=len(prompts), disable=disable_tqdm, desc="answers")
+        for start in range(0, len(order), self.batch):
+            rows = order[start : start + self.batch]
+            answers = self.model.generate([prompts[i] for i in rows], [parameters[i] for i in rows])
+            for row, answer in zip(rows, answers, strict=True):
+                found[row] = answer.text
+            progress.update(len(rows))
+        progress.close()
+        return found
+
+    def _parameters(self, wanted: dict[str, Any]) -> Parameters:
+        """From the harness's names, which are those of transformers. Without `do_sample` answers are greedy."""
+        until = wanted.get("until") or []
+        stop = [until] if isinstance(until, str) else list(until)
+        sampled = wanted.get("do_sample", bool(wanted.get("temperature", 0)))
+        return Parameters(
+            max_new_tokens=int(wanted.get("max_gen_toks") or wanted.get("max_new_tokens") or self.max_gen_toks),
+            temperature=float(wanted.get("temperature") or 1.0) if sampled else 0.0,
+            top_k=int(wanted.get("top_k") or 0),
+            top_p=float(wanted.get("top_p") or 1.0),
+            min_p=float(wanted.get("min_p") or 0.0),
+            repetition_penalty=float(wanted.get("repetition_penalty") or 1.0),
+            stop=[text for text in stop if text],
+        )
+
+
+if __name__ == "__main__":
+    from lm_eval.__main__ import cli_evaluate
+
+    cli_evaluate()

@@ -1,0 +1,106 @@
+"""The harness itself on a real artifact, and what it is told against the model's own words."""
+
+import json
+import math
+import shutil
+
+import lm_eval
+import numpy as np
+import pytest
+from lm_eval.api.instance import Instance
+
+from llmc.runtime import load
+from llmc.runtime.lm_eval import ArtifactLM
+
+TEXT = "import os\n\n\ndef main(argv):\n    return os.path.join(argv[1], 'a')\n"
+
+
+@pytest.fixture(scope="module")
+def model(trained):
+    with load(trained, threads=1) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def lm(model):
+    return ArtifactLM(model)
+
+
+def requests(kind, *arguments):
+    return [Instance(kind, {}, each, index) for index, each in enumerate(arguments)]
+
+
+def test_log_likelihoods_of_continuations(model, lm):
+    greedy = model.generate("import os\n", max_new_tokens=6)
+    pairs = [("import os\n", greedy.text), ("def", " get(self"), ("", "x = 1"), ("value ", "is")]
+    found = lm.loglikelihood(requests("loglikelihood", *pairs), disable_tqdm=True)
+    assert found[0][1] and not found[1][1]
+    for (context, following), (value, _) in zip(pairs, found, strict=True):
+        whole = model.encode(context + following) if context else [lm.prefix_token_id, *lm.tok_encode(following, False)]
+        start = len(model.encode(context.rstrip())) if context.strip() else 1
+        if context.endswith("\n"):  # the harness moves spaces at the end of a context to what follows
+            start = len(model.encode(context.rstrip()))
+        logits, _ = model.backend.forward(
+            "main", model.backend.new_cache(1), np.array([whole]), np.array([0]), np.arange(len(whole))[None]
+        )
+        logprobs = logits[0] - np.log(np.exp(logits[0]).sum(-1, keepdims=True))
+        expected = sum(logprobs[place - 1, whole[place]] for place in range(start, len(whole)))
+        assert value == pytest.approx(expected, abs=1e-3)
+
+
+def test_rolling_log_likelihoods_cover_texts_longer_than_the_context(model, lm, monkeypatch):
+    short = lm.loglikelihood_rolling(requests("loglikelihood_rolling", (TEXT,)), disable_tqdm=True)[0]
+    ids = [lm.prefix_token_id, *lm.tok_encode(TEXT, False)]
+    assert short == pytest.approx(sum(each.logprob for each in model.score([ids])[0]), abs=1e-3)
+    monkeypatch.setattr(model.backend, "context", 12)
+    windowed = lm.loglikelihood_rolling(requests("loglikelihood_rolling", (TEXT,)), disable_tqdm=True)[0]
+    assert 1.02 * short > windowed > 4 * short  # less context, no token lost
+
+
+def test_answers_stop_where_the_task_says(model, lm):
+    asked = [(TEXT, {"until": ["\n"], "max_gen_toks": 20}), ("def get", {"until": [], "max_gen_toks": 5}), ("x", {})]
+    found = lm.generate_until(requests("generate_until", *asked), disable_tqdm=True)
+    assert found[0] == model.generate(TEXT, max_new_tokens=20, stop="\n").text
+    assert found[1] == model.generate("def get", max_new_tokens=5).text
+    assert found[2] == model.generate("x", max_new_tokens=256).text
+    wanted = lm._parameters({"do_sample": True, "temperature": 0.7, "top_p": 0.9, "until": "a"})
+    assert (wanted.temperature, wanted.top_p, wanted.stop, wanted.max_new_tokens) == (0.7, 0.9, ("a",), 256)
+    assert lm._parameters({"do_sample": False, "temperature": 0.7}).temperature == 0
+
+
+def test_chats_have_one_beginning_of_text(trained, embedded, tmp_path):
+    artifact = shutil.copytree(trained, tmp_path / "artifact")
+    template = "{{ bos_token }}{% for m in messages %}#{{ m.role }} {{ m.content }}\n{% endfor %}"
+    (artifact / "chat_template.jinja").write_text(template)
+    shutil.copy(embedded / "tokenizer_config.json", artifact)
+    with load(artifact, threads=1) as model:
+        lm = ArtifactLM(model)
+        assert lm.chat_template(True) == template and lm.chat_template(False) is None
+        text = lm.apply_chat_template([{"role": "user", "content": "hi"}])
+        assert text.endswith("#user hi\n") and lm.tok_encode(text).count(lm.prefix_token_id) == 1
+
+
+def test_the_harness_runs_a_task(trained, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    documents = [
+        {"q": "import", "choices": [" os", " qqqq"], "label": 0},
+        {"q": "class Error(", "choices": ["banana", "Exception)"], "label": 1},
+        {"q": "def get(self", "choices": ["zzz zzz", "):"], "label": 0},  # what the model takes to be wrong
+    ]
+    (tmp_path / "documents.jsonl").write_text("".join(json.dumps(each) + "\n" for each in documents))
+    task = {
+        "task": "choices",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "documents.jsonl")}, "cache_dir": str(tmp_path)},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{q}}",
+        "doc_to_choice": "{{choices}}",
+        "target_delimiter": "",
+        "doc_to_target": "label",
+        "metric_list": [{"metric": "acc"}],
+    }
+    results = lm_eval.simple_evaluate(
+        model="llmc", model_args=f"artifact={trained},threads=1", tasks=[task], bootstrap_iters=0, batch_size=2
+    )
+    assert math.isclose(results["results"]["choices"]["acc,none"], 2 / 3)
