@@ -61,10 +61,8 @@ class ArtifactLM(TemplateLM):
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """A beginning-of-text token that a chat template wrote is not doubled."""
         encode = self.model.tokenizer.encode
-        bare = encode(string, add_special_tokens=False).ids
-        if add_special_tokens is False or bare[:1] == [self.prefix_token_id]:
-            return bare
-        return encode(string).ids
+        bare, begun = encode(string, add_special_tokens=False).ids, encode(string).ids
+        return bare if add_special_tokens is False or bare[:1] == begun[:1] else begun
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         return ChatTemplate(self.model.artifact.path).render(
