@@ -30,7 +30,8 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            self._fail(ctx, "interrupted; a build goes on from here when it is started again", 130)
+            building = "; a build goes on from here when it is started again" * (ctx.invoked_subcommand == "build")
+            self._fail(ctx, f"interrupted{building}", 130)
         except LlmcError as error:
             self._fail(ctx, str(error), error.exit_code)
         except (MemoryError, OSError) as error:
@@ -80,7 +81,11 @@ GpuMemory = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output instead of tables.")]
 Artifact = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="The directory that `llmc build` made.")]
-Backend = Annotated[str | None, typer.Option(help="onnxruntime or tensorrt-rtx; default: the fastest available.")]
+Backend = Annotated[
+    str | None, typer.Option(help="onnxruntime, onnxruntime:PROVIDER, tensorrt-rtx; default: the fastest.")
+]
+Speculative = Annotated[bool, typer.Option(help="Use the MTP layer, where there is one.")]
+DraftTokens = Annotated[int, typer.Option(min=0, help="How far the MTP layer looks ahead.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")]
 
 
@@ -243,36 +248,94 @@ def check(artifact: Artifact, backend: Backend = None, threads: Threads = None, 
 @app.command()
 def run(
     artifact: Artifact,
-    prompt: Annotated[str, typer.Option("--prompt", "-p", help="The text to continue; - reads standard input.")],
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
+    prompt: Annotated[
+        str | None,
+        typer.Option("--prompt", "-p", help="The text to continue, - for standard input; default: a conversation."),
+    ] = None,
+    chat: Annotated[
+        bool | None, typer.Option(help="Use the chat template. Default: in conversations, if there is one.")
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="The system message of a chat.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Default: 128; in a chat, what fits.")] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the most likely token.")] = 0.0,
     top_k: Annotated[int, typer.Option(min=0, help="0: no limit.")] = 0,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
+    min_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="0: no limit.")] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(min=0.0, help="1: none.")] = 1.0,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text; repeat it.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    speculative: Annotated[bool, typer.Option(help="Use the MTP layer, where there is one.")] = True,
+    speculative: Speculative = True,
+    draft_tokens: DraftTokens = 1,
+    statistics: Annotated[bool, typer.Option("--statistics", help="Say what an answer took.")] = False,
     backend: Backend = None,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Generate text, printed as it comes.
+    """Generate text, printed as it comes. Ctrl-C stops an answer.
+
+    `llmc run build/quickstart`
 
     `llmc run build/quickstart --prompt "def "`
 
     `llmc run build/quickstart --prompt "import " --temperature 0.8 --seed 1 --max-new-tokens 200`
     """
+    from llmc.conversation import answer, converse
     from llmc.runtime import Parameters, load
 
-    text = sys.stdin.read() if prompt == "-" else prompt
-    parameters = Parameters(max_new_tokens, temperature, top_k, top_p, seed=seed)
-    with load(artifact, backend, threads, speculative) as model:
-        if as_json:
-            _print_json(asdict(model.generate(text, parameters)))
+    with load(artifact, backend, threads, speculative, draft_tokens) as model:
+        chat = (prompt is None and model.has_chat_template) if chat is None else chat
+        length = max_new_tokens or (None if chat else 128)
+        parameters = Parameters(length, temperature, top_k, top_p, min_p, repetition_penalty, seed, stop or ())
+        if prompt is None:
+            if as_json:
+                raise InputError("--json is for one answer; give --prompt")
+            converse(model, parameters, system, chat, statistics)
             return
-        pieces = model.stream(text, parameters)  # bad arguments are told now
-        typer.echo(text, nl=False)
-        for piece in pieces:
-            typer.echo(piece, nl=False)
-        typer.echo()
+        text = sys.stdin.read() if prompt == "-" else prompt
+        messages = [{"role": "system", "content": system}] if system else []
+        asked = [*messages, {"role": "user", "content": text}] if chat else text
+        if as_json:
+            _print_json(asdict(model.generate(asked, parameters)))
+            return
+        stream = model.stream(asked, parameters)  # bad arguments are told now
+        if not chat:
+            typer.echo(text, nl=False)
+        answer(stream, Console(stderr=True, highlight=False) if statistics else None)
+        if stream.generation.finish_reason == "cancelled":
+            raise typer.Exit(130)
+
+
+@app.command()
+def bench(
+    artifact: Artifact,
+    prompt_tokens: Annotated[
+        list[int] | None, typer.Option(min=1, help="Length of the prompt; repeat it. Default: 32 and 512.")
+    ] = None,
+    new_tokens: Annotated[int, typer.Option(min=2, help="Length of the answer.")] = 64,
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="Prompts at once; repeat it. Default: 1.")] = None,
+    draft_tokens: Annotated[
+        list[int] | None, typer.Option(min=0, help="Drafts a step; repeat it. Default: 0 and, with an MTP layer, 1.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="How often; the median counts.")] = 3,
+    backend: Backend = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Measure how fast an artifact is on this machine: prefill, decode, drafts, memory.
+
+    `llmc bench build/quickstart`
+
+    `llmc bench build/quickstart --prompt-tokens 900 --batch 1 --batch 8 --draft-tokens 0 --draft-tokens 2 --json`
+    """
+    from llmc.bench import bench as run_bench
+
+    sizes = prompt_tokens or [32, 512]
+    found = run_bench(artifact, sizes, new_tokens, batch or [1], draft_tokens, rounds, backend, threads)
+    if as_json:
+        _print_json(found.data)
+    else:
+        for table in found.tables:
+            Console().print(table)
 
 
 @app.command()

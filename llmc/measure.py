@@ -1,14 +1,18 @@
-"""How fast an artifact decodes here, and how many drafts of its MTP layer are accepted."""
+"""How fast an artifact is here: reading a prompt, answering, with and without drafts of its MTP layer."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
 
+import numpy as np
 from safetensors.numpy import load_file
 
+from llmc.runtime.answer import Answer
 from llmc.runtime.artifact import REFERENCE
+from llmc.runtime.decoding import Decoder
 from llmc.runtime.model import Model
+from llmc.runtime.sampling import Parameters
 
 _PROMPTS, _PROMPT_TOKENS, _NEW_TOKENS = 8, 32, 32
 
@@ -21,35 +25,53 @@ class Speed:
     speculative: float | None
 
 
+@dataclass
+class Run:
+    """Answers of one batch, and the seconds that prompts and steps took."""
+
+    answers: list[Answer]
+    prefill: float = 0.0
+    decode: float = 0.0
+
+
 def measure(model: Model) -> tuple[Speed, float | None]:
     """Continues the beginnings of some check windows, with and without speculation.
 
     Returns the speeds, which vary from run to run, and the share of drafts that the model agreed to, which does not.
     """
     ids = load_file(model.artifact.path / REFERENCE)["input_ids"][:_PROMPTS, :_PROMPT_TOKENS]
-    prompts = [model.tokenizer.decode(row.tolist()) for row in ids]
-    drafts = model.draft_tokens
-    try:
-        model.draft_tokens = 0
-        plain, _, _ = _run(model, prompts)
-        if not drafts:
-            return Speed(plain, None), None
-        model.draft_tokens = drafts
-        speculative, drafted, accepted = _run(model, prompts)
-        return Speed(plain, speculative), accepted / drafted if drafted else None
-    finally:
-        model.draft_tokens = drafts
+    prompts = [row.astype(np.int64).tolist() for row in ids]
+
+    def tokens_per_second(draft_tokens: int) -> tuple[float, float | None]:
+        runs = [run(model, [prompt], _NEW_TOKENS, draft_tokens) for prompt in prompts]
+        speed = sum(len(run.answers[0].tokens) for run in runs) / sum(run.prefill + run.decode for run in runs)
+        return speed, acceptance(runs)
+
+    plain, _ = tokens_per_second(0)
+    if not model.draft_tokens:
+        return Speed(plain, None), None
+    speculative, accepted = tokens_per_second(model.draft_tokens)
+    return Speed(plain, speculative), accepted
 
 
-def _run(model: Model, prompts: list[str]) -> tuple[float, int, int]:
-    """Tokens per second, the short prompts' share of the time included; tokens drafted and accepted."""
-    tokens = drafted = accepted = 0
-    seconds = 0.0
-    for prompt in prompts:
-        start = time.monotonic()
-        answer = model.generate(prompt, max_new_tokens=_NEW_TOKENS)
-        seconds += time.monotonic() - start
-        tokens += len(answer.token_ids)
-        drafted += answer.drafted
-        accepted += answer.accepted
-    return tokens / seconds, drafted, accepted
+def run(model: Model, prompts: list[list[int]], new_tokens: int, draft_tokens: int) -> Run:
+    """Greedy answers of so many tokens: what would end a text ends nothing."""
+    parameters = Parameters(max_new_tokens=new_tokens)
+    answers = [Answer(prompt, parameters, new_tokens, model.tokenizer, frozenset()) for prompt in prompts]
+    timed = Run(answers)
+    start = time.perf_counter()
+    for _ in Decoder(model.backend, answers, draft_tokens).run(lambda: False):
+        now = time.perf_counter()
+        if any(answer.steps for answer in answers):
+            timed.decode += now - start
+        else:
+            timed.prefill += now - start
+        start = now
+    return timed
+
+
+def acceptance(runs: list[Run]) -> float | None:
+    """Share of drafts that the model agreed to; None where there were none."""
+    answers = [answer for run in runs for answer in run.answers]
+    drafted = sum(answer.drafted for answer in answers)
+    return sum(answer.accepted for answer in answers) / drafted if drafted else None

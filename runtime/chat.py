@@ -21,8 +21,7 @@ class ChatTemplate:
     """
 
     def __init__(self, directory: Path) -> None:
-        config = _read(directory / _CONFIG)
-        source = _source(directory, config)
+        source = self.find(directory)
         if source is None:
             raise InputError(f"{directory}: its tokenizer has no chat template; give it text to continue instead")
         from jinja2 import TemplateError
@@ -35,13 +34,24 @@ class ChatTemplate:
         self.source, self._directory, self._error = source, directory, TemplateError
         self._special = {
             name: value["content"] if isinstance(value, dict) else value
-            for name, value in config.items()
+            for name, value in _read(directory / _CONFIG).items()
             if name.endswith("_token") and isinstance(value, (str, dict))
         }
         try:
             self._template = environment.from_string(source)
         except TemplateError as error:
             raise InputError(f"{directory}: its chat template is broken ({error}); replace {_TEMPLATE}") from error
+
+    @staticmethod
+    def find(directory: Path) -> str | None:
+        """The template's text, from a file of its own or the tokenizer's configuration."""
+        file = directory / _TEMPLATE
+        if file.is_file():
+            return file.read_text(encoding="utf-8")
+        template = _read(directory / _CONFIG).get("chat_template")
+        if isinstance(template, list):  # several by name
+            template = {str(each.get("name")): each.get("template") for each in template}.get("default")
+        return template if isinstance(template, str) else None
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True, **variables: Any) -> str:
         """The text of a conversation, up to where the answer begins. variables: `tools` and what else the template
@@ -51,17 +61,6 @@ class ChatTemplate:
             return self._template.render(messages=messages, **values)
         except (self._error, TypeError, KeyError) as error:
             raise InputError(f"{self._directory}: its chat template refuses these messages: {error}") from error
-
-
-def _source(directory: Path, config: dict[str, Any]) -> str | None:
-    file = directory / _TEMPLATE
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    template = config.get("chat_template")
-    if isinstance(template, list):  # several by name
-        named = {str(each.get("name")): each.get("template") for each in template}
-        template = named.get("default")
-    return template if isinstance(template, str) else None
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -44,6 +44,10 @@ class Model(Generator):
         """The most tokens that prompt and answer can have together."""
         return self.backend.context
 
+    @property
+    def has_chat_template(self) -> bool:
+        return ChatTemplate.find(self.artifact.path) is not None
+
     def session(self, prompt: Prompt | None = None) -> Session:
         """A session: it keeps what it has read. The prompt, if there is one, is read now."""
         session = Session(self, Memory(self.backend.new_cache(1)))

@@ -37,6 +37,7 @@ class Backend(Protocol):
     batch: int  # the most rows of a step
     prefill: int  # the most tokens per row of a step
     has_mtp: bool
+    cache_bytes: int  # per token and row, of both graphs
 
     def new_cache(self, batch: int) -> Any:
         """An empty cache for `batch` sequences, for both graphs."""

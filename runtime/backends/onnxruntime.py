@@ -74,6 +74,8 @@ class OnnxRuntimeBackend:
             graph: [node for node in session.get_inputs() if node.name.startswith("past.")]
             for graph, session in self._sessions.items()
         }
+        nodes = [node for nodes in self._caches.values() for node in nodes]
+        self.cache_bytes = sum(node.shape[1] * node.shape[3] * np.dtype(np.float32).itemsize for node in nodes)
         self._outputs = {
             graph: {node.name: node.shape[-1] for node in session.get_outputs() if not node.name.startswith("present.")}
             for graph, session in self._sessions.items()

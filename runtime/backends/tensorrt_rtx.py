@@ -109,6 +109,8 @@ class TensorRtRtxBackend:
         self.has_mtp = "mtp" in descriptions
         self._device, self._lock = _Device(), threading.Lock()
         self._engines = {graph: _Engine(self._device, each) for graph, each in descriptions.items()}
+        kinds = [kind for engine in self._engines.values() for kind in engine.caches.values()]
+        self.cache_bytes = sum(shape[1] * shape[3] * np.dtype(dtype).itemsize for shape, dtype in kinds)
 
     def new_cache(self, batch: int) -> Cache:
         cache = Cache(batch)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-COMMANDS = ("build", "plan", "check", "run", "inspect", "recipe")
+COMMANDS = ("build", "plan", "check", "run", "bench", "inspect", "recipe")
 
 
 def test_help_teaches(llmc) -> None:
@@ -69,7 +69,7 @@ def test_run(llmc, recipe) -> None:
     assert sampled[0] == sampled[1] != sampled[2]
     refused = llmc(*arguments, "--top-p", 0)
     assert (refused.exit_code, refused.stdout) == (2, "")
-    assert refused.stderr.startswith("llmc: temperature 0.0, top_k 0, top_p 0.0: ")
+    assert refused.stderr.startswith("llmc: top_p is 0.0; it has to be above 0")
 
 
 def test_nothing_is_left_of_a_build_that_cannot_fit(llmc, recipe) -> None:

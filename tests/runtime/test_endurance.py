@@ -74,6 +74,6 @@ def test_a_failure_of_the_backend_is_one_line(dense, monkeypatch):
 
         with monkeypatch.context() as patch:
             patch.setitem(model.backend._sessions, "main", Failing())
-            with pytest.raises(MachineError, match="ONNX Runtime failed: .*Failed to allocate memory for requested"):
+            with pytest.raises(MachineError, match=r"ONNX Runtime failed: .*Failed to allocate memory for requested"):
                 model.generate("hello")
         assert model.generate("hello", max_new_tokens=3).token_ids

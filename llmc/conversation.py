@@ -1,0 +1,87 @@
+"""`llmc run` without a prompt: question and answer, until the user has had enough."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+
+import typer
+from rich.console import Console
+
+from llmc.errors import InputError
+from llmc.runtime import Parameters
+from llmc.runtime.chat import Message
+from llmc.runtime.model import Model
+from llmc.runtime.stream import Stream
+
+_HELP = "/clear forgets the conversation, /help shows this, /quit or Ctrl-D ends; Ctrl-C stops an answer."
+
+
+def converse(model: Model, parameters: Parameters, system: str | None, chat: bool, statistics: bool) -> None:
+    """Reads lines from standard input. With a chat template they are a conversation, otherwise each is a text to
+    continue. What went wrong with one of them is told, and the next one can be given."""
+    console = Console(stderr=True, highlight=False)
+    kind = "a conversation" if chat else "no chat template: every line is a text to continue"
+    interactive = sys.stdin.isatty()
+    if interactive:
+        import readline  # noqa: F401  # editing and history for input()
+
+        console.print(f"[dim]{model.artifact.path}: {kind}. {_HELP}[/dim]")
+    session = model.session()
+    first: list[Message] = [{"role": "system", "content": system}] if system else []
+    messages = list(first)
+    while (line := _read(interactive, console)) is not None:
+        command = line.strip()
+        if command in ("/quit", "/exit"):
+            return
+        if command == "/clear":
+            messages = list(first)
+        elif command == "/help":
+            console.print(_HELP)
+        elif command:
+            asked: list[Message] = [*messages, {"role": "user", "content": line}]
+            try:
+                stream = session.stream(asked, parameters) if chat else session.stream(line, parameters)
+                said = answer(stream, console if statistics else None)
+            except InputError as error:
+                console.print(f"llmc: {error}" + ("; /clear makes room" if messages else ""))
+                continue
+            messages = [*asked, {"role": "assistant", "content": said}]
+
+
+def answer(stream: Stream, console: Console | None, write: Callable[[str], None] | None = None) -> str:
+    """Prints an answer as it comes, and on the console what it took; Ctrl-C ends it. Returns its text."""
+    write = write or (lambda piece: typer.echo(piece, nl=False))
+    start = time.perf_counter()
+    try:
+        for piece in stream:
+            write(piece)
+    except KeyboardInterrupt:
+        stream.cancel()
+    write("\n")
+    if console:
+        found, seconds = stream.generation, time.perf_counter() - start
+        drafts = f", {found.accepted} of {found.drafted} drafts accepted" if found.drafted else ""
+        cached = f" ({found.cached_tokens} of them known)" if found.cached_tokens else ""
+        tokens = len(found.token_ids)
+        console.print(
+            f"[dim]{found.prompt_tokens} prompt tokens{cached}, {tokens} new in {seconds:.2f} s "
+            f"({tokens / seconds:.0f} a second){drafts}; ended by {found.finish_reason}[/dim]"
+        )
+    return stream.generation.text
+
+
+def _read(interactive: bool, console: Console) -> str | None:
+    """The next line; None at the end. Ctrl-C takes back what was typed."""
+    if not interactive:
+        line = sys.stdin.readline()
+        return line.rstrip("\n") if line else None
+    while True:
+        try:
+            return input("> ")
+        except EOFError:
+            typer.echo()
+            return None
+        except KeyboardInterrupt:
+            console.print("\n[dim]Ctrl-D ends[/dim]")

@@ -1,0 +1,140 @@
+"""`llmc run` without a prompt, and `llmc bench`."""
+
+import json
+import os
+import pty
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from llmc.cli import app
+from llmc.runtime import load
+
+TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+
+
+@pytest.fixture
+def artifact(recipe, tmp_path: Path) -> Path:
+    made = CliRunner().invoke(app, ["build", str(recipe()), "--output", str(tmp_path / "artifact")])
+    assert made.exit_code == 0, made.stderr
+    return tmp_path / "artifact"
+
+
+@pytest.fixture
+def chatty(artifact: Path) -> Path:
+    (artifact / "chat_template.jinja").write_text(TEMPLATE)
+    return artifact
+
+
+def talk(artifact: Path, lines: str, *options: str) -> tuple[str, str]:
+    done = CliRunner().invoke(app, ["run", str(artifact), *options], input=lines)
+    assert done.exit_code == 0, done.stderr
+    return done.stdout, done.stderr
+
+
+def test_a_conversation_remembers_and_forgets(chatty: Path) -> None:
+    out, error = talk(
+        chatty, "hello\n\nand you\n/clear\nhello\n/quit\nnever read\n", "--max-new-tokens", "6", "--statistics"
+    )
+    with load(chatty) as model:
+        first = model.chat([{"role": "user", "content": "hello"}], max_new_tokens=6).text
+        asked = [
+            {"role": "user", "content": "hello"},
+            {"role": "assistant", "content": first},
+            {"role": "user", "content": "and you"},
+        ]
+        second = model.chat(asked, max_new_tokens=6).text
+    assert out == f"{first}\n{second}\n{first}\n"
+    assert error.count(" new in ") == 3 and " of them known)" in error
+
+
+def test_system_message_and_chat_with_a_prompt(chatty: Path) -> None:
+    messages = [{"role": "system", "content": "Be brief"}, {"role": "user", "content": "hello"}]
+    with load(chatty) as model:
+        expected = model.chat(messages, max_new_tokens=5).text + "\n"
+    options = ("--system", "Be brief", "--max-new-tokens", "5")
+    assert talk(chatty, "hello\n", *options)[0] == expected
+    assert talk(chatty, "", "--chat", "--prompt", "hello", *options)[0] == expected
+    answer = json.loads(talk(chatty, "", "--chat", "--prompt", "hello", "--json", *options)[0])
+    assert answer["text"] + "\n" == expected
+
+
+def test_without_a_template_every_line_is_continued(artifact: Path) -> None:
+    out, _ = talk(artifact, "hello\nhello\n", "--max-new-tokens", "4")
+    with load(artifact) as model:
+        assert out == 2 * (model.generate("hello", max_new_tokens=4).text + "\n")
+    refused = CliRunner().invoke(app, ["run", str(artifact), "--chat", "--prompt", "hi"])
+    assert refused.exit_code == 2 and "no chat template" in refused.stderr
+
+
+def test_a_text_that_does_not_fit_is_told_and_the_next_one_answered(artifact: Path) -> None:
+    out, error = talk(artifact, "x" * 2000 + "\nhello\n", "--max-new-tokens", "4")
+    assert "do not fit the context" in error and out.count("\n") == 1
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_program(artifact: Path) -> None:
+    manifest = json.loads((artifact / "llmc.json").read_text())
+    manifest["model"] |= {"eos_token_ids": [], "max_position_embeddings": 100_000}  # an answer that would take long
+    (artifact / "llmc.json").write_text(json.dumps(manifest))
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "llmc.cli", "run", str(artifact), "--max-new-tokens", "90000", "--threads", "1"]
+    process = subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=_own_terminal
+    )
+    os.close(theirs)
+    seen = b""
+
+    def read_until(condition) -> None:
+        nonlocal seen
+        deadline = time.monotonic() + 60
+        while not condition(seen):
+            assert time.monotonic() < deadline, seen
+            seen += os.read(ours, 4096)
+
+    read_until(lambda text: b"> " in text)
+    os.write(ours, b"hello\n")
+    read_until(lambda text: len(text) > 200)  # it talks
+    os.write(ours, b"\x03")
+    read_until(lambda text: text.endswith(b"> "))  # it asks again
+    before = len(seen)
+    os.write(ours, b"\x03")  # nothing to stop
+    read_until(lambda text: text.endswith(b"> ") and len(text) > before)
+    os.write(ours, b"\x04")
+    _, error = process.communicate(timeout=60)
+    os.close(ours)
+    assert process.returncode == 0, error.decode()[-1500:]
+    assert b"Traceback" not in error and b"Ctrl-D ends" in error
+
+
+def _own_terminal() -> None:
+    import fcntl
+    import signal
+    import termios
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+def test_bench(artifact: Path) -> None:
+    command = ["bench", str(artifact), "--prompt-tokens", "20", "--batch", "1", "--batch", "2", "--rounds", "1"]
+    found = json.loads(CliRunner().invoke(app, [*command, "--new-tokens", "6", "--json"]).stdout)
+    assert found["backend"].startswith("onnxruntime") and found["load_seconds"] > 0
+    assert found["memory_peak"] >= found["memory_loaded"] > 10_000_000
+    assert [(each["batch"], each["draft_tokens"]) for each in found["timings"]] == [(1, 0), (1, 1), (2, 0), (2, 1)]
+    for each in found["timings"]:
+        assert each["prefill"] > 0 and each["decode"] > 0
+        assert (each["acceptance"] is None) == (each["draft_tokens"] == 0)
+        share = each["tokens_per_step"]
+        assert share == 1 if each["draft_tokens"] == 0 else 1 <= share <= 2
+    with load(artifact) as model:
+        latent = 4 * sum(n.shape[1] * n.shape[3] for nodes in model.backend._caches.values() for n in nodes)
+    assert found["cache_bytes_per_token"] == latent
+    table = CliRunner().invoke(app, [*command, "--new-tokens", "4"]).stdout
+    assert "prefill" in table and "accepted" in table and "memory, at most" in table
+    for wrong, message in ((("--prompt-tokens", "9999"), "do not fit"), (("--batch", "99"), "more than the 32")):
+        refused = CliRunner().invoke(app, ["bench", str(artifact), *wrong])
+        assert refused.exit_code == 2 and message in refused.stderr
