@@ -1,19 +1,24 @@
 """TensorRT-RTX engines on a GPU, driven through cuda-python.
 
 What an engine is for stands in the .json beside it, which is read before the engine is: deserialising the wrong one
-can end the process. The final kernels are compiled when the engine is first run on a GPU.
+can end the process. The final kernels are compiled when the engine is first run on a GPU, and kept for the next time in
+llmc's folder of the user's cache ($XDG_CACHE_HOME, ~/.cache). Passes are captured as CUDA graphs, by the library.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import importlib.metadata
 import importlib.util
 import json
 import mmap
+import os
 import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -163,7 +168,14 @@ class _Engine:
             self._engine = self._runtime.deserialize_cuda_engine(data)
         if self._engine is None:
             raise MachineError(f"{self._path}: TensorRT-RTX {trt.__version__} cannot load it on this GPU")
-        self._strategy = trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
+        self._config = self._engine.create_runtime_config()
+        self._config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE)
+        self._config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        self._kernels = self._config.create_runtime_cache()
+        self._kernel_file = _kernel_file(description)
+        if self._kernel_file.is_file():
+            self._kernels.deserialize(self._kernel_file.read_bytes())  # what it cannot use, it compiles
+        self._config.set_runtime_cache(self._kernels)
         self._contexts: dict[int, Any] = {}
         self._spans = [tuple(profile["tokens"]) for profile in description["profiles"]]
         io = {each["name"]: (tuple(each["shape"]), _NUMPY[each["dtype"]]) for each in description["inputs"]}
@@ -197,15 +209,24 @@ class _Engine:
         return found
 
     def close(self) -> None:
+        if self._contexts:
+            self._keep_kernels()
         self._contexts.clear()
-        self._engine = self._runtime = None
+        self._engine = self._runtime = self._config = self._kernels = None
         self._device.free(self._buffers)
+
+    def _keep_kernels(self) -> None:
+        with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not more
+            self._kernel_file.parent.mkdir(parents=True, exist_ok=True)
+            new = self._kernel_file.with_suffix(f".{os.getpid()}")
+            new.write_bytes(memoryview(self._kernels.serialize()))
+            new.replace(self._kernel_file)
 
     def _context(self, length: int) -> Any:
         """That of the profile for steps of `length` tokens a row."""
         index = next(i for i, (least, most) in enumerate(self._spans) if least <= length <= most)
         if index not in self._contexts:
-            context = self._engine.create_execution_context(self._strategy)
+            context = self._engine.create_execution_context(self._config)
             if context is None or not context.set_optimization_profile_async(index, self._device.stream):
                 raise MachineError(f"{self._path}: no memory on the GPU to run it")
             self._contexts[index] = context
@@ -222,6 +243,15 @@ class _Engine:
                 self._device.free({name: self._buffers.pop(name)})
             self._buffers[name], self._sizes[name] = self._device.zeros(size), size
         return self._buffers[name]
+
+
+def _kernel_file(description: dict[str, Any]) -> Path:
+    """Where kernels of an engine are kept: for its description, which has its hash, on this kind of GPU."""
+    told = json.dumps(
+        {**description, "engine": description["engine"].name, "gpu": compute_capability()}, sort_keys=True
+    )
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llmc" / "kernels"
+    return folder / f"{hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]}.bin"
 
 
 class _Device:

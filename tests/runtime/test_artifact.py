@@ -126,10 +126,21 @@ def test_a_graph_that_does_not_load(copy):
 
 
 def test_importing_the_runtime_brings_in_nothing_heavy():
-    code = "import sys, llmc.runtime; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
-    assert "numpy" in loaded
-    for package in ("torch", "transformers", "onnx", "onnxruntime", "tensorrt_rtx", "llmc.convert", "llmc.quant"):
+    code = "import sys, llmc.runtime, resource\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, *sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    kilobytes, *loaded = done.stdout.split()
+    assert "numpy" in loaded and int(kilobytes) < 80_000
+    for package in (
+        "torch",
+        "transformers",
+        "onnx",
+        "onnxruntime",
+        "tensorrt_rtx",
+        "jinja2",
+        "asyncio",
+        "llmc.convert",
+        "llmc.quant",
+    ):
         assert package not in loaded
 
 

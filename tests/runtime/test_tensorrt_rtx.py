@@ -179,18 +179,33 @@ class Context:
 
 
 @pytest.fixture
-def gpu(monkeypatch):
+def gpu(monkeypatch, tmp_path):
     """A machine with a GPU of SM 86."""
     memory = HostMemory(limit=1 << 26)
     monkeypatch.setitem(sys.modules, "cuda.bindings", types.SimpleNamespace(runtime=memory))
-    engine = lambda data: types.SimpleNamespace(  # noqa: E731
-        create_execution_context=lambda strategy: Context(bytes(data).decode())
-    )
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    memory.kernels = []  # what was read of earlier runs
+
+    def engine(data):
+        kernels = types.SimpleNamespace(deserialize=memory.kernels.append, serialize=lambda: b"kernels")
+        config = types.SimpleNamespace(
+            set_execution_context_allocation_strategy=lambda strategy: None,
+            create_runtime_cache=lambda: kernels,
+            set_runtime_cache=lambda cache: setattr(config, "cache", cache),
+        )
+
+        def context(given):
+            assert given is config and config.cache is kernels and config.cuda_graph_strategy == "whole graph"
+            return Context(data.decode())
+
+        return types.SimpleNamespace(create_runtime_config=lambda: config, create_execution_context=context)
+
     rtx = types.SimpleNamespace(
         __version__=RELEASE,
         Logger=type("Logger", (), {"ERROR": 1, "__init__": lambda self, severity: None}),
         Runtime=lambda logger: types.SimpleNamespace(deserialize_cuda_engine=lambda data: engine(data[:])),
         ExecutionContextAllocationStrategy=types.SimpleNamespace(ON_PROFILE_CHANGE=1),
+        CudaGraphStrategy=types.SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole graph"),
     )
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", rtx)
     found = importlib.util.find_spec
@@ -216,6 +231,32 @@ def test_an_engine_is_driven_like_any_backend(trained, tmp_path, gpu):
             model.generate("a", max_new_tokens=200)
     gc.collect()
     assert not gpu.blocks  # caches and buffers are given back
+
+
+def test_kernels_that_the_gpu_compiled_are_kept_for_the_next_time(trained, tmp_path, gpu):
+    artifact = add_engines(trained, tmp_path)
+    for read in ([], [b"kernels", b"kernels"]):  # of the main and the MTP engine
+        gpu.kernels.clear()
+        with load(artifact) as model:
+            assert gpu.kernels == read
+            model.generate("a", max_new_tokens=8)
+    assert len(list((tmp_path / "cache/llmc/kernels").iterdir())) == 2
+    shutil.rmtree(tmp_path / "cache")
+    (tmp_path / "cache").write_text("no folder")
+    with load(artifact) as model:
+        assert model.generate("a", max_new_tokens=2).token_ids  # and closing is no error either
+
+
+def test_sessions_of_an_engine(trained, tmp_path, gpu):
+    with load(add_engines(trained, tmp_path)) as model:
+        session = model.session(PROMPTS[0])
+        other, longer = session.fork(), PROMPTS[0] + " a + b\n"
+        answers = [each.generate(longer, max_new_tokens=10) for each in (model, session, other)]
+        assert answers[0].token_ids == answers[1].token_ids == answers[2].token_ids and answers[1].cached_tokens > 5
+        together = session.generate([longer, PROMPTS[0]], max_new_tokens=5)
+        assert [a.token_ids for a in together] == [
+            a.token_ids for a in model.generate([longer, PROMPTS[0]], max_new_tokens=5)
+        ]
 
 
 def test_no_memory_on_the_gpu(trained, tmp_path, gpu):
