@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 
 from llmc.errors import InputError
 from llmc.runtime.artifact import REFERENCE, Artifact
-from llmc.runtime.backends import Backend
+from llmc.runtime.backends import Backend, step_width
 
 Progress = Callable[[int, int], None]  # tokens done, tokens in all
 Array = NDArray[Any]
@@ -124,7 +124,7 @@ def check(artifact: Artifact, backend: Backend, progress: Progress | None = None
     windows, predictions, _ = top_ids.shape
     top = np.empty(top_ids.shape, np.float32)
     true, best = np.empty((windows, predictions), np.float32), np.empty((windows, predictions), np.int64)
-    chunk = max(1, min(backend.prefill, _CHUNK_BYTES // (4 * artifact.vocab_size)))
+    chunk = max(1, min(step_width(backend, 1, predictions), _CHUNK_BYTES // (4 * artifact.vocab_size)))
     for row in range(windows):
         cache = backend.new_cache(1)
         for start in range(0, predictions, chunk):

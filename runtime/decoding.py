@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from llmc.runtime.answer import Answer
-from llmc.runtime.backends import Backend, FloatArray, Graph, Hidden, IntArray
+from llmc.runtime.backends import Backend, FloatArray, Graph, Hidden, IntArray, step_width
 from llmc.runtime.sampling import Probabilities
 
 Cancelled = Callable[[], bool]
@@ -81,17 +81,19 @@ class Decoder:
 
     def _prefill(self) -> Iterator[None]:
         """Feeds the prompts in parts, padded behind, and chooses every row's first token."""
-        lengths, width = self._n, self.backend.prefill
+        lengths = self._n
         longest = int(lengths.max())
         ids = np.zeros((len(self.answers), longest + 1), np.int64)
         for row, answer in enumerate(self.answers):
             ids[row, : len(answer.prompt)] = answer.prompt
         ahead: list[tuple[FloatArray, Hidden] | None] = [None] * len(self.answers)
-        for start in range(self._start, longest, width):
-            stop = min(start + width, longest)
+        stop = self._start
+        while stop < longest:
+            start = stop
+            stop = min(start + step_width(self.backend, len(ids), start), longest)
             last = lengths - 1 - start
             index = last.clip(0, stop - start - 1)
-            ending = [row for row in range(len(last)) if 0 <= last[row] < width]
+            ending = [row for row in range(len(last)) if 0 <= last[row] < stop - start]
             positions = np.full(len(lengths), start)
             logits, hidden = self._forward("main", ids[:, start:stop], positions, index[:, None])
             for row in ending:

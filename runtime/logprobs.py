@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llmc.errors import InputError
-from llmc.runtime.backends import Backend, FloatArray, IntArray
+from llmc.runtime.backends import Backend, FloatArray, IntArray, step_width
 
 _CHUNK_BYTES = 1 << 26  # of logits at a time
 
@@ -53,9 +53,10 @@ def score(
     for row, text in enumerate(texts):
         padded[row, : len(text)] = text
     found: list[list[TokenLogprob]] = [[] for _ in texts]
-    width = max(1, min(backend.prefill, _CHUNK_BYTES // (4 * vocab_size * len(texts))))
-    for start in range(0, max(lengths) - 1, width):
-        part = padded[:, start : min(start + width, max(lengths) - 1)]
+    most = max(1, _CHUNK_BYTES // (4 * vocab_size * len(texts)))
+    start, end = 0, max(lengths) - 1
+    while start < end:
+        part = padded[:, start : min(start + most, start + step_width(backend, len(texts), start), end)]
         asked = max(0, min(first) - 1 - start)  # logits of the places before are of no use
         index = np.arange(min(asked, part.shape[1] - 1), part.shape[1])
         every = np.broadcast_to(index, (len(texts), len(index)))
@@ -65,4 +66,5 @@ def score(
             if places:
                 tokens = np.array([text[start + place + 1] for place, _ in places])
                 found[row] += token_logprobs(logits[row, [n for _, n in places]], tokens, top)
+        start += part.shape[1]
     return found

@@ -36,6 +36,7 @@ class Backend(Protocol):
     context: int  # the most tokens of a row that a cache can hold
     batch: int  # the most rows of a step
     prefill: int  # the most tokens per row of a step
+    scores: int  # the most tokens of a step, over all rows, times the cache entries they look at: bounds its memory
     has_mtp: bool
     cache_bytes: int  # per token and row, of both graphs
 
@@ -65,6 +66,14 @@ class Backend(Protocol):
         """Row i of the cache `target` gets the first `length` entries of row rows[i] of `source`, of both graphs."""
 
     def close(self) -> None: ...
+
+
+def step_width(backend: Backend, rows: int, position: int) -> int:
+    """Tokens per row that a step from `position` on should have at most."""
+    width = backend.prefill
+    while width > 1 and rows * width * (position + width) > backend.scores:
+        width //= 2
+    return width
 
 
 def step_inputs(

@@ -21,7 +21,8 @@ from llmc.runtime.backends import FloatArray, Graph, Hidden, IntArray, step_inpu
 NAME = "onnxruntime"
 PREFERENCE = 0
 _CPU = "CPUExecutionProvider"
-_BATCH, _PREFILL = 32, 256  # bound the memory that a step takes
+_BATCH, _PREFILL, _SCORES = 32, 256, 1 << 22  # bound the memory that a step takes
+_NEEDED = (1, 32)  # the first release with all operators of the graphs
 _FIRST_CAPACITY = 256
 _STEP = 64  # attention runs over whole steps of the cache, not over what is never written
 
@@ -31,6 +32,9 @@ def unavailable(artifact: Artifact, provider: str | None = None) -> str | None:
         return "the artifact has no onnxruntime graph; add `onnxruntime` to the recipe's targets"
     if importlib.util.find_spec("onnxruntime") is None:
         return "the package is not installed; pip install 'llmc[cpu]'"
+    if (installed := _version()) < _NEEDED:
+        needed, found = (".".join(map(str, version)) for version in (_NEEDED, installed))
+        return f"its graphs need release {needed}, {found} is installed; pip install 'onnxruntime>={needed}'"
     if provider is not None:
         known = _providers()
         if provider.lower() not in known:
@@ -40,6 +44,13 @@ def unavailable(artifact: Artifact, provider: str | None = None) -> str | None:
 
 def start(artifact: Artifact, threads: int | None, provider: str | None = None) -> OnnxRuntimeBackend:
     return OnnxRuntimeBackend(artifact, threads, _providers()[provider.lower()] if provider else _CPU)
+
+
+def _version() -> tuple[int, int]:
+    import onnxruntime
+
+    major, minor = onnxruntime.__version__.split(".")[:2]
+    return int(major), int(minor)
 
 
 def _providers() -> dict[str, str]:
@@ -65,7 +76,8 @@ class OnnxRuntimeBackend:
         from onnxruntime import OrtValue
 
         self._value = OrtValue.ortvalue_from_numpy  # on the CPU a view of the array
-        self.context, self.batch, self.prefill = artifact.context, _BATCH, _PREFILL
+        self.context, self.batch = artifact.context, _BATCH
+        self.prefill, self.scores = _PREFILL, _SCORES
         paths: dict[Graph, Path | None] = {"main": artifact.target_file(NAME, "main")}
         paths["mtp"] = artifact.target_file(NAME, "mtp")
         self._sessions = {graph: _session(path, threads, provider) for graph, path in paths.items() if path}

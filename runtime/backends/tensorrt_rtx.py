@@ -111,6 +111,7 @@ class TensorRtRtxBackend:
         main = descriptions["main"]
         self.context, self.batch = int(main["context"]), int(main["batch"])
         self.prefill = max(profile["tokens"][1] for profile in main["profiles"])
+        self.scores = self.batch * self.prefill * self.context  # the engine's memory is that of its profiles
         self.has_mtp = "mtp" in descriptions
         self._device, self._lock = _Device(), threading.Lock()
         self._engines = {graph: _Engine(self._device, each) for graph, each in descriptions.items()}

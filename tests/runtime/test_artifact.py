@@ -5,6 +5,7 @@ import subprocess
 import sys
 import types
 
+import onnxruntime
 import pytest
 
 import llmc.runtime.backends
@@ -115,6 +116,20 @@ def test_without_onnx_runtime(copy, monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else found(name))
     with pytest.raises(MachineError, match=r"pip install 'llmc\[cpu\]'"):
+        load(copy)
+
+
+def test_other_providers_of_onnx_runtime_and_older_releases(copy, monkeypatch):
+    names = ["AzureExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+    with load(copy, backend="onnxruntime:CPU") as model:
+        assert model.reason == "onnxruntime:CPU" and len(model.generate("ab", max_new_tokens=3).token_ids)
+    with pytest.raises(MachineError, match=r"no provider 'cuda' here, only azure, cpu; install its package"):
+        load(copy, backend="onnxruntime:cuda")
+    with pytest.raises(MachineError, match="it has no providers; leave out 'cuda'"):
+        load(copy, backend="tensorrt-rtx:cuda")
+    monkeypatch.setattr(onnxruntime, "__version__", "1.31.1")
+    with pytest.raises(MachineError, match=r"its graphs need release 1\.32, 1\.31 is installed; pip install"):
         load(copy)
 
 

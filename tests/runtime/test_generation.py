@@ -169,6 +169,24 @@ def test_long_prompts_are_fed_in_parts(trained, plain):
     assert batch[1].token_ids == plain.generate("def ", max_new_tokens=3).token_ids
 
 
+def test_steps_get_shorter_as_the_cache_gets_longer(plain, monkeypatch):
+    """So that the scores of attention, tokens x entries, do not outgrow the memory."""
+    text = "".join(f"value_{i} = {i}\n" for i in range(40))
+    expected = plain.generate([text, "def "], max_new_tokens=5)
+    seen, forward = [], plain.backend.forward
+
+    def watched(graph, cache, ids, position, *rest):
+        seen.append((ids.shape[1], ids.size * (int(position.max()) + ids.shape[1])))
+        return forward(graph, cache, ids, position, *rest)
+
+    monkeypatch.setattr(plain.backend, "forward", watched)
+    monkeypatch.setattr(plain.backend, "scores", 10_000)
+    assert plain.generate([text, "def "], max_new_tokens=5) == expected
+    widths = [width for width, _ in seen[:-4]]
+    assert max(scores for _, scores in seen) <= 10_000
+    assert widths[0] > 2 * widths[-2] and sum(widths) == expected[0].prompt_tokens
+
+
 @pytest.mark.parametrize(
     "options", [{}, {"temperature": 1.0, "seed": 3}, {"temperature": 0.8, "top_p": 0.9, "top_k": 50}]
 )
