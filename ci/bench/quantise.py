@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from environment import TORCH, interpreter
 from evaluate import Evaluation, evaluate, logits, perplexity
 from rich.console import Console
 from rich.table import Table
@@ -35,7 +36,6 @@ from llmc.text import Texts, read_texts
 HERE = Path(__file__).parent
 MODELS = ("dense", "moe", "embedded")
 TOOLS = {"llmc": None, "llmc-gptq": None, "gptqmodel": "gptqmodel==7.6.0", "llmcompressor": "llmcompressor==0.14.0.1"}
-TORCH = "torch>=2.11,<2.14"
 
 
 @dataclass
@@ -51,14 +51,7 @@ def python_of(tool: str, work: Path) -> Path:
     """The interpreter that has the tool; its virtual environment is made when it is not there."""
     if TOOLS[tool] is None:
         return Path(sys.executable)
-    place = work / f"venv-{tool}"
-    python = place / "bin" / "python"
-    if not (place / "ready").exists():
-        Console().print(f"installing {TOOLS[tool]} into {place}")
-        subprocess.run([sys.executable, "-m", "venv", place], check=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", TORCH, str(TOOLS[tool]), "datasets"], check=True)
-        (place / "ready").touch()
-    return python
+    return interpreter(work / f"venv-{tool}", [TORCH, str(TOOLS[tool]), "datasets"])
 
 
 def make_source(model: str, work: Path) -> Path:

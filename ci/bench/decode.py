@@ -1,0 +1,286 @@
+#!/usr/bin/env python3
+"""Decode with llmc, onnxruntime-genai, llama.cpp and transformers, and measure them in one run on the same threads.
+
+    python ci/bench/decode.py                          # everything; the first time it compiles llama.cpp
+    python ci/bench/decode.py --models moe --tools llmc llama.cpp-q4_0
+
+llmc and onnxruntime-genai with int4 in groups of 32, rounded to nearest; llama.cpp with Q4_0, Q4_K_M and, as a proof
+that the conversion is right, float16; transformers in bfloat16. Each tool runs in a process and a virtual environment
+of its own, conversions in others before. Prefill: one prompt of 512 tokens; decoding: 128 tokens after a prompt of 32,
+the most likely one each time, end-of-text ignored; medians over several prompts, which all tools get as the same token
+ids. KL: of the distributions of the next token from llmc's float32 model of the original checkpoint, over 2,048 tokens.
+KB per token: weights that one token needs (experts: those that it is routed to) and cache, in the middle of decoding.
+Of bound: decoding speed as a share of what memory allows, bandwidth over bytes per token, with the bandwidth measured
+in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from environment import TORCH, interpreter
+from evaluate import logits
+from onnx_traffic import traffic
+from quantise import MODELS, make_source, texts_of
+from rich.console import Console
+from rich.table import Table
+
+HERE = Path(__file__).parent / "decoders"
+TOOLS = ("llmc", "llmc-mtp", "genai", "llama.cpp-q4_0", "llama.cpp-q4_k_m", "llama.cpp-f16", "transformers")
+PROMPT, SHORT, NEW = 512, 32, 128  # tokens
+RECIPE = """
+model: {model}
+calibration: {{samples: 1, length: 16}}
+quantize:
+  - {{match: attention, scheme: int4-g32, method: rtn}}
+{rules}
+targets: [{{onnxruntime: {{}}}}]
+check: {{tokens: 1024, length: 512}}
+"""
+RULE = "  - {{match: {role}, scheme: int4-g32, method: rtn}}"
+
+
+class Failed(Exception):
+    """A tool that cannot do it; the message is its own."""
+
+
+class Bench:
+    """One run: where things lie, on which cores they are measured."""
+
+    def __init__(self, work: Path, threads: int, rounds: int) -> None:
+        self.work, self.threads, self.rounds = work, threads, rounds
+        self.cores = sorted(os.sched_getaffinity(0))[:threads]
+
+    def python_of(self, tool: str) -> Path:
+        if tool == "genai":
+            # PyTorch first: its builder asks for any, and would get one for GPUs.
+            return interpreter(
+                self.work / "venv-genai", [TORCH], ["onnxruntime-genai==0.18.0", "onnx_ir", "transformers"]
+            )
+        if tool.startswith("llama.cpp"):
+            return interpreter(self.work / "venv-llama-cpp", ["llama-cpp-python==0.3.36", "gguf==0.19.0"])
+        return Path(sys.executable)
+
+    def call(self, command: Iterable[str | Path], log: Path, pinned: bool) -> None:
+        """Runs it to its end; Failed with the last line that it has said."""
+        environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+        if pinned:
+            environment["OMP_NUM_THREADS"] = str(self.threads)
+        with log.open("w") as file:
+            cores = self.cores if pinned else os.sched_getaffinity(0)
+            done = subprocess.run(
+                [*command],
+                stdout=file,
+                stderr=file,
+                cwd=self.work,
+                env=environment,
+                preexec_fn=lambda: os.sched_setaffinity(0, cores),
+            )
+        if done.returncode:
+            raise Failed(reason(log))
+
+    def bandwidth(self) -> float:
+        log = self.work / "bandwidth.log"
+        self.call([sys.executable, HERE / "bandwidth.py", str(self.threads)], log, pinned=True)
+        return float(log.read_text().split()[-1])
+
+    def convert(self, model: str, tool: str) -> Path:
+        """What the tool runs. llmc's is always built anew, as it is llmc that changes."""
+        name, _, kind = tool.partition("-")
+        log = self.work / f"decode-{model}-{tool}-convert.log"
+        if tool == "transformers":
+            return self.work / model
+        if name == "llama.cpp":
+            output = self.work / f"decode-{model}-{kind}.gguf"
+            if not output.with_suffix(".json").exists():
+                self.call([self.python_of(tool), HERE / "to_llama_cpp.py", model, output, kind], log, pinned=False)
+            return output
+        output = self.work / f"decode-{model}-{name}"
+        if name == "llmc":
+            if tool == "llmc-mtp" and output.exists():
+                return output
+            shutil.rmtree(output, ignore_errors=True)
+            recipe = output.with_suffix(".yaml")
+            recipe.write_text(self._recipe(model))
+            command = [sys.executable, "-m", "llmc.cli", "build", recipe, "--output", output, "--fresh"]
+            self.call(command, log, pinned=False)
+        elif not (output / "model.onnx").exists():
+            builder = [self.python_of(tool), "-m", "onnxruntime_genai.models.builder", "-m", model, "-o", output]
+            options = ["-p", "int4", "-e", "cpu", "-c", "genai-cache", "--extra_options", "block_size=32"]
+            self.call([*builder, *options, "accuracy_level=4"], log, pinned=False)
+        return output
+
+    def _recipe(self, model: str) -> str:
+        config = json.loads((self.work / model / "config.json").read_text())
+        roles = []
+        if not config.get("n_routed_experts") or config.get("first_k_dense_replace"):
+            roles.append("dense_mlp")
+        if config.get("n_routed_experts"):
+            roles += ["experts", "shared_experts"]
+        if config.get("num_nextn_predict_layers"):
+            roles.append("mtp")
+        return RECIPE.format(model=self.work / model, rules="\n".join(RULE.format(role=role) for role in roles))
+
+    def measure(self, model: str, tool: str, converted: Path, say: bool) -> dict[str, Any]:
+        """What decoders/measure.py finds, and where the logits lie."""
+        stem = self.work / f"decode-{model}-{tool}"
+        said = stem.with_name(stem.name + ".npy")
+        result = stem.with_name(stem.name + ".json")
+        task = {
+            "model": str(converted),
+            "threads": self.threads,
+            "prompts": str(self.work / f"decode-{model}-prompts.npy"),
+            "text": str(self.work / f"decode-{model}-text.npy"),
+            "short": SHORT,
+            "new": NEW,
+            "result": str(result),
+            "logits": str(said) if say else None,
+        }
+        file = stem.with_name(stem.name + "-task.json")
+        file.write_text(json.dumps(task))
+        name = "llama_cpp" if tool.startswith("llama.cpp") else tool.replace("-", "_")
+        log = stem.with_name(stem.name + ".log")
+        self.call([self.python_of(tool), HERE / f"with_{name}.py", file], log, pinned=True)
+        return json.loads(result.read_text()) | {"logits": str(said)}
+
+    def texts(self, model: str) -> np.ndarray:
+        """Writes the prompts, and the text that logits are compared on, which is returned."""
+        texts = texts_of(make_source(model, self.work), self.rounds)
+        np.save(self.work / f"decode-{model}-prompts.npy", texts.calibration[:, :PROMPT])
+        text = texts.check[:4]
+        np.save(self.work / f"decode-{model}-text.npy", text)
+        return text
+
+
+def reason(log: Path) -> str:
+    """The tool's own words: the last line that speaks of an error, or the last of all."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines if re.search("error|failed to quantize", line, re.IGNORECASE)]
+    return (errors or lines or ["it said nothing"])[-1][:160]
+
+
+def divergence(reference: list[torch.Tensor], said: np.ndarray) -> float:
+    """Mean KL, nats per token; as evaluate.py has it."""
+    kl = [
+        torch.nn.functional.kl_div(
+            torch.from_numpy(q[:-1]).log_softmax(-1), p.log_softmax(-1), reduction="batchmean", log_target=True
+        )
+        for p, q in zip(reference, said, strict=True)
+    ]
+    return torch.stack(kl).mean().item()
+
+
+def merged(passes: list[dict[str, Any]]) -> dict[str, Any]:
+    """One dictionary of all passes: every speed, the median of load times, the highest peak."""
+    found = {key: value for one in reversed(passes) for key, value in one.items()}
+    for key in ("prefill", "decode", "steps", "acceptance"):
+        if key in found:
+            found[key] = [speed for one in passes for speed in one[key]]
+    found["load"] = median(one["load"] for one in passes)
+    found["peak"] = max(one["peak"] for one in passes)
+    return found
+
+
+def measure_model(bench: Bench, model: str, tools: list[str], passes: int) -> dict[str, dict[str, Any]]:
+    """By tool; {"error": …} for one that cannot run it. Tools take turns, so that a slow minute of the machine is not
+    one tool's alone."""
+    text = bench.texts(model)
+    config = json.loads((bench.work / model / "config.json").read_text())
+    experts, active = config.get("n_routed_experts", 1), config.get("num_experts_per_tok", 1)
+    if not config.get("num_nextn_predict_layers"):
+        tools = [tool for tool in tools if tool != "llmc-mtp"]
+    found: dict[str, list[dict[str, Any]]] = {tool: [] for tool in tools}
+    errors: dict[str, str] = {}
+    converted: dict[str, Path] = {}
+    for turn in range(passes):
+        for tool in tools:
+            if tool in errors:
+                continue
+            try:
+                if not turn:
+                    converted[tool] = bench.convert(model, tool)
+                found[tool].append(bench.measure(model, tool, converted[tool], say=not turn))
+                speed = median(found[tool][-1]["decode"])
+                Console(stderr=True).print(f"{model} {tool}: {speed:.1f} tokens/s", highlight=False)
+            except Failed as error:
+                errors[tool] = str(error)
+                Console(stderr=True).print(f"{model} {tool}: {error}", highlight=False)
+    reference = logits(bench.work / model, torch.from_numpy(text))
+    results: dict[str, dict[str, Any]] = {}
+    for tool in tools:
+        if tool in errors:
+            results[tool] = {"error": errors[tool]}
+            continue
+        one = results[tool] = merged(found[tool])
+        if tool != "llmc-mtp":
+            one["kl"] = divergence(reference, np.load(one["logits"]))
+            if tool in ("llmc", "genai"):
+                one |= traffic(converted[tool] / "model.onnx", experts, active)
+            one["bytes_per_token"] = one["weights"] + one["cache"] * (SHORT + NEW / 2)
+        del one["logits"]
+    return results
+
+
+def row(one: dict[str, Any], bandwidth: float) -> list[str]:
+    if "error" in one:
+        return ["", "", "", "", "", "", "", one["error"]]
+    cells = [f"{one['load']:.2f}", f"{median(one['prefill']):.0f}", f"{median(one['decode']):.1f}"]
+    cells.append(f"{one['peak'] / 1e6:.0f}")
+    if "kl" not in one:
+        accepted, tokens = median(one["acceptance"]), NEW / median(one["steps"])
+        return [*cells, "", "", "", f"{tokens:.2f} tokens a step, {accepted:.0%} of drafts accepted"]
+    share = median(one["decode"]) * one["bytes_per_token"] / bandwidth
+    notes = ", ".join(f"{count} {kind}" for kind, count in one.get("types", {}).items() if kind != "F32")
+    return [*cells, f"{one['kl']:.5f}", f"{one['bytes_per_token'] / 1e3:.0f}", f"{share:.0%}", notes]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
+    parser.add_argument("--tools", nargs="+", choices=TOOLS, default=TOOLS)
+    parser.add_argument("--work", type=Path, default=Path("build/bench"), help="checkpoints, results, environments")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5, help="prompts per pass")
+    parser.add_argument("--passes", type=int, default=2, help="times that every tool has its turn")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
+    args = parser.parse_args()
+    work = args.work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    bench = Bench(work, args.threads, args.rounds)
+    speeds, results = [bench.bandwidth()], {}
+    for model in args.models:
+        results[model] = measure_model(bench, model, list(args.tools), args.passes)
+        speeds.append(bench.bandwidth())
+    bandwidth = max(speeds)
+    title = f"{args.threads} threads, which read {bandwidth / 1e9:.1f} GB/s"
+    columns = ("load s", "prefill t/s", "decode t/s", "peak MB", "KL", "KB per token", "of bound")
+    table = Table("model", "tool", title=title)
+    for column in columns:
+        table.add_column(column, justify="right")
+    table.add_column("")
+    for model, found in results.items():
+        for tool, one in found.items():
+            table.add_row(model, tool, *row(one, bandwidth))
+        table.add_section()
+    Console(width=170).print(table)
+    versions = {tool.partition("-")[0]: one["version"] for found in results.values() for tool, one in found.items()
+                if "version" in one}  # fmt: skip
+    Console().print(", ".join(f"{tool} {version}" for tool, version in versions.items()), highlight=False)
+    if args.json:
+        args.json.write_text(json.dumps({"threads": args.threads, "bandwidth": speeds, "models": results}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""onnxruntime-genai. Argument: see measure.py; `model` is a folder that its builder wrote."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime_genai as genai
+from measure import main
+from numpy.typing import NDArray
+
+
+class Genai:
+    """Generators are of one use: each prompt gets a new one."""
+
+    def __init__(self, path: str, threads: int, longest: int) -> None:
+        file = Path(path) / "genai_config.json"
+        config = json.loads(file.read_text())
+        config["model"]["decoder"]["session_options"] |= {"intra_op_num_threads": threads}
+        config["model"]["eos_token_id"] = config["model"]["vocab_size"] - 1  # end-of-text shall not end it
+        file.write_text(json.dumps(config, indent=4))
+        self.model, self.longest = genai.Model(path), longest
+
+    def start(self, prompt: NDArray[np.int64]) -> None:
+        self._new()
+        self.generator.append_tokens(prompt.astype(np.int32))
+        self.generator.generate_next_token()  # chooses; every later call feeds what was chosen first
+
+    def step(self) -> None:
+        self.generator.generate_next_token()
+
+    def logits(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        self._new()
+        self.generator.append_tokens(ids.astype(np.int32))
+        return np.array(self.generator.get_output("logits"), np.float32)[0]
+
+    def traffic(self) -> dict[str, float]:
+        return {}  # the graph says it: see onnx_traffic.py
+
+    def _new(self) -> None:
+        options = genai.GeneratorParams(self.model)
+        options.set_search_options(max_length=self.longest, do_sample=False)
+        self.generator = genai.Generator(self.model, options)
+
+
+if __name__ == "__main__":
+    main("onnxruntime-genai", Genai)
