@@ -11,7 +11,7 @@ the most likely one each time, end-of-text ignored; medians over several prompts
 ids. KL: of the distributions of the next token from llmc's float32 model of the original checkpoint, over 2,048 tokens.
 KB per token: weights that one token needs (experts: those that it is routed to) and cache, in the middle of decoding.
 Of bound: decoding speed as a share of what memory allows, bandwidth over bytes per token, with the bandwidth measured
-in the same run.
+in the same run. Tools that end in `-mtp` draft one token a step with the MTP layer, where the model has one.
 """
 
 from __future__ import annotations
@@ -38,7 +38,17 @@ from rich.console import Console
 from rich.table import Table
 
 HERE = Path(__file__).parent / "decoders"
-TOOLS = ("llmc", "llmc-mtp", "genai", "llama.cpp-q4_0", "llama.cpp-q4_k_m", "llama.cpp-f16", "transformers")
+TOOLS = (
+    "llmc",
+    "llmc-mtp",
+    "genai",
+    "llama.cpp-q4_0",
+    "llama.cpp-q4_0-mtp",
+    "llama.cpp-q4_k_m",
+    "llama.cpp-f16",
+    "transformers",
+)
+MTP = "-mtp"  # tools that draft with the MTP layer
 PROMPT, SHORT, NEW = 512, 32, 128  # tokens
 RECIPE = """
 model: {model}
@@ -150,7 +160,8 @@ class Bench:
         }
         file = stem.with_name(stem.name + "-task.json")
         file.write_text(json.dumps(task))
-        name = "llama_cpp" if tool.startswith("llama.cpp") else tool.replace("-", "_")
+        name = "llama_cpp" if tool.startswith("llama.cpp") else tool.partition("-")[0]
+        name += "_mtp" if tool.endswith(MTP) else ""
         log = stem.with_name(stem.name + ".log")
         self.call([self.python_of(tool), HERE / f"with_{name}.py", file], log, pinned=True)
         return json.loads(result.read_text()) | {"logits": str(said)}
@@ -185,7 +196,7 @@ def divergence(reference: list[torch.Tensor], said: np.ndarray) -> float:
 def merged(passes: list[dict[str, Any]]) -> dict[str, Any]:
     """One dictionary of all passes: every speed, the median of load times, the highest peak."""
     found = {key: value for one in reversed(passes) for key, value in one.items()}
-    for key in ("prefill", "decode", "steps", "acceptance"):
+    for key in ("prefill", "decode", "tokens_per_step", "acceptance"):
         if key in found:
             found[key] = [speed for one in passes for speed in one[key]]
     found["load"] = median(one["load"] for one in passes)
@@ -200,7 +211,7 @@ def measure_model(bench: Bench, model: str, tools: list[str], passes: int) -> di
     config = json.loads((bench.work / model / "config.json").read_text())
     experts, active = config.get("n_routed_experts", 1), config.get("num_experts_per_tok", 1)
     if not config.get("num_nextn_predict_layers"):
-        tools = [tool for tool in tools if tool != "llmc-mtp"]
+        tools = [tool for tool in tools if not tool.endswith(MTP)]
     found: dict[str, list[dict[str, Any]]] = {tool: [] for tool in tools}
     errors: dict[str, str] = {}
     converted: dict[str, Path] = {}
@@ -224,7 +235,7 @@ def measure_model(bench: Bench, model: str, tools: list[str], passes: int) -> di
             results[tool] = {"error": errors[tool]}
             continue
         one = results[tool] = merged(found[tool])
-        if tool != "llmc-mtp":
+        if not tool.endswith(MTP):
             one["kl"] = divergence(reference, np.load(one["logits"]))
             if tool in ("llmc", "genai"):
                 one |= traffic(converted[tool] / "model.onnx", experts, active)
@@ -239,7 +250,7 @@ def row(one: dict[str, Any], bandwidth: float) -> list[str]:
     cells = [f"{one['load']:.2f}", f"{median(one['prefill']):.0f}", f"{median(one['decode']):.1f}"]
     cells.append(f"{one['peak'] / 1e6:.0f}")
     if "kl" not in one:
-        accepted, tokens = median(one["acceptance"]), NEW / median(one["steps"])
+        accepted, tokens = median(one["acceptance"]), median(one["tokens_per_step"])
         return [*cells, "", "", "", f"{tokens:.2f} tokens a step, {accepted:.0%} of drafts accepted"]
     share = median(one["decode"]) * one["bytes_per_token"] / bandwidth
     notes = ", ".join(f"{count} {kind}" for kind, count in one.get("types", {}).items() if kind != "F32")

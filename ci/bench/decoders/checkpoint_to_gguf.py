@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float32]
 Tensors = Iterator[tuple[str, Array]]  # names without `.weight`
 _MLP = {"gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down"}
+_MTP = {"eh_proj": "eh_proj", "enorm": "enorm", "hnorm": "hnorm", "shared_head.norm": "shared_head_norm"}
 
 
 class Checkpoint:
@@ -47,14 +48,19 @@ class Checkpoint:
         return name in self._places
 
 
-def convert(source: Path, output: Path) -> None:
+def convert(source: Path, output: Path, mtp: bool) -> None:
+    """mtp: with the MTP layer, which llama.cpp would keep in memory even when it does not draft."""
     checkpoint = Checkpoint(source)
     latent = checkpoint.config["model_type"] == "deepseek_v3"
     writer = gguf.GGUFWriter(str(output), "deepseek2" if latent else "llama")
-    _common(writer, checkpoint.config)
+    drafting = checkpoint.config["num_nextn_predict_layers"] if mtp else 0
+    layers = checkpoint.config["num_hidden_layers"] + drafting
+    _common(writer, checkpoint.config, layers)
+    if drafting:
+        writer.add_nextn_predict_layers(drafting)
     (_latent if latent else _grouped)(writer, checkpoint.config)
     _tokenizer(writer, source)
-    for name, tensor in _tensors(checkpoint, latent):
+    for name, tensor in _tensors(checkpoint, latent, layers):
         narrow = tensor.ndim > 1 and not name.endswith("ffn_gate_inp")  # llama.cpp keeps vectors and routers wide
         suffix = ".bias" if name.endswith("exp_probs_b") else ".weight"
         writer.add_tensor(name + suffix, np.ascontiguousarray(tensor.astype(np.float16 if narrow else np.float32)))
@@ -64,12 +70,12 @@ def convert(source: Path, output: Path) -> None:
     writer.close()
 
 
-def _common(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
+def _common(writer: gguf.GGUFWriter, config: dict[str, Any], layers: int) -> None:
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     writer.add_vocab_size(config["vocab_size"])
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
-    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_block_count(layers)
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(config["num_attention_heads"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
@@ -119,12 +125,12 @@ def _tokenizer(writer: gguf.GGUFWriter, source: Path) -> None:
     writer.add_add_bos_token(False)
 
 
-def _tensors(checkpoint: Checkpoint, latent: bool) -> Tensors:
-    """llama.cpp's names; the MTP layer, which it has no graph for, is left out."""
+def _tensors(checkpoint: Checkpoint, latent: bool, layers: int) -> Tensors:
+    """llama.cpp's names. MTP layers are those behind the decoder's; they share its embedding and lm_head."""
     yield "token_embd", checkpoint["model.embed_tokens.weight"]
     yield "output_norm", checkpoint["model.norm.weight"]
     yield "output", checkpoint["lm_head.weight"]
-    for layer in range(checkpoint.config["num_hidden_layers"]):
+    for layer in range(layers):
         prefix, block = f"model.layers.{layer}.", f"blk.{layer}."
         yield block + "attn_norm", checkpoint[prefix + "input_layernorm.weight"]
         yield block + "ffn_norm", checkpoint[prefix + "post_attention_layernorm.weight"]
@@ -135,6 +141,9 @@ def _tensors(checkpoint: Checkpoint, latent: bool) -> Tensors:
         mixture = prefix + "mlp.gate.weight" in checkpoint
         for name, tensor in (_mixture if mixture else _mlp)(checkpoint, prefix + "mlp."):
             yield block + name, tensor
+        if layer >= checkpoint.config["num_hidden_layers"]:
+            for theirs, ours in _MTP.items():
+                yield f"{block}nextn.{ours}", checkpoint[f"{prefix}{theirs}.weight"]
 
 
 def _grouped_attention(checkpoint: Checkpoint, prefix: str) -> Tensors:

@@ -1,7 +1,8 @@
 """Converts a checkpoint for llama.cpp and quantises it with llama.cpp's own code.
 
-Arguments: checkpoint, output (.gguf), type (f16, q4_0, q4_k_m). Beside the output, in .json: the bytes that are read
-per token, and which types llama.cpp has chosen for how many tensors, as K-quants need rows of 256.
+Arguments: checkpoint, output (.gguf), type: f16, q4_0, q4_k_m, or q4_0-mtp, which has the MTP layer too. Beside the
+output, in .json: the bytes that are read per token, and which types llama.cpp has chosen for how many tensors, as
+K-quants need rows of 256.
 """
 
 from __future__ import annotations
@@ -41,8 +42,9 @@ def read_per_token(file: Path) -> float:
 
 if __name__ == "__main__":
     source, output, kind = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    kind, _, mtp = kind.partition("-")
     wide = output if kind == "f16" else output.with_suffix(".f16")
-    convert(source, wide)
+    convert(source, wide, mtp == "mtp")
     if kind != "f16":
         quantise(wide, output, kind)
         wide.unlink()

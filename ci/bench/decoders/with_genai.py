@@ -18,7 +18,7 @@ class Genai:
         file = Path(path) / "genai_config.json"
         config = json.loads(file.read_text())
         config["model"]["decoder"]["session_options"] |= {"intra_op_num_threads": threads}
-        config["model"]["eos_token_id"] = config["model"]["vocab_size"] - 1  # end-of-text shall not end it
+        config["model"]["eos_token_id"] = []  # nothing shall end it
         file.write_text(json.dumps(config, indent=4))
         self.model, self.longest = genai.Model(path), longest
 
@@ -40,7 +40,7 @@ class Genai:
 
     def _new(self) -> None:
         options = genai.GeneratorParams(self.model)
-        options.set_search_options(max_length=self.longest, do_sample=False)
+        options.set_search_options(max_length=self.longest + 1, do_sample=False)
         self.generator = genai.Generator(self.model, options)
 
 

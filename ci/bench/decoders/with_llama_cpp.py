@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 from pathlib import Path
+from typing import Any
 
 import llama_cpp as cpp
 import numpy as np
@@ -12,17 +13,27 @@ from measure import main
 from numpy.typing import NDArray
 
 
+def open_model(path: str, mtp: bool = False) -> Any:
+    cpp.llama_log_set(ctypes.cast(None, cpp.llama_log_callback), ctypes.c_void_p())  # not through Python
+    options = cpp.llama_model_default_params()
+    options.load_mtp = mtp
+    model = cpp.llama_model_load_from_file(path.encode(), options)
+    if not model:
+        raise SystemExit(1)  # it has said why
+    return model
+
+
+def context_options(threads: int, longest: int) -> Any:
+    options = cpp.llama_context_default_params()
+    options.n_ctx, options.n_batch = longest, longest
+    options.n_threads = options.n_threads_batch = threads
+    return options
+
+
 class LlamaCpp:
     def __init__(self, path: str, threads: int, longest: int) -> None:
-        self.path = Path(path)
-        cpp.llama_log_set(ctypes.cast(None, cpp.llama_log_callback), ctypes.c_void_p())  # not through Python
-        self.model = cpp.llama_model_load_from_file(path.encode(), cpp.llama_model_default_params())
-        if not self.model:
-            raise SystemExit(f"llama.cpp cannot load {path}")
-        options = cpp.llama_context_default_params()
-        options.n_ctx, options.n_batch = longest, longest
-        options.n_threads = options.n_threads_batch = threads
-        self.context = cpp.llama_init_from_model(self.model, options)
+        self.path, self.model = Path(path), open_model(path)
+        self.context = cpp.llama_init_from_model(self.model, context_options(threads, longest))
         self.vocabulary = cpp.llama_vocab_n_tokens(cpp.llama_model_get_vocab(self.model))
         self.batch = cpp.llama_batch_init(longest, 0, 1)
 

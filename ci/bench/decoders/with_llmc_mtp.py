@@ -1,7 +1,4 @@
-"""llmc with the MTP layer's drafts: the loop that `generate` runs, with no token that ends it.
-
-Argument: see measure.py.
-"""
+"""llmc's `generate` with the drafts of the MTP layer. Argument: see measure.py; there are no logits to compare."""
 
 from __future__ import annotations
 
@@ -10,46 +7,37 @@ import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 from measure import peak_bytes
 
-from llmc.runtime import load
-from llmc.runtime.decoding import Decoder, Request
-from llmc.runtime.sampling import Sampling
+from llmc.runtime import Generation, Model, load
 
 
-def speak(model: Any, prompt: list[int], new: int) -> tuple[Request, float, float]:
-    """What became of the prompt, seconds to the first token and seconds after it."""
-    decoder = Decoder(model.backend, 1, Sampling(), model.draft_tokens, frozenset())
-    request = Request(prompt, new, np.random.default_rng(0))
+def timed(model: Model, prompt: str, new: int) -> tuple[Generation, float]:
     start = time.perf_counter()
-    tokens = decoder.speculate(request)
-    next(tokens)
-    first = time.perf_counter()
-    for _ in tokens:
-        pass
-    return request, first - start, time.perf_counter() - first
+    return model.generate(prompt, max_new_tokens=new), time.perf_counter() - start
 
 
 if __name__ == "__main__":
     task = json.loads(Path(sys.argv[1]).read_text())
-    prompts, short, new = np.load(task["prompts"]).tolist(), task["short"], task["new"]
     start = time.perf_counter()
     model = load(task["model"], backend="onnxruntime", threads=task["threads"])
-    speak(model, prompts[0][:1], 1)
+    timed(model, "a", 1)
     found: dict[str, Any] = {"load": time.perf_counter() - start, "version": version("llmc")}
-    found |= {"prefill": [], "decode": [], "steps": [], "acceptance": []}
-    for number, row in enumerate([prompts[0], *prompts]):
-        _, prefill, _ = speak(model, row, 1)
-        request, _, seconds = speak(model, row[:short], new + 1)
+    found |= {"prefill": [], "decode": [], "tokens_per_step": [], "acceptance": []}
+    rows = np.load(task["prompts"]).tolist()
+    for number, row in enumerate([rows[0], *rows]):
+        long, short = (model.tokenizer.decode(ids) for ids in (row, row[: task["short"]]))
+        first, prefill = timed(model, long, 1)
+        _, before = timed(model, short, 1)
+        answer, seconds = timed(model, short, task["new"] + 1)
         if number:  # the first prompt is taken once more, for warming up
-            found["prefill"].append(len(row) / prefill)
-            found["decode"].append(new / seconds)
-            found["steps"].append(request.steps)
-            found["acceptance"].append(request.accepted / request.drafted)
-    found["tokens_per_step"] = new / median(found["steps"])
+            decoded = len(answer.token_ids) - 1  # fewer than asked for where the text has ended
+            found["prefill"].append(first.prompt_tokens / prefill)
+            found["decode"].append(decoded / (seconds - before))
+            found["tokens_per_step"].append(decoded / answer.steps)
+            found["acceptance"].append(answer.accepted / answer.drafted)
     found["peak"] = peak_bytes()
     Path(task["result"]).write_text(json.dumps(found))
