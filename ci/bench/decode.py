@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/bench"), help="checkpoints, results, environments")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5, help="prompts per pass")
-    parser.add_argument("--passes", type=int, default=2, help="times that every tool has its turn")
+    parser.add_argument("--passes", type=int, default=3, help="times that every tool has its turn")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
     args = parser.parse_args()
     work = args.work.resolve()
