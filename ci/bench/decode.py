@@ -88,7 +88,7 @@ def measure_model(bench: Bench, model: str, tools: list[str], passes: int) -> di
         if not tool.endswith(MTP):
             one["kl"] = divergence(reference, np.load(one["logits"]))
             if tool in ("llmc", "genai"):
-                one |= traffic(converted[tool] / "model.onnx", experts, active)
+                one = results[tool] = traffic(converted[tool] / "model.onnx", experts, active) | one
             one["bytes_per_token"] = one["weights"] + one["cache"] * (SHORT + NEW / 2)
         del one["logits"]
     return results

@@ -20,7 +20,7 @@ class Genai:
         config["model"]["decoder"]["session_options"] |= {"intra_op_num_threads": threads}
         config["model"]["eos_token_id"] = []  # nothing shall end it
         file.write_text(json.dumps(config, indent=4))
-        self.model, self.longest = genai.Model(path), longest
+        self.model, self.longest, self.decoder = genai.Model(path), longest, config["model"]["decoder"]
 
     def start(self, prompt: NDArray[np.int64]) -> None:
         self._new()
@@ -36,7 +36,9 @@ class Genai:
         return np.array(self.generator.get_output("logits"), np.float32)[0]
 
     def traffic(self) -> dict[str, float]:
-        return {}  # the graph says it: see onnx_traffic.py
+        """Of the cache, whose width the graph leaves open; of the weights the graph says it: see onnx_traffic.py."""
+        heads = self.decoder["num_key_value_heads"] * self.decoder["num_hidden_layers"]
+        return {"cache": 2 * heads * self.decoder["head_size"] * 4}  # keys and values, in float32
 
     def _new(self) -> None:
         options = genai.GeneratorParams(self.model)
