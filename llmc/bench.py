@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from safetensors.numpy import load_file
 
 from llmc.errors import InputError
-from llmc.measure import acceptance, run
+from llmc.measure import acceptance, peak_memory, run
 from llmc.progress import size
 from llmc.runtime import load
 from llmc.runtime.artifact import REFERENCE
@@ -56,7 +54,7 @@ def bench(
     """Greedy answers to pieces of the check text; the median of `rounds`, after one that does not count."""
     start = time.perf_counter()
     with load(artifact, backend, threads) as model:
-        loaded, after_load = time.perf_counter() - start, _peak_memory()
+        loaded, after_load = time.perf_counter() - start, peak_memory()
         text = _text(model)
         drafts = list(draft_tokens) if draft_tokens else [0] + [model.draft_tokens] * (model.draft_tokens > 0)
         sizes = list(product(prompt_tokens, batches, drafts))
@@ -89,7 +87,7 @@ def bench(
             "threads": threads,
             "load_seconds": loaded,
             "memory_loaded": after_load,
-            "memory_peak": _peak_memory(),
+            "memory_peak": peak_memory(),
             "cache_bytes_per_token": model.backend.cache_bytes,
             "timings": [asdict(timing) for timing in timings],
         }
@@ -104,7 +102,7 @@ def bench(
     rest = table("", "", "")
     rest.add_row("load", f"{loaded:.2f} s")
     rest.add_row("memory, loaded", size(after_load))
-    rest.add_row("memory, at most", size(_peak_memory()))
+    rest.add_row("memory, at most", size(peak_memory()))
     rest.add_row("cache, per token and row", size(model.backend.cache_bytes))
     return Found(data, [speeds, rest])
 
@@ -130,9 +128,3 @@ def _prompts(text: NDArray[np.int64], turn: int, batch: int, length: int) -> lis
     """The text, over and over, in pieces."""
     starts = [(turn * batch + row) * length for row in range(batch)]
     return [np.take(text, range(start, start + length), mode="wrap").tolist() for start in starts]
-
-
-def _peak_memory() -> int:
-    """Bytes that this process had in memory at most."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

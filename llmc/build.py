@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import json
-import resource
 import shutil
 import time
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from llmc.convert.targets import target
 from llmc.errors import InputError, MachineError, MissingPackageError
 from llmc.job import Job, Limits, prepare
 from llmc.manifest import build_manifest, hash_files_of
-from llmc.measure import Speed, measure
+from llmc.measure import Speed, measure, peak_memory
 from llmc.output import MANIFEST, Output, is_whole, read_manifest
 from llmc.progress import Display
 from llmc.quant.layerwise import quantise
@@ -106,7 +105,7 @@ def build(
                 "what is finished is kept"
             ) from error
     result.seconds = time.monotonic() - start
-    result.peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    result.peak_memory = peak_memory()
     return result
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import resource
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import load_file
@@ -23,6 +25,15 @@ class Speed:
 
     decode: float
     speculative: float | None
+
+
+def peak_memory() -> int:
+    """Bytes that this process has had in memory at most."""
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux, where ru_maxrss counts the process that started this one, too
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes, on macOS
 
 
 @dataclass

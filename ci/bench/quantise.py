@@ -84,11 +84,22 @@ def run(tool: str, source: Path, ids: Path, group_size: int, work: Path, cores: 
         child = subprocess.Popen(
             command, stdout=file, stderr=file, env=environment, preexec_fn=lambda: os.sched_setaffinity(0, cores)
         )
-        _, status, usage = os.wait4(child.pid, 0)
+        peak, pid = 0, 0
+        while not pid:
+            peak = max(peak, peak_bytes(child.pid))
+            time.sleep(0.05)
+            pid, status, usage = os.wait4(child.pid, os.WNOHANG)
         seconds = time.monotonic() - start
     child.returncode = os.waitstatus_to_exitcode(status)
-    measured = Run(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, None, log)
+    measured = Run(seconds, usage.ru_utime + usage.ru_stime, peak, None, log)
     return measured, output if child.returncode == 0 else Path()
+
+
+def peak_bytes(pid: int) -> int:
+    """The most memory that a process has had so far. Not ru_maxrss, which it inherits from the process that started
+    it; 0 once it has ended."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
 
 
 def main() -> None:
