@@ -55,6 +55,6 @@ def lower(model: ir.Model, spec: ModelSpec, accuracy_level: int) -> None:
     lower_linears(rewriter, accuracy_level)
     lower_mixture_of_experts(rewriter, accuracy_level)
     if isinstance(spec.attention, GroupedQueryAttentionSpec):
-        lower_grouped_query_attention(rewriter, spec.attention)
+        lower_grouped_query_attention(rewriter, spec)
     rewriter.lower_weights()
     rewriter.clean()

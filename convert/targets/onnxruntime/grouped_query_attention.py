@@ -2,53 +2,109 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 
 from llmc.convert.graph.rewrite import Rewriter, producer
-from llmc.convert.spec import GroupedQueryAttentionSpec
+from llmc.convert.spec import GroupedQueryAttentionSpec, ModelSpec
 
 
-def lower_grouped_query_attention(rewriter: Rewriter, spec: GroupedQueryAttentionSpec) -> None:
-    """Attention and the TensorScatter of its key and value become one node that appends to the caches itself.
+def lower_grouped_query_attention(rewriter: Rewriter, spec: ModelSpec) -> None:
+    """Attention, the TensorScatter of its key and value, and the rotations become one node that appends to the
+    caches itself.
 
     It masks by length instead of our mask: after this step row b has cache_position[b] + S entries, S of them
     new. What pads a row on the right counts as new, here as in every target: queries before it do not see it,
     and the next step overwrites it.
     """
-
-    def flat(x: ir.Value | None) -> ir.Value:
-        """[B, heads, S, D] -> [B, S, heads * D]"""
-        return rewriter.reshape(rewriter.transpose(x, 0, 2, 1, 3), 0, 0, -1)
-
+    attention = spec.attention
+    assert isinstance(attention, GroupedQueryAttentionSpec)
     lengths: list[ir.Value] = []
+    angles: list[ir.Value] = []
     for node in rewriter.nodes("Attention"):
         query, *caches, _ = node.inputs
         writes = [producer(cache) for cache in caches]
         with rewriter.before(node):
             (past_key, key, _), (past_value, value, _) = (write.inputs for write in writes)
-            lengths = lengths or _lengths(rewriter, *writes[0].inputs)
+            lengths = lengths or _lengths(rewriter, past_key, writes[0].inputs[2], producer(query).inputs[1])
+            rotations = [producer(query), producer(key)]
+            # A key that is rounded after its rotation is rotated outside of the node, and so are odd sizes.
+            rotates = producer(key).op_type == "RotaryEmbedding" and attention.head_dim % 16 == 0
+            if rotates:
+                query, key = (rotation.inputs[0] for rotation in rotations)
+                angles = angles or _angles(rewriter, *rotations[0].inputs[1:3], capacity=lengths[1])
             mixed, *presents = rewriter.op(
                 "GroupQueryAttention",
-                *(flat(query), flat(key), flat(value), past_key, past_value, *lengths[:2]),
-                *[None] * 9,  # rotary tables, positions, bias, sink, quantisation, norms
+                *_packed([_flat(rewriter, heads) for heads in (query, key, value)]),
+                *(past_key, past_value, *lengths[:2], *(angles if rotates else [None] * 3)),
+                *[None] * 6,  # bias, sink, quantisation, norms
                 lengths[2],
                 domain="com.microsoft",
                 outputs=3,
-                num_heads=spec.num_heads,
-                kv_num_heads=spec.num_kv_heads,
-                scale=spec.softmax_scale,
+                num_heads=attention.num_heads,
+                kv_num_heads=attention.num_kv_heads,
+                scale=attention.softmax_scale,
+                do_rotary=int(rotates),
+                rotary_interleaved=int(spec.rope.interleaved),
             )
-            mixed = rewriter.reshape(mixed, 0, 0, spec.num_heads, spec.head_dim)
-            rewriter.replace(node, rewriter.transpose(mixed, 0, 2, 1, 3))
+            _replace_flattened(rewriter, node, mixed)
         for write, present in zip(writes, presents, strict=True):
             rewriter.replace(write, present)
 
 
-def _lengths(rewriter: Rewriter, *write: ir.Value | None) -> list[ir.Value]:
-    """Of each row: entries after this step, less one [B]; their upper bound T; new entries [B]. All int32."""
-    past, new, cache_position = write
-    new_entries = rewriter.dimension(new, 2)
+def _flat(rewriter: Rewriter, x: ir.Value | None) -> ir.Value:
+    """[B, heads, S, D] -> [B, S, heads * D]; what was cut into heads, if nothing happened to it since."""
+    transpose = producer(x)
+    if transpose.op_type == "Transpose" and producer(transpose.inputs[0]).op_type == "Reshape":
+        (flat, _) = producer(transpose.inputs[0]).inputs
+        assert flat is not None
+        return flat
+    return rewriter.reshape(rewriter.transpose(x, 0, 2, 1, 3), 0, 0, -1)
+
+
+def _packed(inputs: Sequence[ir.Value]) -> Sequence[ir.Value | None]:
+    """Query, key and value; or, if they are all that a Split makes of one value, that value alone."""
+    split = inputs[0].producer()
+    if split is not None and split.op_type == "Split" and tuple(split.outputs) == tuple(inputs):
+        return [split.inputs[0], None, None]
+    return inputs
+
+
+def _replace_flattened(rewriter: Rewriter, node: ir.Node, mixed: ir.Value) -> None:
+    """`mixed` [B, S, heads * D] for what the graph makes of the attention's [B, heads, S, D] by two nodes."""
+    (transpose,) = node.outputs[0].consumers()
+    (reshape,) = transpose.outputs[0].consumers()
+    rewriter.replace(reshape, mixed)
+    rewriter.graph.remove([transpose, node], safe=True)
+
+
+def _lengths(
+    rewriter: Rewriter, past: ir.Value | None, cache_position: ir.Value | None, cos: ir.Value | None
+) -> list[ir.Value]:
+    """Of each row: entries after this step, less one [B]; their upper bound T; new entries [B]. All int32.
+
+    The number of new entries is that of the positions, which is what `cos` [B, S, dim / 2] has.
+    """
+    new_entries = rewriter.dimension(cos, 1)
     last = rewriter.op("Add", cache_position, rewriter.op("Sub", new_entries, rewriter.constant([1])))
     capacity = rewriter.op("Squeeze", rewriter.dimension(past, 2))
     per_row = rewriter.op("Expand", new_entries, rewriter.op("Shape", cache_position))
     return [rewriter.op("Cast", x, to=int(ir.DataType.INT32)) for x in (last, capacity, per_row)]
+
+
+def _angles(rewriter: Rewriter, cos: ir.Value | None, sin: ir.Value | None, capacity: ir.Value) -> list[ir.Value]:
+    """Cosines and sines as tables [>= T, dim / 2], and which of their rows each token wants [B, S].
+
+    The node means tables of all positions, which would take 64 MB for 128 K of them. It is given those of this
+    step's tokens [B, S, dim / 2] one below the other, and zeros up to the length that it insists on.
+    """
+    batch_and_length = rewriter.op("Shape", cos, end=2)
+    count = rewriter.op("ReduceProd", batch_and_length, keepdims=1)
+    rows = rewriter.op("Reshape", rewriter.arange(count), batch_and_length)
+    missing = rewriter.op("Sub", rewriter.op("Cast", capacity, to=int(ir.DataType.INT64)), count)
+    missing = rewriter.op("Max", missing, rewriter.constant([0]))
+    zero = rewriter.constant([0])
+    pads = rewriter.concat(zero, zero, missing, zero)
+    tables = [rewriter.op("Pad", rewriter.op("Flatten", x, axis=2), pads) for x in (cos, sin)]
+    return [*tables, rows]

@@ -1,31 +1,70 @@
-"""Linear layers with quantised weights: com.microsoft MatMulNBits."""
+"""Linear layers with quantised weights: com.microsoft MatMulNBits, one for all that read the same input."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
 from llmc.convert.graph.rewrite import weight_of
+from llmc.convert.graph.weight import WeightTensor
 from llmc.convert.targets.onnxruntime.artifact_weights import ArtifactWeights
 from llmc.convert.targets.onnxruntime.nbits import nbits
 
 
 def lower_linears(rewriter: ArtifactWeights, accuracy_level: int) -> None:
-    """MatMul with a quantised weight becomes MatMulNBits where that can take it."""
+    """MatMul with a quantised weight becomes MatMulNBits where that can take it.
+
+    Linears of one input and one kind of weight (query, key and value; gate and up) become a single node: a token
+    is so little work that waking the threads for every product costs as much as the product.
+    """
+    alike: dict[object, list[tuple[ir.Node, WeightTensor]]] = {}
     for node in rewriter.nodes("MatMul"):
-        x, weight = node.inputs[0], weight_of(node.inputs[1])
-        if weight is None or weight.layout.heads is not None:
-            continue
-        with rewriter.before(node):
-            quantised = nbits(rewriter, [weight], accuracy_level)
-            if quantised is None:
-                continue
-            columns, rows = weight.shape.numpy()
-            y = rewriter.op(
-                "MatMulNBits",
-                *(x, *quantised.codes, *quantised.scales, *(quantised.zeros or ())),
-                domain="com.microsoft",
-                N=rows,
-                K=columns,
-                bits=quantised.bits,
-                block_size=quantised.block,
-                accuracy_level=accuracy_level,
-            )
-            rewriter.replace(node, y)
+        weight = weight_of(node.inputs[1])
+        if weight is not None and weight.layout.heads is None:
+            alike.setdefault((node.inputs[0], weight.kind, _bias(node) is None), []).append((node, weight))
+    for linears in alike.values():
+        nodes, weights = zip(*linears, strict=True)
+        _lower(rewriter, nodes, weights, accuracy_level)
+
+
+def _lower(
+    rewriter: ArtifactWeights, nodes: Sequence[ir.Node], weights: Sequence[WeightTensor], accuracy_level: int
+) -> None:
+    with rewriter.before(nodes[0]):
+        quantised = nbits(rewriter, weights, accuracy_level)
+        if quantised is None:
+            return
+
+        def joined(parts: Sequence[ir.Value] | None) -> ir.Value | None:
+            """Output channels one after the other; ONNX Runtime does it once, while it loads the model."""
+            return rewriter.concat(*parts, axis=0) if parts and len(parts) > 1 else (parts or [None])[0]
+
+        biases = [bias for node in nodes if (bias := _bias(node))]
+        rows = [weight.shape.numpy()[1] for weight in weights]
+        y = rewriter.op(
+            "MatMulNBits",
+            *(nodes[0].inputs[0], joined(quantised.codes), joined(quantised.scales), joined(quantised.zeros)),
+            *(None, joined(biases)),  # no order of channels
+            domain="com.microsoft",
+            N=sum(rows),
+            K=weights[0].shape.numpy()[0],
+            bits=quantised.bits,
+            block_size=quantised.block,
+            accuracy_level=accuracy_level,
+        )
+        outputs = rewriter.split(y, *rows) if len(nodes) > 1 else [y]
+    for node, output in zip(nodes, outputs, strict=True):
+        if biases:
+            rewriter.replace(node.outputs[0].consumers()[0], output)
+            rewriter.graph.remove(node, safe=True)
+        else:
+            rewriter.replace(node, output)
+
+
+def _bias(node: ir.Node) -> ir.Value | None:
+    """The weight [out] that is added to the product, if that is all that becomes of it."""
+    users = node.outputs[0].consumers()
+    if len(users) != 1 or users[0].op_type != "Add":
+        return None
+    return next((value for value in users[0].inputs if weight_of(value)), None)

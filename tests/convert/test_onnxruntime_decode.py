@@ -1,0 +1,74 @@
+"""How many nodes a decoder layer becomes for ONNX Runtime, and that the fused ones compute what torch does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from graph_session import GraphSession, divergences
+from quantised_checkpoint import DENSE, EXACT, quantised_checkpoint
+from random_checkpoint import LLAMA, QWEN2
+from test_model_parity import yarn
+
+from llmc.convert.checkpoint import Checkpoint
+from llmc.convert.model import CausalLM
+from llmc.convert.targets import target
+
+INT4 = dict.fromkeys(("dense_mlp", "attention"), "int4-g32")
+
+
+def build(
+    folder: Path, config: dict[str, Any], schemes: dict[str, str], **options: Any
+) -> tuple[Checkpoint, dict[str, int]]:
+    """A quantised checkpoint, lowered; with it how often each op occurs in its main graph."""
+    checkpoint = quantised_checkpoint(folder, config, schemes)
+    module = target("onnxruntime")
+    result = module.build(checkpoint, module.Options(**options), checkpoint.path, lambda *_: None)
+    return checkpoint, result.details["ops"]["main"]
+
+
+def divergence(checkpoint: Checkpoint) -> float:
+    """The largest between torch and the graph, of rows of unequal length: prefill, several tokens, one token."""
+    ids = torch.randint(0, 96, (2, 20), generator=torch.Generator().manual_seed(0))
+    model = CausalLM.load(checkpoint)
+    expected = model.logits(model.hidden(ids))
+    graph = GraphSession(checkpoint.path / "model.onnx", batch=2)
+    largest = 0.0
+    for starts, length in (([0, 0], 9), ([9, 6], 5), ([14, 11], 1), ([15, 12], 1)):
+        rows = [slice(start, start + length) for start in starts]
+        logits, _ = graph.step(torch.stack([ids[b, row] for b, row in enumerate(rows)]), starts)
+        wanted = torch.stack([expected[b, row] for b, row in enumerate(rows)])
+        largest = max(largest, float(divergences(wanted, logits).max()))
+    return largest
+
+
+@pytest.mark.parametrize(
+    "config",
+    [LLAMA | DENSE, QWEN2 | DENSE | {"head_dim": 32}, LLAMA | DENSE | yarn(attention_factor=0.9)],
+    ids=["llama", "biases", "yarn"],
+)
+def test_grouped_query_attention(config: dict[str, Any], tmp_path: Path) -> None:
+    """One product of query, key and value, which the attention takes as it is and rotates itself."""
+    checkpoint, ops = build(tmp_path, config, INT4, accuracy_level=1)
+    layers = checkpoint.spec.num_layers
+    assert (ops["GroupQueryAttention"], ops["MatMulNBits"]) == (layers, 4 * layers)
+    assert ops["Split"] == layers  # gate and up
+    assert not ops.keys() & {"RotaryEmbedding", "Transpose"}
+    assert divergence(checkpoint) < EXACT
+
+
+def test_head_size_that_the_kernel_does_not_rotate(tmp_path: Path) -> None:
+    checkpoint, ops = build(tmp_path, LLAMA | DENSE | {"head_dim": 24}, INT4, accuracy_level=1)
+    assert ops["RotaryEmbedding"] == 2 * checkpoint.spec.num_layers
+    assert divergence(checkpoint) < EXACT
+
+
+def test_different_schemes_stay_apart(tmp_path: Path) -> None:
+    """Linears of one input that are quantised in different ways are different nodes."""
+    schemes = {"re:.*(k_proj|gate_proj)": "int4-g32", "re:.*(q_proj|up_proj)": "int4-g64"}
+    checkpoint, ops = build(tmp_path, LLAMA | DENSE, schemes, accuracy_level=1)
+    assert ops["MatMulNBits"] == 4 * checkpoint.spec.num_layers
+    assert "Split" not in ops
+    assert divergence(checkpoint) < EXACT
