@@ -22,6 +22,7 @@ from llmc.convert.targets.onnxruntime.artifact_weights import ArtifactWeights
 from llmc.convert.targets.onnxruntime.grouped_query_attention import lower_grouped_query_attention
 from llmc.convert.targets.onnxruntime.linear import lower_linears
 from llmc.convert.targets.onnxruntime.mixture_of_experts import lower_mixture_of_experts
+from llmc.convert.targets.onnxruntime.rms_norm import lower_residual_norms
 
 
 class Options(BaseModel, extra="forbid"):
@@ -56,5 +57,6 @@ def lower(model: ir.Model, spec: ModelSpec, accuracy_level: int) -> None:
     lower_mixture_of_experts(rewriter, accuracy_level)
     if isinstance(spec.attention, GroupedQueryAttentionSpec):
         lower_grouped_query_attention(rewriter, spec)
+    lower_residual_norms(rewriter)
     rewriter.lower_weights()
     rewriter.clean()

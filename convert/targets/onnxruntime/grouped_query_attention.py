@@ -33,7 +33,7 @@ def lower_grouped_query_attention(rewriter: Rewriter, spec: ModelSpec) -> None:
             rotates = producer(key).op_type == "RotaryEmbedding" and attention.head_dim % 16 == 0
             if rotates:
                 query, key = (rotation.inputs[0] for rotation in rotations)
-                angles = angles or _angles(rewriter, *rotations[0].inputs[1:3], capacity=lengths[1])
+                angles = angles or _angles(rewriter, rotations[0], lengths[1])
             mixed, *presents = rewriter.op(
                 "GroupQueryAttention",
                 *_packed([_flat(rewriter, heads) for heads in (query, key, value)]),
@@ -93,12 +93,13 @@ def _lengths(
     return [rewriter.op("Cast", x, to=int(ir.DataType.INT32)) for x in (last, capacity, per_row)]
 
 
-def _angles(rewriter: Rewriter, cos: ir.Value | None, sin: ir.Value | None, capacity: ir.Value) -> list[ir.Value]:
+def _angles(rewriter: Rewriter, rotation: ir.Node, capacity: ir.Value) -> list[ir.Value]:
     """Cosines and sines as tables [>= T, dim / 2], and which of their rows each token wants [B, S].
 
     The node means tables of all positions, which would take 64 MB for 128 K of them. It is given those of this
     step's tokens [B, S, dim / 2] one below the other, and zeros up to the length that it insists on.
     """
+    _, cos, sin = rotation.inputs
     batch_and_length = rewriter.op("Shape", cos, end=2)
     count = rewriter.op("ReduceProd", batch_and_length, keepdims=1)
     rows = rewriter.op("Reshape", rewriter.arange(count), batch_and_length)

@@ -38,7 +38,9 @@ def _lower(
 
         def joined(parts: Sequence[ir.Value] | None) -> ir.Value | None:
             """Output channels one after the other; ONNX Runtime does it once, while it loads the model."""
-            return rewriter.concat(*parts, axis=0) if parts and len(parts) > 1 else (parts or [None])[0]
+            if not parts:
+                return None
+            return parts[0] if len(parts) == 1 else rewriter.concat(*parts, axis=0)
 
         biases = [bias for node in nodes if (bias := _bias(node))]
         rows = [weight.shape.numpy()[1] for weight in weights]
