@@ -24,9 +24,14 @@ def build(
 ) -> tuple[Checkpoint, dict[str, int]]:
     """A quantised checkpoint, lowered; with it how often each op occurs in its main graph."""
     checkpoint = quantised_checkpoint(folder, config, schemes)
+    return checkpoint, lower(checkpoint, **options)
+
+
+def lower(checkpoint: Checkpoint, **options: Any) -> dict[str, int]:
     module = target("onnxruntime")
     result = module.build(checkpoint, module.Options(**options), checkpoint.path, lambda *_: None)
-    return checkpoint, result.details["ops"]["main"]
+    ops: dict[str, int] = result.details["ops"]["main"]
+    return ops
 
 
 def divergence(checkpoint: Checkpoint) -> float:
@@ -72,3 +77,25 @@ def test_different_schemes_stay_apart(tmp_path: Path) -> None:
     assert ops["MatMulNBits"] == 4 * checkpoint.spec.num_layers
     assert "Split" not in ops
     assert divergence(checkpoint) < EXACT
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_head_in_8_bits(tied: bool, tmp_path: Path) -> None:
+    """By default at level 4, of tied embeddings too; neither at level 1, nor when told not to."""
+    config = LLAMA | DENSE | {"tie_word_embeddings": tied}
+    checkpoint, ops = build(tmp_path, config, INT4)
+    found = [divergence(checkpoint)]
+    floats = [lower(checkpoint, accuracy_level=1), lower(checkpoint, lm_head_bits=None)]
+    found.append(divergence(checkpoint))
+    assert ops["MatMulNBits"] == 1 + 4 * checkpoint.spec.num_layers
+    assert "MatMul" not in ops
+    assert [histogram["MatMul"] for histogram in floats] == [1, 1]
+    assert max(found) < 3e-3
+    assert found[0] != found[1]
+
+
+def test_residuals(tmp_path: Path) -> None:
+    """Every norm but the first has a sum in front of it, which the same node makes."""
+    checkpoint, ops = build(tmp_path, LLAMA | DENSE, INT4)
+    assert (ops["SkipSimplifiedLayerNormalization"], ops["RMSNormalization"]) == (2 * checkpoint.spec.num_layers, 1)
+    assert ops["Add"] == 1  # of lengths

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -26,10 +27,10 @@ from llmc.convert.safetensors_file import read_header
 from llmc.convert.targets import TargetResult, target
 
 
-def build(checkpoint: Checkpoint, accuracy_level: int) -> TargetResult:
+def build(checkpoint: Checkpoint, accuracy_level: int, **options: Any) -> TargetResult:
     module = target("onnxruntime")
-    options = module.Options(accuracy_level=accuracy_level)
-    return module.build(checkpoint, options, checkpoint.path, lambda *_: None)
+    chosen = module.Options(accuracy_level=accuracy_level, **options)
+    return module.build(checkpoint, chosen, checkpoint.path, lambda *_: None)
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -69,8 +70,8 @@ KERNELS = {
     "deepseek": {"MatMulNBits", "QMoE", "MoE", "MoEGroupRouter", "LatentAttention"},
     "deepseek, all int4": {"MatMulNBits", "QMoE", "MoEGroupRouter", "LatentAttention"},
     "deepseek, all fp8": {"MatMulNBits", "QMoE", "MoEGroupRouter", "LatentAttention"},
-    "deepseek, bfloat16": {"MoE", "MoEGroupRouter", "LatentAttention"},
-    "deepseek, unnormalised": {"QMoE", "GroupedTopK", "LatentAttention"},
+    "deepseek, bfloat16": {"MatMulNBits", "MoE", "MoEGroupRouter", "LatentAttention"},
+    "deepseek, unnormalised": {"MatMulNBits", "QMoE", "GroupedTopK", "LatentAttention"},
     "llama": {"MatMulNBits", "GroupQueryAttention"},
     "qwen2, tied": {"MatMulNBits", "GroupQueryAttention"},
     "deepseek, static inputs and an FP8 cache": {
@@ -99,7 +100,7 @@ def test_weights_point_into_the_safetensors(case: tuple[str, Checkpoint]) -> Non
     name, checkpoint = case
     if name in WRITTEN_AGAIN:
         pytest.skip("its codes are written again, in the kernels' layout")
-    result = build(checkpoint, 4)
+    result = build(checkpoint, 4, lm_head_bits=None)
     ranges: dict[str, set[tuple[int, int]]] = {}
     for role in result.files.keys() - {"data"}:
         graph = onnx.load(checkpoint.path / result.files[role], load_external_data=False).graph
@@ -178,7 +179,8 @@ def test_architectures(name: str, kind: str, tmp_path: Path) -> None:
     """Every variant that the torch blocks know (rotary scalings, biases, groups, head sizes), in plain floats."""
     checkpoint = Checkpoint.open(random_checkpoint(tmp_path, ARCHITECTURES[name]))
     module = target(kind)
-    result = module.build(checkpoint, module.Options(), checkpoint.path, lambda *_: None)
+    options = module.Options() if kind == "onnx" else module.Options(accuracy_level=1)
+    result = module.build(checkpoint, options, checkpoint.path, lambda *_: None)
     ids = torch.randint(0, 96, (2, 20), generator=torch.Generator().manual_seed(0))
     model = CausalLM.load(checkpoint)
     expected = model.logits(model.hidden(ids))

@@ -64,7 +64,7 @@ def test_defaults_and_percents(tmp_path: Path) -> None:
     assert (recipe.name, base) == ("mine", tmp_path)
     assert recipe.prune and recipe.prune.keep == 0.75
     assert recipe.check.gates.limits() == {"ppl_increase": 0.025}
-    assert recipe.targets == [{"onnxruntime": {"accuracy_level": 4}}]
+    assert recipe.targets == [{"onnxruntime": {"accuracy_level": 4, "lm_head_bits": 8}}]
     assert recipe.calibration.text == recipe.check.text == PYTHON_DOCS
 
 

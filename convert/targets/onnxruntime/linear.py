@@ -9,7 +9,7 @@ import onnx_ir as ir
 from llmc.convert.graph.rewrite import weight_of
 from llmc.convert.graph.weight import WeightTensor
 from llmc.convert.targets.onnxruntime.artifact_weights import ArtifactWeights
-from llmc.convert.targets.onnxruntime.nbits import nbits
+from llmc.convert.targets.onnxruntime.nbits import matmul_nbits, nbits
 
 
 def lower_linears(rewriter: ArtifactWeights, accuracy_level: int) -> None:
@@ -35,26 +35,10 @@ def _lower(
         quantised = nbits(rewriter, weights, accuracy_level)
         if quantised is None:
             return
-
-        def joined(parts: Sequence[ir.Value] | None) -> ir.Value | None:
-            """Output channels one after the other; ONNX Runtime does it once, while it loads the model."""
-            if not parts:
-                return None
-            return parts[0] if len(parts) == 1 else rewriter.concat(*parts, axis=0)
-
         biases = [bias for node in nodes if (bias := _bias(node))]
-        rows = [weight.shape.numpy()[1] for weight in weights]
-        y = rewriter.op(
-            "MatMulNBits",
-            *(nodes[0].inputs[0], joined(quantised.codes), joined(quantised.scales), joined(quantised.zeros)),
-            *(None, joined(biases)),  # no order of channels
-            domain="com.microsoft",
-            N=sum(rows),
-            K=weights[0].shape.numpy()[0],
-            bits=quantised.bits,
-            block_size=quantised.block,
-            accuracy_level=accuracy_level,
-        )
+        bias = rewriter.concat(*biases, axis=0) if len(biases) > 1 else next(iter(biases), None)
+        rows, columns = [weight.shape.numpy()[1] for weight in weights], weights[0].shape.numpy()[0]
+        y = matmul_nbits(rewriter, nodes[0].inputs[0], quantised, accuracy_level, sum(rows), columns, bias)
         outputs = rewriter.split(y, *rows) if len(nodes) > 1 else [y]
     for node, output in zip(nodes, outputs, strict=True):
         if biases:

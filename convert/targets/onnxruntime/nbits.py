@@ -34,6 +34,37 @@ class NBits:
     zeros: list[ir.Value] | None = None
 
 
+def matmul_nbits(
+    rewriter: ArtifactWeights,
+    x: ir.Value | None,
+    quantised: NBits,
+    accuracy_level: int,
+    rows: int,
+    columns: int,
+    bias: ir.Value | None = None,
+) -> ir.Value:
+    """x [..., columns] -> [..., rows], the output channels of all the weights one after the other."""
+
+    def joined(parts: Sequence[ir.Value] | None) -> ir.Value | None:
+        """ONNX Runtime does it once, while it loads the model."""
+        if not parts:
+            return None
+        return parts[0] if len(parts) == 1 else rewriter.concat(*parts, axis=0)
+
+    y: ir.Value = rewriter.op(
+        "MatMulNBits",
+        *(x, joined(quantised.codes), joined(quantised.scales), joined(quantised.zeros)),
+        *(None, bias),  # no order of channels
+        domain="com.microsoft",
+        N=rows,
+        K=columns,
+        bits=quantised.bits,
+        block_size=quantised.block,
+        accuracy_level=accuracy_level,
+    )
+    return y
+
+
 def nbits(rewriter: ArtifactWeights, weights: Sequence[WeightTensor], accuracy_level: int) -> NBits | None:
     """The weights for one node, or None where its kernel cannot take them and they must be floats.
 
@@ -46,9 +77,7 @@ def nbits(rewriter: ArtifactWeights, weights: Sequence[WeightTensor], accuracy_l
     if code_types == {"float8_e4m3fn"} and accuracy_level == 4:
         if any(weight.shape.numpy()[weight.layout.input_axis] % BLOCK_8BIT for weight in weights):
             return None
-        pairs = [_eight_bit(weight) for weight in weights]
-        codes, scales = ([rewriter.initializer(part) for part in parts] for parts in zip(*pairs, strict=True))
-        return NBits(8, BLOCK_8BIT, codes, scales)
+        return eight_bit(rewriter, weights)
     if code_types - {"int4", "int8"} or len(code_types) > 1 or len({kind.zeros for kind in kinds if kind}) > 1:
         return None
     bits = 4 if code_types == {"int4"} else 8
@@ -103,6 +132,13 @@ def _zeros(weight: WeightTensor, bits: int, block: int) -> Pieces:
             yield tensor_of(packed.view(torch.uint8)[:, :count].contiguous(), ir.DataType.UINT8)
 
     return Pieces(pieces, ir.DataType.UINT8, (*weight.stack, rows, count), f"{weight.name}.zeros")
+
+
+def eight_bit(rewriter: ArtifactWeights, weights: Sequence[WeightTensor]) -> NBits:
+    """The weights, whatever they are stored as, encoded anew in 8 bits."""
+    pairs = [_eight_bit(weight) for weight in weights]
+    codes, scales = ([rewriter.initializer(part) for part in parts] for parts in zip(*pairs, strict=True))
+    return NBits(8, BLOCK_8BIT, codes, scales)
 
 
 def _eight_bit(weight: WeightTensor) -> tuple[Pieces, Pieces]:
