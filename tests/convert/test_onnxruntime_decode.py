@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from graph_session import GraphSession, divergences
-from quantised_checkpoint import DENSE, EXACT, quantised_checkpoint
+from quantised_checkpoint import DEEPSEEK, DENSE, EXACT, quantised_checkpoint
 from random_checkpoint import LLAMA, QWEN2
 from test_model_parity import yarn
 
@@ -92,6 +92,26 @@ def test_head_in_8_bits(tied: bool, tmp_path: Path) -> None:
     assert [histogram["MatMul"] for histogram in floats] == [1, 1]
     assert max(found) < 3e-3
     assert found[0] != found[1]
+
+
+def test_float_linears(tmp_path: Path) -> None:
+    """Floats of one input are one product, too."""
+    checkpoint, ops = build(tmp_path, QWEN2 | DENSE | {"head_dim": 32}, {"dense_mlp": "int4-g32"}, accuracy_level=1)
+    layers = checkpoint.spec.num_layers
+    assert ops["MatMul"] == 2 * layers + 1
+    assert not ops.keys() & {"RotaryEmbedding", "Transpose"}
+    assert divergence(checkpoint) < EXACT
+
+
+@pytest.mark.parametrize("schemes", [{"experts": "int4-g32"}, {"attention": "int4-g32"}], ids=["int4", "floats"])
+def test_experts(schemes: dict[str, str], tmp_path: Path) -> None:
+    """The sum of the chosen experts' shares, 2.5, lies in the weights; only the router wants tokens in one row each."""
+    checkpoint, ops = build(tmp_path, DEEPSEEK, schemes, accuracy_level=1)
+    layers = checkpoint.spec.num_layers
+    assert ops["MoEGroupRouter"] == ops.get("QMoE", 0) + ops.get("MoE", 0) == layers - 1
+    assert ops["Mul"] == 2 * layers + 3  # SwiGLU; angles, and attention_factor for both
+    assert ops["Reshape"] == 2 * layers + (layers - 1)  # heads; tokens for the router
+    assert divergence(checkpoint) < EXACT
 
 
 def test_residuals(tmp_path: Path) -> None:

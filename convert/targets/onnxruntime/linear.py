@@ -1,4 +1,4 @@
-"""Linear layers with quantised weights: com.microsoft MatMulNBits, one for all that read the same input."""
+"""Linear layers: one product for all that read the same input; com.microsoft MatMulNBits for quantised weights."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from llmc.convert.targets.onnxruntime.nbits import matmul_nbits, nbits
 def lower_linears(rewriter: ArtifactWeights, accuracy_level: int) -> None:
     """MatMul with a quantised weight becomes MatMulNBits where that can take it.
 
-    Linears of one input and one kind of weight (query, key and value; gate and up) become a single node: a token
-    is so little work that waking the threads for every product costs as much as the product.
+    Linears of one input and one kind of weight (query, key and value; gate and up) become a single node, whatever
+    the weights are: a token is so little work that waking the threads for it takes as long as many a product.
     """
     alike: dict[object, list[tuple[ir.Node, WeightTensor]]] = {}
     for node in rewriter.nodes("MatMul"):
@@ -31,14 +31,19 @@ def lower_linears(rewriter: ArtifactWeights, accuracy_level: int) -> None:
 def _lower(
     rewriter: ArtifactWeights, nodes: Sequence[ir.Node], weights: Sequence[WeightTensor], accuracy_level: int
 ) -> None:
+    x = nodes[0].inputs[0]
     with rewriter.before(nodes[0]):
         quantised = nbits(rewriter, weights, accuracy_level)
-        if quantised is None:
+        if quantised is None and len(nodes) == 1:
             return
         biases = [bias for node in nodes if (bias := _bias(node))]
         bias = rewriter.concat(*biases, axis=0) if len(biases) > 1 else next(iter(biases), None)
         rows, columns = [weight.shape.numpy()[1] for weight in weights], weights[0].shape.numpy()[0]
-        y = matmul_nbits(rewriter, nodes[0].inputs[0], quantised, accuracy_level, sum(rows), columns, bias)
+        if quantised is None:
+            y = rewriter.op("MatMul", x, rewriter.op("Concat", *(node.inputs[1] for node in nodes), axis=1))
+            y = y if bias is None else rewriter.op("Add", y, bias)
+        else:
+            y = matmul_nbits(rewriter, x, quantised, accuracy_level, sum(rows), columns, bias)
         outputs = rewriter.split(y, *rows) if len(nodes) > 1 else [y]
     for node, output in zip(nodes, outputs, strict=True):
         if biases:

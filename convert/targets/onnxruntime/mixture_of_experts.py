@@ -21,13 +21,13 @@ def lower_mixture_of_experts(rewriter: ArtifactWeights, accuracy_level: int) -> 
 
     Both expert kernels choose the k largest of the "router probabilities" they are given and weigh these
     experts by a softmax over them. Given the logarithms of our weights, the choice is ours and the softmax
-    is weight / sum of weights; the sum is put back behind the kernel.
+    is weight / sum of weights; the sum is put back behind the kernel, or into the weights if it is always the same.
     """
     for node in rewriter.nodes("MixtureOfExperts", DOMAIN):
         router = producer(node.inputs[1])
         weights = [weight for value in node.inputs[3:] if (weight := weight_of(value))]
         with rewriter.before(node):
-            log_weight, total = _routing(rewriter, router)
+            log_weight, factor, total = _routing(rewriter, router)
             attributes = {
                 "domain": "com.microsoft",
                 "k": router.attributes["top_k"].as_int(),
@@ -37,12 +37,22 @@ def lower_mixture_of_experts(rewriter: ArtifactWeights, accuracy_level: int) -> 
                 "activation_beta": 0.0,
                 "normalize_routing_weights": 1,
             }
-            y = _experts(rewriter, node.inputs[0], log_weight, weights, accuracy_level, attributes)
-            rewriter.replace(node, rewriter.op("Mul", y, total))
+            if total is None:
+                # The kernels take [B, S, H], too.
+                flatten, (unflatten,) = producer(node.inputs[0]), node.outputs[0].consumers()
+                x, last = flatten.inputs[0], unflatten
+            else:
+                x, last = node.inputs[0], node
+            y = _experts(rewriter, x, log_weight, weights, factor, accuracy_level, attributes)
+            rewriter.replace(last, y if total is None else rewriter.op("Mul", y, total))
+        if last is not node:
+            rewriter.graph.remove(node, safe=True)
 
 
-def _routing(rewriter: ArtifactWeights, router: ir.Node) -> tuple[ir.Value, ir.Value]:
-    """The logarithm of each chosen expert's weight [N, E], up to a constant, and the sum of the weights."""
+def _routing(rewriter: ArtifactWeights, router: ir.Node) -> tuple[ir.Value, float, ir.Value | None]:
+    """The logarithm of each chosen expert's weight [N, E], up to a constant, and the sum of the weights: a number, and
+    where tokens differ a factor to it [N, 1].
+    """
     attributes = router.attributes
     if attributes["scoring"].as_string() == "sigmoid" and attributes["normalize"].as_int():
         log_weight = rewriter.op(
@@ -55,11 +65,11 @@ def _routing(rewriter: ArtifactWeights, router: ir.Node) -> tuple[ir.Value, ir.V
             group_topk=2,
             router_sentinel=NOT_CHOSEN,
         )
-        return log_weight, rewriter.constant(attributes["scaling_factor"].as_float(), FLOAT)
+        return log_weight, attributes["scaling_factor"].as_float(), None
     index, weight = router.outputs
     nothing = rewriter.op("Expand", rewriter.constant(NOT_CHOSEN, FLOAT), rewriter.op("Shape", router.inputs[0]))
     log_weight = rewriter.op("ScatterElements", nothing, index, rewriter.op("Log", weight), axis=1)
-    return log_weight, rewriter.op("ReduceSum", weight, rewriter.constant([1]))
+    return log_weight, 1.0, rewriter.op("ReduceSum", weight, rewriter.constant([1]))
 
 
 def _experts(
@@ -67,10 +77,11 @@ def _experts(
     x: ir.Value | None,
     log_weight: ir.Value,
     weights: list[WeightTensor],
+    factor: float,
     accuracy_level: int,
     attributes: dict[str, Any],
 ) -> ir.Value:
-    """[N, H] -> [N, H], the chosen experts' shares adding up to one. `weights`: gate, up, down."""
+    """[..., H] -> [..., H], the chosen experts' shares adding up to `factor`. `weights`: gate, up, down."""
     num_experts, hidden, inner = weights[0].shape.numpy()
 
     def two_layers(gate: ir.Value, up: ir.Value, down: ir.Value) -> tuple[ir.Value, ir.Value]:
@@ -79,16 +90,19 @@ def _experts(
         gate_up = rewriter.reshape(rewriter.concat(*pairs, axis=2), num_experts, 2 * inner, -1)
         return gate_up, rewriter.reshape(down, num_experts, hidden, -1)
 
+    def scaled(down: ir.Value) -> ir.Value:
+        return down if factor == 1 else rewriter.op("Mul", down, rewriter.constant(factor, FLOAT))
+
     quantised = nbits(rewriter, weights, accuracy_level)
     if quantised is None:
         first, second = two_layers(*map(rewriter.matrices, weights))
-        return rewriter.op("MoE", x, log_weight, first, None, second, **attributes)
+        return rewriter.op("MoE", x, log_weight, first, None, scaled(second), **attributes)
     first, second = two_layers(*quantised.codes)
     first_scales, second_scales = two_layers(*quantised.scales)
     zeros = two_layers(*quantised.zeros) if quantised.zeros else ()
     return rewriter.op(
         "QMoE",
-        *(x, log_weight, first, first_scales, None, second, second_scales),
+        *(x, log_weight, first, first_scales, None, second, scaled(second_scales)),
         *((None, None, None, None, *zeros) if zeros else ()),
         expert_weight_bits=quantised.bits,
         block_size=quantised.block,

@@ -14,12 +14,13 @@ def lower_residual_norms(rewriter: Rewriter) -> None:
         if add is None or add.op_type != "Add" or any(weight_of(value) for value in add.inputs):
             continue
         with rewriter.before(add):
-            normed, _, _, added = rewriter.op(
+            normed, mean, deviation, added = rewriter.op(
                 "SkipSimplifiedLayerNormalization",
                 *(*add.inputs, weight),
                 domain="com.microsoft",
                 outputs=4,
                 epsilon=node.attributes["epsilon"].as_float(),
             )
+        mean.name = deviation.name = ""  # nobody wants them
         rewriter.replace(node, normed)
         rewriter.replace(add, added)
