@@ -16,6 +16,7 @@ from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.model.causal_lm import CACHE_SCALES, empty_layer
 from llmc.convert.quantised_weight import Activations, QuantisedWeight
 from llmc.convert.spec import LatentAttentionSpec, MixtureOfExpertsSpec, ModelSpec
+from llmc.convert.targets import target
 from llmc.errors import InputError, MachineError
 from llmc.progress import size
 from llmc.quant.assign import Assignment, Rule, assign
@@ -194,7 +195,7 @@ def plan(
         # Activations, and a shard on its way into its file.
         work_disk=_streams(spec, assigned, math.prod(calibration), math.prod(check))
         + max(layer.after.bytes for layer in layers),
-        target_bytes=_target_bytes(recipe.targets, schemes, total),
+        target_bytes=_target_bytes(recipe.targets, schemes, total, spec),
         memory_available=machine.memory() if memory is None else min(memory, machine.memory()),
         disk_free=machine.free_disk(output),
     )
@@ -290,14 +291,18 @@ def _pruned(name: str, kept: int) -> bool:
 
 
 def _target_bytes(
-    targets: Sequence[Mapping[str, Any]], schemes: Mapping[str, Mapping[str, int]], total: Change
+    targets: Sequence[Mapping[str, Any]], schemes: Mapping[str, Mapping[str, int]], total: Change, spec: ModelSpec
 ) -> dict[str, int]:
-    """Bytes that each target adds: ONNX Runtime only encodes FP8 anew, the others have weights of their own."""
+    """Bytes that each target adds: ONNX Runtime only encodes FP8 and the head anew, the others have weights of their
+    own.
+    """
     fp8 = sum(count for counts in schemes.values() for name, count in counts.items() if name.startswith("fp8"))
     result = {}
-    for name, options in (item for target in targets for item in target.items()):
+    for name, options in (item for each in targets for item in each.items()):
         if name == "onnxruntime":
-            result[name] = fp8
+            chosen: Any = target(name).Options(**(options or {}))
+            head = spec.vocab_size * spec.hidden_size * 9 // 8  # a byte each, and a scale for 32
+            result[name] = fp8 + (head if chosen.lm_head_bits and chosen.accuracy_level == 4 else 0)
         elif name == "tensorrt-rtx":
             widened = {fp8 if sm < 89 else 0 for sm in (options or {})["sm"]}  # GPUs without FP8 get their own engines
             result[name] = sum(total.after.bytes + more + _ENGINE_PROGRAMS for more in widened)
