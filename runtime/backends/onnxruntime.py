@@ -178,6 +178,8 @@ def _session(path: Path, threads: int | None, provider: str) -> Any:
     # Threads stay awake from operator to operator, and sleep between passes: others may want the cores.
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    # Weights are laid out once, at load, however large: beyond 1 GiB it would be done anew in every pass.
+    options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", "0")
     options.log_severity_level = 3
     if threads:
         options.intra_op_num_threads = threads
