@@ -4,7 +4,8 @@
     python ci/bench/decode.py                          # everything; the first time it compiles llama.cpp
     python ci/bench/decode.py --models moe --tools llmc llama.cpp-q4_0
 
-llmc and onnxruntime-genai with int4 in groups of 32, rounded to nearest; llama.cpp with Q4_0, Q4_K_M and, as a proof
+llmc with int4 in groups of 128 (64 for the embedded model) by GPTAQ, as it does by default; onnxruntime-genai with int4
+in blocks of 32, rounded to nearest, as its builder does; llama.cpp with Q4_0, Q4_K_M and, as a proof
 that the conversion is right, float16; transformers in bfloat16. Each tool runs in a process and a virtual environment
 of its own, conversions in others before. Prefill: one prompt of 512 tokens; decoding: 128 tokens after a prompt of 32,
 the most likely one each time, end-of-text ignored; medians over several prompts, which all tools get as the same token

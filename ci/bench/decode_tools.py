@@ -31,14 +31,14 @@ MTP = "-mtp"  # tools that draft with the MTP layer
 PROMPT, SHORT, NEW = 512, 32, 128  # tokens
 RECIPE = """
 model: {model}
-calibration: {{samples: 1, length: 16}}
+calibration: {{samples: 32, length: 512}}
 quantize:
-  - {{match: attention, scheme: int4-g32, method: rtn}}
+  - {{match: attention, scheme: {scheme}}}
 {rules}
 targets: [{{onnxruntime: {{}}}}]
 check: {{tokens: 1024, length: 512}}
 """
-RULE = "  - {{match: {role}, scheme: int4-g32, method: rtn}}"
+RULE = "  - {{match: {role}, scheme: {scheme}}}"
 
 
 class Failed(Exception):
@@ -124,7 +124,9 @@ class Bench:
             roles += ["experts", "shared_experts"]
         if config.get("num_nextn_predict_layers"):
             roles.append("mtp")
-        return RECIPE.format(model=self.work / model, rules="\n".join(RULE.format(role=role) for role in roles))
+        scheme = "int4-g64" if model == "embedded" else "int4-g128"  # what divides the width of its experts
+        rules = "\n".join(RULE.format(role=role, scheme=scheme) for role in roles)
+        return RECIPE.format(model=self.work / model, scheme=scheme, rules=rules)
 
     def measure(self, model: str, tool: str, converted: Path, say: bool) -> dict[str, Any]:
         """What decoders/measure.py finds, and where the logits lie."""
