@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llmc.errors import InputError, MachineError
 from llmc.runtime.artifact import Artifact
@@ -60,15 +61,25 @@ def _providers() -> dict[str, str]:
     return {name.removesuffix("ExecutionProvider").lower(): name for name in onnxruntime.get_available_providers()}
 
 
+@dataclass(frozen=True)
+class Step:
+    """What ONNX Runtime has been told for steps of one shape: where inputs, outputs and the first `used` entries of the
+    caches are."""
+
+    used: int
+    binding: Any
+    inputs: dict[str, NDArray[Any]]
+    outputs: dict[str, FloatArray]
+
+
 @dataclass
 class Cache:
-    """One buffer per cache input of either graph, [B, …, capacity, …] with the capacity at axis 2; and for each graph
-    what ONNX Runtime has been told of them, which holds as long as `bound` capacity is enough."""
+    """One buffer per cache input of either graph, [B, …, capacity, …] with the capacity at axis 2."""
 
     batch: int
     capacity: int = 0
     buffers: dict[str, FloatArray] = field(default_factory=dict)
-    bindings: dict[Graph, tuple[int, Any]] = field(default_factory=dict)
+    steps: dict[tuple[Graph, int, int], Step] = field(default_factory=dict)  # by graph, tokens and logits a row
 
 
 class OnnxRuntimeBackend:
@@ -110,33 +121,30 @@ class OnnxRuntimeBackend:
         logits_index: IntArray,
         hidden: Hidden | None = None,
     ) -> tuple[FloatArray, Hidden | None]:
+        if graph not in self._sessions:
+            raise InputError("this model is closed; load it again")
         end = int(cache_position.max()) + input_ids.shape[1]
         self._grow(cache, end)
-        binding = self._binding(graph, cache, end)
-        for name, array in step_inputs(input_ids, cache_position, logits_index, hidden).items():
-            binding.bind_cpu_input(name, np.ascontiguousarray(array))
-        results = {}
-        for name, width in self._outputs[graph].items():
-            rows = logits_index if name == "logits" else input_ids
-            results[name] = np.empty((*rows.shape, width), np.float32)
-            binding.bind_ortvalue_output(name, self._value(results[name]))
+        inputs = step_inputs(input_ids, cache_position, logits_index, hidden)
+        step = self._step(graph, cache, end, inputs)
+        for name, array in inputs.items():
+            step.inputs[name][...] = array
         try:
-            self._sessions[graph].run_with_iobinding(binding)
+            self._sessions[graph].run_with_iobinding(step.binding)
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
-            cache.bindings.clear()
             raise MachineError(f"ONNX Runtime failed: {' '.join(str(error).split())}") from error
-        return results["logits"], results.get("hidden")
+        found = {name: array.copy() for name, array in step.outputs.items()}
+        return found["logits"], found.get("hidden")
 
     def close(self) -> None:
         self._sessions.clear()
 
-    def _binding(self, graph: Graph, cache: Cache, end: int) -> Any:
-        """A binding with the caches in it, for steps that end at `end`."""
-        bound, binding = cache.bindings.get(graph, (0, None))
-        if graph not in self._sessions:
-            raise InputError("this model is closed; load it again")
+    def _step(self, graph: Graph, cache: Cache, end: int, inputs: dict[str, NDArray[Any]]) -> Step:
+        """For steps like this one, that end at `end`."""
+        length, wanted = inputs["input_ids"].shape[1], inputs["logits_index"].shape[1]
         used = min(-(-end // _STEP) * _STEP, cache.capacity)
-        if binding is None or bound != used:
+        step = cache.steps.get((graph, length, wanted))
+        if step is None or step.used != used:
             binding = self._sessions[graph].io_binding()
             for node in self._caches[graph]:
                 buffer = cache.buffers[node.name]
@@ -144,8 +152,18 @@ class OnnxRuntimeBackend:
                 value = self._value(part if part.flags.c_contiguous else buffer)
                 binding.bind_ortvalue_input(node.name, value)
                 binding.bind_ortvalue_output(node.name.replace("past.", "present."), value)
-            cache.bindings[graph] = used, binding
-        return binding
+            places = {name: np.empty(array.shape, array.dtype) for name, array in inputs.items()}
+            for name, place in places.items():
+                binding.bind_ortvalue_input(name, self._value(place))
+            lengths = {"logits": wanted, "hidden": length}
+            outputs = {
+                name: np.empty((cache.batch, lengths[name], width), np.float32)
+                for name, width in self._outputs[graph].items()
+            }
+            for name, place in outputs.items():
+                binding.bind_ortvalue_output(name, self._value(place))
+            step = cache.steps[graph, length, wanted] = Step(used, binding, places, outputs)
+        return step
 
     def _grow(self, cache: Cache, end: int) -> None:
         """Makes room for `end` tokens: capacity doubles, and what is there is copied."""
@@ -157,7 +175,7 @@ class OnnxRuntimeBackend:
         while capacity < end:
             capacity *= 2
         capacity = min(capacity, -(-self.context // _STEP) * _STEP)
-        cache.bindings.clear()
+        cache.steps.clear()
         for nodes in self._caches.values():
             for node in nodes:
                 shape = (cache.batch, node.shape[1], capacity, node.shape[3])
