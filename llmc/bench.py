@@ -57,6 +57,8 @@ def bench(
         loaded, after_load = time.perf_counter() - start, peak_memory()
         text = _text(model)
         drafts = list(draft_tokens) if draft_tokens else [0] + [model.draft_tokens] * (model.draft_tokens > 0)
+        if max(drafts) and not model.backend.has_mtp:
+            raise InputError(f"{artifact}: has no MTP layer that could draft {max(drafts)} tokens; leave it at 0")
         sizes = list(product(prompt_tokens, batches, drafts))
         for prompt, batch, _ in sizes:
             _check(model, prompt, new_tokens, batch)

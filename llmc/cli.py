@@ -284,6 +284,8 @@ def run(
 
     with load(artifact, backend, threads, speculative, draft_tokens) as model:
         chat = (prompt is None and model.has_chat_template) if chat is None else chat
+        if system and not chat:
+            raise InputError("--system is for a chat; give --chat, too, if the model has a chat template")
         length = max_new_tokens or (None if chat else 128)
         parameters = Parameters(length, temperature, top_k, top_p, min_p, repetition_penalty, seed, stop or ())
         if prompt is None:

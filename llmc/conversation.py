@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from collections.abc import Callable
 import typer
 from rich.console import Console
 
-from llmc.errors import InputError
+from llmc.errors import LlmcError
 from llmc.runtime import Parameters
 from llmc.runtime.chat import Message
 from llmc.runtime.model import Model
@@ -24,12 +25,15 @@ def converse(model: Model, parameters: Parameters, system: str | None, chat: boo
     console = Console(stderr=True, highlight=False)
     kind = "a conversation" if chat else "no chat template: every line is a text to continue"
     interactive = sys.stdin.isatty()
+    first: list[Message] = [{"role": "system", "content": system}] if system else []
+    if chat:
+        model.chat_prompt([*first, {"role": "user", "content": "?"}])  # what is wrong with the template is told at once
     if interactive:
-        import readline  # noqa: F401  # editing and history for input()
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  # editing and history for input(); not on Windows
 
         console.print(f"[dim]{model.artifact.path}: {kind}. {_HELP}[/dim]")
     session = model.session()
-    first: list[Message] = [{"role": "system", "content": system}] if system else []
     messages = list(first)
     while (line := _read(interactive, console)) is not None:
         command = line.strip()
@@ -44,10 +48,13 @@ def converse(model: Model, parameters: Parameters, system: str | None, chat: boo
             try:
                 stream = session.stream(asked, parameters) if chat else session.stream(line, parameters)
                 said = answer(stream, console if statistics else None)
-            except InputError as error:
-                console.print(f"llmc: {error}" + ("; /clear makes room" if messages else ""))
-                continue
-            messages = [*asked, {"role": "assistant", "content": said}]
+            except LlmcError as error:
+                room = "; /clear forgets what was said" if chat and len(messages) > len(first) else ""
+                console.print(f"llmc: {error}{room}")
+            except KeyboardInterrupt:  # before it began
+                console.print()
+            else:
+                messages = [*asked, {"role": "assistant", "content": said}] if chat else messages
 
 
 def answer(stream: Stream, console: Console | None, write: Callable[[str], None] | None = None) -> str:

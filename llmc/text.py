@@ -73,6 +73,8 @@ class _Tokenizer:
             raise InputError(f"{path}: missing; a model without it can be neither calibrated nor run")
         try:
             self.tokenizer = Tokenizer.from_file(str(path))
+            self.tokenizer.no_truncation()  # whatever a training run has left in the file
+            self.tokenizer.no_padding()
         except Exception as error:  # the library raises plain Exception
             raise InputError(f"{path}: not a tokenizer ({error}); download it again") from error
         self.path, self.vocab_size = path, checkpoint.spec.vocab_size

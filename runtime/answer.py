@@ -62,7 +62,7 @@ class Answer:
     def __post_init__(self) -> None:
         self._generator = np.random.default_rng(self.parameters.seed)
         self._detokeniser = Detokeniser(self.tokenizer, self.prompt)
-        self._skip = 0 if self.first_tokens is None else 1  # the prompt has this space already
+        self._healed = self.first_tokens is not None  # the prompt has the space already that the answer begins with
         self._pending = ""  # the beginning of a stop string, perhaps
 
     @property
@@ -138,7 +138,8 @@ class Answer:
 
     def _append(self, piece: str) -> None:
         """Adds certain text; what may become a stop string is held back until it is known."""
-        piece, self._skip = piece[self._skip :], 0 if piece else self._skip
+        if piece and self._healed:
+            piece, self._healed = piece.removeprefix(" "), False
         self._pending += piece
         found = [place for stop in self.parameters.stop if (place := self._pending.find(stop)) >= 0]
         if found:

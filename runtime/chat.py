@@ -25,16 +25,28 @@ class ChatTemplate:
         if source is None:
             raise InputError(f"{directory}: its tokenizer has no chat template; give it text to continue instead")
         from jinja2 import TemplateError
-        from jinja2.ext import loopcontrols
+        from jinja2.ext import Extension, loopcontrols
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        class Marked(Extension):
+            """{% generation %} … {% endgeneration %}: for training, what an assistant says; here it is only said."""
+
+            tags = {"generation"}  # noqa: RUF012
+
+            def parse(self, parser: Any) -> Any:
+                next(parser.stream)
+                return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+        extensions = [loopcontrols, Marked]
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
         environment.filters["tojson"] = _tojson
         environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
-        self.source, self._directory, self._error = source, directory, TemplateError
+        self.source, self._directory = source, directory
+        config = _read(directory / _CONFIG)
+        named = config.get("extra_special_tokens")
         self._special = {
             name: value["content"] if isinstance(value, dict) else value
-            for name, value in _read(directory / _CONFIG).items()
+            for name, value in (config | (named if isinstance(named, dict) else {})).items()
             if name.endswith("_token") and isinstance(value, (str, dict))
         }
         try:
@@ -56,10 +68,11 @@ class ChatTemplate:
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True, **variables: Any) -> str:
         """The text of a conversation, up to where the answer begins. variables: `tools` and what else the template
         knows, such as `enable_thinking`. InputError when the template refuses the messages."""
-        values = self._special | {"add_generation_prompt": add_generation_prompt} | variables
+        values: dict[str, Any] = {"tools": None, "documents": None, "add_generation_prompt": add_generation_prompt}
+        values |= self._special | variables
         try:
             return self._template.render(messages=messages, **values)
-        except (self._error, TypeError, KeyError) as error:
+        except Exception as error:  # a template is a program
             raise InputError(f"{self._directory}: its chat template refuses these messages: {error}") from error
 
 

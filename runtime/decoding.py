@@ -55,7 +55,8 @@ class Decoder:
         self._start = min(shared)
         for answer in answers:
             answer.cached = self._start
-        if memory and len(answers) == 1:
+        self._remembers = memory is not None and len(answers) == 1
+        if memory and self._remembers:
             self._memory, self._cache = memory, memory.cache
         else:
             self._cache = backend.new_cache(len(answers))
@@ -100,7 +101,7 @@ class Decoder:
                 token = self.answers[row].choose(logits[row, 0])
                 self.answers[row].take(token, logits[row, 0])
                 self._next[row] = ids[row, lengths[row]] = token
-            if self.draft_tokens and any(answer.limit > 1 for answer in self.answers):
+            if self.draft_tokens and (self._remembers or any(answer.limit > 1 for answer in self.answers)):
                 following = ids[:, start + 1 : stop + 1]
                 logits, hidden = self._forward("mtp", following, positions, index[:, None], hidden)
                 self._memory.mtp = stop

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tokenizers import Tokenizer
 
+_PART = "\N{REPLACEMENT CHARACTER}"  # what decoders make of a part of a character
 _LOOK_BACK = 8  # tokens of the prompt; decoders decide by what is in front whether a word starts with a space
 
 
@@ -18,7 +19,7 @@ class Detokeniser:
         """The text that is certain after this token; it may be empty."""
         self._pending.append(token)
         text = self._held()
-        if not text or text.endswith("\N{REPLACEMENT CHARACTER}"):
+        if not text or text.endswith(_PART):
             return ""
         self._before, self._pending = self._pending, []
         return text
@@ -30,5 +31,6 @@ class Detokeniser:
         return text
 
     def _held(self) -> str:
-        before = self.tokenizer.decode(self._before)
+        # A prompt may end inside of a character, which then is new.
+        before = self.tokenizer.decode(self._before).rstrip(_PART)
         return self.tokenizer.decode([*self._before, *self._pending])[len(before) :]

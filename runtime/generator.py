@@ -6,8 +6,10 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from numbers import Integral
 from typing import Any, TypeAlias, Unpack, cast, overload
 
+from llmc.errors import InputError
 from llmc.runtime.answer import Answer, Generation
 from llmc.runtime.chat import Message
 from llmc.runtime.sampling import Options, Parameters
@@ -65,18 +67,23 @@ class Generator(ABC):
         parameters: for all, prompt i drawing with `seed + i`; or one for each, as they are
         cancelled: asked between passes; once it says True, what there is comes back. `threading.Event().is_set` will do
         """
-        single = not isinstance(prompts, list) or (bool(prompts) and isinstance(prompts[0], (int, Mapping)))
+        single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], (Integral, Mapping)))
         several = cast(list[Prompt], [prompts] if single else prompts)
         if isinstance(parameters, Sequence):
             each = [replace(one, **options) for one in parameters]
         else:
             base = replace(parameters or Parameters(), **options)
             each = [replace(base, seed=base.seed + row) for row in range(len(several))]
-        answers = [self._answer(prompt, one) for prompt, one in zip(several, each, strict=True)]
-        for _ in self._steps(answers, cancelled or (lambda: False)):
-            pass
-        found = [answer.generation() for answer in answers]
+        if len(each) != len(several):
+            raise InputError(f"{len(several)} prompts, but parameters for {len(each)}; give one for each or for all")
+        found = self._generate(several, each, cancelled or (lambda: False))
         return found[0] if single else found
+
+    def _generate(self, prompts: list[Prompt], each: list[Parameters], cancelled: Cancelled) -> list[Generation]:
+        answers = [self._answer(prompt, one) for prompt, one in zip(prompts, each, strict=True)]
+        for _ in self._steps(answers, cancelled):
+            pass
+        return [answer.generation() for answer in answers]
 
     def stream(self, prompt: Prompt, parameters: Parameters | None = None, **options: Unpack[Options]) -> Stream:
         """Continues one prompt, piece by piece; together the pieces are the `text` that `generate` returns for it."""
@@ -95,7 +102,8 @@ class Generator(ABC):
 
         template: variables of the chat template, such as `tools` or `enable_thinking`
         """
-        return self.generate(self.chat_prompt(messages, **(template or {})), parameters, **options)
+        prompt: Prompt = self.chat_prompt(messages, **(template or {}))
+        return self._generate([prompt], [replace(parameters or Parameters(), **options)], lambda: False)[0]
 
     async def agenerate(
         self, prompts: Prompt, parameters: Parameters | None = None, **options: Unpack[Options]

@@ -132,8 +132,9 @@ class ArtifactLM(TemplateLM):
         until = wanted.get("until") or []
         stop = [until] if isinstance(until, str) else list(until)
         sampled = wanted.get("do_sample", bool(wanted.get("temperature", 0)))
+        length = int(wanted.get("max_gen_toks") or wanted.get("max_new_tokens") or self.max_gen_toks)
         return Parameters(
-            max_new_tokens=int(wanted.get("max_gen_toks") or wanted.get("max_new_tokens") or self.max_gen_toks),
+            max_new_tokens=min(length, self.model.context // 2),  # the rest is for the prompt
             temperature=float(wanted.get("temperature") or 1.0) if sampled else 0.0,
             top_k=int(wanted.get("top_k") or 0),
             top_p=float(wanted.get("top_p") or 1.0),

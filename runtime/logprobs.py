@@ -54,17 +54,17 @@ def score(
         padded[row, : len(text)] = text
     found: list[list[TokenLogprob]] = [[] for _ in texts]
     most = max(1, _CHUNK_BYTES // (4 * vocab_size * len(texts)))
-    start, end = 0, max(lengths) - 1
+    start, end, wanted = 0, max(lengths) - 1, min(first) - 1  # what is said before `wanted` is of no use
     while start < end:
-        part = padded[:, start : min(start + most, start + step_width(backend, len(texts), start), end)]
-        asked = max(0, min(first) - 1 - start)  # logits of the places before are of no use
-        index = np.arange(min(asked, part.shape[1] - 1), part.shape[1])
+        stop = min(start + step_width(backend, len(texts), start), end)
+        stop = min(stop, wanted) if start < wanted else min(stop, start + most)
+        index = np.arange(start, stop) - start if start >= wanted else np.array([0])
         every = np.broadcast_to(index, (len(texts), len(index)))
-        logits, _ = backend.forward("main", cache, part, np.full(len(texts), start), every)
+        logits, _ = backend.forward("main", cache, padded[:, start:stop], np.full(len(texts), start), every)
         for row, text in enumerate(texts):
-            places = [(place, n) for n, place in enumerate(index) if first[row] <= start + place + 1 < lengths[row]]
-            if places:
-                tokens = np.array([text[start + place + 1] for place, _ in places])
-                found[row] += token_logprobs(logits[row, [n for _, n in places]], tokens, top)
-        start += part.shape[1]
+            places = [place for place in index if first[row] <= start + place + 1 < lengths[row]]
+            if places and start >= wanted:
+                tokens = np.array([text[start + place + 1] for place in places])
+                found[row] += token_logprobs(logits[row, places], tokens, top)
+        start = stop
     return found

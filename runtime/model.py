@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +40,8 @@ class Model(Generator):
         if not path.is_file():
             raise InputError(f"{path}: missing; an artifact cannot be run without its tokenizer")
         self.tokenizer = Tokenizer.from_file(str(path))
+        self.tokenizer.no_truncation()  # whatever a training run has left in the file
+        self.tokenizer.no_padding()
 
     @property
     def context(self) -> int:
@@ -61,7 +65,7 @@ class Model(Generator):
         first: a place in the tokens, at least 1, since nothing tells the first one; one for all or one for each
         top: how many of the most likely tokens to name at each place
         """
-        firsts = [first] * len(prompts) if isinstance(first, int) else first
+        firsts = list(first) if isinstance(first, Sequence) else [first] * len(prompts)
         texts = [self.encode(prompt) for prompt in prompts]
         if len(texts) != len(firsts) or min(firsts, default=1) < 1 or top < 0:
             raise InputError(
@@ -87,18 +91,27 @@ class Model(Generator):
 
     def encode(self, prompt: Prompt) -> list[int]:
         """The tokens of a prompt. InputError for none at all, or for one that the model does not know."""
-        if isinstance(prompt, str):
-            tokens = self.tokenizer.encode(prompt).ids
-        elif prompt and isinstance(prompt[0], Mapping):
-            tokens = self.chat_prompt(cast(list[Message], prompt))
-        else:
-            tokens = [int(token) for token in cast(list[int], prompt)]
+        tokens = self._tokens(prompt)
         if not tokens:
             raise InputError("the prompt is empty and this tokenizer adds no first token; give some text")
         if not 0 <= min(tokens) <= max(tokens) < self.artifact.vocab_size:
             wrong = next(token for token in tokens if not 0 <= token < self.artifact.vocab_size)
             raise InputError(f"token {wrong} is none of this model's {self.artifact.vocab_size}")
         return tokens
+
+    def _tokens(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str):
+            try:
+                prompt.encode()
+            except UnicodeEncodeError as error:
+                raise InputError(f"the prompt is no valid text at character {error.start}; give it in UTF-8") from error
+            return self.tokenizer.encode(prompt).ids
+        try:
+            if len(prompt) and isinstance(prompt[0], Mapping):
+                return self.chat_prompt(cast(list[Message], prompt))
+            return [operator.index(token) for token in cast(list[int], prompt)]
+        except TypeError as error:
+            raise InputError("a prompt is a text, a list of tokens or a list of messages (role, content)") from error
 
     def chat_prompt(
         self, messages: Sequence[Message], add_generation_prompt: bool = True, **template: Any
@@ -118,6 +131,13 @@ class Model(Generator):
     @cached_property
     def _chat_template(self) -> ChatTemplate:
         return ChatTemplate(self.artifact.path)
+
+    @cached_property
+    def _spaced(self) -> dict[str, IntArray]:
+        """The tokens that begin with each kind of space."""
+        known = [(text, token) for text, token in self.tokenizer.get_vocab(with_added_tokens=False).items()]
+        known = [(text, token) for text, token in known if token < self.artifact.vocab_size]
+        return {space: np.array(sorted(token for text, token in known if text.startswith(space))) for space in _SPACES}
 
     def _steps(self, answers: list[Answer], cancelled: Cancelled, memory: Memory | None = None) -> Iterator[None]:
         batch = self.backend.batch
@@ -148,10 +168,7 @@ class Model(Generator):
         space = self.tokenizer.id_to_token(ids[-1])
         if len(ids) == 1 or space not in _SPACES:
             return ids, None
-        vocabulary = self.tokenizer.get_vocab(with_added_tokens=False)
-        last = self.artifact.vocab_size
-        first = [token for text, token in vocabulary.items() if text.startswith(space) and token < last]
-        return ids[:-1], np.array(sorted(first))
+        return ids[:-1], self._spaced[space]
 
 
 class Session(Generator):
@@ -163,23 +180,26 @@ class Session(Generator):
 
     def __init__(self, model: Model, memory: Memory) -> None:
         self.model, self._memory, self._turn = model, memory, 0
+        self._lock = threading.RLock()
 
     @property
     def tokens(self) -> list[int]:
         """What it holds."""
-        return list(self._memory.tokens)
+        with self._lock:
+            return list(self._memory.tokens)
 
     def read(self, prompt: Prompt) -> None:
         """Computes a prompt, for answers to come."""
         answer = self._answer(self.model.encode(prompt), Parameters(max_new_tokens=None))
-        for _ in self._steps([answer], lambda: len(self._memory.tokens) >= len(answer.prompt)):
+        for _ in self._steps([answer], lambda: self._memory.tokens == answer.prompt):
             pass
 
     def fork(self) -> Session:
         """A copy that goes its own way."""
         memory, backend = self._memory, self.model.backend
-        copy = Memory(backend.new_cache(1), list(memory.tokens), memory.mtp)
-        backend.copy(memory.cache, [0], len(memory.tokens), copy.cache)
+        with self._lock:
+            copy = Memory(backend.new_cache(1), list(memory.tokens), memory.mtp)
+            backend.copy(memory.cache, [0], len(memory.tokens), copy.cache)
         return Session(self.model, copy)
 
     def chat_prompt(
@@ -192,9 +212,19 @@ class Session(Generator):
 
     def _steps(self, answers: list[Answer], cancelled: Cancelled) -> Iterator[None]:
         self._turn += 1
-        turn = self._turn
-        memory = self._memory if len(answers) == 1 else self.fork()._memory
-        return self.model._steps(answers, lambda: cancelled() or self._turn != turn, memory)
+        return self._turns(answers, cancelled, self._turn)
+
+    def _turns(self, answers: list[Answer], cancelled: Cancelled, turn: int) -> Iterator[None]:
+        """Holds the lock for each pass: an answer that was cancelled may be in the middle of one, in another thread."""
+        steps = None
+        while True:
+            with self._lock:
+                if steps is None:
+                    memory = self._memory if len(answers) == 1 else self.fork()._memory
+                    steps = self.model._steps(answers, lambda: cancelled() or self._turn != turn, memory)
+                if next(steps, StopIteration) is StopIteration:
+                    return
+            yield
 
 
 def load(

@@ -27,6 +27,7 @@ from llmc.runtime.artifact import Artifact
 Graph = Literal["main", "mtp"]
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float32]
+CLOSED = "this model is closed; load it again"
 Hidden = NDArray[Any]  # in a type of the backend's choice: it is only cut and given back
 
 

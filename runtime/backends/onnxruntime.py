@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from llmc.errors import InputError, MachineError
 from llmc.runtime.artifact import Artifact
-from llmc.runtime.backends import FloatArray, Graph, Hidden, IntArray, step_inputs
+from llmc.runtime.backends import CLOSED, FloatArray, Graph, Hidden, IntArray, step_inputs
 
 NAME = "onnxruntime"
 PREFERENCE = 0
@@ -121,16 +121,17 @@ class OnnxRuntimeBackend:
         logits_index: IntArray,
         hidden: Hidden | None = None,
     ) -> tuple[FloatArray, Hidden | None]:
-        if graph not in self._sessions:
-            raise InputError("this model is closed; load it again")
+        session = self._sessions.get(graph)
+        if session is None:
+            raise InputError(CLOSED)
         end = int(cache_position.max()) + input_ids.shape[1]
         self._grow(cache, end)
         inputs = step_inputs(input_ids, cache_position, logits_index, hidden)
-        step = self._step(graph, cache, end, inputs)
+        step = self._step(graph, session, cache, end, inputs)
         for name, array in inputs.items():
             step.inputs[name][...] = array
         try:
-            self._sessions[graph].run_with_iobinding(step.binding)
+            session.run_with_iobinding(step.binding)
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
             raise MachineError(f"ONNX Runtime failed: {' '.join(str(error).split())}") from error
         found = {name: array.copy() for name, array in step.outputs.items()}
@@ -139,13 +140,13 @@ class OnnxRuntimeBackend:
     def close(self) -> None:
         self._sessions.clear()
 
-    def _step(self, graph: Graph, cache: Cache, end: int, inputs: dict[str, NDArray[Any]]) -> Step:
+    def _step(self, graph: Graph, session: Any, cache: Cache, end: int, inputs: dict[str, NDArray[Any]]) -> Step:
         """For steps like this one, that end at `end`."""
         length, wanted = inputs["input_ids"].shape[1], inputs["logits_index"].shape[1]
         used = min(-(-end // _STEP) * _STEP, cache.capacity)
         step = cache.steps.get((graph, length, wanted))
         if step is None or step.used != used:
-            binding = self._sessions[graph].io_binding()
+            binding = session.io_binding()
             for node in self._caches[graph]:
                 buffer = cache.buffers[node.name]
                 part = buffer[:, :, :used]  # contiguous for one row of one head, as latents are
@@ -175,18 +176,16 @@ class OnnxRuntimeBackend:
         while capacity < end:
             capacity *= 2
         capacity = min(capacity, -(-self.context // _STEP) * _STEP)
+        grown = {}
+        for node in (node for nodes in self._caches.values() for node in nodes):
+            try:
+                grown[node.name] = np.zeros((cache.batch, node.shape[1], capacity, node.shape[3]), np.float32)
+            except MemoryError as error:
+                raise MachineError(f"no memory for a cache of {capacity} tokens; use a shorter context") from error
+            if node.name in cache.buffers:
+                grown[node.name][:, :, : cache.capacity] = cache.buffers[node.name]
         cache.steps.clear()
-        for nodes in self._caches.values():
-            for node in nodes:
-                shape = (cache.batch, node.shape[1], capacity, node.shape[3])
-                try:
-                    buffer = np.zeros(shape, np.float32)
-                except MemoryError as error:
-                    raise MachineError(f"no memory for a cache of {capacity} tokens; use a shorter context") from error
-                if node.name in cache.buffers:
-                    buffer[:, :, : cache.capacity] = cache.buffers[node.name]
-                cache.buffers[node.name] = buffer
-        cache.capacity = capacity
+        cache.buffers, cache.capacity = grown, capacity
 
 
 def _session(path: Path, threads: int | None, provider: str) -> Any:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from llmc.errors import InputError, MachineError
 from llmc.runtime.artifact import Artifact
-from llmc.runtime.backends import FloatArray, Graph, Hidden, IntArray, step_inputs
+from llmc.runtime.backends import CLOSED, FloatArray, Graph, Hidden, IntArray, step_inputs
 
 NAME = "tensorrt-rtx"
 PREFERENCE = 1
@@ -147,13 +147,16 @@ class TensorRtRtxBackend:
             raise InputError(f"{end} tokens do not fit the engine's context of {self.context}; shorten the prompt")
         inputs = step_inputs(input_ids, cache_position, logits_index, hidden)
         with self._lock:  # buffers and contexts are shared
+            if graph not in self._engines:
+                raise InputError(CLOSED)
             found = self._engines[graph].run(inputs, cache)
         return found["logits"], found.get("hidden")
 
     def close(self) -> None:
-        for engine in self._engines.values():
-            engine.close()
-        self._engines.clear()
+        with self._lock:
+            for engine in self._engines.values():
+                engine.close()
+            self._engines.clear()
 
 
 class _Engine:

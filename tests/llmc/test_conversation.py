@@ -67,13 +67,24 @@ def test_without_a_template_every_line_is_continued(artifact: Path) -> None:
     out, _ = talk(artifact, "hello\nhello\n", "--max-new-tokens", "4")
     with load(artifact) as model:
         assert out == 2 * (model.generate("hello", max_new_tokens=4).text + "\n")
-    refused = CliRunner().invoke(app, ["run", str(artifact), "--chat", "--prompt", "hi"])
-    assert refused.exit_code == 2 and "no chat template" in refused.stderr
+    for options in (["--prompt", "hi"], []):
+        refused = CliRunner().invoke(app, ["run", str(artifact), "--chat", *options], input="hi\n")
+        assert refused.exit_code == 2 and "no chat template" in refused.stderr
+    refused = CliRunner().invoke(app, ["run", str(artifact), "--prompt", "hi", "--system", "Be brief"])
+    assert refused.exit_code == 2 and "--system is for a chat" in refused.stderr
 
 
 def test_a_text_that_does_not_fit_is_told_and_the_next_one_answered(artifact: Path) -> None:
     out, error = talk(artifact, "x" * 2000 + "\nhello\n", "--max-new-tokens", "4")
-    assert "do not fit the context" in error and out.count("\n") == 1
+    assert "do not fit the context" in error and out.count("\n") == 1 and "/clear" not in error
+    spoiled = subprocess.run(
+        [sys.executable, "-m", "llmc.cli", "run", str(artifact), "--max-new-tokens", "4"],
+        input=b"caf\xe9\nhello\n",
+        capture_output=True,
+        check=True,
+        env=os.environ | {"PYTHONIOENCODING": "utf-8:surrogateescape"},
+    )
+    assert b"no valid text at character 3" in spoiled.stderr and spoiled.stdout.decode() == out
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_program(artifact: Path) -> None:

@@ -46,6 +46,7 @@ TOOL = {"type": "function", "function": {"name": "größe", "parameters": {"type
 
 def with_template(directory, template, as_file=False):
     config = json.loads((directory / "tokenizer_config.json").read_text())
+    config["extra_special_tokens"] = {"image_token": "<image>"}
     config |= {"bos_token": "<|begin|>", "eos_token": {"__type": "AddedToken", "content": "<|end|>", "special": True}}
     if as_file:
         (directory / "chat_template.jinja").write_text(template)
@@ -65,7 +66,13 @@ def directory(embedded, tmp_path):
 @pytest.mark.parametrize("as_file", [False, True])
 @pytest.mark.parametrize(
     ("template", "variables"),
-    [(HEADERS, {}), (HEADERS, {"add_generation_prompt": False}), (TOOLS, {"tools": [TOOL], "enable_thinking": False})],
+    [
+        (HEADERS, {}),
+        (HEADERS, {"add_generation_prompt": False}),
+        (TOOLS, {"tools": [TOOL], "enable_thinking": False}),
+        ("test{% if tools is not none or documents is not none %}more{% endif %}{{ image_token }}", {}),
+        ("test{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}", {}),
+    ],
 )
 def test_text_is_what_transformers_renders(directory, template, variables, as_file):
     with_template(directory, template, as_file)
@@ -89,6 +96,8 @@ def test_what_a_template_refuses_and_what_it_may_not_do(directory):
         ChatTemplate(with_template(directory, escape)).render(MESSAGES)
     with pytest.raises(InputError, match="unsafe"):
         ChatTemplate(with_template(directory, "{{ messages.append(1) }}")).render(MESSAGES)
+    with pytest.raises(InputError, match=r"refuses these messages: .*not found"):
+        ChatTemplate(with_template(directory, "{{ messages[0].content.index('zzz') }}")).render(MESSAGES)
     with pytest.raises(InputError, match="its chat template is broken"):
         ChatTemplate(with_template(directory, "{% if %}"))
 

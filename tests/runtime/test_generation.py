@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -208,6 +209,30 @@ def test_characters_cut_across_tokens_are_not_streamed_in_halves(dense):
                 assert "�" not in answer.text
                 answer.take(token, nothing)
             assert answer.done and answer.text == text
+
+
+def test_a_prompt_may_end_inside_of_a_character(dense):
+    with load(dense, threads=1) as model:
+        tokens = model.tokenizer.encode("a😀b").ids
+        prompt, rest = tokens[:-3], tokens[-3:]  # one byte of four is left
+        assert "�" in model.tokenizer.decode(prompt)
+        detokeniser = Detokeniser(model.tokenizer, prompt)
+        assert "".join(map(detokeniser.push, rest)).endswith("b") and "😀" in "".join(
+            map(Detokeniser(model.tokenizer, prompt).push, rest)
+        )
+
+
+def test_what_the_tokenizer_file_says_about_lengths_is_not_obeyed(dense, tmp_path):
+    copy = shutil.copytree(dense, tmp_path / "copy")
+    tokenizer = Tokenizer.from_file(str(copy / "tokenizer.json"))
+    tokenizer.enable_truncation(8)
+    tokenizer.enable_padding(length=32)
+    tokenizer.save(str(copy / "tokenizer.json"))
+    manifest = json.loads((copy / "llmc.json").read_text())
+    manifest["files"]["tokenizer.json"]["bytes"] = (copy / "tokenizer.json").stat().st_size
+    (copy / "llmc.json").write_text(json.dumps(manifest))
+    with load(copy, threads=1) as model, load(dense, threads=1) as other:
+        assert model.encode("a" * 20) == other.encode("a" * 20) and model.encode("a") == other.encode("a")
 
 
 def test_words_that_follow_the_prompt_keep_their_space():

@@ -41,6 +41,29 @@ def test_scores_are_the_log_probabilities_of_the_text(model, said, monkeypatch, 
     assert [len(each) for each in alone] == [len(ids) - start for ids, start in zip(texts, first, strict=True)]
 
 
+def test_only_wanted_logits_are_computed(model, monkeypatch):
+    seen, forward = [], model.backend.forward
+
+    def watched(graph, cache, ids, position, index, *rest):
+        seen.append((ids.shape[1], index.shape[1]))
+        return forward(graph, cache, ids, position, index, *rest)
+
+    monkeypatch.setattr(model.backend, "forward", watched)
+    length = len(model.encode(TEXTS[2]))
+    monkeypatch.setattr("llmc.runtime.logprobs._CHUNK_BYTES", 4 * 4 * 4096)  # logits of four places
+    assert len(model.score([TEXTS[2]], length - 10)[0]) == 10
+    assert sum(width for width, _ in seen) == length - 1
+    assert [wanted for _, wanted in seen[-3:]] == [4, 4, 2] and all(wanted == 1 for _, wanted in seen[:-3])
+    assert seen[0][0] == min(256, length - 11)
+
+
+def test_prompts_of_every_kind(model):
+    ids = model.encode("import os")
+    one = model.generate("import os", max_new_tokens=4)
+    assert model.generate(np.array(ids), max_new_tokens=4) == model.generate(tuple(ids), max_new_tokens=4) == one
+    assert model.generate([np.array(ids), "import os"], max_new_tokens=4) == [one, one]
+
+
 def test_more_texts_than_a_batch_come_back_in_order(model, monkeypatch):
     monkeypatch.setattr(model.backend, "batch", 2)
     many = [TEXTS[2], "a = 1", TEXTS[0], "b = 2", TEXTS[1]]
@@ -101,6 +124,10 @@ def test_the_context_ends_for_one_row_and_the_others_go_on(model):
         (lambda m: m.score(["a b", "c"], [1]), "one number of at least 1 a prompt"),
         (lambda m: m.score([[5, 4096]]), "token 4096 is none of this model's 4096"),
         (lambda m: m.generate([-1, 3]), "token -1 is none"),
+        (lambda m: m.generate([1.5, 2.0]), "a prompt is a text, a list of tokens or a list of messages"),
+        (lambda m: m.generate(("a", "b"), [Parameters()]), "2 prompts, but parameters for 1"),
+        (lambda m: m.generate("caf\udce9"), "no valid text at character 3"),
+        (lambda m: m.generate([[]]), "the prompt is empty"),
         (lambda m: m.generate("a", logprobs=-1), "logprobs is -1; it has to be at least 0"),
         (lambda m: m.generate("a", stop=""), "stop holds an empty string"),
         (lambda m: m.generate("a", min_p=2.0), "min_p is 2.0; it has to be from 0 to 1"),

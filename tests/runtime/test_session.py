@@ -1,9 +1,13 @@
 """Sessions: what is in the cache already is not computed again, and changes nothing that is said."""
 
+import asyncio
+import threading
+import time
+
 import numpy as np
 import pytest
 
-from llmc.errors import InputError
+from llmc.errors import InputError, MachineError
 from llmc.runtime import load
 
 TEXT = "import os\nimport sys\n\n\nclass Reader(object):\n    def __init__(self, path):\n        self.path = path\n"
@@ -82,6 +86,58 @@ def test_forks_go_their_own_way(model):
     assert first.token_ids == model.generate(LONGER, max_new_tokens=12).token_ids
     assert second.token_ids == model.generate(TEXT + "import re", max_new_tokens=12).token_ids
     assert session.tokens[: first.prompt_tokens] == model.tokenizer.encode(LONGER).ids
+
+
+def test_reading_replaces_what_was_held(model):
+    session = model.session(LONGER)
+    session.read("x = 1")
+    assert session.tokens == model.encode("x = 1")
+    session.generate(TEXT, max_new_tokens=1)
+    assert session.generate(TEXT, max_new_tokens=5).cached_tokens >= len(model.encode(TEXT)) - 2
+
+
+def test_the_next_answer_waits_for_the_pass_that_was_cancelled(model, monkeypatch):
+    """A cancelled task's thread may be in the middle of a pass on the session's cache."""
+    forward, entered = model.backend.forward, threading.Event()
+
+    def slow(*arguments):
+        entered.set()
+        time.sleep(0.02)
+        return forward(*arguments)
+
+    monkeypatch.setattr(model.backend, "forward", slow)
+
+    async def ask(session):
+        for _ in range(4):
+            entered.clear()
+            task = asyncio.create_task(session.agenerate(LONGER * 3, max_new_tokens=30))
+            await asyncio.to_thread(entered.wait)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            answer = await session.agenerate(LONGER, max_new_tokens=6)
+            assert answer.token_ids == expected and session.tokens[: answer.prompt_tokens] == model.encode(LONGER)
+
+    expected = model.generate(LONGER, max_new_tokens=6).token_ids
+    asyncio.run(ask(model.session()))
+
+
+def test_a_cache_that_finds_no_memory_stays_as_it_was(model, monkeypatch):
+    session = model.session(TEXT)
+    zeros, left = np.zeros, [3]
+
+    def scarce(shape, dtype=float):
+        left[0] -= len(shape) == 4
+        if len(shape) == 4 and left[0] == 0:
+            raise MemoryError
+        return zeros(shape, dtype)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "zeros", lambda shape, dtype=float: scarce(np.atleast_1d(shape), dtype))
+        with pytest.raises(MachineError, match="no memory for a cache of 512 tokens"):
+            session.generate(LONGER * 8, max_new_tokens=4)
+    assert session.generate(LONGER, max_new_tokens=8).token_ids == model.generate(LONGER, max_new_tokens=8).token_ids
+    assert session.generate(LONGER * 8, max_new_tokens=4).cached_tokens > 20
 
 
 def test_a_batch_shares_the_beginning_and_leaves_the_session_alone(model, computed):
