@@ -124,9 +124,9 @@ class Decoder:
         fed[:, 0] = self._next
         for row in active:
             fed[row, 1 : 1 + len(drafts[row])] = drafts[row]
-        every = np.broadcast_to(np.arange(count + 1), fed.shape)
+        every = np.arange(count + 1)[None].repeat(len(fed), 0)
         logits, hidden = self._forward("main", fed, positions, every)
-        following = np.zeros_like(fed)
+        following = np.zeros(fed.shape, np.int64)
         index = np.zeros(len(self.answers), np.int64)
         for row in active:
             answer = self.answers[row]
