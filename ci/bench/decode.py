@@ -4,15 +4,16 @@
     python ci/bench/decode.py                          # everything; the first time it compiles llama.cpp
     python ci/bench/decode.py --models moe --tools llmc llama.cpp-q4_0
 
-llmc with int4 in groups of 128 (64 for the embedded model) by GPTAQ, as it does by default; onnxruntime-genai with int4
-in blocks of 32, rounded to nearest, as its builder does; llama.cpp with Q4_0, Q4_K_M and, as a proof
-that the conversion is right, float16; transformers in bfloat16. Each tool runs in a process and a virtual environment
-of its own, conversions in others before. Prefill: one prompt of 512 tokens; decoding: 128 tokens after a prompt of 32,
-the most likely one each time, end-of-text ignored; medians over several prompts, which all tools get as the same token
-ids. KL: of the distributions of the next token from llmc's float32 model of the original checkpoint, over 2,048 tokens.
-KB per token: weights that one token needs (experts: those that it is routed to) and cache, in the middle of decoding.
-Of bound: decoding speed as a share of what memory allows, bandwidth over bytes per token, with the bandwidth measured
-in the same run. Tools that end in `-mtp` draft one token a step with the MTP layer, where the model has one.
+llmc with int4 in groups of 128 (64 for the embedded model) by GPTAQ, as it does by default; onnxruntime-genai with
+int4 in blocks of 32, rounded to nearest, as its builder does; llama.cpp with Q4_0, Q4_K_M and, as a proof that the
+conversion is right, float16; transformers in bfloat16. Each tool runs in a process and a virtual environment of its
+own, conversions in others before. Prefill: one prompt of 512 tokens; decoding: 128 tokens after a prompt of 32, the
+most likely one each time, end-of-text ignored; medians over several prompts, which all tools get as the same token
+ids, of the best of their turns, as other work on the machine makes a turn slower and never faster. KL: of the
+distributions of the next token from llmc's float32 model of the original checkpoint, over 2,048 tokens. KB per token:
+weights that one token needs (experts: those that it is routed to) and cache, in the middle of decoding. Of bound:
+decoding speed as a share of what memory allows, bandwidth over bytes per token, with the bandwidth measured in the
+same run. Tools that end in `-mtp` draft one token a step with the MTP layer, where the model has one.
 """
 
 from __future__ import annotations
@@ -45,12 +46,12 @@ def divergence(reference: list[torch.Tensor], said: np.ndarray) -> float:
 
 
 def merged(passes: list[dict[str, Any]]) -> dict[str, Any]:
-    """One dictionary of all passes: every speed, the median of load times, the highest peak."""
+    """One dictionary of all passes: the median speed of each, the shortest load, the highest peak."""
     found = {key: value for one in reversed(passes) for key, value in one.items()}
     for key in ("prefill", "decode", "tokens_per_step", "acceptance"):
         if key in found:
-            found[key] = [speed for one in passes for speed in one[key]]
-    found["load"] = median(one["load"] for one in passes)
+            found[key] = [median(one[key]) for one in passes]
+    found["load"] = min(one["load"] for one in passes)
     found["peak"] = max(one["peak"] for one in passes)
     return found
 
@@ -98,12 +99,12 @@ def measure_model(bench: Bench, model: str, tools: list[str], passes: int) -> di
 def row(one: dict[str, Any], bandwidth: float) -> list[str]:
     if "error" in one:
         return ["", "", "", "", "", "", "", one["error"]]
-    cells = [f"{one['load']:.2f}", f"{median(one['prefill']):.0f}", f"{median(one['decode']):.1f}"]
+    cells = [f"{one['load']:.2f}", f"{max(one['prefill']):.0f}", f"{max(one['decode']):.1f}"]
     cells.append(f"{one['peak'] / 1e6:.0f}")
     if "kl" not in one:
         accepted, tokens = median(one["acceptance"]), median(one["tokens_per_step"])
         return [*cells, "", "", "", f"{tokens:.2f} tokens a step, {accepted:.0%} of drafts accepted"]
-    share = median(one["decode"]) * one["bytes_per_token"] / bandwidth
+    share = max(one["decode"]) * one["bytes_per_token"] / bandwidth
     notes = ", ".join(f"{count} {kind}" for kind, count in one.get("types", {}).items() if kind != "F32")
     return [*cells, f"{one['kl']:.5f}", f"{one['bytes_per_token'] / 1e3:.0f}", f"{share:.0%}", notes]
 
