@@ -1,0 +1,76 @@
+"""Triton kernels compiled without a GPU: a cubin for one SM, and what a launcher has to know about it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+# Bytes of shared memory that a block may have (CUDA C++ Programming Guide, "Technical Specifications per Compute
+# Capability").
+SHARED_LIMIT = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
+TENSOR_MEMORY_COLUMNS = 512  # sm_100; Triton asks for more without a word, and such a kernel does nothing
+ALIGNMENT = 16  # of every address, in bytes; lets the compiler load so many at once
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """description: JSON; see `llmc.runtime.cubin`, which reads it. stack_bytes: of a thread, 0 where nothing spills."""
+
+    cubin: bytes
+    description: dict[str, Any]
+    registers: int
+    stack_bytes: int
+
+
+def compile_kernel(
+    kernel: Any, types: Mapping[str, str], constants: Mapping[str, Any], sm: int, warps: int, stages: int
+) -> Compiled:
+    """kernel: a `triton.jit` function. types: of the arguments that are no constants; may name others too."""
+    import triton
+    from triton import knobs
+    from triton.backends.compiler import GPUTarget
+
+    signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
+    arguments = {name: kind for name, kind in signature.items() if kind != "constexpr"}
+    aligned = {
+        (index,): [["tt.divisibility", ALIGNMENT]] for index, kind in enumerate(signature.values()) if kind[0] == "*"
+    }
+    source = triton.compiler.ASTSource(kernel, signature, dict(constants), aligned)
+    with knobs.compilation.scope():
+        knobs.compilation.disable_line_info = True  # which would write this machine's paths into the cubin
+        made = triton.compile(source, GPUTarget("cuda", sm, 32), {"num_warps": warps, "num_stages": stages})
+    found = made.metadata
+    if found.shared > SHARED_LIMIT[sm] or getattr(found, "tmem_size", 0) > TENSOR_MEMORY_COLUMNS:
+        raise ValueError(f"{found.name}: SM {sm} has {SHARED_LIMIT[sm]} bytes of shared memory, not {found.shared}")
+    if found.global_scratch_size or found.profile_scratch_size or found.num_ctas != 1 or found.launch_pdl:
+        raise ValueError(f"{found.name}: needs scratch memory, clusters or dependent launches, which no launcher gives")
+    cubin = made.asm["cubin"]
+    registers, stack_bytes = _resources(cubin)
+    description = {
+        "name": found.name,
+        "sm": sm,
+        "threads": 32 * warps,
+        "shared_bytes": found.shared,
+        "alignment": ALIGNMENT,
+        "arguments": [{"name": name, "type": kind} for name, kind in arguments.items()],
+        # Triton's own launcher ends with the addresses of two scratch memories, null where there are none.
+        "null_pointers": 2,
+    }
+    return Compiled(cubin, description, registers, stack_bytes)
+
+
+def _resources(cubin: bytes) -> tuple[int, int]:
+    """Registers and stack bytes of a thread, as NVIDIA's cuobjdump, which comes with Triton, reads them."""
+    from triton import knobs
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
+        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    ((registers, stack_bytes),) = re.findall(r"REG:(\d+) STACK:(\d+)", told)
+    return int(registers), int(stack_bytes)

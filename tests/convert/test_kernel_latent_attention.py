@@ -1,0 +1,223 @@
+"""The kernels of latent attention agree with a softmax in float64, and compile for every generation of GPU.
+
+They run in Triton's interpreter, which needs a process of its own: this file, run as a script.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llmc.convert.kernels.latent_attention_plan import LARGEST_RANK, LARGEST_ROPE, SMS, LatentShape, plan
+
+pytest.importorskip("triton", reason="Triton, which comes with torch for NVIDIA GPUs, is not installed")
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+CODE_OF_NAN = 0x7F
+CACHE_SCALE = 0.046875
+SPARE = 3  # entries that nothing was written to
+
+
+@dataclass(frozen=True)
+class Case:
+    """lengths: of each sequence, with the new tokens; sm: whose tiles, and whose way to read FP8."""
+
+    lengths: tuple[int, ...]
+    tokens: int = 1
+    splits: int = 1
+    dtype: str = "bf16"
+    float8: bool = False
+    sm: int = 86
+    heads: int = 5
+    rank: int = 24
+    rope: int = 8
+    scale: float = 0.2
+
+    @property
+    def shape(self) -> LatentShape:
+        return LatentShape(self.heads, self.rank, self.rope, self.dtype, self.float8)
+
+
+CASES = [Case((length,)) for length in (1, 15, 17, 64, 257)]
+CASES += [Case((257, 3, 64, 40), tokens, splits=2) for tokens in (1, 2, 3)]
+CASES += [Case((70, 8), 8, splits=3, heads=16, rank=16, rope=16)]
+CASES += [Case((113,), splits=splits) for splits in range(2, 8)]
+CASES += [Case((15, 1), splits=7), Case((33, 18), 2, splits=7)]  # most splits have no entries
+CASES += [Case((4097, 1025), splits=4, heads=2, rank=5, rope=3), Case((4097,), heads=1, rank=1, rope=1)]
+CASES += [
+    Case((tokens + before,), tokens) for tokens, before in ((1, 30), (5, 0), (16, 17), (33, 1), (70, 0), (70, 61))
+]
+CASES += [Case((90, 71), 70, dtype="fp16", heads=3)]
+CASES += [Case((65, 20), 2, splits, "fp16") for splits in (1, 3)]
+CASES += [Case((65, 20), 3, splits, dtype, True, sm) for splits, dtype, sm in ((1, "bf16", 86), (3, "fp16", 86))]
+CASES += [Case((65, 20), 3, splits, dtype, True, sm) for splits, dtype, sm in ((3, "bf16", 120), (1, "fp16", 120))]
+CASES += [Case((40, 9), 2, splits=2, sm=90, heads=40, rank=48, rope=20)]  # tiles of several heads and tokens
+CASES += [Case((200, 7), 2, splits=3, scale=40.0)]  # nearly all weight on one entry
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """query [B, Hq, S, R + P], cache [B, 1, T, R + P] as codes or numbers, cache_position [B]."""
+
+    query: torch.Tensor
+    cache: torch.Tensor
+    cache_position: torch.Tensor
+
+
+def inputs(case: Case) -> Inputs:
+    """Cache entries that no token may see are NaN."""
+    generator = torch.Generator().manual_seed(sum(case.lengths) + case.tokens)
+    batch, channels = len(case.lengths), case.rank + case.rope
+    query = torch.randn(batch, case.heads, case.tokens, channels, generator=generator).to(DTYPES[case.dtype])
+    cache = torch.randn(batch, 1, max(case.lengths) + SPARE, channels, generator=generator)
+    if case.float8:
+        cache = (cache / CACHE_SCALE).to(torch.float8_e4m3fn).view(torch.uint8)
+    else:
+        cache = cache.to(DTYPES[case.dtype])
+    for row, length in enumerate(case.lengths):
+        cache[row, :, length:] = CODE_OF_NAN if case.float8 else torch.nan
+    return Inputs(query, cache, torch.tensor(case.lengths) - case.tokens)
+
+
+def every_code() -> tuple[Case, Inputs]:
+    """Sequences of one entry, which attention returns as it is; together they hold all finite numbers of E4M3."""
+    codes = torch.tensor([code for code in range(256) if code & CODE_OF_NAN != CODE_OF_NAN], dtype=torch.uint8)
+    case = Case((1,) * 11, float8=True, heads=1, rank=24)
+    cache = torch.zeros(11, 1, 1, 32, dtype=torch.uint8)
+    cache[..., :24] = torch.cat([codes, codes[:10]]).view(11, 1, 1, 24)
+    return case, Inputs(torch.zeros(11, 1, 1, 32, dtype=torch.bfloat16), cache, torch.zeros(11, dtype=torch.int64))
+
+
+def let_the_interpreter_multiply_bfloat16() -> None:
+    """Triton 3.7's interpreter keeps bfloat16 as its bits, and multiplies matrices of them as of integers."""
+    import numpy as np
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    multiply = InterpreterBuilder.create_dot
+
+    def widened(x: Any) -> Any:
+        return TensorHandle((x.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+
+    def create_dot(self: Any, a: Any, b: Any, *others: Any) -> Any:
+        if a.dtype.scalar == tl.bfloat16 and a.data.dtype == np.uint16:
+            a, b = widened(a), widened(b)
+        return multiply(self, a, b, *others)
+
+    InterpreterBuilder.create_dot = create_dot
+
+
+def in_kernel(case: Case, given: Inputs, cache_scale: float) -> torch.Tensor:
+    """[B, Hq, S, R]. Nothing that the kernels do not write is left to chance: it is NaN."""
+    from llmc.convert.kernels import latent_attention as kernels
+
+    batch, _, tokens, _ = given.query.shape
+    capacity, rows, partial = given.cache.shape[2], tokens * case.heads, case.splits > 1
+    constants = kernels.attend_constants(case.shape, case.sm, partial)
+    output = torch.full((batch, case.heads, tokens, case.rank), torch.nan, dtype=given.query.dtype)
+    mixed = torch.full((batch, case.splits, rows, case.rank), torch.nan) if partial else output
+    logsum = torch.full((batch, case.splits, rows), torch.nan) if partial else None
+    grid = -(-rows // constants["ROWS"]), case.splits, batch
+    kernels._attend[grid](
+        given.query, given.cache, given.cache_position, mixed, scale=case.scale, cache_scale=cache_scale,
+        tokens=tokens, capacity=capacity, **{"logsum": logsum} | constants,
+    )  # fmt: skip
+    if partial:
+        grid = rows, -(-case.rank // kernels.JOINED_CHANNELS), batch
+        kernels._join[grid](mixed, logsum, output, tokens, case.splits, **kernels.join_constants(case.shape))
+    return output
+
+
+def in_float64(case: Case, given: Inputs) -> torch.Tensor:
+    """softmax(scale * query @ cache^T) @ cache[..., :R] over the entries t <= cache_position[b] + s."""
+    cache = given.cache
+    if case.float8:
+        cache = cache.view(torch.float8_e4m3fn).double() * CACHE_SCALE
+    output = torch.empty(*given.query.shape[:3], case.rank, dtype=torch.float64)
+    for b, position in enumerate(given.cache_position.tolist()):
+        for s in range(case.tokens):
+            seen = cache[b, 0, : position + s + 1].double()
+            weights = (case.scale * given.query[b, :, s].double() @ seen.T).softmax(-1)
+            output[b, :, s] = weights @ seen[:, : case.rank]
+    return output
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, torch.Tensor]:
+    """What the kernels make of each case, from a process whose Triton interprets."""
+    path = tmp_path_factory.mktemp("kernel") / "results.pt"
+    subprocess.run([sys.executable, __file__, path], env=os.environ | {"TRITON_INTERPRET": "1"}, check=True)
+    return torch.load(path)
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=lambda number: str(CASES[number]))
+def test_agrees_with_a_softmax_in_float64(results: dict[Any, torch.Tensor], number: int) -> None:
+    case = CASES[number]
+    want = in_float64(case, inputs(case))
+    # Weights and output are rounded: to 8 bits in bfloat16, to 11 in float16.
+    tolerance = 2**-6 if case.dtype == "bf16" else 2**-9
+    torch.testing.assert_close(results[number].double(), want, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("sm", [86, 89])
+def test_reads_every_code_of_fp8(results: dict[Any, torch.Tensor], sm: int) -> None:
+    _, given = every_code()
+    want = given.cache[..., :24].view(torch.float8_e4m3fn).bfloat16()
+    assert torch.equal(results[f"codes {sm}"], want)
+
+
+def test_nan_that_is_seen_is_not_hidden(results: dict[Any, torch.Tensor]) -> None:
+    """Neither by the sums of a split nor where splits are joined."""
+    assert results["nan"].isnan().all()
+
+
+@pytest.mark.parametrize("float8", [False, True], ids=["bf16", "fp8"])
+@pytest.mark.parametrize("sm", SMS)
+def test_compiles_without_spills(sm: int, float8: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """At the size of DeepSeek-V3. The limit of shared memory is asserted where kernels are compiled."""
+    from llmc.convert.kernels.latent_attention import compiled
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))  # what is cached is not compiled
+    found = compiled(LatentShape(128, LARGEST_RANK, LARGEST_ROPE, "bf16", float8), sm)
+    assert list(found) == ["whole", "split", "join"]
+    for name, kernel in found.items():
+        assert kernel.stack_bytes == 0, name
+        assert kernel.registers > (32 if name == "join" else 200), f"{name} holds no values: it was optimised away"
+        assert str(Path.home()).encode() not in kernel.cubin and b"latent_attention.py" not in kernel.cubin
+
+
+def test_splits_fill_the_gpu_and_no_more() -> None:
+    deepseek = LatentShape(128, 512, 64, "bf16")
+    assert [plan(deepseek, 90, 132, batch, 1, 32768).splits for batch in (1, 8, 32, 128)] == [66, 8, 2, 1]
+    assert plan(deepseek, 90, 132, 1, 1, 100).splits == 2  # tiles of entries that there can be
+    assert plan(deepseek, 90, 132, 1, 4096, 32768).splits == 1
+    decode, prefill = plan(deepseek, 90, 132, 8, 2, 32768), plan(deepseek, 90, 132, 1, 4096, 32768)
+    assert decode.grid == (4, 4, 8) and decode.join_grid(128) == (256, 4, 8)
+    assert decode.workspace_bytes == 4 * 8 * 4 * 256 * (512 + 1) and prefill.workspace_bytes == 0
+    with pytest.raises(ValueError, match="32 bits"):
+        plan(deepseek, 90, 132, 1, 32768, 32768)
+    with pytest.raises(ValueError, match="SM 75"):
+        plan(deepseek, 75, 40, 1, 1, 1024)
+    with pytest.raises(ValueError, match="512"):
+        LatentShape(128, 576, 64, "bf16")
+
+
+if __name__ == "__main__":
+    let_the_interpreter_multiply_bfloat16()
+    made: dict[Any, torch.Tensor] = {
+        number: in_kernel(case, inputs(case), CACHE_SCALE if case.float8 else 1.0) for number, case in enumerate(CASES)
+    }
+    one_entry, codes = every_code()
+    for way in (86, 89):
+        made[f"codes {way}"] = in_kernel(Case(**vars(one_entry) | {"sm": way}), codes, 1.0)
+    spoilt = inputs(CASES[1])
+    spoilt.cache[:, :, 2] = torch.nan
+    made["nan"] = in_kernel(Case((15,), splits=2), spoilt, 1.0)
+    torch.save(made, sys.argv[1])
