@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llmc.convert.kernels.ahead_of_time import ALIGNMENT
+
 MOST_SPLITS = 128  # the second kernel holds as many sums at once
 JOINED_SPLITS = 16  # of which it reads the values together
 LARGEST_RANK, LARGEST_ROPE = 512, 64  # for which the tiles below fit
@@ -88,13 +90,17 @@ class Plan:
 
     @property
     def mixed_bytes(self) -> int:
-        """Of the splits' values [B, splits, S * Hq, R] float32; their logarithms follow."""
-        return 4 * self.batch * self.splits * self.rows * self.shape.rank if self.splits > 1 else 0
+        """Of the splits' values [B, splits, S * Hq, R] float32, filled up so that what follows is aligned."""
+        return -(-self._sums_bytes * self.shape.rank // ALIGNMENT) * ALIGNMENT
 
     @property
     def workspace_bytes(self) -> int:
-        """Of values and logarithms [B, splits, S * Hq] float32; each begins at a multiple of 16 bytes."""
-        return self.mixed_bytes + 4 * self.batch * self.splits * self.rows if self.splits > 1 else 0
+        """Of the values and, behind them, of the logarithms [B, splits, S * Hq] float32."""
+        return self.mixed_bytes + self._sums_bytes
+
+    @property
+    def _sums_bytes(self) -> int:
+        return 4 * self.batch * self.splits * self.rows if self.splits > 1 else 0
 
 
 def plan(shape: LatentShape, sm: int, multiprocessors: int, batch: int, tokens: int, capacity: int) -> Plan:

@@ -59,6 +59,7 @@ CASES += [Case((65, 20), 2, splits, "fp16") for splits in (1, 3)]
 CASES += [Case((65, 20), 3, splits, dtype, True, sm) for splits, dtype, sm in ((1, "bf16", 86), (3, "fp16", 86))]
 CASES += [Case((65, 20), 3, splits, dtype, True, sm) for splits, dtype, sm in ((3, "bf16", 120), (1, "fp16", 120))]
 CASES += [Case((40, 9), 2, splits=2, sm=90, heads=40, rank=48, rope=20)]  # tiles of several heads and tokens
+CASES += [Case((40, 9), 2, splits=2, heads=3, rank=512, rope=64)]
 CASES += [Case((200, 7), 2, splits=3, scale=40.0)]  # nearly all weight on one entry
 
 
@@ -201,6 +202,8 @@ def test_splits_fill_the_gpu_and_no_more() -> None:
     decode, prefill = plan(deepseek, 90, 132, 8, 2, 32768), plan(deepseek, 90, 132, 1, 4096, 32768)
     assert decode.grid == (4, 4, 8) and decode.join_grid(128) == (256, 4, 8)
     assert decode.workspace_bytes == 4 * 8 * 4 * 256 * (512 + 1) and prefill.workspace_bytes == 0
+    odd = plan(LatentShape(1, 5, 3, "fp16"), 90, 132, 1, 1, 256)
+    assert (odd.splits, odd.mixed_bytes, odd.workspace_bytes) == (4, 80, 96)
     with pytest.raises(ValueError, match="32 bits"):
         plan(deepseek, 90, 132, 1, 32768, 32768)
     with pytest.raises(ValueError, match="SM 75"):
