@@ -143,7 +143,7 @@ def _join(
 
 def attend_constants(shape: LatentShape, sm: int, partial: bool) -> dict[str, Any]:
     """What `_attend` is compiled for."""
-    tiles = tiles_for(sm, shape.float8)
+    tiles = tiles_for(shape, sm)
     return {
         "HEADS": shape.heads,
         "RANK": shape.rank,
@@ -170,7 +170,7 @@ def join_constants(shape: LatentShape) -> dict[str, Any]:
 
 def compiled(shape: LatentShape, sm: int) -> dict[str, Compiled]:
     """By what they are for: "whole" takes all entries in one split; "split" leaves its parts to "join"."""
-    kind, tiles = f"*{shape.dtype}", tiles_for(sm, shape.float8)
+    kind, tiles = f"*{shape.dtype}", tiles_for(shape, sm)
     types = {"query": kind, "cache": "*u8" if shape.float8 else kind, "cache_position": "*i64", "logsum": "*fp32"}
     types |= {"output": kind, "scale": "fp32", "cache_scale": "fp32"}
     types |= dict.fromkeys(("tokens", "capacity", "splits"), "i32")

@@ -57,13 +57,18 @@ _FLOAT8 = {
     100: Tiles(32, 32, 8, 3),
     120: Tiles(32, 32, 8, 3),
 }
+# More rows than heads would leave some empty when one token is decoded; few rows fit everywhere.
+FEW_HEADS = 16
+_FEW, _FEW_FLOAT8 = Tiles(FEW_HEADS, 32, 4, 3), Tiles(FEW_HEADS, 32, 8, 3)
 SMS = tuple(_FLOAT)
 
 
-def tiles_for(sm: int, float8: bool) -> Tiles:
+def tiles_for(shape: LatentShape, sm: int) -> Tiles:
     if sm not in SMS:
         raise ValueError(f"SM {sm}: the kernels of latent attention are for SM {', '.join(map(str, SMS))}")
-    return (_FLOAT8 if float8 else _FLOAT)[sm]
+    if shape.heads <= FEW_HEADS:
+        return _FEW_FLOAT8 if shape.float8 else _FEW
+    return (_FLOAT8 if shape.float8 else _FLOAT)[sm]
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,7 @@ def plan(shape: LatentShape, sm: int, multiprocessors: int, batch: int, tokens: 
     """
     if max(tokens * shape.heads, capacity) * (shape.rank + shape.rope) >= 2**31:
         raise ValueError(f"{tokens} tokens, capacity {capacity}: offsets inside of a sequence must fit 32 bits")
-    tiles = tiles_for(sm, shape.float8)
+    tiles = tiles_for(shape, sm)
     programs = batch * -(-tokens * shape.heads // tiles.rows)
     splits = max(1, min(multiprocessors // programs, -(-capacity // tiles.entries), MOST_SPLITS))
     return Plan(shape, tiles, batch, tokens, splits)
