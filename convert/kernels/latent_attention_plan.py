@@ -38,7 +38,7 @@ class Tiles:
     stages: int
 
 
-# The largest that neither spill registers nor pass the limit of shared memory at R = 512 and P = 64. A value is
+# Neither spill registers nor pass the limit of shared memory at R = 512 and P = 64; not tuned on GPUs. A value is
 # [rows, R] float32: 64 rows are half of all registers of a multiprocessor. The query stays in shared memory.
 _FLOAT = {
     80: Tiles(64, 32, 8, 3),
