@@ -24,7 +24,7 @@ from llmc.text import Texts, read_texts
 
 # Packages whose version may change the bytes of a stage's result.
 _QUANTISE_PACKAGES = ("torch", "numpy")
-_TARGET_PACKAGES = ("onnx", "onnx_ir", "ml_dtypes", "tensorrt-rtx-cu13", "tensorrt_rtx")
+_TARGET_PACKAGES = ("onnx", "onnx_ir", "ml_dtypes", "triton", "tensorrt-rtx-cu13", "tensorrt-cu13")
 _CHECK_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "tokenizers", "numpy")
 ALL_PACKAGES = tuple(dict.fromkeys((*_QUANTISE_PACKAGES, *_TARGET_PACKAGES, *_CHECK_PACKAGES)))
 

@@ -123,7 +123,7 @@ def _engine(path: Path) -> Found:
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: the description of the engine cannot be read ({error}); build it again") from error
     overview = table(str(data["engine"]), "", "", numbers=False)
-    for key in ("graph", "tensorrt_rtx", "sm", "context", "batch"):
+    for key in ("graph", "package", "release", "sm", "context", "batch", "plugins", "kernels"):
         overview.add_row(key, str(data[key]))
     overview.add_row("size", f"{size(data['bytes'])}, of which {size(data['text_bytes'])} program text")
     for kind, count in data["weight_bytes"].items():

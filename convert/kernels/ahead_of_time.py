@@ -9,21 +9,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from llmc.runtime.plugins.cubin import ALIGNMENT
+
 # Bytes of shared memory that a block may have (CUDA C++ Programming Guide, "Technical Specifications per Compute
 # Capability").
 SHARED_LIMIT = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
 TENSOR_MEMORY_COLUMNS = 512  # sm_100; Triton asks for more without a word, and such a kernel does nothing
-ALIGNMENT = 16  # of every address, in bytes; lets the compiler load so many at once
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """description: JSON; see `llmc.runtime.cubin`, which reads it. stack_bytes: of a thread, 0 where nothing spills."""
+    """description: JSON; see `llmc.runtime.plugins.cubin`, which reads it."""
 
     cubin: bytes
     description: dict[str, Any]
-    registers: int
-    stack_bytes: int
+
+
+@dataclass(frozen=True)
+class CompiledFor:
+    """What one SM gets: kernels by name, and in `layout`, JSON, what their launches depend on."""
+
+    layout: dict[str, Any]
+    kernels: dict[str, Compiled]
 
 
 def compile_kernel(
@@ -59,8 +66,11 @@ def compile_kernel(
         "arguments": [{"name": name, "type": kind} for name, kind in arguments.items()],
         # Triton's own launcher ends with the addresses of two scratch memories, null where there are none.
         "null_pointers": 2,
+        # For whoever reads it. Of a thread; what is on the stack was spilled.
+        "registers": registers,
+        "stack_bytes": stack_bytes,
     }
-    return Compiled(cubin, description, registers, stack_bytes)
+    return Compiled(cubin, description)
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:

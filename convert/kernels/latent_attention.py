@@ -16,10 +16,12 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from llmc.convert.kernels.ahead_of_time import Compiled, compile_kernel
-from llmc.convert.kernels.latent_attention_plan import JOINED_SPLITS, MOST_SPLITS, LatentShape, tiles_for
+from llmc.convert.kernels.ahead_of_time import CompiledFor, compile_kernel
+from llmc.convert.kernels.latent_attention_tiles import tiles_for
+from llmc.runtime.plugins.latent_attention import MOST_SPLITS, LatentLayout, LatentShape
 
 JOINED_CHANNELS = 128  # of a program of the second kernel, so that few rows make enough programs
+JOINED_SPLITS = 16  # that it reads the values of together
 
 
 @triton.jit
@@ -168,7 +170,7 @@ def join_constants(shape: LatentShape) -> dict[str, Any]:
     }
 
 
-def compiled(shape: LatentShape, sm: int) -> dict[str, Compiled]:
+def compiled(shape: LatentShape, sm: int) -> CompiledFor:
     """By what they are for: "whole" takes all entries in one split; "split" leaves its parts to "join"."""
     kind, tiles = f"*{shape.dtype}", tiles_for(shape, sm)
     types = {"query": kind, "cache": "*u8" if shape.float8 else kind, "cache_position": "*i64", "logsum": "*fp32"}
@@ -180,4 +182,9 @@ def compiled(shape: LatentShape, sm: int) -> dict[str, Compiled]:
         written = types | {"mixed": "*fp32" if partial else kind}
         found[name] = compile_kernel(_attend, written, constants, sm, tiles.warps, tiles.stages)
     found["join"] = compile_kernel(_join, types | {"mixed": "*fp32"}, join_constants(shape), sm, warps=4, stages=1)
-    return found
+    return CompiledFor(vars(layout_for(shape, sm)), found)
+
+
+def layout_for(shape: LatentShape, sm: int) -> LatentLayout:
+    tiles = tiles_for(shape, sm)
+    return LatentLayout(tiles.rows, tiles.entries, JOINED_CHANNELS)

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from llmc.errors import InputError, MachineError
 from llmc.runtime.artifact import Artifact
 from llmc.runtime.backends import CLOSED, FloatArray, Graph, Hidden, IntArray, step_inputs
+from llmc.runtime.plugins import tensorrt as plugins
 
 NAME = "tensorrt-rtx"
 PREFERENCE = 1
@@ -34,7 +35,8 @@ Array = NDArray[Any]
 _PACKAGE = "tensorrt-rtx-cu13"
 # How the description calls types. bfloat16 is carried around as its bits.
 _NUMPY = {
-    "bool": np.bool_, "int32": np.int32, "int64": np.int64, "float": np.float32, "half": np.float16, "bf16": np.uint16,
+    "bool": np.bool_, "int8": np.int8,
+    "int32": np.int32, "int64": np.int64, "float": np.float32, "half": np.float16, "bf16": np.uint16,
 }  # fmt: skip
 
 
@@ -53,8 +55,10 @@ def unavailable(artifact: Artifact, provider: str | None = None) -> str | None:
     if not matching:
         known = ", ".join(map(str, sorted({n for each in descriptions for n in each["sm"]})))
         return f"its engines are for SM {known}, this GPU is SM {sm}; add it to `sm` of the target, if it is a choice"
+    if unknown := {name for each in matching for name in each["plugins"]} - plugins.names():
+        return f"its engines need the plugin {min(unknown)}, which this llmc does not have; upgrade llmc"
     installed = importlib.metadata.version(_PACKAGE)
-    if built := {each["tensorrt_rtx"] for each in matching} - {installed}:  # releases do not read each other's engines
+    if built := {each["release"] for each in matching} - {installed}:  # releases do not read each other's engines
         version = min(built)
         return f"its engines need release {version}, {installed} is installed; pip install {_PACKAGE}=={version}"
     return None
@@ -88,7 +92,8 @@ def _descriptions(artifact: Artifact) -> list[dict[str, Any]]:
             try:
                 description = json.loads(file.read_text(encoding="utf-8"))
                 description["engine"] = file.with_name(description["engine"])
-                for key in ("graph", "sm", "tensorrt_rtx", "context", "batch", "profiles", "inputs", "outputs"):
+                description["kernels"] = file.with_name(description["kernels"]) if description["plugins"] else None
+                for key in ("graph", "sm", "release", "context", "batch", "profiles", "inputs", "outputs", "sha256"):
                     description[key]
             except (ValueError, KeyError, TypeError) as error:
                 raise InputError(f"{file}: broken ({error!r}); build or download the artifact again") from error
@@ -168,7 +173,11 @@ class _Engine:
         self._device, self._path = device, description["engine"]
         self._logger = trt.Logger(trt.Logger.ERROR)
         self._runtime = trt.Runtime(self._logger)
+        if description["kernels"]:
+            plugins.register(trt, description["kernels"])
         with self._path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            if hashlib.sha256(data).hexdigest() != description["sha256"]:  # the library trusts what it reads
+                raise InputError(f"{self._path}: not the engine that was built; download it again")
             self._engine = self._runtime.deserialize_cuda_engine(data)
         if self._engine is None:
             raise MachineError(f"{self._path}: TensorRT-RTX {trt.__version__} cannot load it on this GPU")
@@ -250,10 +259,8 @@ class _Engine:
 
 
 def _kernel_file(description: dict[str, Any]) -> Path:
-    """Where kernels of an engine are kept: for its description, which has its hash, on this kind of GPU."""
-    told = json.dumps(
-        {**description, "engine": description["engine"].name, "gpu": compute_capability()}, sort_keys=True
-    )
+    """Where the library's kernels for an engine are kept: for its hash, on this kind of GPU."""
+    told = json.dumps({"engine": description["sha256"], "release": description["release"], "gpu": compute_capability()})
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llmc" / "kernels"
     return folder / f"{hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]}.bin"
 

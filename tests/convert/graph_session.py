@@ -20,7 +20,7 @@ class GraphSession:
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self.caches = {
-            i.name: np.zeros([batch, i.shape[1], capacity, i.shape[3]], np.float32)
+            i.name: np.zeros([batch, i.shape[1], capacity, i.shape[3]], np.int8 if "int8" in i.type else np.float32)
             for i in self.session.get_inputs()
             if i.name.startswith("past.")
         }

@@ -15,14 +15,9 @@ from typing import Any
 import pytest
 import torch
 
-from llmc.convert.kernels.latent_attention_plan import (
-    FEW_HEADS,
-    LARGEST_RANK,
-    LARGEST_ROPE,
-    SMS,
-    LatentShape,
-    plan,
-)
+from llmc.convert.kernels.latent_attention_tiles import FEW_HEADS, LARGEST_RANK, LARGEST_ROPE, SMS
+from llmc.runtime.plugins.kernel_set import KernelSet
+from llmc.runtime.plugins.latent_attention import LatentAttention, LatentLayout, LatentShape, plan
 
 pytest.importorskip("triton", reason="Triton, which comes with torch for NVIDIA GPUs, is not installed")
 
@@ -195,30 +190,53 @@ def test_compiles_without_spills(
     from llmc.convert.kernels.latent_attention import compiled
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))  # what is cached is not compiled
-    found = compiled(LatentShape(heads, LARGEST_RANK, LARGEST_ROPE, "bf16", float8), sm)
+    found = compiled(LatentShape(heads, LARGEST_RANK, LARGEST_ROPE, "bf16", float8), sm).kernels
     assert list(found) == ["whole", "split", "join"]
     for name, kernel in found.items():
-        assert kernel.stack_bytes == 0, name
-        assert kernel.registers > (32 if name == "join" else 100), f"{name} holds no values: it was optimised away"
+        assert kernel.description["stack_bytes"] == 0, name
+        assert kernel.description["registers"] > (32 if name == "join" else 100), (
+            f"{name} holds no values: it was optimised away"
+        )
         assert str(Path.home()).encode() not in kernel.cubin and b"latent_attention.py" not in kernel.cubin
+
+
+def layout_for(shape: LatentShape, sm: int) -> LatentLayout:
+    from llmc.convert.kernels.latent_attention import layout_for
+
+    return layout_for(shape, sm)
 
 
 def test_splits_fill_the_gpu_and_no_more() -> None:
     deepseek = LatentShape(128, 512, 64, "bf16")
-    assert [plan(deepseek, 90, 132, batch, 1, 32768).splits for batch in (1, 8, 32, 128)] == [66, 8, 2, 1]
-    assert plan(deepseek, 90, 132, 1, 1, 100).splits == 2  # tiles of entries that there can be
-    assert plan(deepseek, 90, 132, 1, 4096, 32768).splits == 1
-    decode, prefill = plan(deepseek, 90, 132, 8, 2, 32768), plan(deepseek, 90, 132, 1, 4096, 32768)
-    assert decode.grid == (4, 4, 8) and decode.join_grid(128) == (256, 4, 8)
+    layout = layout_for(deepseek, 90)
+    assert [plan(deepseek, layout, 132, batch, 1, 32768).splits for batch in (1, 8, 32, 128)] == [66, 8, 2, 1]
+    assert plan(deepseek, layout, 132, 1, 1, 100).splits == 2  # tiles of entries that there can be
+    assert plan(deepseek, layout, 132, 1, 4096, 32768).splits == 1
+    decode, prefill = plan(deepseek, layout, 132, 8, 2, 32768), plan(deepseek, layout, 132, 1, 4096, 32768)
+    assert decode.grid == (4, 4, 8) and decode.join_grid == (256, 4, 8)
     assert decode.workspace_bytes == 4 * 8 * 4 * 256 * (512 + 1) and prefill.workspace_bytes == 0
-    odd = plan(LatentShape(1, 5, 3, "fp16"), 90, 132, 1, 1, 256)
-    assert (odd.splits, odd.mixed_bytes, odd.workspace_bytes) == (8, 160, 192)
+    odd = LatentShape(1, 5, 3, "fp16")
+    chosen = plan(odd, layout_for(odd, 90), 132, 1, 1, 256)
+    assert (chosen.splits, chosen.mixed_bytes, chosen.workspace_bytes) == (8, 160, 192)
     with pytest.raises(ValueError, match="32 bits"):
-        plan(deepseek, 90, 132, 1, 32768, 32768)
+        plan(deepseek, layout, 132, 1, 32768, 32768)
     with pytest.raises(ValueError, match="SM 75"):
-        plan(deepseek, 75, 40, 1, 1, 1024)
+        layout_for(deepseek, 75)
     with pytest.raises(ValueError, match="512"):
-        LatentShape(128, 576, 64, "bf16")
+        layout_for(LatentShape(128, 576, 64, "bf16"), 80)
+
+
+def test_the_workspace_suffices_on_every_gpu() -> None:
+    """It is asked for where engines are compiled, which need not have the GPU that they run on."""
+    for shape in (LatentShape(128, 512, 64, "bf16"), LatentShape(5, 24, 8, "bf16", True)):
+        layouts = {sm: layout_for(shape, sm) for sm in SMS}
+        told = {"sm": {str(sm): {"layout": vars(each), "kernels": {}} for sm, each in layouts.items()}}
+        kernels = KernelSet(told | {"operation": "LatentAttention", "shape": vars(shape)}, lambda _: b"")
+        most = LatentAttention(kernels, 1.0).workspace_bytes([])
+        for layout in layouts.values():
+            for multiprocessors in (1, 16, 84, 132, 170, 600):
+                for batch, tokens in ((1, 1), (1, 2), (3, 5), (8, 1), (32, 2), (1, 70), (200, 1)):
+                    assert plan(shape, layout, multiprocessors, batch, tokens, 1 << 17).workspace_bytes <= most
 
 
 if __name__ == "__main__":

@@ -25,14 +25,15 @@ from random_checkpoint import LLAMA, random_checkpoint
 from test_target_onnx import compare_with_torch
 
 from llmc.convert.checkpoint import Checkpoint
+from llmc.convert.engines import compiler, engine
+from llmc.convert.engines.lowering import lower
+from llmc.convert.engines.package import TENSORRT_RTX, Package
 from llmc.convert.graph.build import graphs
 from llmc.convert.graph.rewrite import Rewriter
 from llmc.convert.graph.write import write
 from llmc.convert.model import CausalLM
 from llmc.convert.spec import LatentAttentionSpec
 from llmc.convert.targets import TargetResult, target
-from llmc.convert.targets.tensorrt_rtx import compiler, engine
-from llmc.convert.targets.tensorrt_rtx.lowering import lower
 from llmc.errors import InputError, MachineError, MissingPackageError
 from llmc.quant.layerwise import Options
 from llmc.recipe import read_recipe
@@ -156,7 +157,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, TargetR
     schemes = dict.fromkeys(("experts", "shared_experts", "mtp"), "int4-g32") | {"attention": "fp8-block"}
     config = DEEPSEEK | {"num_hidden_layers": 2}
     checkpoint = quantised_checkpoint(tmp_path_factory.mktemp("engines"), config, schemes)
-    return checkpoint, rtx.build(checkpoint, rtx.Options(sm=[89, 80], context=32), checkpoint.path, lambda *_: None)
+    return checkpoint, rtx.build(
+        checkpoint, rtx.Options(sm=[89, 80], context=32, plugins=False), checkpoint.path, lambda *_: None
+    )
 
 
 def test_rounded_activations_and_an_fp8_cache_compile(tmp_path: Path) -> None:
@@ -165,7 +168,9 @@ def test_rounded_activations_and_an_fp8_cache_compile(tmp_path: Path) -> None:
     schemes = {"attention": "fp8-tensor-static", "dense_mlp": "fp8-channel-dynamic"}
     config = DEEPSEEK | {"num_hidden_layers": 1, "num_nextn_predict_layers": 0}
     checkpoint = quantised_checkpoint(tmp_path, config, schemes, Options(fp8_cache=True))
-    result = rtx.build(checkpoint, rtx.Options(sm=[80, 89], context=32), checkpoint.path, lambda *_: None)
+    result = rtx.build(
+        checkpoint, rtx.Options(sm=[80, 89], context=32, plugins=False), checkpoint.path, lambda *_: None
+    )
     assert result.details["rtx-sm89"]["weight_bytes"]["float8e4m3fn"] > 0
     assert "float8e4m3fn" not in result.details["rtx-sm80"]["weight_bytes"]
     assert any("dynamic activations stay" in note for note in result.notes)
@@ -245,14 +250,16 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
     """Nothing is compiled: {engine: the profiles it was to have}. Every program holds all codes there may be."""
     asked: dict[str, list[Any]] = {}
 
-    def compile_engine(onnx: Path, path: Path, sm: list[int], profiles: list[Any], *_: Any) -> dict[str, Any]:
+    def compile_engine(
+        package: Package, onnx: Path, path: Path, sm: list[int], profiles: list[Any], *_: Any
+    ) -> dict[str, Any]:
         asked[path.name] = profiles
         path.write_bytes(b"")
         return {"version": "1", "inputs": [], "outputs": []}
 
-    def inspect(path: Path) -> dict[str, Any]:
+    def inspect(path: Path, profiles: int) -> dict[str, Any]:
         holds = {"sm": [], "constant_bytes": {"int4": 1 << 40, "fp8_e4m3": 1 << 40}, "kernels": {}}
-        return {"text_bytes": 0, "programs": [holds] * len(asked[path.name])}
+        return {"text_bytes": 0, "programs": [holds] * profiles}
 
     monkeypatch.setattr(engine, "compile_engine", compile_engine)
     monkeypatch.setattr(engine, "inspect", inspect)
@@ -263,7 +270,7 @@ def test_build_checks_the_codes(
     compiled: dict[str, list[Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     checkpoint = quantised_checkpoint(tmp_path, *CASES["llama"])
-    monkeypatch.setattr(engine, "inspect", lambda _: {"text_bytes": 0, "programs": [{"constant_bytes": {}}] * 2})
+    monkeypatch.setattr(engine, "inspect", lambda *_: {"text_bytes": 0, "programs": [{"constant_bytes": {}}] * 2})
     with pytest.raises(MachineError, match=r"^rtx-sm89\.engine: of \d+ bytes of int4 weights only 0 "):
         rtx.build(checkpoint, rtx.Options(sm=[89]), tmp_path, lambda *_: None)
     assert list(compiled) == ["rtx-sm89.engine"] and not (tmp_path / "engines/rtx-sm89.json").exists()
@@ -272,7 +279,7 @@ def test_build_checks_the_codes(
 def test_old_gpus_get_no_fp8(compiled: dict[str, list[Any]], tmp_path: Path) -> None:
     """Even where only the multi-token-prediction layer has some."""
     checkpoint = quantised_checkpoint(tmp_path, DEEPSEEK | {"num_hidden_layers": 1}, {"mtp": "fp8-channel"})
-    result = rtx.build(checkpoint, rtx.Options(sm=[80, 86, 89]), checkpoint.path, lambda *_: None)
+    result = rtx.build(checkpoint, rtx.Options(sm=[80, 86, 89], plugins=False), checkpoint.path, lambda *_: None)
     fp8 = {n: "float8e4m3fn" in each["weight_bytes"] for each in result.details.values() for n in each["sm"]}
     assert fp8 == {80: False, 86: False, 89: True}
 
@@ -298,7 +305,7 @@ def test_context(compiled: dict[str, list[Any]], limit: int, context: int | None
     [
         ("sm: [89, 42]", "sm is [42]; it compiles for 80, 86, 89, 120, 121"),
         ("sm: []", "sm is []; it compiles for 80"),
-        ("plugins: true", "there are no plugins yet; leave `plugins` out or set it to false"),
+        ("plugins: maybe", "plugins"),
         ("contex: 64", "did you mean 'context'?"),
         ("prefill: 8", "prefill"),
         ("timeout: 0", "timeout"),
@@ -348,7 +355,9 @@ def test_refused_graph(node: onnx.NodeProto, message: str, tmp_path: Path) -> No
     opset = onnx.helper.make_opsetid("", 24)
     onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=11), tmp_path / "main.onnx")
     with pytest.raises(InputError, match=rf"^TensorRT-RTX refuses rtx\.engine{message}") as caught:
-        compiler.compile_engine(tmp_path / "main.onnx", tmp_path / "rtx.engine", [89], [PROFILE], 60, lambda _: None)
+        compiler.compile_engine(
+            TENSORRT_RTX, tmp_path / "main.onnx", tmp_path / "rtx.engine", [89], [PROFILE], 60, lambda _: None
+        )
     assert "\n" not in str(caught.value)
     assert [file.name for file in tmp_path.iterdir()] == ["main.onnx"]
 
@@ -376,5 +385,5 @@ def test_compiler_dies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: 
     timeout = 2 if "sleep" in script else 60
     with pytest.raises(MachineError, match=rf"^compiling rtx\.engine: {message}"):
         compiler.compile_engine(
-            tmp_path / "main.onnx", tmp_path / "rtx.engine", [89], profiles, timeout, lambda _: None
+            TENSORRT_RTX, tmp_path / "main.onnx", tmp_path / "rtx.engine", [89], profiles, timeout, lambda _: None
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import hashlib
 import importlib.metadata
 import importlib.util
 import json
@@ -36,7 +37,9 @@ def describe(graph: str, onnx: Path, sm: list[int], context: int) -> dict[str, o
         return [{"name": n.name, "dtype": types[n.type], "shape": s} for n, s in zip(nodes, shapes, strict=True)]
 
     return {
-        "engine": f"{graph}.engine", "graph": graph, "sm": sm, "tensorrt_rtx": RELEASE, "context": context, "batch": 2,
+        "engine": f"{graph}.engine", "graph": graph, "sm": sm, "package": "tensorrt_rtx",
+        "release": RELEASE, "context": context, "batch": 2, "plugins": [],
+        "sha256": hashlib.sha256(str(onnx).encode()).hexdigest(),
         "profiles": [{"tokens": [1, 1]}, {"tokens": [2, 2]}, {"tokens": [3, PREFILL]}],
         "inputs": io(session.get_inputs()), "outputs": io(session.get_outputs()),
     }  # fmt: skip
@@ -78,7 +81,7 @@ def test_why_engines_cannot_run(dense, tmp_path, monkeypatch):
     assert "the artifact has no engines; add `tensorrt-rtx`" in reason(dense)
     assert "engines are for SM 80, 86, this GPU is SM 90" in reason(add_engines(dense, tmp_path / "a"))
     monkeypatch.setattr(backend, "compute_capability", lambda: 86)
-    other = add_engines(dense, tmp_path / "b", tensorrt_rtx="1.2.3")
+    other = add_engines(dense, tmp_path / "b", release="1.2.3")
     assert f"need release 1.2.3, {RELEASE} is installed; pip install tensorrt-rtx-cu13==1.2.3" in reason(other)
     broken = add_engines(dense, tmp_path / "c")
     (broken / "main.json").write_text((broken / "main.json").read_text().replace('"batch"', '"Batch"'))

@@ -15,7 +15,7 @@ import pytest
 from cuda.bindings import driver as real_driver
 
 from llmc.errors import MachineError
-from llmc.runtime.cubin import CubinKernel, Parameters
+from llmc.runtime.plugins.cubin import CubinKernel, Parameters
 
 DESCRIPTION = {
     "name": "_attend",
@@ -113,9 +113,9 @@ def test_sizes_are_those_that_the_cubin_says(tmp_path: Path) -> None:
     from triton import knobs
 
     from llmc.convert.kernels.latent_attention import compiled
-    from llmc.convert.kernels.latent_attention_plan import LatentShape
+    from llmc.runtime.plugins.latent_attention import LatentShape
 
-    for name, made in compiled(LatentShape(4, 32, 16, "fp16"), 80).items():
+    for name, made in compiled(LatentShape(4, 32, 16, "fp16"), 80).kernels.items():
         file = tmp_path / f"{name}.cubin"
         file.write_bytes(made.cubin)
         command = [knobs.nvidia.cuobjdump.path, "--dump-elf", file]

@@ -1,4 +1,9 @@
-"""Multi-head latent attention: absorbed over the latent cache when decoding, expanded to heads when prefilling."""
+"""Multi-head latent attention: one plugin, absorbed over the latent cache in every step; or, without plugins, absorbed
+when decoding and expanded to heads when prefilling.
+
+The plugin reads what there is in the cache, whatever it has room for. Expanding takes a third of the work for an entry,
+but for all that there is room for, and with each step anew.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +11,42 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from llmc.convert.graph.rewrite import Rewriter
+from llmc.convert.engines.phases import Phases
+from llmc.convert.engines.plugins import TYPES, Plugins
+from llmc.convert.graph.rewrite import Rewriter, producer
+from llmc.convert.kernels.kernel_sets import Wanted
 from llmc.convert.spec import LatentAttentionSpec
-from llmc.convert.targets.tensorrt_rtx.phases import Phases
+from llmc.runtime.plugins.append_float8 import EntryShape
+from llmc.runtime.plugins.latent_attention import LatentShape
+
+
+def latent_attention_plugin(
+    b: Rewriter, node: ir.Node, spec: LatentAttentionSpec, dtype: ir.DataType, plugins: Plugins
+) -> None:
+    """Replace `llmc.LatentAttention` by the plugin of that name, which takes `cache_position` for the mask. A cache of
+    FP8's numbers becomes one of its codes."""
+    query, cached, _ = node.inputs
+    assert query and cached
+    append = producer(cached)
+    past, entries, cache_position = append.inputs
+    assert past and entries and cache_position
+    kind, rank, rope = TYPES[dtype], spec.kv_lora_rank, spec.qk_rope_head_dim
+    scales = {"scale": spec.softmax_scale}
+    rounded = producer(entries)
+    if float8 := rounded.op_type == "DequantizeLinear":
+        exact, by = producer(rounded.inputs[0]).inputs[0], rounded.inputs[1]
+        assert exact and by
+        tensor = ir.convenience.get_const_tensor(by)
+        assert tensor is not None
+        scales["cache_scale"] = float(tensor.numpy())
+        with b.before(append):
+            wanted = Wanted("AppendFloat8", EntryShape(rank + rope, kind))
+            cached = plugins.add(b, wanted, past, exact, cache_position, cache_scale=scales["cache_scale"])
+        b.replace(append, cached)
+        past.type = cached.type = ir.TensorType(ir.DataType.INT8)
+    with b.before(node):
+        wanted = Wanted("LatentAttention", LatentShape(spec.num_heads, rank, rope, kind, float8))
+        b.replace(node, plugins.add(b, wanted, query, cached, cache_position, **scales))
 
 
 def latent_attention(b: Rewriter, node: ir.Node, spec: LatentAttentionSpec, phases: Phases) -> None:

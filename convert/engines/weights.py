@@ -1,4 +1,4 @@
-"""Weights as TensorRT-RTX takes them: stored codes and scales, decoded where they are used."""
+"""Weights as TensorRT takes them: stored codes and scales, decoded where they are used."""
 
 from __future__ import annotations
 

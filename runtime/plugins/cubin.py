@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from llmc.errors import MachineError
 
+ALIGNMENT = 16  # of every address, in bytes: kernels are compiled to load so many at once
 _NUMPY = {"i32": np.int32, "i64": np.int64, "fp32": np.float32}
 
 

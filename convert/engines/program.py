@@ -1,6 +1,7 @@
 """What an engine is made of, read from the file itself: the compiled program lies in it as text.
 
-Deserialising needs the GPU the engine is for; this needs nothing. There is one program per optimisation profile.
+Deserialising needs the GPU the engine is for; this needs nothing. There is one program per optimisation profile, in
+several parts where plugins that change their inputs stand between them.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ _PRINTABLE = bytes(range(0x20, 0x7F)) + b"\t\n\r"
 _PAGE = 4096
 
 
-def inspect(engine: Path) -> dict[str, Any]:
-    """{"text_bytes", "programs": [{"sm", "constant_bytes": {type: bytes}, "kernels": {kind: count}}]}
+def inspect(engine: Path, profiles: int) -> dict[str, Any]:
+    """{"text_bytes", "programs": [{"sm", "parts", "constant_bytes": {type: bytes}, "kernels": {kind: count}}]}
 
     text_bytes: of the file that is program and kernel source, not weights; about the same for every model with
     as many layers, however wide
@@ -38,17 +39,24 @@ def inspect(engine: Path) -> dict[str, Any]:
             targets = _TARGETS.search(data, header.end(), end)
             if targets and targets[1] != b"*":
                 heads.append((header.start(), targets[1].decode().split()))
-        programs = []
+        parts = []
         for (start, sm), stop in zip(heads, [*(start for start, _ in heads[1:]), end], strict=True):
             constant_bytes: Counter[str] = Counter()
             for constant in _CONSTANT.finditer(data, start, stop):
                 constant_bytes[constant[2].decode()] += int(constant[1])
             kernels = Counter(kernel[1].decode() for kernel in _KERNEL.finditer(data, start, stop))
-            programs.append(
-                {
-                    "sm": sorted(int(name.removeprefix("sm")) for name in sm),
-                    "constant_bytes": dict(sorted(constant_bytes.items())),
-                    "kernels": dict(sorted(kernels.items())),
-                }
-            )
-        return {"text_bytes": len(text) * _PAGE, "programs": programs}
+            parts.append((tuple(sorted(int(name.removeprefix("sm")) for name in sm)), constant_bytes, kernels))
+    count = max(1, len(parts) // profiles)
+    programs = [_program(parts[start : start + count]) for start in range(0, len(parts), count)]
+    return {"text_bytes": len(text) * _PAGE, "programs": programs}
+
+
+def _program(parts: list[tuple[tuple[int, ...], Counter[str], Counter[str]]]) -> dict[str, Any]:
+    """Parts follow each other, those of a profile together."""
+    sms, constant_bytes, kernels = zip(*parts, strict=True)
+    return {
+        "sm": sorted(set.intersection(*map(set, sms))),
+        "parts": len(parts),
+        "constant_bytes": dict(sorted(sum(constant_bytes, Counter()).items())),
+        "kernels": dict(sorted(sum(kernels, Counter()).items())),
+    }

@@ -1,4 +1,4 @@
-"""From the intermediate graph to one that TensorRT-RTX compiles well."""
+"""From the intermediate graph to one that TensorRT compiles well."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Collection
 
 import onnx_ir as ir
 
+from llmc.convert.engines.latent_attention import latent_attention, latent_attention_plugin
+from llmc.convert.engines.mixture_of_experts import mixture_of_experts
+from llmc.convert.engines.phases import Phases
+from llmc.convert.engines.plugins import Plugins
+from llmc.convert.engines.weights import Weights
 from llmc.convert.graph.builder import DOMAIN
 from llmc.convert.graph.rewrite import Rewriter, producer
 from llmc.convert.spec import LatentAttentionSpec, ModelSpec
-from llmc.convert.targets.tensorrt_rtx.latent_attention import latent_attention
-from llmc.convert.targets.tensorrt_rtx.mixture_of_experts import mixture_of_experts
-from llmc.convert.targets.tensorrt_rtx.phases import Phases
-from llmc.convert.targets.tensorrt_rtx.weights import Weights
 
 
 def lower(
@@ -22,6 +23,7 @@ def lower(
     code_types: Collection[str],
     widths: tuple[int, ...],
     batch: int,
+    plugins: Plugins | None = None,
 ) -> None:
     """Rewrite a graph of `convert.graph.build` in place.
 
@@ -29,12 +31,16 @@ def lower(
     code_types: kinds of stored codes that go into the engine; other quantised weights become plain ones
     widths:     tokens per row of the decode profiles
     batch:      rows of the largest step
+    plugins:    where to note those that are used; None: there are to be none
     """
     b = Rewriter(model)
     weights, phases = Weights(b, dtype, code_types), Phases(b, widths)
     if isinstance(spec.attention, LatentAttentionSpec):
         for node in b.nodes("LatentAttention", DOMAIN):
-            latent_attention(b, node, spec.attention, phases)
+            if plugins is not None:
+                latent_attention_plugin(b, node, spec.attention, dtype, plugins)
+            else:
+                latent_attention(b, node, spec.attention, phases)
     rounding = b.nodes("RoundActivations", DOMAIN)  # the compiler wants scales to be constants
     if "float8_e4m3fn" not in code_types:  # GPUs that do not know the type at all
         rounding += [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -14,54 +15,72 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llmc.errors import InputError, MachineError, MissingPackageError
+from llmc.convert.engines.package import Package
+from llmc.errors import InputError, MachineError
 
 # Input name -> (smallest, usual, largest) shape.
 Profile = Mapping[str, tuple[Sequence[int], Sequence[int], Sequence[int]]]
 
 
-def require_tensorrt_rtx() -> None:
-    """MissingPackageError if the compiler is not installed."""
-    if importlib.util.find_spec("tensorrt_rtx") is None:
-        raise MissingPackageError(
-            "target tensorrt-rtx: TensorRT-RTX is not installed on this machine; pip install 'llmc[rtx]'"
-        )
-
-
 def compile_engine(
+    package: Package,
     onnx: Path,
     engine: Path,
     sm: Sequence[int],
     profiles: Sequence[Profile],
     timeout: float,
     progress: Callable[[float], None],
+    kernels: Path | None = None,
 ) -> dict[str, Any]:
-    """Compile `onnx` for the compute capabilities `sm` (89 is 8.9) and write `engine`, whole or not at all.
+    """Compile `onnx` for the compute capabilities `sm` (89 is 8.9), or the GPU that is there.
 
-    Returns the compiler's "version", and "inputs" and "outputs" with name, dtype and shape each (-1 where it may
-    vary). Raises InputError with node and reason where the compiler refuses the graph, MachineError where it dies or
-    takes more than `timeout` seconds.
+    kernels: file with those of the plugins that are in the graph
+
+    Writes `engine`, whole or not at all. Returns the compiler's "version", and "inputs" and "outputs" with name, dtype
+    and shape each (-1 where it may vary). Raises InputError with node and reason where the compiler refuses the graph,
+    MachineError where it dies or takes more than `timeout` seconds.
     """
     partial = engine.with_name(engine.name + ".partial")
-    request = {"onnx": str(onnx), "engine": str(partial), "sm": list(sm), "profiles": [dict(p) for p in profiles]}
+    request = {
+        "onnx": str(onnx),
+        "engine": str(partial),
+        "sm": list(sm) if package.targets_gpus else [],
+        "profiles": [dict(each) for each in profiles],
+        "kernels": None if kernels is None else str(kernels),
+    }
     try:
-        event = _run(json.dumps(request), f"compiling {engine.name}", timeout, progress)
+        event = _run(package, json.dumps(request), f"compiling {engine.name}", timeout, progress)
         if event["event"] == "refused":
             at = f" at {event['node']}" if event["node"] else ""
-            raise InputError(f"TensorRT-RTX refuses {engine.name}{at}: {event['reason']}")
+            raise InputError(f"{package.title} refuses {engine.name}{at}: {event['reason']}")
         partial.replace(engine)
     finally:
         partial.unlink(missing_ok=True)
     return {key: event[key] for key in ("version", "inputs", "outputs")}
 
 
-def _run(request: str, what: str, timeout: float, progress: Callable[[float], None]) -> dict[str, Any]:
+def _environment(package: Package, folder: Path) -> dict[str, str]:
+    """In which the ONNX parser finds plugins: TensorRT-RTX's looks for their registry in a library without a version in
+    its name, which the wheel does not hold, and ends the process if there is none.
+    """
+    spec = importlib.util.find_spec(f"{package.module}_libs")
+    for place in spec.submodule_search_locations or () if spec else ():
+        for library in Path(place).glob(f"lib{package.module}.so.*"):
+            (folder / f"lib{package.module}.so").symlink_to(library)
+    paths = [str(folder), os.environ.get("LD_LIBRARY_PATH", "")]
+    return os.environ | {"LD_LIBRARY_PATH": os.pathsep.join(filter(None, paths))}
+
+
+def _run(
+    package: Package, request: str, what: str, timeout: float, progress: Callable[[float], None]
+) -> dict[str, Any]:
     """The last event of the child process."""
-    # By path, so that the child imports TensorRT-RTX and nothing of this package.
+    # By path, so that the child imports the compiler and nothing of this package.
     script = Path(__file__).with_name("compiler_process.py")
-    with tempfile.TemporaryFile() as log:
+    with tempfile.TemporaryFile() as log, tempfile.TemporaryDirectory() as libraries:
         child = subprocess.Popen(
-            [sys.executable, "-P", str(script)],
+            [sys.executable, "-P", str(script), package.module],
+            env=_environment(package, Path(libraries)),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,

@@ -1,20 +1,22 @@
 """Compiles one ONNX file into one engine; run by `compiler.py` as a process of its own.
 
-The library can end its process on a graph it does not like, so the build must not be that process. Nothing but
-TensorRT-RTX is imported here. The request is one JSON line on standard input, events are JSON lines on standard
-output; what the library prints by itself goes to standard error.
+The library can end its process on a graph it does not like, so the build must not be that process. Nothing is imported
+here but the compiler, whose module is the argument, and the plugins, if there are any. The request is one line of
+JSON on standard input, events are such lines on standard output; what the library prints goes to standard error.
 """
 
 from __future__ import annotations
 
 import ctypes
+import importlib
 import json
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Any, BinaryIO
 
-import tensorrt_rtx as trt
+trt: Any = importlib.import_module(sys.argv[1])
 
 # Said at every error on a machine without a GPU, and never the reason.
 NO_DRIVER = "CUDA driver version is insufficient"
@@ -31,22 +33,31 @@ def main() -> None:
 
     request = json.loads(sys.stdin.readline())
     logger = Logger()
+    failures: list[str] = []  # of plugins
+    if request["kernels"]:
+        from llmc.runtime.plugins import tensorrt as plugins
+
+        plugins.register(trt, Path(request["kernels"]))
+        failures = plugins.failures
     builder = trt.Builder(logger)
     network = builder.create_network(0)
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(request["onnx"]):
         error = parser.get_error(0)
         said = " ".join(line.strip() for line in error.desc().splitlines() if NO_DRIVER not in line)
-        send(event="refused", node=error.node_name() or error.node_operator(), reason=f"{error.func()}: {said}")
+        reason = failures[0] if failures else f"{error.func()}: {said}"
+        send(event="refused", node=error.node_name() or error.node_operator(), reason=reason)
         return
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # routers are float32 because they must be exact
+    config.set_preview_feature(trt.PreviewFeature.ALIASED_PLUGIN_IO_10_03, True)  # FP8 caches are written in place
     config.progress_monitor = monitor = Monitor(send)
-    config.num_compute_capabilities = len(request["sm"])
-    for i, sm in enumerate(request["sm"]):
+    if targets := request["sm"]:
+        config.num_compute_capabilities = len(targets)
+    for i, sm in enumerate(targets):
         capability = getattr(trt.ComputeCapability, f"SM{sm}", None)
         if capability is None or not config.set_compute_capability(capability, i):
-            send(event="refused", node="", reason=f"this TensorRT-RTX does not compile for SM{sm}")
+            send(event="refused", node="", reason=f"this compiler does not compile for SM{sm}")
             return
     for shapes in request["profiles"]:
         profile = builder.create_optimization_profile()
@@ -58,7 +69,7 @@ def main() -> None:
     with open(request["engine"], "wb") as file:  # noqa: PTH123 (no import that is not needed)
         built = builder.build_serialized_network_to_stream(network, config, Writer(file))
     if not built:
-        send(event="refused", node="", reason=logger.reason or "no reason given")
+        send(event="refused", node="", reason=next(iter(failures), logger.reason) or "no reason given")
         return
     del monitor
     send(

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from llmc.convert.engines.phases import Phases
+from llmc.convert.engines.weights import Weights
 from llmc.convert.graph.rewrite import Rewriter, weight_of
-from llmc.convert.targets.tensorrt_rtx.phases import Phases
-from llmc.convert.targets.tensorrt_rtx.weights import Weights
 
 
 def mixture_of_experts(b: Rewriter, node: ir.Node, weights: Weights, phases: Phases, batch: int) -> None:

@@ -12,9 +12,11 @@ from typing import Any
 
 import onnx_ir as ir
 
+from llmc.convert.engines.compiler import compile_engine
+from llmc.convert.engines.package import Package
+from llmc.convert.engines.program import inspect
+from llmc.convert.graph.builder import DOMAIN
 from llmc.convert.graph.write import op_histogram
-from llmc.convert.targets.tensorrt_rtx.compiler import compile_engine
-from llmc.convert.targets.tensorrt_rtx.program import inspect
 from llmc.errors import MachineError
 
 # How a compiled program calls the types of codes.
@@ -64,6 +66,7 @@ def _shape(value: ir.Value, **sizes: int) -> list[int]:
 
 
 def build_engine(
+    package: Package,
     model: ir.Model,
     onnx: Path,
     engine: Path,
@@ -71,27 +74,32 @@ def build_engine(
     steps: Steps,
     timeout: float,
     progress: Callable[[float], None],
+    kernels: Path | None = None,
 ) -> dict[str, Any]:
-    """Compile `model`, which lies in the file `onnx`, and return what the .json says.
+    """Compile `model`, which lies in the file `onnx`, and return what the .json says. kernels: of its plugins.
 
     MachineError if codes did not arrive in the engine as codes.
     """
     profiles = steps.profiles(model)
-    compiled = compile_engine(onnx, engine, sm, [profile["shapes"] for profile in profiles], timeout, progress)
+    shapes = [profile["shapes"] for profile in profiles]
+    compiled = compile_engine(package, onnx, engine, sm, shapes, timeout, progress, kernels)
     description = {
         "engine": engine.name,
         "graph": model.graph.name,
         "bytes": engine.stat().st_size,
         "sha256": _sha256(engine),
-        "tensorrt_rtx": compiled["version"],
+        "package": package.module,
+        "release": compiled["version"],
         "sm": list(sm),
         "context": steps.context,
         "batch": steps.batch,
         "profiles": profiles,
+        "plugins": sorted({f"{node.domain}.{node.op_type}" for node in model.graph if node.domain == DOMAIN}),
+        "kernels": kernels and kernels.name,
         "inputs": compiled["inputs"],
         "outputs": compiled["outputs"],
         "weight_bytes": _weight_bytes(model),
-        **inspect(engine),
+        **inspect(engine, len(profiles)),
         "ops": op_histogram(model),
     }
     _check_codes(engine.name, description)
@@ -104,7 +112,7 @@ def _check_codes(name: str, description: dict[str, Any]) -> None:
     if len(description["programs"]) != len(description["profiles"]):
         raise MachineError(
             f"{name}: {len(description['programs'])} programs found for {len(description['profiles'])} profiles; llmc "
-            f"cannot read what TensorRT-RTX {description['tensorrt_rtx']} writes"
+            f"cannot read what {description['package']} {description['release']} writes"
         )
     for stored, compiled in _CODES.items():
         for profile, program in zip(description["profiles"], description["programs"], strict=True):

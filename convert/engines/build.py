@@ -1,4 +1,4 @@
-"""Target `tensorrt-rtx`: engines compiled on this machine, without a GPU, for the GPUs they will run on.
+"""A checkpoint becomes engines.
 
 Activations, caches and plain weights are bfloat16, logits float32. int4 and FP8 weights stay what they are in the
 checkpoint; GPUs that do not know FP8 (compute capability below 8.9) get an engine of their own in which those
@@ -8,14 +8,19 @@ weights are bfloat16.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import onnx_ir as ir
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field
 
 from llmc.convert.checkpoint import Checkpoint
+from llmc.convert.engines.engine import Steps, build_engine
+from llmc.convert.engines.lowering import lower
+from llmc.convert.engines.mixture_of_experts import gathering_widths
+from llmc.convert.engines.package import Package
+from llmc.convert.engines.plugins import Plugins, require_triton
 from llmc.convert.graph.build import graphs
 from llmc.convert.graph.rewrite import Rewriter
 from llmc.convert.graph.weight import WeightTensor
@@ -23,90 +28,84 @@ from llmc.convert.graph.write import write
 from llmc.convert.quantised_weight import Kind
 from llmc.convert.spec import MixtureOfExpertsSpec, ModelSpec
 from llmc.convert.targets import Progress, TargetResult, rounding_notes
-from llmc.convert.targets.tensorrt_rtx.compiler import require_tensorrt_rtx
-from llmc.convert.targets.tensorrt_rtx.engine import Steps, build_engine
-from llmc.convert.targets.tensorrt_rtx.lowering import lower
-from llmc.convert.targets.tensorrt_rtx.mixture_of_experts import gathering_widths
 from llmc.errors import InputError
+from llmc.runtime.plugins import kernel_set
 
-# Compute capabilities, times ten, that the compiler knows and that know bfloat16 and int4.
-SM = (80, 86, 89, 120, 121)
 FP8_SM = 89
 DTYPE = ir.DataType.BFLOAT16
 
 
-class Options(BaseModel, extra="forbid"):
+class EngineOptions(BaseModel, extra="forbid"):
     """What a recipe may say.
 
-    sm:      compute capabilities of the GPUs, times ten: 80 is A100, 86 A40 and RTX 30, 89 L4, L40 and RTX 40,
-             120 RTX 50
     context: cache entries per row, fixed when compiled; 4096 by default, or the model's own limit if that is less
     batch:   most rows in a step
     prefill: most tokens of a row in a step; a longer prompt takes several steps
-    plugins: only false, as there are none yet
+    plugins: false: only what TensorRT has of its own
     timeout: seconds that compiling one engine may take
     """
 
-    sm: list[int] = [80, 86, 89, 120]
     context: int | None = Field(None, ge=16)
     batch: int = Field(1, ge=1)
     prefill: int = Field(512, ge=16)
-    plugins: bool = False
+    plugins: bool = True
     timeout: float = Field(3600, gt=0)
 
-    @field_validator("sm")
-    @classmethod
-    def _known(cls, sm: list[int]) -> list[int]:
-        unknown = [n for n in sm if n not in SM]
-        if unknown or not sm:
-            raise InputError(f"target tensorrt-rtx: sm is {unknown or sm}; it compiles for {', '.join(map(str, SM))}")
-        return sorted(set(sm))
 
-    @field_validator("plugins")
-    @classmethod
-    def _none(cls, plugins: bool) -> bool:
-        if plugins:
-            raise InputError("target tensorrt-rtx: there are no plugins yet; leave `plugins` out or set it to false")
-        return plugins
+def build(
+    package: Package,
+    checkpoint: Checkpoint,
+    sms: Sequence[int],
+    options: EngineOptions,
+    directory: Path,
+    progress: Progress,
+) -> TargetResult:
+    """Write engines/<prefix>-sm<sm>….engine, its .json, and the same for the multi-token-prediction layer.
 
-
-def build(checkpoint: Checkpoint, options: Options, directory: Path, progress: Progress) -> TargetResult:
-    """Write engines/rtx-<sm>….engine, its .json, and the same for the multi-token-prediction layer.
-
-    The engines of one call differ in the GPUs they are for: together they serve all of `options.sm`.
+    The engines of one call differ in the GPUs they are for: together they serve all of `sms`, compute capabilities
+    times ten.
     """
-    require_tensorrt_rtx()
     spec = checkpoint.spec
     context = options.context or min(spec.max_position_embeddings, 4096)
     if context > spec.max_position_embeddings:
         raise InputError(
-            f"target tensorrt-rtx: context is {context}, but the model ends at {spec.max_position_embeddings}"
+            f"target {package.target}: context is {context}, but the model ends at {spec.max_position_embeddings}"
         )
     # A token per row, or two when a drafted one is verified with it.
     widths = (1, 2) if spec.num_mtp_layers else (1,)
     # At least two rows: for one, the compiler sees matrix times vector, which it does not fuse with FP8 weights.
     steps = Steps(context, max(2, options.batch), widths, min(options.prefill, context))
 
-    groups = _groups(checkpoint, options.sm)
+    groups = _groups(checkpoint, sms)
     notes = _notes(spec, steps, options.batch, groups)
     notes += [f"TensorRT has no codes for {kind}: those weights are bfloat16" for kind in _widened(checkpoint)]
     notes += rounding_notes(checkpoint)
     if any(kind.activations in ("token", "group") for kind in _kinds(checkpoint)):
         notes.append("TensorRT takes no scales that depend on the input: dynamic activations stay bfloat16")
-    result = TargetResult("tensorrt-rtx", files={}, weight_bytes=0, file_bytes=0, notes=notes)
+    result = TargetResult(package.target, files={}, weight_bytes=0, file_bytes=0, notes=notes)
     engines = directory / "engines"
     work = engines / ".lowered"  # always the same: what a killed build left there is cleared away
     for sm, code_types in groups:
-        name = "rtx-" + "-".join(f"sm{n}" for n in sm)
+        name = f"{package.prefix}-" + "-".join(f"sm{n}" for n in sm)
         models = graphs(checkpoint, DTYPE, context)
+        plugins = Plugins() if options.plugins else None
         for model in models.values():
-            lower(model, spec, DTYPE, code_types, widths, options.batch)
+            lower(model, spec, DTYPE, code_types, widths, options.batch, plugins)
         shutil.rmtree(work, ignore_errors=True)
+        kernels = None
+        if plugins:
+            require_triton(package)
+            engines.mkdir(exist_ok=True)
+            kernels = engines / f"{name}.kernels.safetensors"
+            kernel_set.write(kernels, plugins.compile(sm, partial(progress, f"{name}: compiling kernels")))
+            result.files[kernels.name] = kernels.relative_to(directory).as_posix()
+            result.file_bytes += kernels.stat().st_size
         onnx = {role: f"{role}.onnx" for role in models}
         write(result.name, models, work, onnx, _phase(progress, f"{name}: writing weights"))
         for role, model in models.items():
             engine = engines / (f"{name}.engine" if role == "main" else f"{name}-{role}.engine")
             description = build_engine(
+                package,
                 model,
                 work / onnx[role],
                 engine,
@@ -114,6 +113,7 @@ def build(checkpoint: Checkpoint, options: Options, directory: Path, progress: P
                 steps,
                 options.timeout,
                 partial(progress, f"{engine.stem}: compiling"),
+                kernels,
             )
             for path in (engine, engine.with_suffix(".json")):
                 result.files[path.name] = path.relative_to(directory).as_posix()
@@ -131,12 +131,12 @@ def _phase(progress: Progress, phase: str) -> Progress:
     return lambda _, done: progress(phase, done)
 
 
-def _groups(checkpoint: Checkpoint, sm: list[int]) -> list[tuple[list[int], set[str]]]:
+def _groups(checkpoint: Checkpoint, sm: Sequence[int]) -> list[tuple[list[int], set[str]]]:
     """Which GPUs share an engine, and the kinds of stored codes it keeps."""
     fp8 = checkpoint.spec.fp8_cache or any(weight.code_type == "float8_e4m3fn" for weight in _weights(checkpoint))
     old = [n for n in sm if n < FP8_SM] if fp8 else []
-    groups = [(old, {"int4"}), ([n for n in sm if n not in old], {"int4", "float8_e4m3fn"})]
-    return [group for group in groups if group[0]]
+    new = [n for n in sm if n not in old]
+    return [(each, codes) for each, codes in ((old, {"int4"}), (new, {"int4", "float8_e4m3fn"})) if each]
 
 
 def _weights(checkpoint: Checkpoint) -> Iterator[WeightTensor]:

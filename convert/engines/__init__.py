@@ -1,0 +1,1 @@
+"""Engines of NVIDIA's compilers, TensorRT and TensorRT-RTX: one network code for both packages."""

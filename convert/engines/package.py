@@ -1,0 +1,34 @@
+"""The two packages that compile engines."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+
+from llmc.errors import MissingPackageError
+
+
+@dataclass(frozen=True)
+class Package:
+    """target: as recipes call it. module: to import. install: what pip installs. prefix: of the engines' file names.
+
+    targets_gpus: compiles for other GPUs than the one that is there, or without one
+    """
+
+    target: str
+    title: str
+    module: str
+    install: str
+    prefix: str
+    targets_gpus: bool
+
+    def require(self) -> None:
+        """MissingPackageError if it is not installed."""
+        if importlib.util.find_spec(self.module) is None:
+            raise MissingPackageError(
+                f"target {self.target}: {self.title} is not installed on this machine; pip install '{self.install}'"
+            )
+
+
+TENSORRT_RTX = Package("tensorrt-rtx", "TensorRT-RTX", "tensorrt_rtx", "llmc[rtx]", "rtx", targets_gpus=True)
+TENSORRT = Package("tensorrt", "TensorRT", "tensorrt", "llmc[tensorrt]", "trt", targets_gpus=False)

@@ -1,0 +1,55 @@
+"""Nodes that are plugins, and the kernels that they wait for."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import onnx_ir as ir
+
+from llmc.convert.engines.package import Package
+from llmc.convert.graph.builder import DOMAIN
+from llmc.convert.graph.rewrite import Rewriter
+from llmc.convert.kernels.kernel_sets import Wanted, kernel_sets
+from llmc.errors import MissingPackageError
+from llmc.runtime.plugins.kernel_set import KernelSet
+
+TYPES = {ir.DataType.BFLOAT16: "bf16", ir.DataType.FLOAT16: "fp16", ir.DataType.FLOAT: "fp32"}
+
+
+def require_triton(package: Package) -> None:
+    """MissingPackageError if kernels cannot be compiled."""
+    if importlib.util.find_spec("triton") is None:
+        raise MissingPackageError(
+            f"target {package.target}: Triton, which compiles the plugins' kernels, is not installed; "
+            "pip install 'llmc[build]', or set `plugins: false`"
+        )
+
+
+class Plugins:
+    """Of the graphs that share their kernels."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[ir.Node, Wanted]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def add(self, b: Rewriter, wanted: Wanted, *inputs: ir.Value, **scalars: float) -> ir.Value:
+        """The output of a new node. A function of its name goes: the parser would prefer it to the plugin."""
+        b.model.functions.pop((DOMAIN, wanted.operation, ""), None)
+        attributes: dict[str, Any] = {"kernels": "", **scalars}
+        value: ir.Value = b.op(wanted.operation, *inputs, domain=DOMAIN, **attributes)
+        node = value.producer()
+        assert node is not None
+        self._waiting.append((node, wanted))
+        return value
+
+    def compile(self, sms: Sequence[int], progress: Callable[[float], None]) -> list[KernelSet]:
+        """The kernels; the nodes get their keys."""
+        wanted = list(dict.fromkeys(each for _, each in self._waiting))
+        found = dict(zip(wanted, kernel_sets(wanted, sms, progress), strict=True))
+        for node, each in self._waiting:
+            node.attributes["kernels"] = ir.AttrString("kernels", found[each].key)
+        return list(found.values())

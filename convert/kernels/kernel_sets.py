@@ -1,0 +1,79 @@
+"""The kernels of a model for all GPUs of its engines, compiled side by side."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import multiprocessing
+import os
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from llmc.convert.kernels.ahead_of_time import CompiledFor
+from llmc.runtime.plugins.kernel_set import KernelSet
+
+CUBINS = (80, 86, 89, 90, 100, 120)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """operation: as in `llmc.runtime.plugins`. shape: what its kernels depend on, a dataclass that JSON can hold."""
+
+    operation: str
+    shape: Any
+
+    @property
+    def module(self) -> str:
+        """That has `compiled(shape, sm)`."""
+        return "".join(f"_{c.lower()}" if c.isupper() else c for c in self.operation).lstrip("_")
+
+
+def cubin_sm(sm: int) -> int:
+    """For which SM kernels are compiled that run on `sm`: cubins serve later GPUs of the same generation."""
+    return max(each for each in CUBINS if each <= sm)
+
+
+def kernel_sets(wanted: Sequence[Wanted], sms: Sequence[int], progress: Callable[[float], None]) -> list[KernelSet]:
+    """One for each that is wanted, in their order. Takes a second or so for each kernel and SM, on one core."""
+    tasks = [(each, sm) for each in dict.fromkeys(wanted) for sm in sorted(set(map(cubin_sm, sms)))]
+    found: dict[Wanted, dict[int, CompiledFor]] = defaultdict(dict)
+    # New processes, not copies: this one has threads, and torch's memory.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(len(os.sched_getaffinity(0)), len(tasks)), context) as pool:
+        for done, (each, sm, compiled) in enumerate(pool.map(_compiled, tasks)):
+            found[each][sm] = compiled
+            progress((done + 1) / len(tasks))
+    return [kernel_set(each, found[each]) for each in wanted]
+
+
+def kernel_set(wanted: Wanted, compiled: Mapping[int, CompiledFor]) -> KernelSet:
+    cubins: dict[str, bytes] = {}
+
+    def stored(cubin: bytes) -> str:
+        digest = hashlib.sha256(cubin).hexdigest()
+        cubins[digest] = cubin
+        return digest
+
+    told = {
+        "operation": wanted.operation,
+        "shape": asdict(wanted.shape),
+        "sm": {
+            str(sm): {
+                "layout": each.layout,
+                "kernels": {
+                    name: {**kernel.description, "cubin": stored(kernel.cubin)} for name, kernel in each.kernels.items()
+                },
+            }
+            for sm, each in sorted(compiled.items())
+        },
+    }
+    return KernelSet(told, cubins.__getitem__)
+
+
+def _compiled(task: tuple[Wanted, int]) -> tuple[Wanted, int, CompiledFor]:
+    wanted, sm = task
+    module = importlib.import_module(f"llmc.convert.kernels.{wanted.module}")
+    return wanted, sm, module.compiled(wanted.shape, sm)

@@ -1,0 +1,19 @@
+"""Target `tensorrt`: engines for the GPU of this machine, which the compiler tries kernels on: H100 and newer, too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llmc.convert.checkpoint import Checkpoint
+from llmc.convert.engines import build as engines
+from llmc.convert.engines.package import TENSORRT
+from llmc.convert.targets import Progress, TargetResult
+from llmc.runtime.plugins.operation import Gpu
+
+Options = engines.EngineOptions
+
+
+def build(checkpoint: Checkpoint, options: Options, directory: Path, progress: Progress) -> TargetResult:
+    """See `llmc.convert.engines.build`. MachineError where there is no GPU."""
+    TENSORRT.require()
+    return engines.build(TENSORRT, checkpoint, [Gpu.current().sm], options, directory, progress)

@@ -1,0 +1,98 @@
+"""Kernels of an artifact: cubins for several GPUs in one safetensors file, with what is needed to launch them.
+
+The file's metadata hold as "llmc" a JSON list of kernel sets:
+
+    {"operation": "LatentAttention",
+     "shape": what the operation was compiled for,
+     "sm": {"80": {"layout": what launches depend on,
+                   "kernels": {name: a description (see cubin.py) with "cubin", the SHA-256 of the cubin}}}}
+
+Each cubin is a tensor of bytes under its SHA-256. The SHA-256 of a set names it, in an engine too, which so cannot meet
+other kernels than those it was built with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from llmc.errors import InputError, MachineError
+from llmc.runtime.plugins.cubin import CubinKernel
+
+METADATA = "llmc"
+
+
+class KernelSet:
+    """told: as in the file. cubin: the bytes of a SHA-256."""
+
+    def __init__(self, told: Mapping[str, Any], cubin: Callable[[str], bytes]) -> None:
+        self.told = told
+        self.operation: str = told["operation"]
+        self.shape: dict[str, Any] = told["shape"]
+        self._sm = {int(sm): each for sm, each in told["sm"].items()}
+        self._cubin = cubin
+        self._loaded: dict[tuple[int, int, str], CubinKernel] = {}
+
+    @property
+    def key(self) -> str:
+        return hashlib.sha256(json.dumps(self.told, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def layouts(self) -> dict[int, dict[str, Any]]:
+        """By the compute capability, times ten, that kernels were compiled for."""
+        return {sm: each["layout"] for sm, each in self._sm.items()}
+
+    def fitting(self, sm: int) -> int:
+        """Which of them a GPU of compute capability `sm` runs: the nearest of its generation that is not newer."""
+        found = [each for each in self._sm if each <= sm and each // 10 == sm // 10]
+        if not found:
+            known = ", ".join(map(str, sorted(self._sm)))
+            raise MachineError(f"{self.operation}: kernels are for SM {known}, this GPU is SM {sm}; add it to `sm`")
+        return max(found)
+
+    def kernel(self, name: str, sm: int, device: int = 0) -> CubinKernel:
+        """Loaded into the current context, which is that of the GPU number `device`, and kept."""
+        fitting = self.fitting(sm)
+        if (device, fitting, name) not in self._loaded:
+            description = self._sm[fitting]["kernels"][name]
+            self._loaded[device, fitting, name] = CubinKernel(self._cubin(description["cubin"]), description)
+        return self._loaded[device, fitting, name]
+
+
+def read(file: Path) -> dict[str, KernelSet]:
+    """The sets of a file by their key; cubins are read when they are used. InputError if it is not such a file."""
+    try:
+        with safe_open(file, "numpy") as opened:
+            told = json.loads(opened.metadata()[METADATA])
+        sets = [KernelSet(each, partial(_cubin, file)) for each in told]
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{file}: no kernels of llmc ({error!r}); build or download the artifact again") from error
+    return {each.key: each for each in sets}
+
+
+def write(file: Path, sets: list[KernelSet]) -> None:
+    import numpy as np
+
+    cubins = {
+        description["cubin"]: each._cubin(description["cubin"])
+        for each in sets
+        for compiled in each.told["sm"].values()
+        for description in compiled["kernels"].values()
+    }
+    tensors = {digest: np.frombuffer(cubin, np.uint8) for digest, cubin in sorted(cubins.items())}
+    save_file(tensors, file, {METADATA: json.dumps([dict(each.told) for each in sets], sort_keys=True)})
+
+
+def _cubin(file: Path, digest: str) -> bytes:
+    with safe_open(file, "numpy") as opened:
+        cubin: bytes = opened.get_tensor(digest).tobytes()
+    if hashlib.sha256(cubin).hexdigest() != digest:
+        raise InputError(f"{file}: {digest[:16]}… is not the kernel that was built; download it again")
+    return cubin

@@ -1,0 +1,80 @@
+"""Entries of an FP8 cache are rounded as torch rounds them, and nothing else is written.
+
+The kernel runs in Triton's interpreter, which needs a process of its own: this file, run as a script.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from llmc.runtime.plugins.append_float8 import EntryShape
+
+pytest.importorskip("triton", reason="Triton, which comes with torch for NVIDIA GPUs, is not installed")
+
+UNTOUCHED = 0xAB
+SCALE = 0.3
+STARTS, CAPACITY = [0, 5, 30], 32  # of the last row, two tokens do not fit
+
+
+def halfway() -> torch.Tensor:
+    """All numbers of E4M3, those in the middle between two, those next to them, and what is too large or no number."""
+    codes = torch.arange(0x7F, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+    middles = (codes[1:] + codes[:-1]) / 2
+    near = torch.cat([middles, middles.nextafter(torch.tensor(1e9)), middles.nextafter(torch.tensor(0.0))])
+    given = torch.cat([codes, near, torch.tensor([460.0, 464.0, 1e30, float("inf"), 1e-30])])
+    return torch.cat([given, -given, torch.tensor([float("nan")])])
+
+
+def entries(dtype: torch.dtype) -> torch.Tensor:
+    return torch.randn(3, 1, 4, 20, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+
+def in_kernel(given: torch.Tensor, starts: list[int], capacity: int, scale: float) -> torch.Tensor:
+    from llmc.convert.kernels.append_float8 import _append, append_constants
+
+    batch, _, tokens, channels = given.shape
+    cache = torch.full((batch, 1, capacity, channels), UNTOUCHED, dtype=torch.uint8)
+    _append[tokens, batch](cache, given, torch.tensor(starts), scale, tokens, capacity, **append_constants(channels))
+    return cache
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    path = tmp_path_factory.mktemp("kernel") / "results.pt"
+    subprocess.run([sys.executable, __file__, path], env=os.environ | {"TRITON_INTERPRET": "1"}, check=True)
+    return torch.load(path)
+
+
+def test_rounds_to_the_nearest(results: dict[str, torch.Tensor]) -> None:
+    want = halfway().clamp(-448, 448).to(torch.float8_e4m3fn).view(torch.uint8)
+    assert torch.equal(results["halfway"].flatten(), want)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_writes_its_place_alone(results: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
+    given = (entries(dtype).float() / SCALE).to(torch.float8_e4m3fn).view(torch.uint8)
+    want = torch.full((3, 1, CAPACITY, 20), UNTOUCHED, dtype=torch.uint8)
+    for row, start in enumerate(STARTS):
+        fits = min(4, CAPACITY - start)
+        want[row, 0, start : start + fits] = given[row, 0, :fits]
+    assert torch.equal(results[str(dtype)], want)
+
+
+@pytest.mark.parametrize("sm", [80, 120])
+def test_compiles(sm: int) -> None:
+    from llmc.convert.kernels.append_float8 import compiled
+
+    made = compiled(EntryShape(576, "bf16"), sm)
+    assert made.kernels["append"].description["stack_bytes"] == 0
+
+
+if __name__ == "__main__":
+    found = {"halfway": in_kernel(halfway()[None, None, None], [0], 1, 1.0)}
+    for kind in (torch.bfloat16, torch.float16):
+        found[str(kind)] = in_kernel(entries(kind), STARTS, CAPACITY, SCALE)
+    torch.save(found, sys.argv[1])

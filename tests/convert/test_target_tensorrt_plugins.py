@@ -1,0 +1,120 @@
+"""Graphs with plugins against the torch blocks, the plugins' meaning spelt out; and the engines compiled of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import pytest
+from plugin_functions import add_plugin_functions
+from quantised_checkpoint import CASES, DEEPSEEK, quantised_checkpoint
+from test_target_onnx import compare_with_torch
+from test_target_tensorrt_rtx import WIDTHS, compare_narrow_steps, write_graphs
+
+from llmc.convert.checkpoint import Checkpoint
+from llmc.convert.engines import plugins as plugin_nodes
+from llmc.convert.engines.lowering import lower
+from llmc.convert.engines.plugins import Plugins
+from llmc.convert.graph.build import graphs
+from llmc.convert.targets import TargetResult, target
+from llmc.errors import InputError, MissingPackageError
+from llmc.quant.layerwise import Options
+from llmc.runtime.plugins import kernel_set
+from llmc.runtime.plugins.latent_attention import LatentAttention
+
+pytest.importorskip("triton", reason="Triton, which comes with torch for NVIDIA GPUs, is not installed")
+
+rtx = target("tensorrt-rtx")
+DEEPSEEKS = {name: given for name, given in CASES.items() if "deepseek" in name}
+
+
+def lowered(checkpoint: Checkpoint) -> dict[str, ir.Model]:
+    models, plugins = graphs(checkpoint, ir.DataType.FLOAT, 64), Plugins()
+    for model in models.values():
+        lower(model, checkpoint.spec, ir.DataType.FLOAT, {"int4", "float8_e4m3fn"}, WIDTHS, 2, plugins)
+    assert plugins
+    return models
+
+
+@pytest.mark.parametrize("name", DEEPSEEKS)
+def test_lowered_equals_torch(name: str, tmp_path: Path) -> None:
+    checkpoint = quantised_checkpoint(tmp_path, *DEEPSEEKS[name])
+    models = lowered(checkpoint)
+    for model in models.values():
+        assert not {"Attention", "Softmax"} & {node.op_type for node in model.graph}
+        add_plugin_functions(model, checkpoint.spec)
+    result = write_graphs(checkpoint, models)
+    compare_with_torch(checkpoint, result)
+    compare_narrow_steps(checkpoint, result)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, TargetResult]:
+    """Engines of a model with int4 and FP8 and an FP8 cache."""
+    schemes = {"experts": "int4-g32", "attention": "fp8-block"}
+    config = DEEPSEEK | {"num_hidden_layers": 2}
+    checkpoint = quantised_checkpoint(tmp_path_factory.mktemp("engines"), config, schemes, Options(fp8_cache=True))
+    return checkpoint, rtx.build(checkpoint, rtx.Options(sm=[80, 121], context=32), checkpoint.path, lambda *_: None)
+
+
+def description(built: tuple[Checkpoint, TargetResult], stem: str) -> dict[str, Any]:
+    return json.loads((built[0].path / f"engines/{stem}.json").read_text())
+
+
+@pytest.mark.parametrize(("sm", "cubin"), [(80, 80), (121, 120)])
+def test_engines_hold_plugins(built: tuple[Checkpoint, TargetResult], sm: int, cubin: int) -> None:
+    for graph, layers in (("", 2), ("-mtp", 1)):
+        said = description(built, f"rtx-sm{sm}{graph}")
+        assert {"llmc.AppendFloat8", "llmc.LatentAttention"} <= set(said["plugins"])
+        assert said["kernels"] == f"rtx-sm{sm}.kernels.safetensors" in built[1].files
+        # Cut where the cache is written: what lies between is a program of its own.
+        assert [program["parts"] for program in said["programs"]] == [layers + 1] * 3
+        assert all(program["kernels"]["custom_layer"] >= layers for program in said["programs"])
+        cache = {io["name"]: (io["dtype"], io["shape"]) for io in (*said["inputs"], *said["outputs"])}
+        layer = 2 if graph else 1
+        assert cache[f"past.{layer}.latent"] == cache[f"present.{layer}.latent"] == ("int8", [-1, 1, 32, 80])
+        data = (built[0].path / f"engines/{said['engine']}").read_bytes()
+        sets = kernel_set.read(built[0].path / f"engines/{said['kernels']}")
+        assert {each.operation for each in sets.values()} >= {"LatentAttention", "AppendFloat8"}
+        for key, each in sets.items():
+            assert key.encode() in data  # that is how the engine finds them
+            assert list(each.layouts) == [cubin] and each.fitting(sm) == cubin
+
+
+def test_a_kernel_file_that_was_changed_is_refused(built: tuple[Checkpoint, TargetResult], tmp_path: Path) -> None:
+    file = built[0].path / "engines/rtx-sm80.kernels.safetensors"
+    (attention,) = (each for each in kernel_set.read(file).values() if each.operation == "LatentAttention")
+    damaged = tmp_path / "kernels.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-100:] = bytes(100)
+    damaged.write_bytes(data)
+    digests = {
+        kernel["cubin"]
+        for each in kernel_set.read(damaged).values()
+        for compiled in each.told["sm"].values()
+        for kernel in compiled["kernels"].values()
+    }
+    refused = 0
+    for digest in digests:
+        try:
+            kernel_set._cubin(damaged, digest)
+        except InputError as error:
+            assert "is not the kernel that was built; download it again" in str(error)
+            refused += 1
+    assert refused == 1
+    damaged.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(InputError, match=r"kernels.safetensors: no kernels of llmc .*; build or download"):
+        kernel_set.read(damaged)
+    assert LatentAttention(attention, 1.0).inputs[1].type == "i8"
+
+
+def test_without_triton(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    find = plugin_nodes.importlib.util.find_spec
+    monkeypatch.setattr(
+        plugin_nodes.importlib.util, "find_spec", lambda name, *a: None if name == "triton" else find(name, *a)
+    )
+    checkpoint = quantised_checkpoint(tmp_path, DEEPSEEK | {"num_hidden_layers": 1}, {})
+    with pytest.raises(MissingPackageError, match=r"pip install 'llmc\[build\]', or set `plugins: false`$"):
+        rtx.build(checkpoint, rtx.Options(sm=[89], context=32), checkpoint.path, lambda *_: None)
