@@ -105,7 +105,8 @@ def start(artifact: Artifact, name: str | None = None, threads: int | None = Non
     if name and name not in known:
         raise InputError(f"unknown backend {name!r}; use one of {', '.join(known)}")
     reasons: list[str] = []
-    for candidate in [name] if name else known:
+    built = [each for each in known if each in artifact.targets]
+    for candidate in [name] if name else built or known:
         reason = known[candidate].unavailable(artifact, provider or None)
         if reason is None:
             chosen = candidate + (f":{provider}" if provider else "")

@@ -19,11 +19,12 @@ import onnxruntime
 import pytest
 from cuda.bindings import runtime as real_cuda
 
-import llmc.runtime.backends.tensorrt_rtx as backend
+import llmc.runtime.backends.tensorrt_engine as backend
 from llmc.errors import InputError, MachineError
 from llmc.runtime import load
 
 RELEASE = importlib.metadata.version("tensorrt-rtx-cu13")
+PACKAGES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 PREFILL = 48
 PROMPTS = ["def add(a, b):\n    return", "import os\n" * 20, "class"]
 
@@ -45,7 +46,7 @@ def describe(graph: str, onnx: Path, sm: list[int], context: int) -> dict[str, o
     }  # fmt: skip
 
 
-def add_engines(source: Path, directory: Path, **changes: object) -> Path:
+def add_engines(source: Path, directory: Path, target: str = "tensorrt-rtx", **changes: object) -> Path:
     """A copy of an artifact with "engines" that name the graphs of its ONNX Runtime target."""
     artifact = shutil.copytree(source, directory / "artifact")
     manifest = json.loads((artifact / "llmc.json").read_text())
@@ -56,7 +57,7 @@ def add_engines(source: Path, directory: Path, **changes: object) -> Path:
             (artifact / name).write_text(text)
             files[name] = name
             manifest["files"][name] = {"bytes": len(text), "sha256": ""}
-    manifest["targets"]["tensorrt-rtx"] = {"files": files}
+    manifest["targets"][target] = {"files": files}
     (artifact / "llmc.json").write_text(json.dumps(manifest))
     return artifact
 
@@ -102,6 +103,7 @@ class HostMemory:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.blocks: dict[int, ctypes.Array[ctypes.c_char]] = {}
+        self.graphs: list[list] = []  # that can be launched
 
     def cudaGetErrorString(self, error):
         return real_cuda.cudaGetErrorString(error)
@@ -137,13 +139,47 @@ class HostMemory:
     def cudaStreamSynchronize(self, stream):
         return (self.fine,)
 
+    # A graph is the list of calls that were made instead of being carried out.
+
+    cudaStreamCaptureMode = real_cuda.cudaStreamCaptureMode
+    captured = None
+    launches = 0
+
+    def cudaStreamBeginCapture(self, stream, mode):
+        self.captured = []
+        return (self.fine,)
+
+    def cudaStreamEndCapture(self, stream):
+        captured, self.captured = self.captured, None
+        return self.fine, captured
+
+    def cudaGraphInstantiate(self, graph, flags):
+        self.graphs.append(list(graph))
+        return self.fine, self.graphs[-1]
+
+    def cudaGraphDestroy(self, graph):
+        graph.clear()
+        return (self.fine,)
+
+    def cudaGraphLaunch(self, graph, stream):
+        assert graph
+        self.launches += 1
+        for call in graph:
+            call()
+        return (self.fine,)
+
+    def cudaGraphExecDestroy(self, graph):
+        self.graphs[:] = [each for each in self.graphs if each is not graph]
+        return (self.fine,)
+
 
 class Context:
     """Runs the ONNX graph that the "engine" names, on memory by address."""
 
     SPANS = ((1, 1), (2, 2), (3, PREFILL))
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, memory: HostMemory) -> None:
+        self.memory = memory
         self.session = onnxruntime.InferenceSession(path)
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
@@ -167,18 +203,25 @@ class Context:
         return (*self.shapes["input_ids"], hidden)
 
     def execute_async_v3(self, stream):
+        bound = dict(self.shapes), dict(self.addresses)
+        if self.memory.captured is None:
+            self._run(*bound)
+        else:
+            self.memory.captured.append(lambda: self._run(*bound))
+        return True
+
+    def _run(self, shapes, addresses):
+        def memory(name, shape, dtype):
+            size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+            return np.frombuffer((ctypes.c_char * size).from_address(addresses[name]), dtype).reshape(shape)
+
         feeds = {
-            n.name: self._memory(n.name, self.shapes[n.name], np.int64 if "int64" in n.type else np.float32)
+            n.name: memory(n.name, shapes[n.name], np.int64 if "int64" in n.type else np.float32)
             for n in self.session.get_inputs()
         }
         names = [n.name for n in self.session.get_outputs()]
         for name, value in zip(names, self.session.run(names, feeds), strict=True):
-            self._memory(name, value.shape, np.float32)[:] = value
-        return True
-
-    def _memory(self, name, shape, dtype):
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        return np.frombuffer((ctypes.c_char * size).from_address(self.addresses[name]), dtype).reshape(shape)
+            memory(name, value.shape, np.float32)[:] = value
 
 
 @pytest.fixture
@@ -188,6 +231,7 @@ def gpu(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "cuda.bindings", types.SimpleNamespace(runtime=memory))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     memory.kernels = []  # what was read of earlier runs
+    memory.module = "tensorrt_rtx"
 
     def engine(data):
         kernels = types.SimpleNamespace(deserialize=memory.kernels.append, serialize=lambda: b"kernels")
@@ -198,32 +242,42 @@ def gpu(monkeypatch, tmp_path):
         )
 
         def context(given):
-            assert given is config and config.cache is kernels and config.cuda_graph_strategy == "whole graph"
-            return Context(data.decode())
+            assert given is config
+            if memory.module == "tensorrt_rtx":
+                assert config.cache is kernels and config.cuda_graph_strategy == "whole graph"
+            else:
+                assert not hasattr(config, "cache")
+            return Context(data.decode(), memory)
 
         return types.SimpleNamespace(create_runtime_config=lambda: config, create_execution_context=context)
 
-    rtx = types.SimpleNamespace(
+    package = types.SimpleNamespace(
         __version__=RELEASE,
         Logger=type("Logger", (), {"ERROR": 1, "__init__": lambda self, severity: None}),
         Runtime=lambda logger: types.SimpleNamespace(deserialize_cuda_engine=lambda data: engine(data[:])),
         ExecutionContextAllocationStrategy=types.SimpleNamespace(ON_PROFILE_CHANGE=1),
         CudaGraphStrategy=types.SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole graph"),
     )
-    monkeypatch.setitem(sys.modules, "tensorrt_rtx", rtx)
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "tensorrt_rtx" or found(name))
+    for module in PACKAGES.values():
+        monkeypatch.setitem(sys.modules, module, package)
+    spec, version = importlib.util.find_spec, importlib.metadata.version
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name in PACKAGES.values() or spec(name))
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda name: RELEASE if name == "tensorrt-cu13" else version(name)
+    )
     return memory
 
 
-def test_an_engine_is_driven_like_any_backend(trained, tmp_path, gpu):
+@pytest.mark.parametrize("target", PACKAGES)
+def test_an_engine_is_driven_like_any_backend(trained, tmp_path, gpu, target):
     """Prefill in pieces, decode, drafts that are refused, batches: the same tokens as from ONNX Runtime itself."""
-    artifact = add_engines(trained, tmp_path)
+    gpu.module = PACKAGES[target]
+    artifact = add_engines(trained, tmp_path, target)
     with load(artifact, backend="onnxruntime") as model:
         alone = [model.generate(prompt, max_new_tokens=40) for prompt in PROMPTS]
         together = model.generate(PROMPTS[:2], max_new_tokens=12)
     with load(artifact) as model:
-        assert model.reason == "tensorrt-rtx" and model.backend.prefill == PREFILL and model.backend.batch == 2
+        assert model.reason == target and model.backend.prefill == PREFILL and model.backend.batch == 2
         assert len(model.tokenizer.encode(PROMPTS[1]).ids) > PREFILL
         assert [model.generate(prompt, max_new_tokens=40) for prompt in PROMPTS] == alone
         assert sum(answer.accepted for answer in alone) > 10
@@ -232,8 +286,16 @@ def test_an_engine_is_driven_like_any_backend(trained, tmp_path, gpu):
         ]
         with pytest.raises(InputError, match="do not fit the context of 160"):
             model.generate("a", max_new_tokens=200)
+        assert len(gpu.graphs) <= 2 * backend._MOST_GRAPHS
     gc.collect()
-    assert not gpu.blocks  # caches and buffers are given back
+    assert not gpu.blocks and not gpu.graphs  # caches and buffers are given back
+    assert (gpu.launches > 30) == (target == "tensorrt")  # TensorRT-RTX captures what it runs by itself
+
+
+def test_an_engine_that_was_changed_is_not_read(trained, tmp_path, gpu):
+    artifact = add_engines(trained, tmp_path, sha256="0" * 64)
+    with pytest.raises(InputError, match=r"\.engine: not the engine that was built; download it again"):
+        load(artifact, backend="tensorrt-rtx")
 
 
 def test_kernels_that_the_gpu_compiled_are_kept_for_the_next_time(trained, tmp_path, gpu):

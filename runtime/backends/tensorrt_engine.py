@@ -1,0 +1,380 @@
+"""Engines of TensorRT-RTX and TensorRT on a GPU, driven through cuda-python.
+
+What an engine is for stands in the .json beside it, which is read before the engine is: deserialising the wrong one
+can end the process. Steps that decode are CUDA graphs. TensorRT-RTX captures them itself, and compiles the last kernels
+where an engine is first run: these are kept for the next time in llmc's folder of the user's cache ($XDG_CACHE_HOME,
+~/.cache).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import mmap
+import os
+import threading
+import weakref
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmc.errors import InputError, MachineError
+from llmc.runtime.artifact import Artifact
+from llmc.runtime.backends import CLOSED, FloatArray, Graph, Hidden, IntArray, step_inputs
+from llmc.runtime.plugins import tensorrt as plugins
+
+Array = NDArray[Any]
+_MOST_GRAPHS = 32  # of an engine; each takes some memory of the GPU
+# How the description calls types. bfloat16 is carried around as its bits.
+_NUMPY = {
+    "bool": np.bool_, "int8": np.int8,
+    "int32": np.int32, "int64": np.int64, "float": np.float32, "half": np.float16, "bf16": np.uint16,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Package:
+    """name: of target and backend. jit: kernels are compiled on the GPU they run on, graphs captured by the library.
+    distribution, extra: as pip knows them."""
+
+    name: str
+    module: str
+    distribution: str
+    extra: str
+    jit: bool
+
+
+def unavailable(package: Package, artifact: Artifact, provider: str | None) -> str | None:
+    if provider:
+        return f"it has no providers; leave out {provider!r}"
+    descriptions = _descriptions(package, artifact)
+    if not descriptions:
+        return f"the artifact has no engines; add `{package.name}` to the recipe's targets"
+    if importlib.util.find_spec(package.module) is None or importlib.util.find_spec("cuda") is None:
+        return f"the packages are not installed; pip install 'llmc[{package.extra}]'"
+    sm = compute_capability()
+    if isinstance(sm, str):
+        return sm
+    matching = [each for each in descriptions if sm in each["sm"]]
+    if not matching:
+        known = ", ".join(map(str, sorted({n for each in descriptions for n in each["sm"]})))
+        add = "add it to `sm` of the target, if it is a choice" if package.jit else "build it on this machine"
+        return f"its engines are for SM {known}, this GPU is SM {sm}; {add}"
+    if unknown := {name for each in matching for name in each["plugins"]} - plugins.names():
+        return f"its engines need the plugin {min(unknown)}, which this llmc does not have; upgrade llmc"
+    installed = importlib.metadata.version(package.distribution)
+    if built := {each["release"] for each in matching} - {installed}:  # releases do not read each other's engines
+        version = min(built)
+        need = f"pip install {package.distribution}=={version}"
+        return f"its engines need release {version}, {installed} is installed; {need}"
+    return None
+
+
+def start(package: Package, artifact: Artifact) -> EngineBackend:
+    sm = compute_capability()
+    found = {each["graph"]: each for each in _descriptions(package, artifact) if sm in each["sm"]}
+    return EngineBackend(package, found)
+
+
+def compute_capability() -> int | str:
+    """Of the GPU that CUDA lists first, times ten; or why there is none."""
+    from cuda.bindings import runtime as cuda
+
+    error, count = cuda.cudaGetDeviceCount()
+    if error != cuda.cudaError_t.cudaSuccess or not count:
+        return f"there is no GPU that CUDA can use ({_reason(cuda, error)})"
+    attributes = cuda.cudaDeviceAttr
+    major, minor = (
+        _call(cuda, "cudaDeviceGetAttribute", attribute, 0)
+        for attribute in (attributes.cudaDevAttrComputeCapabilityMajor, attributes.cudaDevAttrComputeCapabilityMinor)
+    )
+    return 10 * int(major) + int(minor)
+
+
+def _descriptions(package: Package, artifact: Artifact) -> list[dict[str, Any]]:
+    """What the .json of each engine says; its "engine" becomes a path."""
+    found = []
+    for file in artifact.targets.get(package.name, {}).values():
+        if file.suffix == ".json":
+            try:
+                description = json.loads(file.read_text(encoding="utf-8"))
+                description["engine"] = file.with_name(description["engine"])
+                description["kernels"] = file.with_name(description["kernels"]) if description["plugins"] else None
+                for key in ("graph", "sm", "release", "context", "batch", "profiles", "inputs", "outputs", "sha256"):
+                    description[key]
+            except (ValueError, KeyError, TypeError) as error:
+                raise InputError(f"{file}: broken ({error!r}); build or download the artifact again") from error
+            found.append(description)
+    return found
+
+
+@dataclass
+class Cache:
+    """Device addresses of one buffer per cache input of either graph, [B, …, context, …]."""
+
+    batch: int
+    buffers: dict[str, int] = field(default_factory=dict)
+
+
+class EngineBackend:
+    """descriptions: of the engines of graph "main" and, where the model has it, "mtp"."""
+
+    def __init__(self, package: Package, descriptions: dict[str, dict[str, Any]]) -> None:
+        main = descriptions["main"]
+        self.context, self.batch = int(main["context"]), int(main["batch"])
+        self.prefill = max(profile["tokens"][1] for profile in main["profiles"])
+        self.scores = self.batch * self.prefill * self.context  # the engine's memory is that of its profiles
+        self.has_mtp = "mtp" in descriptions
+        self._device, self._lock = _Device(), threading.Lock()
+        self._engines = {graph: _Engine(package, self._device, each) for graph, each in descriptions.items()}
+        kinds = [kind for engine in self._engines.values() for kind in engine.caches.values()]
+        self.cache_bytes = sum(shape[1] * shape[3] * np.dtype(dtype).itemsize for shape, dtype in kinds)
+
+    def new_cache(self, batch: int) -> Cache:
+        cache = Cache(batch)
+        weakref.finalize(cache, self._device.free, cache.buffers)
+        for engine in self._engines.values():
+            for name, (shape, dtype) in engine.caches.items():
+                cache.buffers[name] = self._device.zeros(batch * int(np.prod(shape[1:])) * np.dtype(dtype).itemsize)
+        return cache
+
+    def copy(self, source: Cache, rows: Sequence[int], length: int, target: Cache) -> None:
+        """Whole rows: entries behind `length` are not seen."""
+        for engine in self._engines.values():
+            for name, (shape, dtype) in engine.caches.items():
+                size = int(np.prod(shape[1:])) * np.dtype(dtype).itemsize
+                for row, taken in enumerate(rows):
+                    self._device.copy(target.buffers[name] + row * size, source.buffers[name] + taken * size, size)
+
+    def forward(
+        self,
+        graph: Graph,
+        cache: Cache,
+        input_ids: IntArray,
+        cache_position: IntArray,
+        logits_index: IntArray,
+        hidden: Hidden | None = None,
+    ) -> tuple[FloatArray, Hidden | None]:
+        if (end := int(cache_position.max()) + input_ids.shape[1]) > self.context:
+            raise InputError(f"{end} tokens do not fit the engine's context of {self.context}; shorten the prompt")
+        inputs = step_inputs(input_ids, cache_position, logits_index, hidden)
+        with self._lock:  # buffers and contexts are shared
+            if graph not in self._engines:
+                raise InputError(CLOSED)
+            found = self._engines[graph].run(inputs, cache)
+        return found["logits"], found.get("hidden")
+
+    def close(self) -> None:
+        with self._lock:
+            for engine in self._engines.values():
+                engine.close()
+            self._engines.clear()
+
+
+class _Engine:
+    """One deserialised engine, with a context for each profile that is used and buffers for the largest step."""
+
+    def __init__(self, package: Package, device: _Device, description: dict[str, Any]) -> None:
+        trt = importlib.import_module(package.module)
+        self._jit, self._device, self._path = package.jit, device, description["engine"]
+        self._logger = trt.Logger(trt.Logger.ERROR)
+        self._runtime = trt.Runtime(self._logger)
+        if description["kernels"]:
+            plugins.register(trt, description["kernels"])
+        with self._path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            if hashlib.sha256(data).hexdigest() != description["sha256"]:  # the library trusts what it reads
+                raise InputError(f"{self._path}: not the engine that was built; download it again")
+            self._engine = self._runtime.deserialize_cuda_engine(data)
+        if self._engine is None:
+            raise MachineError(f"{self._path}: {package.module} {trt.__version__} cannot load it on this GPU")
+        self._config = self._engine.create_runtime_config()
+        self._config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE)
+        self._kernel_file = _kernel_file(description)
+        if self._jit:
+            self._config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            self._kernels = self._config.create_runtime_cache()
+            if self._kernel_file.is_file():
+                self._kernels.deserialize(self._kernel_file.read_bytes())  # what it cannot use, it compiles
+            self._config.set_runtime_cache(self._kernels)
+        self._contexts: dict[int, Any] = {}
+        self._graphs: dict[Hashable, Any] = {}  # None: that step has been made, and will be captured the next time
+        self._spans = [tuple(profile["tokens"]) for profile in description["profiles"]]
+        self._narrow = max((most for least, most in self._spans if least == most), default=0)
+        io = {each["name"]: (tuple(each["shape"]), _NUMPY[each["dtype"]]) for each in description["inputs"]}
+        self.caches = {name: kind for name, kind in io.items() if name.startswith("past.")}
+        self._inputs = {name: dtype for name, (_, dtype) in io.items() if name not in self.caches}
+        self._outputs = {
+            each["name"]: _NUMPY[each["dtype"]]
+            for each in description["outputs"]
+            if not each["name"].startswith("present.")
+        }
+        self._buffers: dict[str, int] = {}
+        self._sizes: dict[str, int] = {}
+
+    def run(self, inputs: dict[str, Array], cache: Cache) -> dict[str, Array]:
+        context = self._context(inputs["input_ids"].shape[1])
+        for name, dtype in self._inputs.items():
+            array: Array = np.ascontiguousarray(inputs[name], dtype)
+            self._device.upload(self._buffer(name, array.nbytes), array)
+            self._bind(context, name, self._buffers[name], array.shape)
+        for name, (shape, _) in self.caches.items():  # written in place
+            self._bind(context, name, cache.buffers[name], (cache.batch, *shape[1:]))
+            self._bind(context, name.replace("past.", "present."), cache.buffers[name])
+        found = {name: np.empty(tuple(context.get_tensor_shape(name)), dtype) for name, dtype in self._outputs.items()}
+        for name, array in found.items():
+            self._bind(context, name, self._buffer(name, array.nbytes))
+        self._execute(context, inputs, cache)
+        for name, array in found.items():
+            self._device.download(array, self._buffers[name])
+        self._device.synchronize()
+        return found
+
+    def _execute(self, context: Any, inputs: dict[str, Array], cache: Cache) -> None:
+        """A graph serves steps of the same shapes on the same memory; wide steps hardly gain by one."""
+        addresses = (*self._buffers.values(), *cache.buffers.values())
+        step = (addresses, *(array.shape for array in inputs.values()))
+        narrow = inputs["input_ids"].shape[1] <= self._narrow and not self._jit
+        if graph := self._graphs.get(step) if narrow else None:
+            self._device.launch(graph)
+            return
+        capture = narrow and step in self._graphs
+        if capture:
+            self._device.begin_capture()
+        if not context.execute_async_v3(self._device.stream):
+            raise MachineError(f"{self._path}: the engine failed; its reason is on standard error")
+        if capture:
+            self._graphs[step] = self._device.end_capture()
+            self._device.launch(self._graphs[step])
+        elif narrow:
+            if len(self._graphs) == _MOST_GRAPHS:
+                self._device.forget(self._graphs.pop(next(iter(self._graphs))))
+            self._graphs[step] = None
+
+    def close(self) -> None:
+        if self._contexts and self._jit:
+            self._keep_kernels()
+        while self._graphs:
+            self._device.forget(self._graphs.popitem()[1])
+        self._contexts.clear()
+        self._engine = self._runtime = self._config = self._kernels = None
+        self._device.free(self._buffers)
+
+    def _keep_kernels(self) -> None:
+        with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not more
+            self._kernel_file.parent.mkdir(parents=True, exist_ok=True)
+            new = self._kernel_file.with_suffix(f".{os.getpid()}")
+            new.write_bytes(memoryview(self._kernels.serialize()))
+            new.replace(self._kernel_file)
+
+    def _context(self, length: int) -> Any:
+        """That of the profile for steps of `length` tokens a row."""
+        index = next(i for i, (least, most) in enumerate(self._spans) if least <= length <= most)
+        if index not in self._contexts:
+            context = self._engine.create_execution_context(self._config)
+            if context is None or not context.set_optimization_profile_async(index, self._device.stream):
+                raise MachineError(f"{self._path}: no memory on the GPU to run it")
+            self._contexts[index] = context
+        return self._contexts[index]
+
+    def _bind(self, context: Any, name: str, address: int, shape: tuple[int, ...] | None = None) -> None:
+        if (shape and not context.set_input_shape(name, shape)) or not context.set_tensor_address(name, address):
+            raise MachineError(f"{self._path}: does not take {name} {list(shape or ())}")
+
+    def _buffer(self, name: str, size: int) -> int:
+        """Grows when a step is larger than all before."""
+        if size > self._sizes.get(name, 0):
+            if name in self._buffers:
+                self._device.free({name: self._buffers.pop(name)})
+            self._buffers[name], self._sizes[name] = self._device.zeros(size), size
+        return self._buffers[name]
+
+
+def _kernel_file(description: dict[str, Any]) -> Path:
+    """Where the library's kernels for an engine are kept: for its hash, on this kind of GPU."""
+    told = json.dumps({"engine": description["sha256"], "release": description["release"], "gpu": compute_capability()})
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llmc" / "kernels"
+    return folder / f"{hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]}.bin"
+
+
+class _Device:
+    """Memory of the current GPU, and one stream for everything."""
+
+    def __init__(self) -> None:
+        from cuda.bindings import runtime as cuda
+
+        self._cuda = cuda
+        self.stream = int(_call(cuda, "cudaStreamCreate"))
+
+    def zeros(self, size: int) -> int:
+        """Zeros, since a cache entry that is masked still must not be infinite."""
+        error, address = self._cuda.cudaMalloc(size)
+        if error == self._cuda.cudaError_t.cudaErrorMemoryAllocation:
+            raise MachineError(
+                f"no {size:,} bytes left on the GPU; build with a smaller `context`, or give fewer prompts at once"
+            )
+        _check(self._cuda, error)
+        _call(self._cuda, "cudaMemsetAsync", address, 0, size, self.stream)
+        return int(address)
+
+    def free(self, buffers: dict[str, int]) -> None:
+        for address in buffers.values():
+            self._cuda.cudaFree(address)  # waits for work under way; an error would only repeat an earlier one
+        buffers.clear()
+
+    def copy(self, target: int, source: int, size: int) -> None:
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        _call(self._cuda, "cudaMemcpyAsync", target, source, size, kind, self.stream)
+
+    def upload(self, address: int, array: Array) -> None:
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
+        _call(self._cuda, "cudaMemcpyAsync", address, array.ctypes.data, array.nbytes, kind, self.stream)
+
+    def download(self, array: Array, address: int) -> None:
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        _call(self._cuda, "cudaMemcpyAsync", array.ctypes.data, address, array.nbytes, kind, self.stream)
+
+    def begin_capture(self) -> None:
+        mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        _call(self._cuda, "cudaStreamBeginCapture", self.stream, mode)
+
+    def end_capture(self) -> Any:
+        """What was enqueued since, to be launched as often as wanted."""
+        graph = _call(self._cuda, "cudaStreamEndCapture", self.stream)
+        launchable = _call(self._cuda, "cudaGraphInstantiate", graph, 0)
+        _call(self._cuda, "cudaGraphDestroy", graph)
+        return launchable
+
+    def launch(self, graph: Any) -> None:
+        _call(self._cuda, "cudaGraphLaunch", graph, self.stream)
+
+    def forget(self, graph: Any) -> None:
+        if graph is not None:
+            self._cuda.cudaGraphExecDestroy(graph)
+
+    def synchronize(self) -> None:
+        _call(self._cuda, "cudaStreamSynchronize", self.stream)
+
+
+def _call(cuda: Any, name: str, *arguments: Any) -> Any:
+    """What the function returns besides its error code."""
+    error, *results = getattr(cuda, name)(*arguments)
+    _check(cuda, error)
+    return results[0] if results else None
+
+
+def _check(cuda: Any, error: Any) -> None:
+    if error != cuda.cudaError_t.cudaSuccess:
+        raise MachineError(f"the GPU failed: {_reason(cuda, error)}")
+
+
+def _reason(cuda: Any, error: Any) -> str:
+    _, text = cuda.cudaGetErrorString(error)
+    return text.decode() if isinstance(text, bytes) else str(text)
