@@ -26,30 +26,41 @@ class Compiled:
 
 
 @dataclass(frozen=True)
-class CompiledFor:
-    """What one SM gets: kernels by name, and in `layout`, JSON, what their launches depend on."""
+class Source:
+    """A kernel and what it is compiled for.
 
-    layout: dict[str, Any]
-    kernels: dict[str, Compiled]
+    kernel:    a `triton.jit` function
+    types:     of its arguments that are no constants; may name others too
+    constants: values of the others
+    multiples: numbers that are multiples of 16, as all addresses are
+    """
+
+    kernel: Any
+    types: Mapping[str, str]
+    constants: Mapping[str, Any]
+    warps: int = 4
+    stages: int = 1
+    multiples: tuple[str, ...] = ()
 
 
-def compile_kernel(
-    kernel: Any, types: Mapping[str, str], constants: Mapping[str, Any], sm: int, warps: int, stages: int
-) -> Compiled:
-    """kernel: a `triton.jit` function. types: of the arguments that are no constants; may name others too."""
+def compile_kernel(source: Source, sm: int) -> Compiled:
     import triton
     from triton import knobs
     from triton.backends.compiler import GPUTarget
 
-    signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
+    constants = dict(source.constants)
+    signature = {name: "constexpr" if name in constants else source.types[name] for name in source.kernel.arg_names}
     arguments = {name: kind for name, kind in signature.items() if kind != "constexpr"}
     aligned = {
-        (index,): [["tt.divisibility", ALIGNMENT]] for index, kind in enumerate(signature.values()) if kind[0] == "*"
+        (index,): [["tt.divisibility", ALIGNMENT]]
+        for index, (name, kind) in enumerate(signature.items())
+        if kind[0] == "*" or name in source.multiples
     }
-    source = triton.compiler.ASTSource(kernel, signature, dict(constants), aligned)
+    parsed = triton.compiler.ASTSource(source.kernel, signature, constants, aligned)
+    options = {"num_warps": source.warps, "num_stages": source.stages}
     with knobs.compilation.scope():
         knobs.compilation.disable_line_info = True  # which would write this machine's paths into the cubin
-        made = triton.compile(source, GPUTarget("cuda", sm, 32), {"num_warps": warps, "num_stages": stages})
+        made = triton.compile(parsed, GPUTarget("cuda", sm, 32), options)
     found = made.metadata
     if found.shared > SHARED_LIMIT[sm] or getattr(found, "tmem_size", 0) > TENSOR_MEMORY_COLUMNS:
         raise ValueError(f"{found.name}: SM {sm} has {SHARED_LIMIT[sm]} bytes of shared memory, not {found.shared}")
@@ -60,7 +71,7 @@ def compile_kernel(
     description = {
         "name": found.name,
         "sm": sm,
-        "threads": 32 * warps,
+        "threads": 32 * source.warps,
         "shared_bytes": found.shared,
         "alignment": ALIGNMENT,
         "arguments": [{"name": name, "type": kind} for name, kind in arguments.items()],

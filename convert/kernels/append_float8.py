@@ -5,8 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from llmc.convert.kernels.ahead_of_time import CompiledFor, compile_kernel
-from llmc.runtime.plugins.append_float8 import EntryShape
+from llmc.convert.kernels.ahead_of_time import Source
+from llmc.runtime.plugins.append_float8 import EntryLayout, EntryShape
 
 
 @triton.jit
@@ -33,11 +33,14 @@ def _append(
     tl.store(cache + (batch * capacity + place) * CHANNELS + channel, code.to(tl.uint8), mask=written)
 
 
-def compiled(shape: EntryShape, sm: int) -> CompiledFor:
+def sources(shape: EntryShape, sm: int) -> dict[str, Source]:
     types = {"cache": "*u8", "entries": f"*{shape.dtype}", "cache_position": "*i64", "cache_scale": "fp32"}
     types |= {"tokens": "i32", "capacity": "i32"}
-    constants = append_constants(shape.channels)
-    return CompiledFor({}, {"append": compile_kernel(_append, types, constants, sm, warps=4, stages=1)})
+    return {"append": Source(_append, types, append_constants(shape.channels))}
+
+
+def layout_for(shape: EntryShape, sm: int) -> EntryLayout:
+    return EntryLayout()
 
 
 def append_constants(channels: int) -> dict[str, int]:

@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from llmc.convert.kernels.ahead_of_time import CompiledFor
+from llmc.convert.kernels.ahead_of_time import Compiled, compile_kernel
 from llmc.runtime.plugins.kernel_set import KernelSet
 
 CUBINS = (80, 86, 89, 90, 100, 120)
@@ -25,10 +25,18 @@ class Wanted:
     operation: str
     shape: Any
 
-    @property
-    def module(self) -> str:
-        """That has `compiled(shape, sm)`."""
-        return "".join(f"_{c.lower()}" if c.isupper() else c for c in self.operation).lstrip("_")
+    def module(self) -> Any:
+        """That has `sources(shape, sm)` and `layout_for(shape, sm)`."""
+        name = "".join(f"_{c.lower()}" if c.isupper() else c for c in self.operation).lstrip("_")
+        return importlib.import_module(f"llmc.convert.kernels.{name}")
+
+
+@dataclass(frozen=True)
+class CompiledFor:
+    """What one SM gets: kernels by name, and in `layout`, JSON, what their launches depend on."""
+
+    layout: dict[str, Any]
+    kernels: dict[str, Compiled]
 
 
 def cubin_sm(sm: int) -> int:
@@ -75,5 +83,6 @@ def kernel_set(wanted: Wanted, compiled: Mapping[int, CompiledFor]) -> KernelSet
 
 def _compiled(task: tuple[Wanted, int]) -> tuple[Wanted, int, CompiledFor]:
     wanted, sm = task
-    module = importlib.import_module(f"llmc.convert.kernels.{wanted.module}")
-    return wanted, sm, module.compiled(wanted.shape, sm)
+    sources = wanted.module().sources(wanted.shape, sm)
+    layout = asdict(wanted.module().layout_for(wanted.shape, sm))
+    return wanted, sm, CompiledFor(layout, {name: compile_kernel(each, sm) for name, each in sources.items()})

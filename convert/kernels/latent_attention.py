@@ -16,7 +16,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from llmc.convert.kernels.ahead_of_time import CompiledFor, compile_kernel
+from llmc.convert.kernels.ahead_of_time import Source
 from llmc.convert.kernels.latent_attention_tiles import tiles_for
 from llmc.runtime.plugins.latent_attention import MOST_SPLITS, LatentLayout, LatentShape
 
@@ -170,7 +170,7 @@ def join_constants(shape: LatentShape) -> dict[str, Any]:
     }
 
 
-def compiled(shape: LatentShape, sm: int) -> CompiledFor:
+def sources(shape: LatentShape, sm: int) -> dict[str, Source]:
     """By what they are for: "whole" takes all entries in one split; "split" leaves its parts to "join"."""
     kind, tiles = f"*{shape.dtype}", tiles_for(shape, sm)
     types = {"query": kind, "cache": "*u8" if shape.float8 else kind, "cache_position": "*i64", "logsum": "*fp32"}
@@ -180,9 +180,9 @@ def compiled(shape: LatentShape, sm: int) -> CompiledFor:
     for name, partial in (("whole", False), ("split", True)):
         constants = attend_constants(shape, sm, partial)
         written = types | {"mixed": "*fp32" if partial else kind}
-        found[name] = compile_kernel(_attend, written, constants, sm, tiles.warps, tiles.stages)
-    found["join"] = compile_kernel(_join, types | {"mixed": "*fp32"}, join_constants(shape), sm, warps=4, stages=1)
-    return CompiledFor(vars(layout_for(shape, sm)), found)
+        found[name] = Source(_attend, written, constants, tiles.warps, tiles.stages)
+    found["join"] = Source(_join, types | {"mixed": "*fp32"}, join_constants(shape))
+    return found
 
 
 def layout_for(shape: LatentShape, sm: int) -> LatentLayout:

@@ -11,7 +11,9 @@ import sys
 
 import pytest
 import torch
+from interpreted_kernels import compiled_alike
 
+from llmc.convert.kernels.kernel_sets import Wanted
 from llmc.runtime.plugins.append_float8 import EntryShape
 
 pytest.importorskip("triton", reason="Triton, which comes with torch for NVIDIA GPUs, is not installed")
@@ -67,10 +69,8 @@ def test_writes_its_place_alone(results: dict[str, torch.Tensor], dtype: torch.d
 
 @pytest.mark.parametrize("sm", [80, 120])
 def test_compiles(sm: int) -> None:
-    from llmc.convert.kernels.append_float8 import compiled
-
-    made = compiled(EntryShape(576, "bf16"), sm)
-    assert made.kernels["append"].description["stack_bytes"] == 0
+    made = compiled_alike(Wanted("AppendFloat8", EntryShape(576, "bf16")), sm)
+    assert made["append"].description["stack_bytes"] == 0
 
 
 if __name__ == "__main__":

@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 import torch
+from interpreted_kernels import compiled_alike, let_the_interpreter_multiply_bfloat16
 
+from llmc.convert.kernels.kernel_sets import Wanted
 from llmc.convert.kernels.latent_attention_tiles import FEW_HEADS, LARGEST_RANK, LARGEST_ROPE, SMS
 from llmc.runtime.plugins.kernel_set import KernelSet
 from llmc.runtime.plugins.latent_attention import LatentAttention, LatentLayout, LatentShape, plan
@@ -98,25 +100,6 @@ def every_code() -> tuple[Case, Inputs]:
     return case, Inputs(torch.zeros(11, 1, 1, 32, dtype=torch.bfloat16), cache, torch.zeros(11, dtype=torch.int64))
 
 
-def let_the_interpreter_multiply_bfloat16() -> None:
-    """Triton 3.7's interpreter keeps bfloat16 as its bits, and multiplies matrices of them as of integers."""
-    import numpy as np
-    import triton.language as tl
-    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
-
-    multiply = InterpreterBuilder.create_dot
-
-    def widened(x: Any) -> Any:
-        return TensorHandle((x.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
-
-    def create_dot(self: Any, a: Any, b: Any, *others: Any) -> Any:
-        if a.dtype.scalar == tl.bfloat16 and a.data.dtype == np.uint16:
-            a, b = widened(a), widened(b)
-        return multiply(self, a, b, *others)
-
-    InterpreterBuilder.create_dot = create_dot
-
-
 def in_kernel(case: Case, given: Inputs, cache_scale: float) -> torch.Tensor:
     """[B, Hq, S, R]. Nothing that the kernels do not write is left to chance: it is NaN."""
     from llmc.convert.kernels import latent_attention as kernels
@@ -187,10 +170,10 @@ def test_compiles_without_spills(
     sm: int, heads: int, float8: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """At the size of DeepSeek-V3, and V2-Lite's heads. Shared memory's limit is asserted where kernels are compiled."""
-    from llmc.convert.kernels.latent_attention import compiled
-
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))  # what is cached is not compiled
-    found = compiled(LatentShape(heads, LARGEST_RANK, LARGEST_ROPE, "bf16", float8), sm).kernels
+    found = compiled_alike(
+        Wanted("LatentAttention", LatentShape(heads, LARGEST_RANK, LARGEST_ROPE, "bf16", float8)), sm
+    )
     assert list(found) == ["whole", "split", "join"]
     for name, kernel in found.items():
         assert kernel.description["stack_bytes"] == 0, name

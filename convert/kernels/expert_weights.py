@@ -1,0 +1,58 @@
+"""Weights of experts as the kernels read them.
+
+The input dimension is cut into blocks of 16 words: 128 inputs as int4, 64 as FP8. The codes of a block fill its words
+across, not along: code 16 J + w of a block is part J (4 or 8 bits, the lowest first) of word w. So part J of all words
+is 16 inputs in a row, the depth of a tensor core's product: a shift and a mask turn the loaded words into the left side
+of a product with inputs that lie side by side, and no code has to move to another register. In the order of the
+checkpoint (code 8 w + J) it would be every eighth input. Groups of 32 inputs or more share a scale: whole parts do.
+
+Scales turn round, [groups, out], so that those of one step of the kernel lie side by side.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+from llmc.convert.quantised_weight import QuantisedWeight
+from llmc.runtime.plugins.mixture_of_experts import CODES, WORDS, Weights
+
+_FORMS = {"int2": "int4", "int3": "int4", "int4": "int4", "float8_e4m3fn": "fp8"}
+_TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+PLAIN = Weights("plain")
+
+
+def stored_as(weight: QuantisedWeight | None) -> Weights | None:
+    """How the kernels read weights that are stored like this one; None: they do not. PLAIN for none, without codes."""
+    if weight is None:
+        return PLAIN
+    form, (rows, group) = _FORMS.get(weight.code_type), weight.block
+    if form is None or weight.zeros is not None or weight.groups is not None:
+        return None
+    step = WORDS * CODES[form]
+    if group >= weight.shape[1]:
+        group = -(-weight.shape[1] // step) * step
+    if group % WORDS or (step % group and group % step):
+        return None
+    return Weights(form, group, rows, _TYPES[weight.scales.dtype])
+
+
+def words(weight: QuantisedWeight, like: Weights) -> torch.Tensor:
+    """int32 [out, 16 blocks]"""
+    if like.form == "fp8":
+        return _across(weight.codes.view(torch.uint8), 0, CODES["fp8"]).view(torch.int32)
+    codes = _across((weight.codes + 8).to(torch.uint8), 8, CODES["int4"])
+    return (codes[..., 0::2] | codes[..., 1::2] << 4).view(torch.int32)
+
+
+def scales(weight: QuantisedWeight, like: Weights) -> torch.Tensor:
+    """[groups, ceil(out / rows)], as many groups as whole blocks have."""
+    step = WORDS * CODES[like.form]
+    groups = -(-(-(-weight.shape[1] // step) * step) // like.group)
+    return functional.pad(weight.scales, (0, groups - weight.scales.shape[1])).mT.contiguous()
+
+
+def _across(codes: torch.Tensor, zero: int, parts: int) -> torch.Tensor:
+    """uint8 [out, in] → [out, in rounded up to blocks], the parts of each word side by side."""
+    padded = functional.pad(codes, (0, -codes.shape[-1] % (parts * WORDS)), value=zero)
+    return padded.unflatten(-1, (-1, parts, WORDS)).mT.flatten(-3).contiguous()

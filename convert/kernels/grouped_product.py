@@ -1,0 +1,162 @@
+"""A product of each choice with the weights of its expert: int4 in groups, FP8 in blocks, or plain.
+
+Products are transposed, an expert's outputs by its choices. Decoded weights are the left side then, which tensor cores
+take from registers on every GPU up to sm_90, and a tile may be as narrow as 8 choices, where the left side needs 16.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from llmc.runtime.plugins.mixture_of_experts import CODES, FEW, WORDS, Weights
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What a program makes: `channels` outputs, or of gate and up as many of each, for `rows` choices of an expert."""
+
+    rows: int
+    channels: int
+    warps: int
+    stages: int
+
+    @classmethod
+    def of(cls, rows: int, has_up: bool, sm: int) -> Tile:
+        """For few rows, a step is what the weights take to read. Programs are small then, so that there are enough to
+        keep every multiprocessor reading: 512 for gate and up and one token of DeepSeek-R1, 192 for Qwen3-30B-A3B. For
+        many, weights are shared between rows and inputs between channels, as far as registers go. A program reads as
+        many weights with `up` as without.
+
+        On sm_100 the compiler would keep products of 64 channels by 4 warps in tensor memory, one for each part of a
+        word, until it is full. What is smaller goes to the older instructions.
+        """
+        wide = 1 if has_up else 2
+        if rows == FEW:
+            return cls(rows, 32 * wide, 2, 6)
+        return cls(rows, 32, 4, 3) if sm // 10 == 10 else cls(rows, 64 * wide, 4 * wide, 3)
+
+    @property
+    def scale_first(self) -> bool:
+        """Whether weights are scaled, not the sums of a group. In low tiles there are fewer sums than weights; in high
+        tiles as many, and no registers for both sums and totals.
+        """
+        return self.rows > FEW
+
+
+@triton.jit
+def _decode(word: tl.tensor, FORM: tl.constexpr, PART: tl.constexpr) -> tl.tensor:
+    """One code of each word as float32, exact. By integer arithmetic: GPUs before sm_89 cannot convert FP8."""
+    if FORM == "fp8":
+        # The sign, copied down by the shift, stays in its place; four bits of exponent are 120 too small. Subnormal
+        # numbers come out right by the same multiplication. NaN, which no weight is, would become 480.
+        bits = (word << (24 - 8 * PART) >> 4) & -0x78100000
+        return bits.to(tl.float32, bitcast=True) * 2.0**120
+    # A code ORed into the mantissa of 2^23, where it lies: 2^23 + code 2^place. Half the codes need no shift for it.
+    place: tl.constexpr = 4 * (PART % 4)
+    half = word if PART < 4 else word >> 16
+    bits = half & (15 << place) | 0x4B000000
+    return bits.to(tl.float32, bitcast=True) * (1.0 / (1 << place)) - ((1 << (23 - place)) + 8)
+
+
+@triton.jit
+def multiply(
+    x: tl.tensor, weight: tl.tensor, up: tl.tensor, scales: tl.tensor, up_scales: tl.tensor, y: tl.tensor,
+    tile_choices: tl.tensor, tile_expert: tl.tensor,
+    inputs: tl.tensor, outputs: tl.tensor, choices: tl.tensor, choices_of_row: tl.tensor,
+    FORM: tl.constexpr, GROUP: tl.constexpr, SHARING: tl.constexpr, PARTS: tl.constexpr, ACROSS: tl.constexpr,
+    ROWS: tl.constexpr, CHANNELS: tl.constexpr, SCALE_FIRST: tl.constexpr,
+) -> None:  # fmt: skip
+    """y[choice] = SwiGLU of its row of x by the expert's `weight` and `up`, or the product if there is no `up`.
+
+    Programs of one tile follow each other, so that its inputs, and weights that the next tile shares, stay in L2.
+    Weights as codes are exact in 16 bits; those of SCALE_FIRST are rounded, as they are where a checkpoint is decoded.
+    """
+    tile = tl.program_id(1)
+    expert = tl.load(tile_expert + tile).to(tl.int64)  # offsets pass 2^31
+    if expert < 0:
+        return
+    choice = tl.load(tile_choices + tile * ROWS + tl.arange(0, ROWS))
+    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    inside, real = channel < outputs, choice < choices
+    across = tl.arange(0, ACROSS)  # inputs of a part
+    step: tl.constexpr = ACROSS * PARTS
+    steps = (inputs + step - 1) // step
+    words = inputs if FORM == "plain" else steps * ACROSS  # of a row
+    at = (expert * outputs + channel[:, None]) * words + across[None, :]
+    x += (choice // choices_of_row).to(tl.int64)[None, :] * inputs + across[:, None]
+    if FORM != "plain":
+        span: tl.constexpr = min(GROUP, step)  # of inputs with one scale
+        group: tl.constexpr = span // ACROSS
+        scaled = (outputs + SHARING - 1) // SHARING
+        groups = (steps * step + GROUP - 1) // GROUP
+        at_scale = expert * groups * scaled + channel // SHARING
+        scale = tl.load(scales + at_scale, mask=inside, other=0.0)
+        if up is not None:
+            up_scale = tl.load(up_scales + at_scale, mask=inside, other=0.0)
+    total = tl.zeros((CHANNELS, ROWS), tl.float32)
+    up_total = total
+    for first in range(0, steps * step, step):
+        if FORM == "plain":
+            mask = inside[:, None] & (first + across < inputs)[None, :]
+        else:
+            mask = inside[:, None]
+        word = tl.load(weight + at, mask=mask, other=0)
+        if up is not None:
+            up_word = tl.load(up + at, mask=mask, other=0)
+        at += ACROSS
+        for part in tl.static_range(PARTS):
+            here = first + part * ACROSS
+            some = tl.load(x + here, mask=(here + across < inputs)[:, None] & real[None, :], other=0.0)
+            if FORM == "plain":
+                total = tl.dot(word, some, total)
+                if up is not None:
+                    up_total = tl.dot(up_word, some, up_total)
+            else:
+                if part % group == 0:
+                    # Loaded a group ahead, since the compiler only pipelines what products are made of.
+                    ready = scale.to(tl.float32)[:, None]
+                    more = inside & (here + span < steps * step)
+                    following = at_scale + (here + span) // GROUP * scaled
+                    scale = tl.load(scales + following, mask=more, other=0.0)
+                    if up is not None:
+                        up_ready = up_scale.to(tl.float32)[:, None]
+                        up_scale = tl.load(up_scales + following, mask=more, other=0.0)
+                if SCALE_FIRST:
+                    total = tl.dot((_decode(word, FORM, part) * ready).to(some.dtype), some, total)
+                    if up is not None:
+                        up_total = tl.dot((_decode(up_word, FORM, part) * up_ready).to(some.dtype), some, up_total)
+                else:
+                    if part % group == 0:
+                        product = tl.zeros((CHANNELS, ROWS), tl.float32)
+                        up_product = product
+                    product = tl.dot(_decode(word, FORM, part).to(some.dtype), some, product)
+                    if up is not None:
+                        up_product = tl.dot(_decode(up_word, FORM, part).to(some.dtype), some, up_product)
+                    if part % group == group - 1:
+                        total += product * ready
+                        if up is not None:
+                            up_total += up_product * up_ready
+    if up is not None:
+        total = total * tl.sigmoid(total) * up_total
+    y += choice.to(tl.int64)[None, :] * outputs + channel[:, None]
+    tl.store(y, total.to(y.dtype.element_ty), mask=inside[:, None] & real[None, :])
+
+
+def product_constants(weights: Weights, tile: Tile, has_up: bool) -> dict[str, Any]:
+    """What `multiply` is compiled for."""
+    plain = weights.form == "plain"
+    none = dict.fromkeys((["scales", "up_scales"] if plain else []) + ([] if has_up else ["up", "up_scales"]))
+    return none | {
+        "FORM": weights.form,
+        "GROUP": weights.group,
+        "SHARING": weights.rows,
+        "PARTS": 1 if plain else CODES[weights.form],
+        "ACROSS": 64 if plain else WORDS,
+        "ROWS": tile.rows,
+        "CHANNELS": tile.channels,
+        "SCALE_FIRST": tile.scale_first,
+    }

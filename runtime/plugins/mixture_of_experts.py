@@ -1,0 +1,202 @@
+"""`llmc.MixtureOfExperts` over the chosen experts alone, their weights as they are stored.
+
+Choices are grouped by expert; one product makes SwiGLU's inner channels of every choice, another its outputs, and a sum
+over each token's choices, in their order, ends it. Nothing is added atomically: two runs agree bit for bit. Token n's
+choice k has the number n K + k. How many tiles of choices there are depends on the routing, which the host does not
+know, so all there can be are launched; those too many have no expert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llmc.runtime.plugins.kernel_set import KernelSet
+from llmc.runtime.plugins.operation import Addresses, Gpu, Input, Operation, Output, Shape
+
+ALIGNMENT = 256  # bytes, of each tensor in the workspace
+FEW, MANY = 16, 64  # choices of a tile: of kernels for few tokens, which read weights, and for many, which multiply
+WORDS = 16  # of a block
+CODES = {"int4": 8, "fp8": 4}  # of a word
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How an expert's matrix [out, in] is stored: `form` "int4", "fp8" or "plain", a scale of type `scales` for `group`
+    inputs of `rows` outputs; see `llmc.convert.kernels.expert_weights`."""
+
+    form: str
+    group: int = 1
+    rows: int = 1
+    scales: str = ""
+
+    def inputs(self, experts: int, out: int, columns: int, dtype: str) -> list[Input]:
+        """The tensors of a stack of them."""
+        if self.form == "plain":
+            return [Input(dtype, (experts, out, columns))]
+        blocks = -(-columns // (CODES[self.form] * WORDS))
+        groups = -(-blocks * CODES[self.form] * WORDS // self.group)
+        return [
+            Input("i32", (experts, out, WORDS * blocks)),
+            Input(self.scales, (experts, groups, -(-out // self.rows))),
+        ]
+
+
+@dataclass(frozen=True)
+class ExpertsShape:
+    """What a model fixes: E, K, H and I; `dtype` "bf16" or "fp16" of activations and plain weights, `weighting` that of
+    the router's weights. gate and up are stored alike."""
+
+    experts: int
+    top_k: int
+    hidden: int
+    inner: int
+    dtype: str
+    weighting: str
+    gate_up: Weights
+    down: Weights
+
+    @classmethod
+    def of(cls, told: dict[str, Any]) -> ExpertsShape:
+        """From JSON."""
+        return cls(**told | {name: Weights(**told[name]) for name in ("gate_up", "down")})
+
+
+@dataclass(frozen=True)
+class ExpertsLayout:
+    """Of the kernels for one SM: outputs that one program makes, by the rows of its tile; and of a token's sum."""
+
+    gate_up: dict[str, int]
+    down: dict[str, int]
+    combine: int
+
+
+@dataclass(frozen=True)
+class ExpertsPlan:
+    """One launch for x [N, H]."""
+
+    shape: ExpertsShape
+    layout: ExpertsLayout
+    tokens: int
+
+    @property
+    def choices(self) -> int:
+        return self.tokens * self.shape.top_k
+
+    @property
+    def rows(self) -> int:
+        """Choices of a tile. While there are few, most experts have one tile, and weights are read once."""
+        return FEW if self.choices <= FEW // 2 * self.shape.experts else MANY
+
+    @property
+    def tiles(self) -> int:
+        return most_tiles(self.choices, self.shape.experts, self.rows)
+
+    @property
+    def grids(self) -> dict[str, tuple[int, int, int]]:
+        """By kernel, in the order of their launch."""
+        shape, layout, rows = self.shape, self.layout, str(self.rows)
+        return {
+            "group": (shape.experts, 1, 1),
+            "gate_up": (-(-shape.inner // layout.gate_up[rows]), self.tiles, 1),
+            "down": (-(-shape.hidden // layout.down[rows]), self.tiles, 1),
+            "combine": (self.tokens, -(-shape.hidden // layout.combine), 1),
+        }
+
+    @property
+    def workspace(self) -> dict[str, int]:
+        """Bytes: tile_choices [tiles, rows], tile_expert [tiles] int32; inner [N K, I], outer [N K, H] in 16 bits."""
+        return {
+            "tile_choices": _aligned(4 * self.tiles * self.rows),
+            "tile_expert": _aligned(4 * self.tiles),
+            "inner": _aligned(2 * self.choices * self.shape.inner),
+            "outer": _aligned(2 * self.choices * self.shape.hidden),
+        }
+
+
+def most_tiles(choices: int, experts: int, rows: int) -> int:
+    """Of any routing: as many experts as can be have one choice more than fills their tiles."""
+    chosen = min(choices, experts)
+    return chosen + (choices - chosen) // rows
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+class MixtureOfExperts(Operation):
+    """x [N, H], index [N, K] int64, weight [N, K], then gate, up and down as `Weights` stores them → [N, H].
+
+    An expert's outputs are rounded to the type of x and summed in float32. A choice that is no expert counts nothing.
+    """
+
+    name = "MixtureOfExperts"
+
+    def __init__(self, kernels: KernelSet) -> None:
+        super().__init__(kernels)
+        self.shape = ExpertsShape.of(kernels.shape)
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        shape = self.shape
+        gate_up = shape.gate_up.inputs(shape.experts, shape.inner, shape.hidden, shape.dtype)
+        return (
+            Input(shape.dtype, (None, shape.hidden)),
+            Input("i64", (None, shape.top_k)),
+            Input(shape.weighting, (None, shape.top_k)),
+            *gate_up,
+            *gate_up,
+            *shape.down.inputs(shape.experts, shape.hidden, shape.inner, shape.dtype),
+        )
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        return (Output(self.shape.dtype, ((0, 0), self.shape.hidden)),)
+
+    def workspace_bytes(self, most: Sequence[Shape]) -> int:
+        """Fewer tokens may have more tiles, as those are lower."""
+        layout = ExpertsLayout(**next(iter(self.kernels.layouts.values())))
+        tokens = most[0][0]
+        last_of_few = max(1, min(tokens, FEW // 2 * self.shape.experts // self.shape.top_k))
+        plans = [ExpertsPlan(self.shape, layout, n).workspace for n in (tokens, last_of_few)]
+        return sum(max(plan[name] for plan in plans) for name in plans[0])
+
+    def launch(
+        self, gpu: Gpu, shapes: Sequence[Shape], inputs: Addresses, outputs: Addresses, workspace: int, stream: int
+    ) -> None:
+        layout = ExpertsLayout(**self.kernels.layouts[self.kernels.fitting(gpu.sm)])
+        chosen = ExpertsPlan(self.shape, layout, shapes[0][0])
+        if not chosen.tokens:
+            return
+        place = {}
+        for name, size in chosen.workspace.items():
+            place[name] = workspace
+            workspace += size
+        x, index, weight, *stacks = inputs
+        of_gate = 1 if self.shape.gate_up.form == "plain" else 2
+        gate, up, down = stacks[:of_gate], stacks[of_gate : 2 * of_gate], stacks[2 * of_gate :]
+        tiles = {name: place[name] for name in ("tile_choices", "tile_expert")}
+        sizes = {"choices": chosen.choices, "choices_of_row": self.shape.top_k}
+        hidden = {"inputs": self.shape.hidden, "outputs": self.shape.inner}
+        given: dict[str, dict[str, float]] = {
+            "group": {"index": index, **tiles, "choices": chosen.choices, "tiles": chosen.tiles},
+            "gate_up": {"x": x, "y": place["inner"], **tiles, **_pair(gate), **_pair(up, "up_"), **hidden, **sizes},
+            "down": {
+                "x": place["inner"], "y": place["outer"], **tiles, **_pair(down),
+                "inputs": self.shape.inner, "outputs": self.shape.hidden, **sizes, "choices_of_row": 1,
+            },
+            "combine": {
+                "outer": place["outer"], "index": index, "weight": weight, "y": outputs[0],
+                "hidden": self.shape.hidden, "top_k": self.shape.top_k,
+            },
+        }  # fmt: skip
+        for name, grid in chosen.grids.items():
+            kernel = self.kernels.kernel(name if name == "combine" else f"{name}_{chosen.rows}", gpu.sm, gpu.device)
+            kernel.launch(grid, stream, **given[name])
+
+
+def _pair(stack: Addresses, prefix: str = "") -> dict[str, int]:
+    """As the product calls a stack's codes and its scales, which plain weights have none of."""
+    names = (prefix.rstrip("_") or "weight", f"{prefix}scales")
+    return dict(zip(names, stack, strict=False))

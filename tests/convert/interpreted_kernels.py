@@ -1,0 +1,113 @@
+"""Operations on the CPU: their launches go to Triton's interpreter, which TRITON_INTERPRET=1 switches on.
+
+What the kernels do not write is not left to chance: outputs and workspace are 0xFF, NaN in every float type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+
+from llmc.convert.kernels.ahead_of_time import Source
+from llmc.convert.kernels.kernel_sets import Wanted
+from llmc.runtime.plugins.kernel_set import KernelSet
+from llmc.runtime.plugins.operation import Gpu, Operation
+
+DTYPES = {
+    "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "i64": torch.int64, "i32": torch.int32,
+    "i8": torch.int8, "u8": torch.uint8,
+}  # fmt: skip
+
+
+class InterpretedKernels(KernelSet):
+    def __init__(self, wanted: Wanted, sm: int) -> None:
+        layout = asdict(wanted.module().layout_for(wanted.shape, sm))
+        told = {"layout": layout, "kernels": {}}
+        super().__init__(
+            {"operation": wanted.operation, "shape": asdict(wanted.shape), "sm": {str(sm): told}}, lambda _: b""
+        )
+        self.sources: dict[str, Source] = wanted.module().sources(wanted.shape, sm)
+        self.memory: list[torch.Tensor] = []
+        self.launched: list[str] = []
+
+    def kernel(self, name: str, sm: int, device: int = 0) -> Any:
+        return Interpreted(self, name)
+
+    def at(self, address: int, kind: str) -> torch.Tensor:
+        """What lies behind an address, to the end of the tensor that it is in."""
+        for tensor in self.memory:
+            offset, dtype = address - tensor.data_ptr(), DTYPES[kind]
+            if 0 <= offset < tensor.nbytes:
+                rest = tensor.view(-1).view(torch.uint8)[offset:]
+                return rest[: rest.numel() // dtype.itemsize * dtype.itemsize].view(dtype)
+        raise AssertionError(f"{address:#x} is in no tensor")
+
+
+class Interpreted:
+    def __init__(self, kernels: InterpretedKernels, name: str) -> None:
+        self.kernels, self.name = kernels, name
+
+    def launch(self, grid: tuple[int, int, int], stream: int, **values: float) -> None:
+        source = self.kernels.sources[self.name]
+        wanted = [name for name in source.kernel.arg_names if name not in source.constants]
+        assert set(wanted) == set(values), f"{self.name} takes {wanted}"
+        given: dict[str, Any] = dict(values)
+        for name in wanted:
+            if source.types[name].startswith("*"):
+                assert values[name] % 16 == 0, name
+                given[name] = self.kernels.at(int(values[name]), source.types[name][1:])
+        self.kernels.launched.append(self.name)
+        source.kernel[grid](**given, **source.constants)
+
+
+def run(
+    operation: Callable[..., Operation],
+    wanted: Wanted,
+    inputs: Sequence[torch.Tensor],
+    output_shape: Sequence[int],
+    gpu: Gpu,
+    **scalars: float,
+) -> tuple[torch.Tensor, list[str]]:
+    """The first output, and the names of the kernels that made it."""
+    kernels = InterpretedKernels(wanted, gpu.sm)
+    made = operation(kernels, **scalars)
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    shapes = [tuple(x.shape) for x in inputs]
+    made.check(shapes, [names[x.dtype] for x in inputs])
+    dtype = DTYPES[made.outputs[0].type]
+    output = torch.full((int(np.prod(output_shape)) * dtype.itemsize,), 0xFF, dtype=torch.uint8).view(dtype)
+    workspace = torch.full((made.workspace_bytes(shapes) + 256,), 0xFF, dtype=torch.uint8)
+    kernels.memory = [*inputs, output, workspace]
+    assert all(x.is_contiguous() for x in kernels.memory)
+    place = -(-workspace.data_ptr() // 256) * 256
+    made.launch(gpu, shapes, [x.data_ptr() for x in inputs], [output.data_ptr()], place, 0)
+    return output.view(*output_shape), kernels.launched
+
+
+def let_the_interpreter_multiply_bfloat16() -> None:
+    """Triton 3.7's interpreter keeps bfloat16 as its bits, and multiplies matrices of them as of integers."""
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    multiply = InterpreterBuilder.create_dot
+
+    def widened(x: Any) -> Any:
+        return TensorHandle((x.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+
+    def create_dot(self: Any, a: Any, b: Any, *others: Any) -> Any:
+        if a.dtype.scalar == tl.bfloat16 and a.data.dtype == np.uint16:
+            a, b = widened(a), widened(b)
+        return multiply(self, a, b, *others)
+
+    InterpreterBuilder.create_dot = create_dot
+
+
+def compiled_alike(wanted: Wanted, sm: int) -> Mapping[str, Any]:
+    """What is told of the kernels, compiled anew."""
+    from llmc.convert.kernels.ahead_of_time import compile_kernel
+
+    return {name: compile_kernel(each, sm) for name, each in wanted.module().sources(wanted.shape, sm).items()}

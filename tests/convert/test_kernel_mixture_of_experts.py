@@ -1,0 +1,311 @@
+"""The kernels of a mixture of experts agree with what the function means, and compile for every generation of GPU.
+
+They run in Triton's interpreter, which needs a process of its own: this file, run as a script.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from interpreted_kernels import compiled_alike, let_the_interpreter_multiply_bfloat16, run
+
+from llmc.convert.kernels.kernel_sets import CUBINS, Wanted
+from llmc.convert.quantised_weight import QuantisedWeight
+from llmc.runtime.plugins.mixture_of_experts import (
+    FEW,
+    MANY,
+    ExpertsLayout,
+    ExpertsPlan,
+    ExpertsShape,
+    MixtureOfExperts,
+    Weights,
+    most_tiles,
+)
+from llmc.runtime.plugins.operation import Gpu
+
+pytest.importorskip("triton", reason="Triton, which comes with torch for NVIDIA GPUs, is not installed")
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+NAMES = {BF16: "bf16", FP16: "fp16", FP32: "fp32"}
+LARGEST_ERROR = {BF16: 0.02, FP16: 0.002}  # of the whole, relative; the interpreter cuts bfloat16 off, not rounding
+
+
+class Case(NamedTuple):
+    form: str  # int4 with its group, fp8 with what shares a scale, or plain
+    tokens: int
+    top_k: int
+    experts: int
+    hidden: int
+    inner: int
+    dtype: torch.dtype = BF16
+    scales: torch.dtype = BF16
+    hot: bool = False  # the last expert gets everything
+
+
+CASES = [
+    Case("int4-32", 1, 1, 2, 160, 96),
+    Case("int4-32", 65, 1, 8, 96, 160, FP16, FP16, hot=True),
+    Case("int4-32", 17, 2, 16, 32, 32, FP16, FP32),
+    Case("int4-64", 3, 2, 4, 192, 320),
+    Case("int4-64", 65, 2, 2, 64, 192, scales=FP32),
+    Case("int4-128", 16, 4, 16, 256, 128, scales=FP16),
+    Case("int4-128", 65, 3, 5, 128, 384, FP16),
+    Case("int4-128", 17, 1, 8, 384, 128, hot=True),
+    Case("int4-256", 2, 2, 3, 512, 256, FP16),
+    Case("int4-channel", 5, 2, 3, 160, 72, FP16),
+    Case("fp8-block", 1, 4, 16, 200, 136, FP16),
+    Case("fp8-block", 16, 2, 3, 136, 264),
+    Case("fp8-block", 65, 2, 3, 72, 200, FP16),
+    Case("fp8-block", 17, 1, 4, 264, 64, hot=True),
+    Case("fp8-channel", 9, 2, 4, 136, 72, FP16),
+    Case("fp8-tensor", 33, 2, 2, 72, 40, FP16),
+    Case("plain", 3, 3, 8, 136, 88),
+    Case("plain", 65, 1, 2, 72, 104, FP16, hot=True),
+    Case("plain", 2, 2, 1, 64, 32, FP16),  # one expert, chosen twice
+    Case("int4-32", 12, 8, 256, 32, 32, FP16, FP16),
+    Case("int4-32", 70, 8, 40, 32, 32, FP16, FP16),
+]
+ROUTINGS = [(1, 1, 2, FEW), (17, 4, 16, FEW), (65, 8, 256, FEW), (600, 8, 5, MANY), (3, 1, 1, MANY)]  # N, K, E, rows
+R1 = ExpertsShape(256, 8, 7168, 2048, "bf16", "bf16", Weights("plain"), Weights("plain"))  # DeepSeek-R1
+QWEN3 = replace(R1, experts=128, hidden=2048, inner=768)  # Qwen3-30B-A3B
+INT4, FP8 = Weights("int4", 128, 1, "bf16"), Weights("fp8", 128, 128, "fp32")
+# Each form on GPUs with and without FP8, tensor memory, and little shared memory.
+COMPILED = [(R1, INT4, sm) for sm in CUBINS] + [(QWEN3, FP8, 86), (R1, FP8, 90), (QWEN3, Weights("plain"), 100)]
+
+
+def stored(form: str, out: int, columns: int, case: Case, generator: torch.Generator) -> QuantisedWeight | None:
+    kind, _, shared = form.partition("-")
+    if kind == "plain":
+        return None
+    blocks = {"block": (128, 128), "channel": (1, columns), "tensor": (out, columns)}
+    rows, group = blocks[shared] if shared in blocks else (1, int(shared))
+    count = -(-out // rows), -(-columns // group)
+    if kind == "int4":
+        codes = torch.randint(-8, 8, (out, columns), generator=generator, dtype=torch.int8)
+        scales = (0.05 * torch.rand(count, generator=generator)).to(case.scales)
+        return QuantisedWeight(codes, scales, (rows, group), "int4")
+    codes = torch.randn(out, columns, generator=generator).to(torch.float8_e4m3fn)
+    return QuantisedWeight(codes, 0.1 * torch.rand(count, generator=generator), (rows, group), "float8_e4m3fn")
+
+
+def stack(case: Case, out: int, columns: int, generator: torch.Generator) -> tuple[Weights, list[Any], torch.Tensor]:
+    """How it is stored, as the kernels take it, and float64 [E, out, in]."""
+    from llmc.convert.kernels import expert_weights
+
+    experts = [stored(case.form, out, columns, case, generator) for _ in range(case.experts)]
+    like = expert_weights.stored_as(experts[0])
+    assert like is not None
+    if like.form == "plain":
+        plain = (0.1 * torch.randn(case.experts, out, columns, generator=generator)).to(case.dtype)
+        return like, [plain], plain.double()
+    words = torch.stack([expert_weights.words(each, like) for each in experts if each])
+    scales = torch.stack([expert_weights.scales(each, like) for each in experts if each])
+    return like, [words, scales], torch.stack([each.dequantise(torch.float64) for each in experts if each])
+
+
+def routing(tokens: int, top_k: int, experts: int, hot: bool = False) -> torch.Tensor:
+    if hot:
+        return torch.full((tokens, top_k), experts - 1)
+    generator = torch.Generator().manual_seed(tokens)
+    if experts < top_k:  # more than once
+        return torch.randint(0, experts, (tokens, top_k), generator=generator)
+    return torch.rand(tokens, experts, generator=generator).topk(top_k).indices
+
+
+def problem(case: Case) -> tuple[Wanted, list[torch.Tensor], torch.Tensor]:
+    """The operation's inputs, and its output in float64."""
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(case.tokens, case.hidden, generator=generator).to(case.dtype)
+    index = routing(case.tokens, case.top_k, case.experts, case.hot)
+    share = torch.rand(index.shape, generator=generator).to(case.dtype)
+    form, gate, gate_plain = stack(case, case.inner, case.hidden, generator)
+    _, up, up_plain = stack(case, case.inner, case.hidden, generator)
+    down_form, down, down_plain = stack(case, case.hidden, case.inner, generator)
+    kind = NAMES[case.dtype]
+    shape = ExpertsShape(case.experts, case.top_k, case.hidden, case.inner, kind, kind, form, down_form)
+    want = torch.zeros(case.tokens, case.hidden, dtype=torch.float64)
+    for number in range(case.experts):
+        row, slot = torch.where(index == number)
+        tokens = x[row].double()
+        inner = torch.nn.functional.silu(tokens @ gate_plain[number].mT) * (tokens @ up_plain[number].mT)
+        want.index_add_(0, row, inner @ down_plain[number].mT * share[row, slot, None].double())
+    return Wanted("MixtureOfExperts", shape), [x, index, share, *gate, *up, *down], want
+
+
+def in_kernels(case: Case, index: torch.Tensor | None = None) -> tuple[torch.Tensor, list[str]]:
+    wanted, inputs, want = problem(case)
+    if index is not None:
+        inputs[1] = index
+    return run(MixtureOfExperts, wanted, inputs, want.shape, Gpu(86, 84))
+
+
+def grouped(index: torch.Tensor, experts: int, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """tile_choices and tile_expert."""
+    from llmc.convert.kernels.token_groups import group_constants, group_tokens
+
+    choices = index.numel()
+    tiles = most_tiles(choices, experts, rows)
+    tile_choices, tile_expert = torch.full((tiles, rows), -7, dtype=torch.int32), torch.empty(tiles, dtype=torch.int32)
+    group_tokens[experts, 1, 1](index, tile_choices, tile_expert, choices, tiles, **group_constants(experts, rows))
+    return tile_choices, tile_expert
+
+
+def every_code(form: str) -> torch.Tensor:
+    """[in, out]: at input i and output o, code i + o; each input has all codes."""
+    inputs, codes = (128, 16) if form == "int4" else (64, 256)
+    return (torch.arange(inputs)[:, None] + torch.arange(codes)) % codes
+
+
+def decoded(form: str, rows: int) -> torch.Tensor:
+    """`every_code`, times 2: the outputs for inputs that are one at one place."""
+    from llmc.convert.kernels import expert_weights
+    from llmc.convert.kernels.grouped_product import Tile, multiply, product_constants
+
+    codes = every_code(form).mT
+    (out, columns), kind = codes.shape, "int4" if form == "int4" else "float8_e4m3fn"
+    values = (codes - 8).to(torch.int8) if form == "int4" else codes.to(torch.uint8).view(torch.float8_e4m3fn)
+    weight = QuantisedWeight(values, torch.full((out, 1), 2.0), (1, columns), kind)
+    like = expert_weights.stored_as(weight)
+    assert like is not None
+    x = torch.eye(columns, dtype=FP16)
+    y = x.new_empty(len(x), out)
+    tile_choices, tile_expert = grouped(torch.zeros(len(x), 1, dtype=torch.int64), 1, rows)
+    words, scales = expert_weights.words(weight, like), expert_weights.scales(weight, like)
+    constants = product_constants(like, Tile(rows, 64, 4, 3), False)
+    multiply[-(-out // 64), len(tile_expert), 1](
+        x=x, weight=words, scales=scales, y=y, tile_choices=tile_choices, tile_expert=tile_expert,
+        inputs=columns, outputs=out, choices=len(x), choices_of_row=1, **constants,
+    )  # fmt: skip
+    return y
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
+    """What the kernels make of each case, from a process whose Triton interprets."""
+    path = tmp_path_factory.mktemp("kernel") / "results.pt"
+    subprocess.run([sys.executable, __file__, path], env=os.environ | {"TRITON_INTERPRET": "1"}, check=True)
+    return torch.load(path)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)).replace("torch.", ""))
+def test_agrees_with_the_function(results: dict[Any, Any], case: Case) -> None:
+    _, _, want = problem(case)
+    found, launched = results[tuple(case)]
+    rows = FEW if case.tokens * case.top_k <= FEW // 2 * case.experts else MANY
+    assert launched == [f"group_{rows}", f"gate_up_{rows}", f"down_{rows}", "combine"]
+    assert found.dtype == case.dtype
+    assert (found.double() - want).norm() < LARGEST_ERROR[case.dtype] * want.norm()
+    # And no row is wrong among many that are right.
+    assert ((found.double() - want).norm(dim=1) < 2 * LARGEST_ERROR[case.dtype] * want.norm(dim=1)).all()
+
+
+def test_tiles_of_either_height_are_tried() -> None:
+    assert {case.tokens * case.top_k <= FEW // 2 * case.experts for case in CASES} == {True, False}
+
+
+def test_two_runs_agree_bit_for_bit(results: dict[Any, Any]) -> None:
+    assert torch.equal(results["again"][0], results[tuple(CASES[4])][0])
+
+
+def test_choices_of_no_expert_count_nothing(results: dict[Any, Any]) -> None:
+    got, _ = results["unknown"]
+    assert got[0].isfinite().all() and not got[1].any()  # the second token chose none that there is
+    assert torch.equal(got[2], results[tuple(CASES[3])][0][2])
+
+
+@pytest.mark.parametrize("form", ["int4", "fp8"])
+@pytest.mark.parametrize("rows", [FEW, MANY])
+def test_codes_are_exact(results: dict[Any, Any], form: str, rows: int) -> None:
+    codes = every_code(form)
+    want = codes.float() - 8 if form == "int4" else codes.to(torch.uint8).view(torch.float8_e4m3fn).float()
+    known = ~want.isnan()
+    # A code that is NaN spoils nothing else: there is one for each input and output, and other inputs are zero.
+    assert torch.equal(results[form, rows].float()[known], 2 * want[known])
+
+
+@pytest.mark.parametrize("case", ROUTINGS, ids=str)
+@pytest.mark.parametrize("hot", [False, True])
+def test_groups_tokens_as_sorting_does(results: dict[Any, Any], case: tuple[int, int, int, int], hot: bool) -> None:
+    tokens, top_k, experts, rows = case
+    tile_choices, tile_expert = (x.numpy() for x in results[case, hot])
+    index = routing(tokens, top_k, experts, hot).flatten().numpy()
+    tile = 0
+    for expert in range(experts):
+        (mine,) = (index == expert).nonzero()
+        for start in range(0, len(mine), rows):
+            part = mine[start : start + rows].tolist()
+            assert tile_expert[tile] == expert
+            assert tile_choices[tile].tolist() == part + [len(index)] * (rows - len(part))
+            tile += 1
+    assert (tile_expert[tile:] == -1).all()
+
+
+def test_no_routing_needs_more_tiles() -> None:
+    for choices in range(1, 9):
+        for experts in range(1, 5):
+            counts = torch.cartesian_prod(*[torch.arange(choices + 1)] * experts).reshape(-1, experts)
+            counts = counts[counts.sum(1) == choices]
+            for rows in (1, 2, 3, 8):
+                assert most_tiles(choices, experts, rows) == int((-(-counts // rows)).sum(1).max())
+
+
+@pytest.mark.parametrize("shape", [R1, QWEN3, replace(R1, experts=3, top_k=8)], ids=["R1", "Qwen3", "3 experts"])
+def test_the_workspace_suffices_for_fewer_tokens(shape: ExpertsShape) -> None:
+    from interpreted_kernels import InterpretedKernels
+
+    operation = MixtureOfExperts(InterpretedKernels(Wanted("MixtureOfExperts", shape), 80))
+    layout = ExpertsLayout(**operation.kernels.layouts[80])
+    for most in (1, 2, 7, 256, 300, 512):
+        asked = operation.workspace_bytes([(most, shape.hidden)])
+        assert all(sum(ExpertsPlan(shape, layout, n).workspace.values()) <= asked for n in range(1, most + 1))
+    assert operation.workspace_bytes([(512, shape.hidden)]) < 2 * 512 * shape.top_k * (shape.hidden + shape.inner) * 1.1
+
+
+def test_what_there_is_no_kernel_for() -> None:
+    from llmc.convert.kernels.expert_weights import stored_as
+
+    codes, scales = torch.zeros(4, 96, dtype=torch.int8), torch.ones(4, 6)
+    weight = QuantisedWeight(codes, scales, (1, 16), "int4")
+    assert stored_as(replace(weight, block=(1, 32))) == Weights("int4", 32, 1, "fp32")
+    assert stored_as(replace(weight, block=(1, 96))) == Weights("int4", 128, 1, "fp32")  # one for each channel
+    assert stored_as(replace(weight, block=(1, 48))) is None
+    assert stored_as(replace(weight, code_type="int8")) is None
+    assert stored_as(replace(weight, zeros=codes)) is None
+
+
+@pytest.mark.parametrize(
+    ("shape", "weights", "sm"), COMPILED, ids=lambda x: f"{x.hidden}" if isinstance(x, ExpertsShape) else str(x)
+)
+def test_compiles_without_spills(
+    shape: ExpertsShape, weights: Weights, sm: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))  # what is cached is not compiled
+    made = compiled_alike(Wanted("MixtureOfExperts", replace(shape, gate_up=weights, down=weights)), sm)
+    assert len(made) == 7
+    for name, kernel in made.items():
+        assert kernel.description["stack_bytes"] == 0, name
+        assert kernel.description["registers"] > 20, name
+        assert str(Path.home()).encode() not in kernel.cubin
+
+
+if __name__ == "__main__":
+    let_the_interpreter_multiply_bfloat16()
+    made: dict[Any, Any] = {tuple(each): in_kernels(each) for each in CASES}
+    made["again"] = in_kernels(CASES[4])
+    chosen = routing(3, 2, 4)
+    chosen[0, 1], chosen[1] = 4, torch.tensor([-1, 1 << 40])
+    made["unknown"] = in_kernels(CASES[3], chosen)
+    for counts in ROUTINGS:
+        for is_hot in (False, True):
+            made[counts, is_hot] = grouped(routing(*counts[:3], is_hot), *counts[2:])
+    for name in ("int4", "fp8"):
+        for height in (FEW, MANY):
+            made[name, height] = decoded(name, height)
+    torch.save(made, sys.argv[1])
