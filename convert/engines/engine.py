@@ -20,7 +20,7 @@ from llmc.convert.graph.write import op_histogram
 from llmc.errors import MachineError
 
 # How a compiled program calls the types of codes.
-_CODES = {"int4": "int4", "float8e4m3fn": "fp8_e4m3"}
+_CODES = {"int4": "int4", "float8e4m3fn": "fp8_e4m3", "int32": "int32"}  # plugins take theirs packed in int32
 # An engine without its program text may be this much larger than its weights: other layouts, alignment.
 _FACTOR, _CONSTANT = 1.3, 1 << 20
 
@@ -96,6 +96,9 @@ def build_engine(
         "profiles": profiles,
         "plugins": sorted({f"{node.domain}.{node.op_type}" for node in model.graph if node.domain == DOMAIN}),
         "kernels": kernels and kernels.name,
+        "kernel_sets": sorted(
+            {node.attributes["kernels"].as_string() for node in model.graph if node.domain == DOMAIN}
+        ),
         "inputs": compiled["inputs"],
         "outputs": compiled["outputs"],
         "weight_bytes": _weight_bytes(model),

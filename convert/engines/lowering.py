@@ -7,7 +7,7 @@ from collections.abc import Collection
 import onnx_ir as ir
 
 from llmc.convert.engines.latent_attention import latent_attention, latent_attention_plugin
-from llmc.convert.engines.mixture_of_experts import mixture_of_experts
+from llmc.convert.engines.mixture_of_experts import mixture_of_experts, mixture_of_experts_plugin
 from llmc.convert.engines.phases import Phases
 from llmc.convert.engines.plugins import Plugins
 from llmc.convert.engines.weights import Weights
@@ -51,6 +51,9 @@ def lower(
         assert x is not None
         b.replace(node, x)
     for node in b.nodes("MixtureOfExperts", DOMAIN):
-        mixture_of_experts(b, node, weights, phases, batch)
+        if plugins is not None:
+            mixture_of_experts_plugin(b, node, dtype, plugins)
+        else:
+            mixture_of_experts(b, node, weights, phases, batch)
     weights.decode()
     b.clean()

@@ -1,15 +1,79 @@
-"""Mixture of experts: the chosen experts are gathered when decoding, all are computed when prefilling."""
+"""Mixture of experts: one plugin, which computes the chosen experts alone; or, without plugins, the chosen ones are
+gathered when decoding, and all of them are computed when prefilling."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
+import torch
 
 from llmc.convert.engines.phases import Phases
+from llmc.convert.engines.plugins import TYPES, Plugins
 from llmc.convert.engines.weights import Weights
-from llmc.convert.graph.rewrite import Rewriter, weight_of
+from llmc.convert.graph.rewrite import Rewriter, producer, weight_of
+from llmc.convert.graph.weight import Pieces, WeightTensor, tensor_of
+from llmc.convert.kernels import expert_weights
+from llmc.convert.kernels.kernel_sets import Wanted
+from llmc.convert.quantised_weight import QuantisedWeight
+from llmc.errors import InputError
+from llmc.runtime.plugins.mixture_of_experts import ExpertsShape
+from llmc.runtime.plugins.mixture_of_experts import Weights as Stored
+from llmc.runtime.plugins.operation import Input
+
+_Part = Callable[[QuantisedWeight, Stored], torch.Tensor]
+
+
+def mixture_of_experts_plugin(b: Rewriter, node: ir.Node, dtype: ir.DataType, plugins: Plugins) -> None:
+    """Replace `llmc.MixtureOfExperts` by the plugin of that name, which takes weights in the order of its kernels."""
+    x, index, share = node.inputs[:3]
+    gate, up, down = (weight_of(value) for value in node.inputs[3:])
+    assert x and index and share and gate and up and down
+    top_k = producer(index).attributes["top_k"].as_int()
+    experts, hidden, inner = gate.shape.numpy()
+    of_gate, of_down = stored_in_engine(gate), stored_in_engine(down)
+    if stored_in_engine(up) != of_gate:
+        raise InputError(
+            f"{up.names[0]} is not quantised like {gate.names[0]}, and their kernel takes both alike; "
+            "let one line of the recipe's `quantize` match both"
+        )
+    kind = TYPES[dtype]
+    shape = ExpertsShape(experts, top_k, hidden, inner, kind, kind, of_gate, of_down)
+    stacks = [*_stack(b, gate, of_gate, dtype), *_stack(b, up, of_gate, dtype), *_stack(b, down, of_down, dtype)]
+    with b.before(node):
+        b.replace(node, plugins.add(b, Wanted("MixtureOfExperts", shape), x, index, share, *stacks))
+
+
+def stored_in_engine(weight: WeightTensor) -> Stored:
+    """How the plugin's weights lie in an engine: decoded where its kernels do not know the codes."""
+    found = expert_weights.stored_as(weight.checkpoint.quantised(weight.modules[0]))
+    return expert_weights.PLAIN if found is None else found
+
+
+def _stack(b: Rewriter, weight: WeightTensor, form: Stored, dtype: ir.DataType) -> list[ir.Value]:
+    """[E, out, …]"""
+    experts, (out, columns) = len(weight.names), weight.checkpoint.shape(weight.names[0])
+    if form == expert_weights.PLAIN:
+
+        def plain() -> Iterator[ir.TensorProtocol]:
+            return (tensor_of(each, dtype) for each in weight.read())
+
+        return [b.initializer(Pieces(plain, dtype, (experts, out, columns), f"{weight.name}.plain"))]
+
+    def part(name: str, kind: ir.DataType, like: Input, take: _Part) -> ir.Value:
+        def pieces() -> Iterator[ir.TensorProtocol]:
+            return (tensor_of(take(each, form), kind) for each in weight.stored_weights())
+
+        shape = tuple(n for n in like.shape if n is not None)
+        return b.initializer(Pieces(pieces, kind, shape, f"{weight.name}.{name}"))
+
+    words, scales = form.inputs(experts, out, columns, TYPES[dtype])
+    kinds = {kind: each for each, kind in TYPES.items()}
+    return [
+        part("words", ir.DataType.INT32, words, expert_weights.words),
+        part("word_scales", kinds[form.scales], scales, expert_weights.scales),
+    ]
 
 
 def mixture_of_experts(b: Rewriter, node: ir.Node, weights: Weights, phases: Phases, batch: int) -> None:

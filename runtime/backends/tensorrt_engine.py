@@ -188,7 +188,9 @@ class _Engine:
         self._logger = trt.Logger(trt.Logger.ERROR)
         self._runtime = trt.Runtime(self._logger)
         if description["kernels"]:
-            plugins.register(trt, description["kernels"])
+            known = plugins.register(trt, description["kernels"])
+            if set(description["kernel_sets"]) - known:
+                raise InputError(f"{description['kernels']}: other kernels than {self._path} needs; download it again")
         with self._path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             if hashlib.sha256(data).hexdigest() != description["sha256"]:  # the library trusts what it reads
                 raise InputError(f"{self._path}: not the engine that was built; download it again")

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from llmc.errors import InputError, MachineError
 from llmc.runtime.plugins.cubin import CubinKernel
@@ -87,7 +87,8 @@ def write(file: Path, sets: list[KernelSet]) -> None:
         for description in compiled["kernels"].values()
     }
     tensors = {digest: np.frombuffer(cubin, np.uint8) for digest, cubin in sorted(cubins.items())}
-    save_file(tensors, file, {METADATA: json.dumps([dict(each.told) for each in sets], sort_keys=True)})
+    metadata = {METADATA: json.dumps([dict(each.told) for each in sets], sort_keys=True)}
+    file.write_bytes(save(tensors, metadata))  # small, and `save_file` would let nobody else read it
 
 
 def _cubin(file: Path, digest: str) -> bytes:

@@ -35,11 +35,12 @@ def names() -> set[str]:
     return {f"{NAMESPACE}.{operation.name}" for operation in OPERATIONS}
 
 
-def register(trt: ModuleType, kernels: Path) -> None:
-    """Let `trt`, either package, find the plugins, and these the kernels of the file."""
-    _kernels.update(read(kernels))
+def register(trt: ModuleType, kernels: Path) -> set[str]:
+    """Let `trt`, either package, find the plugins, and these the kernels of the file, whose keys are returned."""
+    found = read(kernels)
+    _kernels.update(found)
     if trt.__name__ in _creators:
-        return
+        return set(found)
     plugin = _plugin_class(trt)
     creators = [_creator_class(trt)(trt, operation, plugin) for operation in OPERATIONS]
     registry = trt.get_plugin_registry()
@@ -47,6 +48,7 @@ def register(trt: ModuleType, kernels: Path) -> None:
         if not registry.register_creator(creator, NAMESPACE):
             raise RuntimeError(f"{trt.__name__} does not take the plugin {NAMESPACE}.{creator.name}")
     _creators[trt.__name__] = creators
+    return set(found)
 
 
 def _creator_class(trt: Any) -> type:

@@ -5,16 +5,22 @@ from __future__ import annotations
 import onnx_ir as ir
 import torch
 
+from llmc.convert.engines.plugins import Plugins
 from llmc.convert.graph.builder import FunctionBuilder
 from llmc.convert.graph.step import MASKED
 from llmc.convert.spec import LatentAttentionSpec, ModelSpec
+from llmc.runtime.plugins.mixture_of_experts import CODES, WORDS, ExpertsShape, Weights
 
 FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
 _STRING, _NUMBER = ir.AttributeType.STRING, ir.AttributeType.FLOAT
 
 
-def add_plugin_functions(model: ir.Model, spec: ModelSpec) -> None:
-    functions = [append_float8()]
+def add_plugin_functions(model: ir.Model, spec: ModelSpec, plugins: Plugins) -> None:
+    """One function for each operation, which a graph has in one shape only."""
+    functions, nodes = [append_float8()], set(model.graph)
+    shapes = {each.shape for node, each in plugins._waiting if node in nodes and each.operation == "MixtureOfExperts"}
+    functions += [mixture_of_experts(shape) for shape in shapes]
+    assert len(shapes) <= 1
     if isinstance(spec.attention, LatentAttentionSpec):
         functions.append(latent_attention(spec.attention, spec.fp8_cache))
     for function in functions:
@@ -62,3 +68,46 @@ def decoded(b: FunctionBuilder, codes: ir.Value) -> ir.Value:
     place: ir.Value = b.op("Add", b.op("Cast", codes, to=INT64), b.constant(128))
     found: ir.Value = b.op("Gather", table, place)
     return found
+
+
+def mixture_of_experts(shape: ExpertsShape) -> ir.Function:
+    """All experts, of which those not chosen count nothing."""
+    of_gate, of_down = (1 if form.form == "plain" else 2 for form in (shape.gate_up, shape.down))
+    names = [f"{name}{i}" for name, n in (("gate", of_gate), ("up", of_gate), ("down", of_down)) for i in range(n)]
+    b = FunctionBuilder("MixtureOfExperts", ["x", "index", "share", *names], {"kernels": _STRING})
+    x, index, share, *stacks = b.inputs
+    gate = unpacked(b, stacks[:of_gate], shape.gate_up, shape.inner, shape.hidden)
+    up = unpacked(b, stacks[of_gate : 2 * of_gate], shape.gate_up, shape.inner, shape.hidden)
+    down = unpacked(b, stacks[2 * of_gate :], shape.down, shape.hidden, shape.inner)
+    last = b.constant([-1])
+    chosen = b.op("Equal", b.op("Unsqueeze", index, last), b.constant(range(shape.experts)))
+    shares = b.op("Mul", b.op("Cast", chosen, to=FLOAT), b.op("Unsqueeze", share, last))
+    shares = b.transpose(b.op("ReduceSum", shares, b.constant([1]), keepdims=0), 1, 0)  # [E, N]
+    tokens = b.op("Unsqueeze", x, b.constant([0]))
+    inner = b.op("Mul", b.silu(b.op("MatMul", tokens, gate)), b.op("MatMul", tokens, up))
+    outer = b.op("Mul", b.op("MatMul", inner, down), b.op("Unsqueeze", shares, last))
+    return b.function(b.op("ReduceSum", outer, b.constant([0]), keepdims=0))
+
+
+def unpacked(b: FunctionBuilder, stack: list[ir.Value], form: Weights, out: int, columns: int) -> ir.Value:
+    """[E, in, out], float"""
+    if form.form == "plain":
+        return b.transpose(stack[0], 0, 2, 1)
+    words, scales = stack
+    parts, first, unsigned = CODES[form.form], b.constant([0]), ir.DataType.UINT32
+    bits = 32 // parts
+    words = b.op("Reshape", b.op("Cast", words, to=unsigned), b.constant([0, out, -1, 1, WORDS]))
+    places = b.op("Reshape", b.constant([bits * i for i in range(parts)], unsigned), b.constant([parts, 1]))
+    codes = b.op("BitShift", words, places, direction="RIGHT")
+    codes = b.op("BitwiseAnd", codes, b.constant((1 << bits) - 1, unsigned))
+    codes = b.op("Reshape", codes, b.constant([0, out, -1]))
+    codes = b.op("Slice", codes, first, b.constant([columns]), b.constant([2]))
+    if form.form == "int4":
+        numbers = b.op("Sub", b.op("Cast", codes, to=FLOAT), b.constant(8.0, FLOAT))
+    else:
+        numbers = decoded(b, b.op("Cast", codes, to=ir.DataType.INT8))
+    wide = b.transpose(b.op("Cast", scales, to=FLOAT), 0, 2, 1)  # [E, scaled, groups]
+    for axis, (times, size) in ((1, (form.rows, out)), (2, (form.group, columns))):
+        index = b.op("Div", b.constant(range(size)), b.constant(times))
+        wide = b.op("Gather", wide, index, axis=axis)
+    return b.transpose(b.op("Mul", numbers, wide), 0, 2, 1)
