@@ -15,7 +15,6 @@ import onnx_ir as ir
 from llmc.convert.engines.compiler import compile_engine
 from llmc.convert.engines.package import Package
 from llmc.convert.engines.program import inspect
-from llmc.convert.graph.builder import DOMAIN
 from llmc.convert.graph.write import op_histogram
 from llmc.errors import MachineError
 
@@ -82,6 +81,7 @@ def build_engine(
     """
     profiles = steps.profiles(model)
     shapes = [profile["shapes"] for profile in profiles]
+    plugins = [node for node in model.graph if "kernels" in node.attributes]
     compiled = compile_engine(package, onnx, engine, sm, shapes, timeout, progress, kernels)
     description = {
         "engine": engine.name,
@@ -94,11 +94,9 @@ def build_engine(
         "context": steps.context,
         "batch": steps.batch,
         "profiles": profiles,
-        "plugins": sorted({f"{node.domain}.{node.op_type}" for node in model.graph if node.domain == DOMAIN}),
+        "plugins": sorted({f"{node.domain}.{node.op_type}" for node in plugins}),
         "kernels": kernels and kernels.name,
-        "kernel_sets": sorted(
-            {node.attributes["kernels"].as_string() for node in model.graph if node.domain == DOMAIN}
-        ),
+        "kernel_sets": sorted({node.attributes["kernels"].as_string() for node in plugins}),
         "inputs": compiled["inputs"],
         "outputs": compiled["outputs"],
         "weight_bytes": _weight_bytes(model),
