@@ -8,7 +8,7 @@ weights are bfloat16.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -16,22 +16,17 @@ import onnx_ir as ir
 from pydantic import BaseModel, Field
 
 from llmc.convert.checkpoint import Checkpoint
+from llmc.convert.engines.contents import Contents
 from llmc.convert.engines.engine import Steps, build_engine
 from llmc.convert.engines.lowering import lower
-from llmc.convert.engines.mixture_of_experts import gathering_widths
 from llmc.convert.engines.package import Package
 from llmc.convert.engines.plugins import Plugins, require_triton
 from llmc.convert.graph.build import graphs
-from llmc.convert.graph.rewrite import Rewriter
-from llmc.convert.graph.weight import WeightTensor
 from llmc.convert.graph.write import write
-from llmc.convert.quantised_weight import Kind
-from llmc.convert.spec import MixtureOfExpertsSpec, ModelSpec
-from llmc.convert.targets import Progress, TargetResult, rounding_notes
+from llmc.convert.targets import Progress, TargetResult
 from llmc.errors import InputError
 from llmc.runtime.plugins import kernel_set
 
-FP8_SM = 89
 DTYPE = ir.DataType.BFLOAT16
 
 
@@ -76,12 +71,10 @@ def build(
     # At least two rows: for one, the compiler sees matrix times vector, which it does not fuse with FP8 weights.
     steps = Steps(context, max(2, options.batch), widths, min(options.prefill, context))
 
-    groups = _groups(checkpoint, sms)
-    notes = _notes(spec, steps, options.batch, groups)
-    notes += [f"TensorRT has no codes for {kind}: those weights are bfloat16" for kind in _widened(checkpoint)]
-    notes += rounding_notes(checkpoint)
-    if any(kind.activations in ("token", "group") for kind in _kinds(checkpoint)):
-        notes.append("TensorRT takes no scales that depend on the input: dynamic activations stay bfloat16")
+    contents = Contents(checkpoint, options.plugins)
+    contents.check(package.target)
+    groups = contents.groups(sms)
+    notes = contents.notes(steps, options.batch, groups)
     result = TargetResult(package.target, files={}, weight_bytes=0, file_bytes=0, notes=notes)
     engines = directory / "engines"
     work = engines / ".lowered"  # always the same: what a killed build left there is cleared away
@@ -129,50 +122,3 @@ def build(
 def _phase(progress: Progress, phase: str) -> Progress:
     """Reports whatever goes on as `phase`."""
     return lambda _, done: progress(phase, done)
-
-
-def _groups(checkpoint: Checkpoint, sm: Sequence[int]) -> list[tuple[list[int], set[str]]]:
-    """Which GPUs share an engine, and the kinds of stored codes it keeps."""
-    fp8 = checkpoint.spec.fp8_cache or any(weight.code_type == "float8_e4m3fn" for weight in _weights(checkpoint))
-    old = [n for n in sm if n < FP8_SM] if fp8 else []
-    new = [n for n in sm if n not in old]
-    return [(each, codes) for each, codes in ((old, {"int4"}), (new, {"int4", "float8_e4m3fn"})) if each]
-
-
-def _weights(checkpoint: Checkpoint) -> Iterator[WeightTensor]:
-    return (weight for model in graphs(checkpoint).values() for _, weight in Rewriter(model).weights())
-
-
-def _kinds(checkpoint: Checkpoint) -> set[Kind]:
-    return {weight.kind for weight in _weights(checkpoint) if weight.kind is not None}
-
-
-def _widened(checkpoint: Checkpoint) -> list[str]:
-    """What an engine has no codes for."""
-    return sorted(
-        {
-            kind.code_type
-            + (" with zero points" if kind.zeros else "")
-            + (" with dynamic groups" if kind.groups else "")
-            for kind in _kinds(checkpoint)
-            if kind.zeros or kind.groups or kind.code_type == "int8"
-        }
-    )
-
-
-def _notes(spec: ModelSpec, steps: Steps, batch: int, groups: list[tuple[list[int], set[str]]]) -> list[str]:
-    """What whoever chooses an engine should know."""
-    notes = []
-    for sm, code_types in groups:
-        if "float8_e4m3fn" not in code_types:
-            names = " and ".join(map(str, sm))
-            notes.append(f"FP8 begins with SM {FP8_SM}: the engine for SM {names} computes in bfloat16 instead")
-    routers = [mlp.router for mlp in spec.mlps if isinstance(mlp, MixtureOfExpertsSpec)]
-    if routers:
-        experts, top_k = routers[0].num_experts, routers[0].top_k
-        chosen = gathering_widths(steps.widths, batch, top_k, experts)
-        where = f"steps of more than {max(chosen)} tokens per row" if chosen else "all steps"
-        notes.append(
-            f"no plugins: {where} compute all {experts} experts, {experts / top_k:.3g} times the {top_k} chosen"
-        )
-    return notes

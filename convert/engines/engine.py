@@ -79,6 +79,7 @@ def build_engine(
 
     MachineError if codes did not arrive in the engine as codes.
     """
+    _check_products(engine.name, model)
     profiles = steps.profiles(model)
     shapes = [profile["shapes"] for profile in profiles]
     plugins = [node for node in model.graph if "kernels" in node.attributes]
@@ -128,6 +129,32 @@ def _check_codes(name: str, description: dict[str, Any]) -> None:
             f"{name}: holds {held} bytes for {sum(weights.values())} bytes of weights; the compiler widened or "
             "copied some, so quantise them differently"
         )
+
+
+def _check_products(name: str, model: ir.Model) -> None:
+    """See `lowering._in_blocks`, which leaves none."""
+    for node in model.graph:
+        if node.op_type == "MatMul":
+            x, weight = (_decoding(value) for value in node.inputs)
+            if x and weight and "block_size" in weight.attributes and _is_float8(x) and _is_float8(weight):
+                raise MachineError(f"{name}: {node.name} multiplies FP8 inputs with FP8 blocks, which comes out wrong")
+
+
+def _decoding(value: ir.Value | None) -> ir.Node | None:
+    """The DequantizeLinear that a factor comes from, whatever was turned or cut on the way."""
+    node = value.producer() if value is not None else None
+    while node is not None and node.op_type in ("Transpose", "Reshape", "Slice"):
+        node = node.inputs[0].producer() if node.inputs[0] is not None else None
+    return node if node is not None and node.op_type == "DequantizeLinear" else None
+
+
+def _is_float8(decoding: ir.Node) -> bool:
+    codes = decoding.inputs[0]
+    assert codes is not None
+    quantising = codes.producer()
+    if quantising is not None:
+        return quantising.attributes["output_dtype"].as_int() == ir.DataType.FLOAT8E4M3FN
+    return codes.dtype == ir.DataType.FLOAT8E4M3FN
 
 
 def _weight_bytes(model: ir.Model) -> dict[str, int]:

@@ -10,9 +10,9 @@ from llmc.convert.engines.latent_attention import latent_attention, latent_atten
 from llmc.convert.engines.mixture_of_experts import mixture_of_experts, mixture_of_experts_plugin
 from llmc.convert.engines.phases import Phases
 from llmc.convert.engines.plugins import Plugins
-from llmc.convert.engines.weights import Weights
+from llmc.convert.engines.weights import Weights, in_blocks
 from llmc.convert.graph.builder import DOMAIN
-from llmc.convert.graph.rewrite import Rewriter, producer
+from llmc.convert.graph.rewrite import Rewriter, producer, weight_of
 from llmc.convert.spec import LatentAttentionSpec, ModelSpec
 
 
@@ -42,10 +42,13 @@ def lower(
             else:
                 latent_attention(b, node, spec.attention, phases)
     rounding = b.nodes("RoundActivations", DOMAIN)  # the compiler wants scales to be constants
-    if "float8_e4m3fn" not in code_types:  # GPUs that do not know the type at all
-        rounding += [
-            node for node in b.nodes("DequantizeLinear") if producer(node.inputs[0]).op_type == "QuantizeLinear"
-        ]
+    rounding += [
+        node
+        for node in b.nodes("DequantizeLinear")
+        if producer(node.inputs[0]).op_type == "QuantizeLinear"
+        # GPUs that do not know the type at all, and products that would come out wrong.
+        and ("float8_e4m3fn" not in code_types or any(map(_in_blocks, node.outputs[0].consumers())))
+    ]
     for node in rounding:
         x = node.inputs[0] if node.op_type == "RoundActivations" else producer(node.inputs[0]).inputs[0]
         assert x is not None
@@ -57,3 +60,10 @@ def lower(
             mixture_of_experts(b, node, weights, phases, batch)
     weights.decode()
     b.clean()
+
+
+def _in_blocks(product: ir.Node) -> bool:
+    """Whether a weight has several scales along its inputs. With FP8 inputs, TensorRT-RTX multiplies by them only when
+    everything is summed up: wrong, and without a word."""
+    weight = weight_of(product.inputs[1]) if product.op_type == "MatMul" else None
+    return weight is not None and in_blocks(weight)

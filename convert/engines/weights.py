@@ -93,6 +93,11 @@ class Weights:
             value.replace_all_uses_with(decoded)
 
 
+def in_blocks(weight: WeightTensor) -> bool:
+    """Whether several scales belong to the FP8 codes of one output channel."""
+    return weight.code_type == "float8_e4m3fn" and weight.block[1] < weight.checkpoint.shape(weight.names[0])[1]
+
+
 def _stored(like: WeightTensor, name: str) -> QuantisedWeight:
     weight = like.checkpoint.quantised(name.removesuffix(".weight"))
     if weight is None or weight.kind != like.kind:

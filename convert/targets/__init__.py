@@ -38,10 +38,10 @@ class TargetResult:
     details: dict[str, Any] = field(default_factory=dict)
 
 
-def rounding_notes(checkpoint: Checkpoint) -> list[str]:
-    """What a graph does otherwise than a program that computes in FP8."""
+def rounding_notes(checkpoint: Checkpoint, wider_cache: bool = True) -> list[str]:
+    """What a graph does otherwise than a program that computes in FP8. wider_cache: not of codes."""
     notes = []
-    if checkpoint.spec.fp8_cache:
+    if checkpoint.spec.fp8_cache and wider_cache:
         notes.append("the cache holds FP8's numbers in a wider type: as exact as an FP8 cache, and not as small")
     if any(checkpoint.activations(name.removesuffix(".weight")) for name in checkpoint.names() if ".experts." in name):
         notes.append("the inputs of routed experts are not rounded to FP8")

@@ -25,13 +25,14 @@ from random_checkpoint import LLAMA, random_checkpoint
 from test_target_onnx import compare_with_torch
 
 from llmc.convert.checkpoint import Checkpoint
-from llmc.convert.engines import compiler, engine
+from llmc.convert.engines import compiler, engine, lowering
 from llmc.convert.engines.lowering import lower
 from llmc.convert.engines.package import TENSORRT_RTX, Package
 from llmc.convert.graph.build import graphs
 from llmc.convert.graph.rewrite import Rewriter
 from llmc.convert.graph.write import write
 from llmc.convert.model import CausalLM
+from llmc.convert.quantised_weight import Activations
 from llmc.convert.spec import LatentAttentionSpec
 from llmc.convert.targets import TargetResult, target
 from llmc.errors import InputError, MachineError, MissingPackageError
@@ -175,6 +176,28 @@ def test_rounded_activations_and_an_fp8_cache_compile(tmp_path: Path) -> None:
     assert "float8e4m3fn" not in result.details["rtx-sm80"]["weight_bytes"]
     assert any("dynamic activations stay" in note for note in result.notes)
     assert any("cache holds FP8's numbers" in note for note in result.notes)
+
+
+def test_fp8_inputs_never_meet_fp8_blocks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The compiler takes them, and multiplies wrongly."""
+    config = LLAMA | {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1}
+    checkpoint = quantised_checkpoint(tmp_path, config, {"dense_mlp": "fp8-block"})
+    monkeypatch.setattr(
+        Checkpoint, "activations", lambda self, module: Activations("tensor", 0.1) if "mlp" in module else None
+    )
+    options = rtx.Options(sm=[89], context=32)
+    result = rtx.build(checkpoint, options, checkpoint.path, lambda *_: None)
+    assert "TensorRT multiplies no FP8 inputs with FP8 blocks: those inputs stay bfloat16" in result.notes
+    monkeypatch.setattr(lowering, "in_blocks", lambda weight: False)
+    with pytest.raises(MachineError, match=r"^rtx-sm89\.engine: .*mlp.* multiplies FP8 inputs with FP8 blocks, which"):
+        rtx.build(checkpoint, options, checkpoint.path, lambda *_: None)
+
+
+def test_many_experts_need_plugins(tmp_path: Path) -> None:
+    config = DEEPSEEK | {"n_routed_experts": 96, "num_hidden_layers": 2, "num_nextn_predict_layers": 0}
+    checkpoint = Checkpoint.open(random_checkpoint(tmp_path / "model", config))
+    with pytest.raises(InputError, match=r"computes all 96 experts, 32 times .* leave out `plugins: false`$"):
+        rtx.build(checkpoint, rtx.Options(sm=[89], plugins=False), tmp_path, lambda *_: None)
 
 
 def description(built: tuple[Checkpoint, TargetResult], stem: str) -> dict[str, Any]:

@@ -1,0 +1,95 @@
+"""What goes into the engines of a checkpoint: which GPUs share one, what stays in codes, and what to say about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from llmc.convert.checkpoint import Checkpoint
+from llmc.convert.engines.engine import Steps
+from llmc.convert.engines.mixture_of_experts import gathering_widths, stored_in_engine
+from llmc.convert.engines.weights import in_blocks
+from llmc.convert.graph.build import graphs
+from llmc.convert.graph.rewrite import Rewriter
+from llmc.convert.graph.weight import WeightTensor
+from llmc.convert.kernels.expert_weights import PLAIN
+from llmc.convert.spec import LatentAttentionSpec, MixtureOfExpertsSpec, RouterSpec
+from llmc.convert.targets import rounding_notes
+from llmc.errors import InputError
+
+FP8_SM = 89
+MOST_DENSE_EXPERTS = 64  # that a step may compute for the sake of the chosen ones
+
+
+class Contents:
+    """plugins: whether there are to be some"""
+
+    def __init__(self, checkpoint: Checkpoint, plugins: bool) -> None:
+        self.checkpoint, self.spec, self.plugins = checkpoint, checkpoint.spec, plugins
+        self.cache_in_codes = self.spec.fp8_cache and plugins and isinstance(self.spec.attention, LatentAttentionSpec)
+
+    def check(self, target: str) -> None:
+        """InputError for what no engine should do."""
+        router = self._router()
+        if router and not self.plugins and router.num_experts > MOST_DENSE_EXPERTS:
+            raise InputError(
+                f"target {target}: without plugins a prompt's step computes all {router.num_experts} experts, "
+                f"{router.num_experts // router.top_k} times the chosen ones, which is not done for more than "
+                f"{MOST_DENSE_EXPERTS}; leave out `plugins: false`"
+            )
+
+    def groups(self, sms: Sequence[int]) -> list[tuple[list[int], set[str]]]:
+        """Which GPUs share an engine, and the kinds of stored codes that TensorRT keeps in it. Plugins keep theirs, and
+        need no instructions for FP8."""
+        fp8 = self.spec.fp8_cache and not self.cache_in_codes
+        fp8 |= any(weight.code_type == "float8_e4m3fn" for weight in self._weights() if not self._in_plugin(weight))
+        old = [n for n in sms if n < FP8_SM] if fp8 else []
+        new = [n for n in sms if n not in old]
+        return [(each, codes) for each, codes in ((old, {"int4"}), (new, {"int4", "float8_e4m3fn"})) if each]
+
+    def notes(self, steps: Steps, batch: int, groups: Sequence[tuple[list[int], set[str]]]) -> list[str]:
+        """What whoever chooses an engine should know."""
+        notes = []
+        for sm, code_types in groups:
+            if "float8_e4m3fn" not in code_types:
+                names = " and ".join(map(str, sm))
+                notes.append(f"FP8 begins with SM {FP8_SM}: the engine for SM {names} computes in bfloat16 instead")
+        if (router := self._router()) and not self.plugins:
+            experts, top_k = router.num_experts, router.top_k
+            chosen = gathering_widths(steps.widths, batch, top_k, experts)
+            where = f"steps of more than {max(chosen)} tokens per row" if chosen else "all steps"
+            notes.append(
+                f"no plugins: {where} compute all {experts} experts, {experts / top_k:.3g} times the {top_k} chosen"
+            )
+        notes += [f"TensorRT has no codes for {kind}: those weights are bfloat16" for kind in sorted(self._widened())]
+        notes += rounding_notes(self.checkpoint, wider_cache=not self.cache_in_codes)
+        kinds = {weight.kind for weight in self._weights() if weight.kind is not None}
+        if any(kind.activations in ("token", "group") for kind in kinds):
+            notes.append("TensorRT takes no scales that depend on the input: dynamic activations stay bfloat16")
+        blocks = [weight.modules[0] for weight in self._weights() if in_blocks(weight) and not self._in_plugin(weight)]
+        if any(found.scale is not None for module in blocks if (found := self.checkpoint.activations(module))):
+            notes.append("TensorRT multiplies no FP8 inputs with FP8 blocks: those inputs stay bfloat16")
+        return notes
+
+    def _weights(self) -> Iterator[WeightTensor]:
+        return (weight for model in graphs(self.checkpoint).values() for _, weight in Rewriter(model).weights())
+
+    def _in_plugin(self, weight: WeightTensor) -> bool:
+        return self.plugins and weight.layout.stacked
+
+    def _router(self) -> RouterSpec | None:
+        return next((mlp.router for mlp in self.spec.mlps if isinstance(mlp, MixtureOfExpertsSpec)), None)
+
+    def _widened(self) -> set[str]:
+        """What an engine has no codes for."""
+        found = set()
+        for weight in self._weights():
+            if (kind := weight.kind) is None:
+                continue
+            if self._in_plugin(weight):
+                widened = stored_in_engine(weight) == PLAIN
+            else:
+                widened = kind.zeros or kind.groups or kind.code_type == "int8"
+            if widened:
+                more = (" with zero points" if kind.zeros else "") + (" with dynamic groups" if kind.groups else "")
+                found.add(kind.code_type + more)
+        return found
