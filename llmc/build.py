@@ -22,7 +22,7 @@ from llmc import machine
 from llmc.card import model_card
 from llmc.convert.checkpoint import INDEX, Checkpoint
 from llmc.convert.targets import target
-from llmc.errors import InputError, MachineError, MissingPackageError
+from llmc.errors import InputError, MachineError, MissingPackageError, RefusedError
 from llmc.job import Job, Limits, prepare
 from llmc.manifest import build_manifest, hash_files_of
 from llmc.measure import Speed, measure, peak_memory
@@ -186,6 +186,11 @@ class _Build:
         except MissingPackageError as error:
             self.display.line(f"target {name}: skipped, {error}")
             result = {"name": name, "skipped": str(error), "files": {}}
+        except RefusedError as error:
+            rules = self.job.rules_at(_module(error.node))
+            causes = [f"{{match: {rule.match}, scheme: {rule.scheme}}}" for rule in rules]
+            caused = f"; the weights there come of the recipe's `quantize` {' and '.join(causes)}" if causes else ""
+            raise InputError(f"target {name}: {error}{caused}") from error
         return result
 
     def _remove_all_but(self, checkpoint: Checkpoint, targets: dict[str, dict[str, Any]]) -> None:
@@ -210,3 +215,9 @@ class _Build:
         if acceptance is not None:
             checks["mtp_acceptance"] = acceptance
         return checks
+
+
+def _module(node: str) -> str:
+    """The part of the model that a node of a graph is named after: `model.layers.0.mlp/MatMul`; none: no such part."""
+    path, _, _ = node.rpartition("/")
+    return path if path.startswith("model.") else "none"

@@ -16,6 +16,14 @@ class InputError(LlmcError):
     exit_code = 2
 
 
+class RefusedError(InputError):
+    """A compiler refuses the graph; `node`, where that is known, names one of its nodes by its path in the model."""
+
+    def __init__(self, message: str, node: str = "") -> None:
+        super().__init__(message)
+        self.node = node
+
+
 class GateError(LlmcError):
     """The result was built and measured, and misses a gate of the recipe."""
 

@@ -13,7 +13,7 @@ from llmc.convert.checkpoint import Checkpoint
 from llmc.output import Output
 from llmc.plan import Plan, plan, rules_of
 from llmc.progress import Display
-from llmc.quant.assign import Rule
+from llmc.quant.assign import Rule, assign
 from llmc.quant.layer_calibration import calibration_dtype
 from llmc.quant.layerwise import Options
 from llmc.quant.prune import Pruning
@@ -25,6 +25,7 @@ from llmc.text import Texts, read_texts
 # Packages whose version may change the bytes of a stage's result.
 _QUANTISE_PACKAGES = ("torch", "numpy")
 _TARGET_PACKAGES = ("onnx", "onnx_ir", "ml_dtypes", "triton", "tensorrt-rtx-cu13", "tensorrt-cu13")
+_AFTER_QUANTISING = ("graph/", "targets/", "engines/", "kernels/")  # of convert
 _CHECK_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "tokenizers", "numpy")
 ALL_PACKAGES = tuple(dict.fromkeys((*_QUANTISE_PACKAGES, *_TARGET_PACKAGES, *_CHECK_PACKAGES)))
 
@@ -61,6 +62,12 @@ class Job:
         fp8_cache = recipe.kv_cache == "fp8"
         return Options(self.plan.hessian_memory, recipe.calibration.experts, recipe.layout, fp8_cache, device)
 
+    def rules_at(self, path: str) -> list[Rule]:
+        """The rules by which modules within `path`, as graphs name their nodes, are quantised."""
+        found = assign(self.checkpoint, self.rules)
+        inside = [each.rule for module, each in found.items() if f"{module}.".startswith(f"{path}.")]
+        return [rule for rule in dict.fromkeys(inside) if rule is not None]
+
     @property
     def targets(self) -> dict[str, dict[str, Any]]:
         return {name: options or {} for entry in self.recipe.targets for name, options in entry.items()}
@@ -76,7 +83,7 @@ class Job:
             "kv_cache": self.recipe.kv_cache,
             "layout": self.recipe.layout,
             "device": [self.options.device.type, str(calibration_dtype(self.options.device))],
-            "version of llmc": [code_version("convert", without=("graph/", "targets/")), code_version("quant")],
+            "version of llmc": [code_version("convert", without=_AFTER_QUANTISING), code_version("quant")],
             "versions of python, torch or numpy": versions("python", *_QUANTISE_PACKAGES),
         }
 
@@ -84,8 +91,9 @@ class Job:
         """The key of every stage, and under "build" that of the whole: all are known before any work is done."""
         quantised = key_of(self.fingerprint())
         keys = {"quantise": quantised}
+        code = [code_version("convert"), code_version("runtime.plugins")]
         for name, options in self.targets.items():
-            keys[name] = key_of(quantised, name, options, code_version("convert"), versions(*_TARGET_PACKAGES))
+            keys[name] = key_of(quantised, name, options, code, versions(*_TARGET_PACKAGES))
         gates = self.recipe.check.gates.limits()
         keys["check"] = key_of(keys, gates, code_version("runtime"), versions(*_CHECK_PACKAGES))
         keys["build"] = key_of(keys, self.recipe.public(), self.source.id, code_version("llmc"))

@@ -304,7 +304,10 @@ def _target_bytes(
             head = spec.vocab_size * spec.hidden_size * 9 // 8  # a byte each, and a scale for 32
             result[name] = fp8 + (head if chosen.lm_head_bits and chosen.accuracy_level == 4 else 0)
         elif name == "tensorrt-rtx":
-            widened = {fp8 if sm < 89 else 0 for sm in (options or {})["sm"]}  # GPUs without FP8 get their own engines
+            given: Any = target(name).Options(**(options or {}))
+            kept = sum(count for scheme, count in schemes.get("experts", {}).items() if scheme.startswith("fp8"))
+            wide = fp8 - (kept if given.plugins else 0)
+            widened = {wide if sm < 89 else 0 for sm in given.sm}  # GPUs without FP8 get their own engines
             result[name] = sum(total.after.bytes + more + _ENGINE_PROGRAMS for more in widened)
         else:
             result[name] = total.after.bytes

@@ -26,7 +26,9 @@ class Found:
 
 
 def inspect(path: Path) -> Found:
-    """InputError for what is neither checkpoint, artifact nor engine."""
+    """InputError for what is neither checkpoint, artifact, engine nor kernels."""
+    if path.name.endswith(".kernels.safetensors"):
+        return _kernels(path)
     if path.suffix == ".engine" or (path.suffix == ".json" and path.with_suffix(".engine").exists()):
         return _engine(path.with_suffix(".json"))
     if (path / MANIFEST).is_file():
@@ -136,3 +138,18 @@ def _engine(path: Path) -> Found:
     for number, profile in enumerate(data["profiles"]):
         profiles.add_row(str(number), str(profile["tokens"]))
     return Found(data, [overview, io, profiles])
+
+
+def _kernels(path: Path) -> Found:
+    from llmc.runtime.plugins.kernel_set import read
+
+    sets = read(path)
+    shown = table(
+        path.name, "operation", "SM", "kernel", "registers", "spilled bytes", "shared memory", "threads",
+    )  # fmt: skip
+    for each in sets.values():
+        for sm, compiled in each.told["sm"].items():
+            for name, said in compiled["kernels"].items():
+                numbers = (said["registers"], said["stack_bytes"], said["shared_bytes"], said["threads"])
+                shown.add_row(each.operation, sm, name, *map(str, numbers))
+    return Found({key: dict(each.told) for key, each in sets.items()}, [shown])

@@ -33,6 +33,7 @@ class Rule:
 class Assignment:
     scheme: Scheme
     method: str
+    rule: Rule | None = None
 
     @property
     def calibrated(self) -> bool:
@@ -100,7 +101,7 @@ def assign(checkpoint: Checkpoint, rules: Sequence[Rule]) -> dict[str, Assignmen
                         f"{module}: {found.name} rounds inputs, which this layer does not have when attention works "
                         f"on the latent cache; use {plain} for kv_b_proj"
                     )
-                result[module] = Assignment(found, rule.method)
+                result[module] = Assignment(found, rule.method, rule)
                 used.add(rule)
                 break
     if idle := [rule for rule in rules if rule not in used]:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 import pytest
 from plugin_functions import add_plugin_functions
 from quantised_checkpoint import CASES, DEEPSEEK, quantised_checkpoint
+from random_checkpoint import LLAMA, QWEN2
 from test_target_onnx import compare_with_torch
 from test_target_tensorrt_rtx import WIDTHS, compare_narrow_steps, write_graphs
 
@@ -21,6 +22,7 @@ from llmc.convert.graph.build import graphs
 from llmc.convert.targets import TargetResult, target
 from llmc.errors import InputError, MissingPackageError
 from llmc.quant.layerwise import Options
+from llmc.recipe import read_recipe
 from llmc.runtime.plugins import kernel_set
 from llmc.runtime.plugins.latent_attention import LatentAttention
 
@@ -80,6 +82,29 @@ def test_engines_hold_plugins(built: tuple[Checkpoint, TargetResult], sm: int, c
         for key, each in needed.items():
             assert key.encode() in data  # that is how the engine finds them
             assert list(each.layouts) == [cubin] and each.fitting(sm) == cubin
+
+
+SMALL = {"hidden_size": 128, "intermediate_size": 256}
+FAMILIES = {"deepseek-v3": DEEPSEEK, "quickstart": DEEPSEEK, "llama-3.1-8b": LLAMA, "r1-distill-qwen-7b": QWEN2}
+RECIPES = sorted(path.stem for path in (Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_shipped_recipe_compiles(name: str, tmp_path: Path) -> None:
+    """A small model of its family, by its rules and for its GPUs."""
+    recipe = read_recipe(Path(__file__).parents[2] / f"recipes/{name}.yaml")
+    rules = {rule.match: rule.scheme for rule in recipe.quantize}
+    config = FAMILIES[name] | SMALL | {"num_hidden_layers": 2}
+    if "moe_intermediate_size" in config:
+        config["moe_intermediate_size"] = 128
+    checkpoint = quantised_checkpoint(tmp_path, config, rules)
+    given = next((each["tensorrt-rtx"] for each in recipe.targets if "tensorrt-rtx" in each), {"sm": [89]})
+    options = rtx.Options(**(given or {}) | {"context": 32})
+    result = rtx.build(checkpoint, options, checkpoint.path, lambda *_: None)
+    sms = [sm for each in result.details.values() for sm in each["sm"]]
+    assert set(sms) == set(options.sm)
+    for each in result.details.values():
+        assert ("int4" in each["weight_bytes"]) or ("int32" in each["weight_bytes"]) or checkpoint.spec.num_mtp_layers
 
 
 def test_a_kernel_file_that_was_changed_is_refused(built: tuple[Checkpoint, TargetResult], tmp_path: Path) -> None:

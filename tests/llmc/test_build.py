@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from llmc.convert.checkpoint import Checkpoint
+from llmc.errors import RefusedError
 from llmc.output import Output
 from llmc.plan import plan
 from llmc.recipe import read_recipe
@@ -183,6 +184,20 @@ def test_a_target_whose_compiler_is_missing_is_skipped(llmc, recipe, monkeypatch
     assert made.exit_code == 0, made.output
     assert "target tensorrt-rtx: skipped" in made.stderr
     assert "pip install 'llmc[rtx]'" in json.loads(made.stdout)["manifest"]["targets"]["tensorrt-rtx"]["skipped"]
+
+
+def test_what_a_compiler_refuses_names_the_rule(llmc, recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llmc.convert.targets import tensorrt_rtx
+
+    def build(*_: object) -> None:
+        raise RefusedError("TensorRT-RTX refuses rtx.engine at N: too odd", node="model.layers.1.mlp.experts/MatMul_2")
+
+    monkeypatch.setattr(tensorrt_rtx, "build", build)
+    made = llmc("build", recipe(targets=[{"tensorrt-rtx": {}}]))
+    assert made.exit_code == 2
+    told = " ".join(made.stderr.split())
+    assert "target tensorrt-rtx: TensorRT-RTX refuses rtx.engine at N: too odd; the weights there" in told
+    assert "come of the recipe's `quantize` {match: experts, scheme: int4-g32}" in told
 
 
 def test_what_is_not_an_artifact_is_left_alone(llmc, recipe) -> None:
