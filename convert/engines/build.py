@@ -18,9 +18,10 @@ from pydantic import BaseModel, Field
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.engines.contents import Contents
 from llmc.convert.engines.engine import Steps, build_engine
-from llmc.convert.engines.lowering import lower
+from llmc.convert.engines.lowering import allow_decomposition, lower
 from llmc.convert.engines.package import Package
 from llmc.convert.engines.plugins import Plugins, require_triton
+from llmc.convert.engines.windows import windows
 from llmc.convert.graph.build import graphs
 from llmc.convert.graph.write import write
 from llmc.convert.targets import Progress, TargetResult
@@ -69,7 +70,8 @@ def build(
     # A token per row, or two when a drafted one is verified with it.
     widths = (1, 2) if spec.num_mtp_layers else (1,)
     # At least two rows: for one, the compiler sees matrix times vector, which it does not fuse with FP8 weights.
-    steps = Steps(context, max(2, options.batch), widths, min(options.prefill, context))
+    prefill = min(options.prefill, context)
+    steps = Steps(context, max(2, options.batch), widths, prefill, windows(context, prefill))
 
     contents = Contents(checkpoint, options.plugins)
     contents.check(package.target)
@@ -83,7 +85,8 @@ def build(
         models = graphs(checkpoint, DTYPE, context)
         plugins = Plugins() if options.plugins else None
         for model in models.values():
-            lower(model, spec, DTYPE, code_types, widths, options.batch, plugins)
+            lower(model, spec, DTYPE, code_types, widths, options.batch, plugins, len(steps.windows) > 1)
+            allow_decomposition(model)
         shutil.rmtree(work, ignore_errors=True)
         kernels = None
         if plugins:

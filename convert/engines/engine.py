@@ -32,30 +32,35 @@ class Steps:
     batch:   most rows
     widths:  tokens per row of the steps that decode
     prefill: most tokens per row of all others
+    windows: cache entries that a step may look at, ascending to the context; see windows.py
     """
 
     context: int
     batch: int
     widths: tuple[int, ...]
     prefill: int
+    windows: tuple[int, ...] = ()
 
     def profiles(self, model: ir.Model) -> list[dict[str, Any]]:
-        """An optimisation profile for each decode width, and one for everything wider: {"tokens": [least, most],
-        "shapes": {input: [smallest, usual, largest]}}."""
+        """An optimisation profile for each decode width, and one for everything wider, and each window: {"tokens":
+        [least, most], "window": entries, "shapes": {input: [smallest, usual, largest]}}."""
+        has_window = any(value.name == "window" for value in model.graph.inputs)
         spans = [(width, width) for width in self.widths] + [(max(self.widths) + 1, self.prefill)]
         return [
             {
                 "tokens": [least, most],
+                "window": window,
                 "shapes": {
                     str(value.name): [
-                        _shape(value, batch=1, sequence=least, num_logits=1),
-                        _shape(value, batch=1, sequence=most, num_logits=1),
-                        _shape(value, batch=self.batch, sequence=most, num_logits=most),
+                        _shape(value, batch=1, sequence=least, num_logits=1, window=window),
+                        _shape(value, batch=1, sequence=most, num_logits=1, window=window),
+                        _shape(value, batch=self.batch, sequence=most, num_logits=most, window=window),
                     ]
                     for value in model.graph.inputs
                 },
             }
             for least, most in spans
+            for window in (self.windows if has_window else (self.context,))
         ]
 
 

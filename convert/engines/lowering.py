@@ -11,6 +11,7 @@ from llmc.convert.engines.mixture_of_experts import mixture_of_experts, mixture_
 from llmc.convert.engines.phases import Phases
 from llmc.convert.engines.plugins import Plugins
 from llmc.convert.engines.weights import Weights, in_blocks
+from llmc.convert.engines.windows import add_window
 from llmc.convert.graph.builder import DOMAIN
 from llmc.convert.graph.rewrite import Rewriter, producer, weight_of
 from llmc.convert.spec import LatentAttentionSpec, ModelSpec
@@ -24,6 +25,7 @@ def lower(
     widths: tuple[int, ...],
     batch: int,
     plugins: Plugins | None = None,
+    windowed: bool = False,
 ) -> None:
     """Rewrite a graph of `convert.graph.build` in place.
 
@@ -32,9 +34,12 @@ def lower(
     widths:     tokens per row of the decode profiles
     batch:      rows of the largest step
     plugins:    where to note those that are used; None: there are to be none
+    windowed:   whether steps may see less than the whole cache; the plugin of latent attention does so by itself
     """
     b = Rewriter(model)
     weights, phases = Weights(b, dtype, code_types), Phases(b, widths)
+    if windowed and (plugins is None or not isinstance(spec.attention, LatentAttentionSpec)):
+        add_window(b)
     if isinstance(spec.attention, LatentAttentionSpec):
         for node in b.nodes("LatentAttention", DOMAIN):
             if plugins is not None:
@@ -60,6 +65,14 @@ def lower(
             mixture_of_experts(b, node, weights, phases, batch)
     weights.decode()
     b.clean()
+
+
+def allow_decomposition(model: ir.Model) -> None:
+    """Let TensorRT take attention apart where it has no kernel: for one token behind more than 16,384 entries, or for
+    odd heads. Only TensorRT's parser knows the attribute."""
+    for node in model.graph:
+        if node.op_type == "Attention":
+            node.attributes["TRT_decomposable"] = ir.AttrInt64("TRT_decomposable", 1)
 
 
 def _in_blocks(product: ir.Node) -> bool:

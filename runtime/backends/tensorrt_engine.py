@@ -209,6 +209,7 @@ class _Engine:
         self._contexts: dict[int, Any] = {}
         self._graphs: dict[Hashable, Any] = {}  # None: that step has been made, and will be captured the next time
         self._spans = [tuple(profile["tokens"]) for profile in description["profiles"]]
+        self._windows = [int(profile["window"]) for profile in description["profiles"]]
         self._narrow = max((most for least, most in self._spans if least == most), default=0)
         io = {each["name"]: (tuple(each["shape"]), _NUMPY[each["dtype"]]) for each in description["inputs"]}
         self.caches = {name: kind for name, kind in io.items() if name.startswith("past.")}
@@ -222,7 +223,10 @@ class _Engine:
         self._sizes: dict[str, int] = {}
 
     def run(self, inputs: dict[str, Array], cache: Cache) -> dict[str, Array]:
-        context = self._context(inputs["input_ids"].shape[1])
+        length = inputs["input_ids"].shape[1]
+        context, window = self._context(length, int(inputs["cache_position"].max()) + length)
+        if "window" in self._inputs:
+            inputs = {**inputs, "window": np.zeros(window, np.int8)}  # only its length counts
         for name, dtype in self._inputs.items():
             array: Array = np.ascontiguousarray(inputs[name], dtype)
             self._device.upload(self._buffer(name, array.nbytes), array)
@@ -276,15 +280,19 @@ class _Engine:
             new.write_bytes(memoryview(self._kernels.serialize()))
             new.replace(self._kernel_file)
 
-    def _context(self, length: int) -> Any:
-        """That of the profile for steps of `length` tokens a row."""
-        index = next(i for i, (least, most) in enumerate(self._spans) if least <= length <= most)
+    def _context(self, length: int, end: int) -> tuple[Any, int]:
+        """That of the profile for steps of `length` tokens a row that look at `end` cache entries, and its window."""
+        index = next(
+            i
+            for i, ((least, most), window) in enumerate(zip(self._spans, self._windows, strict=True))
+            if least <= length <= most and end <= window
+        )
         if index not in self._contexts:
             context = self._engine.create_execution_context(self._config)
             if context is None or not context.set_optimization_profile_async(index, self._device.stream):
                 raise MachineError(f"{self._path}: no memory on the GPU to run it")
             self._contexts[index] = context
-        return self._contexts[index]
+        return self._contexts[index], self._windows[index]
 
     def _bind(self, context: Any, name: str, address: int, shape: tuple[int, ...] | None = None) -> None:
         if (shape and not context.set_input_shape(name, shape)) or not context.set_tensor_address(name, address):

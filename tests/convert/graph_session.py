@@ -19,6 +19,7 @@ class GraphSession:
         # Blocked int4 DequantizeLinear becomes MatMulNBits inside ONNX Runtime, by default with int8 activations.
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.window = capacity  # entries that steps look at, if the graph has a choice
         self.caches = {
             i.name: np.zeros([batch, i.shape[1], capacity, i.shape[3]], np.int8 if "int8" in i.type else np.float32)
             for i in self.session.get_inputs()
@@ -31,7 +32,9 @@ class GraphSession:
         batch, length = ids.shape
         first = np.array(start, np.int64)
         index = np.tile(np.arange(length), (batch, 1)) if logits_index is None else np.array(logits_index)
-        return {
+        window = np.zeros(self.window, np.int8)
+        windows = {"window": window} if any(i.name == "window" for i in self.session.get_inputs()) else {}
+        return windows | {
             "input_ids": ids.numpy(),
             "position_ids": first[:, None] + np.arange(length),
             "cache_position": first,

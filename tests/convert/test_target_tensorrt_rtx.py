@@ -28,6 +28,7 @@ from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.engines import compiler, engine, lowering
 from llmc.convert.engines.lowering import lower
 from llmc.convert.engines.package import TENSORRT_RTX, Package
+from llmc.convert.engines.windows import windows
 from llmc.convert.graph.build import graphs
 from llmc.convert.graph.rewrite import Rewriter
 from llmc.convert.graph.write import write
@@ -129,6 +130,35 @@ def test_lowered_equals_torch(case: Checkpoint, code_types: set[str]) -> None:
     compare_narrow_steps(case, result)
 
 
+@pytest.mark.parametrize("name", ["llama", "deepseek", "deepseek, static inputs and an FP8 cache"])
+def test_a_window_cuts_nothing_off_that_counts(name: str, tmp_path: Path) -> None:
+    checkpoint = quantised_checkpoint(tmp_path, *LOWERED[name])
+    models = graphs(checkpoint, ir.DataType.FLOAT, 64)
+    for model in models.values():
+        lower(model, checkpoint.spec, ir.DataType.FLOAT, BOTH, WIDTHS, 1, windowed=True)
+        if isinstance(checkpoint.spec.attention, LatentAttentionSpec):
+            spell_out_attention(model)
+    result = write_graphs(checkpoint, models)
+    graph = GraphSession(checkpoint.path / result.files["main"], batch=1)
+    ids = torch.arange(20)[None]
+    for start, window in ((0, 20), (0, 64), (10, 40)):
+        graph.window = window
+        logits, _ = graph.step(ids[:, start:], [start])
+        if start == 0:
+            whole = logits
+    torch.testing.assert_close(logits, whole[:, 10:])
+    assert all(cache.shape[2] == 64 for cache in graph.caches.values())
+    graph.window = 5  # and what it cuts off is gone
+    logits, _ = graph.step(ids[:, 10:], [10])
+    assert (logits - whole[:, 10:]).abs().max() > 1e-3
+
+
+def test_windows() -> None:
+    assert [windows(*each) for each in ((4096, 512), (8192, 512), (32768, 512), (65536, 512), (16384, 4096))] == [
+        (4096,), (1024, 8192), (4096, 32768), (1024, 8192, 65536), (16384,),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(("batch", "gathering"), [(1, [1, 2]), (2, [1]), (3, [])])
 def test_every_step_takes_one_form(batch: int, gathering: list[int], tmp_path: Path) -> None:
     """Numbers alone would not tell: narrow steps absorb and gather, wide ones expand and compute all experts."""
@@ -191,6 +221,19 @@ def test_fp8_inputs_never_meet_fp8_blocks(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr(lowering, "in_blocks", lambda weight: False)
     with pytest.raises(MachineError, match=r"^rtx-sm89\.engine: .*mlp.* multiplies FP8 inputs with FP8 blocks, which"):
         rtx.build(checkpoint, options, checkpoint.path, lambda *_: None)
+
+
+def test_a_long_context_has_windows(tmp_path: Path) -> None:
+    """And more than TensorRT has attention kernels for."""
+    config = LLAMA | {"num_hidden_layers": 1, "max_position_embeddings": 32768, "intermediate_size": 96, "head_dim": 64}
+    checkpoint = quantised_checkpoint(tmp_path, config, {"dense_mlp": "int4-g32"})
+    options = rtx.Options(sm=[89], context=32768)
+    rtx.build(checkpoint, options, checkpoint.path, lambda *_: None)
+    said = json.loads((checkpoint.path / "engines/rtx-sm89.json").read_text())
+    assert [(each["tokens"], each["window"]) for each in said["profiles"]] == [
+        ([1, 1], 4096), ([1, 1], 32768), ([2, 512], 4096), ([2, 512], 32768),
+    ]  # fmt: skip
+    assert {"name": "window", "dtype": "int8", "shape": [-1]} in said["inputs"]
 
 
 def test_many_experts_need_plugins(tmp_path: Path) -> None:
@@ -313,6 +356,7 @@ def test_context(compiled: dict[str, list[Any]], limit: int, context: int | None
     options = rtx.Options(sm=[120, 89, 120], context=context, batch=4, prefill=128)
     rtx.build(checkpoint, options, tmp_path, lambda *_: None)
     decode, prefill = compiled["rtx-sm89-sm120.engine"]
+    assert "window" not in decode
     assert decode["past.1.key"] == [[1, 2, got, 8], [1, 2, got, 8], [4, 2, got, 8]]
     most = min(128, got)
     assert prefill["logits_index"] == [[1, 1], [1, 1], [4, most]]

@@ -41,7 +41,7 @@ def describe(graph: str, onnx: Path, sm: list[int], context: int) -> dict[str, o
         "engine": f"{graph}.engine", "graph": graph, "sm": sm, "package": "tensorrt_rtx",
         "release": RELEASE, "context": context, "batch": 2, "plugins": [],
         "sha256": hashlib.sha256(str(onnx).encode()).hexdigest(),
-        "profiles": [{"tokens": [1, 1]}, {"tokens": [2, 2]}, {"tokens": [3, PREFILL]}],
+        "profiles": [{"tokens": each, "window": context} for each in ([1, 1], [2, 2], [3, PREFILL])],
         "inputs": io(session.get_inputs()), "outputs": io(session.get_outputs()),
     }  # fmt: skip
 
@@ -185,7 +185,8 @@ class Context:
         self.addresses: dict[str, int] = {}
 
     def set_optimization_profile_async(self, index, stream):
-        self.span = self.SPANS[index]
+        self.memory.profiles.add(index)
+        self.span = self.SPANS[index // self.memory.windows]
         return True
 
     def set_input_shape(self, name, shape):
@@ -232,6 +233,7 @@ def gpu(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     memory.kernels = []  # what was read of earlier runs
     memory.module = "tensorrt_rtx"
+    memory.profiles, memory.windows = set(), 1
 
     def engine(data):
         kernels = types.SimpleNamespace(deserialize=memory.kernels.append, serialize=lambda: b"kernels")
@@ -290,6 +292,16 @@ def test_an_engine_is_driven_like_any_backend(trained, tmp_path, gpu, target):
     gc.collect()
     assert not gpu.blocks and not gpu.graphs  # caches and buffers are given back
     assert (gpu.launches > 30) == (target == "tensorrt")  # TensorRT-RTX captures what it runs by itself
+
+
+def test_the_shortest_window_that_suffices_is_taken(trained, tmp_path, gpu):
+    gpu.windows = 2
+    profiles = [{"tokens": tokens, "window": n} for tokens in ([1, 1], [2, 2], [3, PREFILL]) for n in (20, 160)]
+    with load(add_engines(trained, tmp_path, profiles=profiles), speculative=False) as model:
+        model.generate("import os\n", max_new_tokens=8)
+        assert gpu.profiles == {0, 4}
+        model.generate("import os\n", max_new_tokens=40)
+        assert gpu.profiles == {0, 1, 4}
 
 
 def test_an_engine_that_was_changed_is_not_read(trained, tmp_path, gpu):
