@@ -78,8 +78,10 @@ def run(
     names = {dtype: name for name, dtype in DTYPES.items()}
     shapes = [tuple(x.shape) for x in inputs]
     made.check(shapes, [names[x.dtype] for x in inputs])
-    dtype = DTYPES[made.outputs[0].type]
+    dtype, aliased = DTYPES[made.outputs[0].type], made.outputs[0].aliased
     output = torch.full((int(np.prod(output_shape)) * dtype.itemsize,), 0xFF, dtype=torch.uint8).view(dtype)
+    if aliased is not None:
+        output = inputs[aliased]
     workspace = torch.full((made.workspace_bytes(shapes) + 256,), 0xFF, dtype=torch.uint8)
     kernels.memory = [*inputs, output, workspace]
     assert all(x.is_contiguous() for x in kernels.memory)

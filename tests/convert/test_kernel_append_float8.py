@@ -18,6 +18,7 @@ from llmc.runtime.plugins.append_float8 import EntryShape
 
 pytest.importorskip("triton", reason="Triton, which comes with torch for NVIDIA GPUs, is not installed")
 
+NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 UNTOUCHED = 0xAB
 SCALE = 0.3
 STARTS, CAPACITY = [0, 5, 30], 32  # of the last row, two tokens do not fit
@@ -37,12 +38,15 @@ def entries(dtype: torch.dtype) -> torch.Tensor:
 
 
 def in_kernel(given: torch.Tensor, starts: list[int], capacity: int, scale: float) -> torch.Tensor:
-    from llmc.convert.kernels.append_float8 import _append, append_constants
-
-    batch, _, tokens, channels = given.shape
-    cache = torch.full((batch, 1, capacity, channels), UNTOUCHED, dtype=torch.uint8)
-    _append[tokens, batch](cache, given, torch.tensor(starts), scale, tokens, capacity, **append_constants(channels))
-    return cache
+    """As a plugin launches it."""
+    batch, _, _, channels = given.shape
+    cache = torch.full((batch, 1, capacity, channels), UNTOUCHED, dtype=torch.uint8).view(torch.int8)
+    wanted = Wanted("AppendFloat8", EntryShape(channels, NAMES[given.dtype]))
+    written, launched = run(
+        AppendFloat8, wanted, [cache, given, torch.tensor(starts)], cache.shape, Gpu(80, 1), cache_scale=scale
+    )
+    assert launched == ["append"] and written.data_ptr() == cache.data_ptr()
+    return cache.view(torch.uint8)
 
 
 @pytest.fixture(scope="module")

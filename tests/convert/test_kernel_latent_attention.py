@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 import torch
-from interpreted_kernels import compiled_alike, let_the_interpreter_multiply_bfloat16
+from interpreted_kernels import compiled_alike, let_the_interpreter_multiply_bfloat16, run
 
 from llmc.convert.kernels.kernel_sets import Wanted
 from llmc.convert.kernels.latent_attention_tiles import FEW_HEADS, LARGEST_RANK, LARGEST_ROPE, SMS
 from llmc.runtime.plugins.kernel_set import KernelSet
 from llmc.runtime.plugins.latent_attention import LatentAttention, LatentLayout, LatentShape, plan
+from llmc.runtime.plugins.operation import Gpu
 
 pytest.importorskip("triton", reason="Triton, which comes with torch for NVIDIA GPUs, is not installed")
 
@@ -65,6 +66,9 @@ CASES += [Case((65, 20), 3, splits, dtype, True, sm, heads) for splits, dtype, s
 CASES += [Case((40, 9), 2, splits=2, sm=90, heads=40, rank=48, rope=20)]  # tiles of several heads and tokens
 CASES += [Case((40, 9), 2, splits=2, heads=3, rank=512, rope=64)]
 CASES += [Case((200, 7), 2, splits=3, scale=40.0)]  # nearly all weight on one entry
+
+
+LAUNCHED = (Case((200, 7), 2, heads=17), Case((90, 71, 3), 2, float8=True))
 
 
 @dataclass(frozen=True)
@@ -159,6 +163,16 @@ def test_reads_every_code_of_fp8(results: dict[Any, torch.Tensor], sm: int) -> N
     assert torch.equal(results[f"codes {sm}"], want)
 
 
+@pytest.mark.parametrize("number", range(2))
+@pytest.mark.parametrize("multiprocessors", [1, 84])
+def test_is_launched_as_planned(results: dict[Any, Any], number: int, multiprocessors: int) -> None:
+    """As a plugin launches it: whole where programs are enough for the GPU, split where they are not."""
+    case = LAUNCHED[number]
+    found, launched = results[f"launched {number} {multiprocessors}"]
+    assert launched == (["whole"] if multiprocessors == 1 else ["split", "join"])
+    torch.testing.assert_close(found.double(), in_float64(case, inputs(case)), rtol=2**-6, atol=2**-6)
+
+
 def test_nan_that_is_seen_is_not_hidden(results: dict[Any, torch.Tensor]) -> None:
     """Neither by the sums of a split nor where splits are joined."""
     assert results["nan"].isnan().all()
@@ -224,7 +238,7 @@ def test_the_workspace_suffices_on_every_gpu() -> None:
 
 if __name__ == "__main__":
     let_the_interpreter_multiply_bfloat16()
-    made: dict[Any, torch.Tensor] = {
+    made: dict[Any, Any] = {
         number: in_kernel(case, inputs(case), CACHE_SCALE if case.float8 else 1.0) for number, case in enumerate(CASES)
     }
     one_entry, codes = every_code()
@@ -233,4 +247,12 @@ if __name__ == "__main__":
     spoilt = inputs(CASES[1])
     spoilt.cache[:, :, 2] = torch.nan
     made["nan"] = in_kernel(Case((15,), splits=2), spoilt, 1.0)
+    for index, each in enumerate(LAUNCHED):
+        data, wanted = inputs(each), Wanted("LatentAttention", each.shape)
+        cache = data.cache.view(torch.int8) if each.float8 else data.cache
+        scales = {"scale": each.scale, "cache_scale": CACHE_SCALE if each.float8 else 1.0}
+        shape = (len(each.lengths), each.heads, each.tokens, each.rank)
+        for count in (1, 84):
+            tensors = [data.query, cache.contiguous(), data.cache_position]
+            made[f"launched {index} {count}"] = run(LatentAttention, wanted, tensors, shape, Gpu(86, count), **scales)
     torch.save(made, sys.argv[1])
