@@ -11,10 +11,11 @@ import sys
 
 import pytest
 import torch
-from interpreted_kernels import compiled_alike
+from interpreted_kernels import compiled_alike, run
 
 from llmc.convert.kernels.kernel_sets import Wanted
-from llmc.runtime.plugins.append_float8 import EntryShape
+from llmc.runtime.plugins.append_float8 import AppendFloat8, EntryShape
+from llmc.runtime.plugins.operation import Gpu
 
 pytest.importorskip("triton", reason="Triton, which comes with torch for NVIDIA GPUs, is not installed")
 
