@@ -1,0 +1,48 @@
+"""Small quantised checkpoints for benchmarks of engines: random weights, rounded to nearest."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from synthesise import CONFIGS, synthesise
+
+from llmc.convert.checkpoint import Checkpoint
+from llmc.quant.assign import Rule
+from llmc.quant.layerwise import Options, quantise
+
+_SIZES = {"vocab_size": 512, "hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 2}
+_HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": CONFIGS["dense"] | _SIZES | _HEADS,
+    "qwen2": CONFIGS["dense"] | _SIZES | _HEADS | {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"},
+    "deepseek_v3": CONFIGS["moe"]
+    | _SIZES
+    | {
+        "moe_intermediate_size": 128,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "qk_nope_head_dim": 32,
+        "qk_rope_head_dim": 16,
+        "v_head_dim": 32,
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 2,
+        "first_k_dense_replace": 1,
+        "num_nextn_predict_layers": 1,
+    },
+}
+
+
+def quantised(config: dict[str, Any], roles: dict[str, str], directory: Path, fp8_cache: bool = False) -> Checkpoint:
+    """{role: scheme}; `directory` is emptied."""
+    shutil.rmtree(directory, ignore_errors=True)
+    source = synthesise(config, directory / "source")
+    rules = [Rule(role, scheme, "rtn") for role, scheme in roles.items()]
+    ids = torch.arange(64).reshape(2, 32)
+    options = Options(fp8_cache=fp8_cache)
+    output = directory / "artifact"
+    output.mkdir()
+    quantise(Checkpoint.open(source), rules, None, ids, ids, output, directory / "work", lambda *_: None, options)
+    return Checkpoint.open(output)
