@@ -21,7 +21,7 @@ from llmc.errors import MachineError
 # How a compiled program calls the types of codes.
 _CODES = {"int4": "int4", "float8e4m3fn": "fp8_e4m3", "int32": "int32"}  # plugins take theirs packed in int32
 # An engine without its program text may be this much larger than its weights: other layouts, alignment.
-_FACTOR, _CONSTANT = 1.3, 1 << 20
+_FACTOR = 1.3
 
 
 @dataclass(frozen=True)
@@ -106,10 +106,12 @@ def build_engine(
         "inputs": compiled["inputs"],
         "outputs": compiled["outputs"],
         "weight_bytes": _weight_bytes(model),
-        **inspect(engine, len(profiles)),
+        **(inspect(engine, len(profiles)) if package.readable else {"text_bytes": 0, "programs": []}),
         "ops": op_histogram(model),
     }
-    _check_codes(engine.name, description)
+    if package.readable:
+        _check_codes(engine.name, description)
+    _check_size(engine.name, description, package.overhead)
     engine.with_suffix(".json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
     return description
 
@@ -128,7 +130,11 @@ def _check_codes(name: str, description: dict[str, Any]) -> None:
                     f"{name}: of {weights[stored]} bytes of {stored} weights only {found} are in the program for "
                     f"{profile['tokens']} tokens; the compiler widened the rest, so quantise them differently"
                 )
-    held, limit = description["bytes"] - description["text_bytes"], _FACTOR * sum(weights.values()) + _CONSTANT
+
+
+def _check_size(name: str, description: dict[str, Any], overhead: int) -> None:
+    weights = description["weight_bytes"]
+    held, limit = description["bytes"] - description["text_bytes"], _FACTOR * sum(weights.values()) + overhead
     if held > limit:
         raise MachineError(
             f"{name}: holds {held} bytes for {sum(weights.values())} bytes of weights; the compiler widened or "

@@ -13,6 +13,8 @@ class Package:
     """target: as recipes call it. module: to import. install: what pip installs. prefix: of the engines' file names.
 
     targets_gpus: compiles for other GPUs than the one that is there, or without one
+    readable:     the program lies in the engine as text
+    overhead:     bytes of an engine, at most, that are neither weights nor such text
     """
 
     target: str
@@ -21,6 +23,8 @@ class Package:
     install: str
     prefix: str
     targets_gpus: bool
+    readable: bool
+    overhead: int
 
     def require(self) -> None:
         """MissingPackageError if it is not installed."""
@@ -30,5 +34,5 @@ class Package:
             )
 
 
-TENSORRT_RTX = Package("tensorrt-rtx", "TensorRT-RTX", "tensorrt_rtx", "llmc[rtx]", "rtx", targets_gpus=True)
-TENSORRT = Package("tensorrt", "TensorRT", "tensorrt", "llmc[tensorrt]", "trt", targets_gpus=False)
+TENSORRT_RTX = Package("tensorrt-rtx", "TensorRT-RTX", "tensorrt_rtx", "llmc[rtx]", "rtx", True, True, 1 << 20)
+TENSORRT = Package("tensorrt", "TensorRT", "tensorrt", "llmc[tensorrt]", "trt", False, False, 256 << 20)

@@ -305,10 +305,15 @@ def test_widened_codes_are_noticed(
     built: tuple[Checkpoint, TargetResult], change: Callable[[dict[str, Any]], Any], message: str
 ) -> None:
     said = description(built, "rtx-sm89")
-    engine._check_codes("rtx-sm89.engine", said)
+
+    def check() -> None:
+        engine._check_codes("rtx-sm89.engine", said)
+        engine._check_size("rtx-sm89.engine", said, TENSORRT_RTX.overhead)
+
+    check()
     change(said)
     with pytest.raises(MachineError, match=rf"^rtx-sm89\.engine: .*{message}.*; the compiler widened"):
-        engine._check_codes("rtx-sm89.engine", said)
+        check()
 
 
 @pytest.fixture

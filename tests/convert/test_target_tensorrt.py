@@ -1,0 +1,67 @@
+"""The target `tensorrt`, with TensorRT-RTX under its name: TensorRT itself cannot be installed without its GPU.
+
+What differs is what is tested: the compiler is told no GPU and cannot be read afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from quantised_checkpoint import DEEPSEEK, quantised_checkpoint
+
+from llmc.convert.engines import compiler
+from llmc.convert.targets import target, tensorrt
+from llmc.errors import MachineError, MissingPackageError
+from llmc.runtime.plugins.operation import Gpu
+
+trt = target("tensorrt")
+CONFIG = DEEPSEEK | {"num_hidden_layers": 2, "num_nextn_predict_layers": 0}
+
+
+def test_without_the_package(tmp_path: Path) -> None:
+    checkpoint = quantised_checkpoint(tmp_path, CONFIG, {})
+    with pytest.raises(MissingPackageError, match=r"TensorRT is not installed .*; pip install 'llmc\[tensorrt\]'$"):
+        trt.build(checkpoint, trt.Options(), checkpoint.path, lambda *_: None)
+
+
+def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if isinstance(gpu(), Gpu):
+        pytest.skip("there is a GPU here")
+    checkpoint = quantised_checkpoint(tmp_path, CONFIG, {})
+    monkeypatch.setattr("llmc.convert.engines.package.Package.require", lambda self: None)
+    with pytest.raises(MachineError, match="there is no GPU that CUDA can use"):
+        trt.build(checkpoint, trt.Options(), checkpoint.path, lambda *_: None)
+
+
+def gpu() -> Gpu | None:
+    try:
+        return Gpu.current()
+    except MachineError:
+        return None
+
+
+def test_the_same_network_compiles_for_the_gpu_that_is_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("triton", reason="Triton, which comes with torch for NVIDIA GPUs, is not installed")
+    (tmp_path / "stand-in").mkdir()
+    (tmp_path / "stand-in/tensorrt.py").write_text("from tensorrt_rtx import *\nfrom tensorrt_rtx import __version__\n")
+    plain = compiler._environment
+
+    def environment(package: object, folder: Path) -> dict[str, str]:
+        """The child finds the stand-in, and the library that its parser looks for."""
+        path = os.pathsep.join([str(tmp_path / "stand-in"), os.environ.get("PYTHONPATH", "")])
+        return plain(compiler.TENSORRT_RTX, folder) | {"PYTHONPATH": path}
+
+    monkeypatch.setattr(compiler, "TENSORRT_RTX", target("tensorrt-rtx").TENSORRT_RTX, raising=False)
+    monkeypatch.setattr(compiler, "_environment", environment)
+    monkeypatch.setattr("llmc.convert.engines.package.Package.require", lambda self: None)
+    monkeypatch.setattr(tensorrt.Gpu, "current", classmethod(lambda cls: Gpu(90, 132)))
+    checkpoint = quantised_checkpoint(tmp_path, CONFIG, {"experts": "int4-g32", "attention": "fp8-channel"})
+    result = trt.build(checkpoint, trt.Options(context=32), checkpoint.path, lambda *_: None)
+    assert list(result.files) == ["trt-sm90.kernels.safetensors", "trt-sm90.engine", "trt-sm90.json"]
+    said = json.loads((checkpoint.path / "engines/trt-sm90.json").read_text())
+    assert (said["package"], said["sm"], said["programs"]) == ("tensorrt", [90], [])
+    assert said["plugins"] == ["llmc.LatentAttention", "llmc.MixtureOfExperts"]
+    assert said["weight_bytes"]["float8e4m3fn"] and said["weight_bytes"]["int32"]  # SM 90 knows FP8
