@@ -108,6 +108,21 @@ def let_the_interpreter_multiply_bfloat16() -> None:
     InterpreterBuilder.create_dot = create_dot
 
 
+def let_the_interpreter_round_to_bfloat16() -> None:
+    """Triton 3.7's interpreter cuts the lower bits of float32 off; GPUs round to the nearest."""
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    convert = interpreter._convert_float
+
+    def converted(x: Any, source: Any, target: Any, *others: Any) -> Any:
+        if (source, target) == (tl.float32, tl.bfloat16):
+            return torch.from_numpy(np.array(x)).bfloat16().view(torch.int16).numpy().view(np.uint16)
+        return convert(x, source, target, *others)
+
+    interpreter._convert_float = converted
+
+
 def compiled_alike(wanted: Wanted, sm: int) -> Mapping[str, Any]:
     """What is told of the kernels, compiled anew."""
     from llmc.convert.kernels.ahead_of_time import compile_kernel

@@ -14,7 +14,12 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from interpreted_kernels import compiled_alike, let_the_interpreter_multiply_bfloat16, run
+from interpreted_kernels import (
+    compiled_alike,
+    let_the_interpreter_multiply_bfloat16,
+    let_the_interpreter_round_to_bfloat16,
+    run,
+)
 
 from llmc.convert.kernels.kernel_sets import CUBINS, Wanted
 from llmc.convert.quantised_weight import QuantisedWeight
@@ -34,11 +39,11 @@ pytest.importorskip("triton", reason="Triton, which comes with torch for NVIDIA 
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 NAMES = {BF16: "bf16", FP16: "fp16", FP32: "fp32"}
-LARGEST_ERROR = {BF16: 0.02, FP16: 0.002}  # of the whole, relative; the interpreter cuts bfloat16 off, not rounding
+LARGEST_ERROR = {BF16: 0.007, FP16: 0.001}  # of the whole, relative: weights, inner channels and outputs are rounded
 
 
 class Case(NamedTuple):
-    form: str  # int4 with its group, fp8 with what shares a scale, or plain
+    form: str  # int4 with its group, fp8 with what shares a scale, or plain; behind "+", that of down if it differs
     tokens: int
     top_k: int
     experts: int
@@ -53,31 +58,34 @@ CASES = [
     Case("int4-32", 1, 1, 2, 160, 96),
     Case("int4-32", 65, 1, 8, 96, 160, FP16, FP16, hot=True),
     Case("int4-32", 17, 2, 16, 32, 32, FP16, FP32),
-    Case("int4-64", 3, 2, 4, 192, 320),
+    Case("int4-64", 3, 2, 4, 192, 64),
     Case("int4-64", 65, 2, 2, 64, 192, scales=FP32),
-    Case("int4-128", 16, 4, 16, 256, 128, scales=FP16),
-    Case("int4-128", 65, 3, 5, 128, 384, FP16),
-    Case("int4-128", 17, 1, 8, 384, 128, hot=True),
+    Case("int4-128", 16, 3, 6, 256, 128, scales=FP16),
+    Case("int4-128", 65, 3, 5, 128, 256, FP16),
+    Case("int4-128", 17, 1, 8, 256, 128, hot=True),
     Case("int4-256", 2, 2, 3, 512, 256, FP16),
     Case("int4-channel", 5, 2, 3, 160, 72, FP16),
-    Case("fp8-block", 1, 4, 16, 200, 136, FP16),
+    Case("fp8-block", 1, 3, 16, 200, 136, FP16),
     Case("fp8-block", 16, 2, 3, 136, 264),
     Case("fp8-block", 65, 2, 3, 72, 200, FP16),
     Case("fp8-block", 17, 1, 4, 264, 64, hot=True),
     Case("fp8-channel", 9, 2, 4, 136, 72, FP16),
     Case("fp8-tensor", 33, 2, 2, 72, 40, FP16),
+    Case("int4-32+fp8-block", 5, 2, 3, 160, 136),
+    Case("fp8-block+plain", 33, 2, 4, 136, 72, FP16),
     Case("plain", 3, 3, 8, 136, 88),
     Case("plain", 65, 1, 2, 72, 104, FP16, hot=True),
     Case("plain", 2, 2, 1, 64, 32, FP16),  # one expert, chosen twice
-    Case("int4-32", 12, 8, 256, 32, 32, FP16, FP16),
-    Case("int4-32", 70, 8, 40, 32, 32, FP16, FP16),
+    Case("int4-32", 3, 8, 256, 32, 32, FP16, FP16),
+    Case("int4-32", 70, 8, 24, 32, 32, FP16, FP16),
 ]
-ROUTINGS = [(1, 1, 2, FEW), (17, 4, 16, FEW), (65, 8, 256, FEW), (600, 8, 5, MANY), (3, 1, 1, MANY)]  # N, K, E, rows
+ROUTINGS = [(1, 1, 2, FEW), (17, 4, 16, FEW), (65, 8, 64, FEW), (600, 8, 5, MANY), (3, 1, 1, MANY)]  # N, K, E, rows
 R1 = ExpertsShape(256, 8, 7168, 2048, "bf16", "bf16", Weights("plain"), Weights("plain"))  # DeepSeek-R1
 QWEN3 = replace(R1, experts=128, hidden=2048, inner=768)  # Qwen3-30B-A3B
 INT4, FP8 = Weights("int4", 128, 1, "bf16"), Weights("fp8", 128, 128, "fp32")
-# Each form on GPUs with and without FP8, tensor memory, and little shared memory.
-COMPILED = [(R1, INT4, sm) for sm in CUBINS] + [(QWEN3, FP8, 86), (R1, FP8, 90), (QWEN3, Weights("plain"), 100)]
+# SwiGLU's products of int4, which need the most registers, are compiled for every SM.
+COMPILED = [(replace(R1, gate_up=INT4, down=FP8), sm) for sm in CUBINS]
+COMPILED += [(replace(QWEN3, gate_up=FP8, down=INT4), 90), (QWEN3, 100)]
 
 
 def stored(form: str, out: int, columns: int, case: Case, generator: torch.Generator) -> QuantisedWeight | None:
@@ -95,11 +103,13 @@ def stored(form: str, out: int, columns: int, case: Case, generator: torch.Gener
     return QuantisedWeight(codes, 0.1 * torch.rand(count, generator=generator), (rows, group), "float8_e4m3fn")
 
 
-def stack(case: Case, out: int, columns: int, generator: torch.Generator) -> tuple[Weights, list[Any], torch.Tensor]:
+def stack(
+    case: Case, form: str, out: int, columns: int, generator: torch.Generator
+) -> tuple[Weights, list[Any], torch.Tensor]:
     """How it is stored, as the kernels take it, and float64 [E, out, in]."""
     from llmc.convert.kernels import expert_weights
 
-    experts = [stored(case.form, out, columns, case, generator) for _ in range(case.experts)]
+    experts = [stored(form, out, columns, case, generator) for _ in range(case.experts)]
     like = expert_weights.stored_as(experts[0])
     assert like is not None
     if like.form == "plain":
@@ -125,9 +135,10 @@ def problem(case: Case) -> tuple[Wanted, list[torch.Tensor], torch.Tensor]:
     x = torch.randn(case.tokens, case.hidden, generator=generator).to(case.dtype)
     index = routing(case.tokens, case.top_k, case.experts, case.hot)
     share = torch.rand(index.shape, generator=generator).to(case.dtype)
-    form, gate, gate_plain = stack(case, case.inner, case.hidden, generator)
-    _, up, up_plain = stack(case, case.inner, case.hidden, generator)
-    down_form, down, down_plain = stack(case, case.hidden, case.inner, generator)
+    of_gate, _, of_down = case.form.partition("+")
+    form, gate, gate_plain = stack(case, of_gate, case.inner, case.hidden, generator)
+    _, up, up_plain = stack(case, of_gate, case.inner, case.hidden, generator)
+    down_form, down, down_plain = stack(case, of_down or of_gate, case.hidden, case.inner, generator)
     kind = NAMES[case.dtype]
     shape = ExpertsShape(case.experts, case.top_k, case.hidden, case.inner, kind, kind, form, down_form)
     want = torch.zeros(case.tokens, case.hidden, dtype=torch.float64)
@@ -281,13 +292,11 @@ def test_what_there_is_no_kernel_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "weights", "sm"), COMPILED, ids=lambda x: f"{x.hidden}" if isinstance(x, ExpertsShape) else str(x)
+    ("shape", "sm"), COMPILED, ids=lambda x: x.gate_up.form if isinstance(x, ExpertsShape) else str(x)
 )
-def test_compiles_without_spills(
-    shape: ExpertsShape, weights: Weights, sm: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_compiles_without_spills(shape: ExpertsShape, sm: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))  # what is cached is not compiled
-    made = compiled_alike(Wanted("MixtureOfExperts", replace(shape, gate_up=weights, down=weights)), sm)
+    made = compiled_alike(Wanted("MixtureOfExperts", shape), sm)
     assert len(made) == 7
     for name, kernel in made.items():
         assert kernel.description["stack_bytes"] == 0, name
@@ -297,6 +306,7 @@ def test_compiles_without_spills(
 
 if __name__ == "__main__":
     let_the_interpreter_multiply_bfloat16()
+    let_the_interpreter_round_to_bfloat16()
     made: dict[Any, Any] = {tuple(each): in_kernels(each) for each in CASES}
     made["again"] = in_kernels(CASES[4])
     chosen = routing(3, 2, 4)
