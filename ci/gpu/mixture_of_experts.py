@@ -6,7 +6,7 @@
 The kernels are compiled for this GPU and launched as an engine launches them. Every time is a median with the L2 cache
 cleared before. Bytes are those of the chosen experts' weights, each expert once; FLOPs those of the choices. The peers
 compute with bfloat16 weights: torch's grouped product, where torch has one and the weights fit, and one product after
-the other.
+the other. Both are spared what the kernels do besides: rows are gathered beforehand, and outputs are not added up.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ FORMS = {
 BITS = {"int4": 4 + 16 / 128, "fp8": 8 + 32 / 128**2, "bf16": 16}  # of a weight, its share of a scale among them
 R1 = ExpertsShape(256, 8, 7168, 2048, "bf16", "bf16", Weights("plain"), Weights("plain"))
 MODELS = {"R1": R1, "Qwen3-30B": replace(R1, experts=128, hidden=2048, inner=768)}
-SMALL = replace(R1, experts=24, top_k=4, hidden=1152, inner=384)
+SMALL = replace(R1, experts=24, top_k=4, hidden=1168, inner=400)  # neither whole blocks nor whole tiles
 CHECKED = (1, 7, 96, 1000)  # tokens
 TOKENS = (1, 8, 32, 512, 4096)
-TOLERANCE = 0.01  # of the norm: weights of high tiles, the inner channels and each expert's output are rounded
+TOLERANCE = 0.01  # of a token's norm: weights of high tiles, the inner channels and each expert's output are rounded
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def checked_stack(form: str, experts: int, out: int, columns: int, generator: to
     for _ in range(experts):
         if form == "int4":
             codes = torch.randint(-8, 8, (out, columns), generator=generator, dtype=torch.int8)
-            scales = (0.02 * torch.rand(out, columns // 128, generator=generator)).bfloat16()
+            scales = (0.02 * torch.rand(out, -(-columns // 128), generator=generator)).bfloat16()
             found.append(QuantisedWeight(codes, scales, (1, 128), "int4"))
         else:
             codes = torch.randn(out, columns, generator=generator).to(torch.float8_e4m3fn)
@@ -105,7 +105,7 @@ def in_float64(x: torch.Tensor, index: torch.Tensor, weight: torch.Tensor, stack
     y = torch.zeros(x.shape, dtype=torch.float64, device="cuda")
     gate, up, down = (each.plain for each in stacks)
     assert gate is not None and up is not None and down is not None
-    for expert in index.unique().tolist():
+    for expert in range(len(gate)):
         token, choice = torch.where(index == expert)
         given = x[token].double()
         inner = torch.nn.functional.silu(given @ gate[expert].double().mT) * (given @ up[expert].double().mT)
@@ -124,7 +124,7 @@ def shape_of(model: ExpertsShape, form: str) -> ExpertsShape:
 
 
 def check(console: Console) -> bool:
-    table = Table("weights", "tokens", "routing", "relative error", "twice the same", title="against float64")
+    table = Table("weights", "tokens", "routing", "largest error", "twice the same", title="against float64")
     right, generator = True, torch.Generator().manual_seed(0)
     sizes = (SMALL.inner, SMALL.hidden), (SMALL.inner, SMALL.hidden), (SMALL.hidden, SMALL.inner)
     for form in FORMS:
@@ -135,12 +135,14 @@ def check(console: Console) -> bool:
             for hot in (False, True):
                 x = torch.randn(tokens, SMALL.hidden, device="cuda").bfloat16()
                 index, weight = routing(SMALL, tokens, hot)
+                index[0, 0], index[-1, 1] = -1, SMALL.experts  # which there are not, and count nothing
                 inputs = [x, index, weight, *(part for each in stacks for part in each.stored)]
                 first, second = torch.empty_like(x), torch.empty_like(x)
                 for output in (first, second):
                     launcher(operation, inputs, output)()
                 want = in_float64(x, index, weight, stacks)
-                error = torch.nan_to_num((first.double() - want).norm() / want.norm(), nan=torch.inf).item()
+                errors = (first.double() - want).norm(dim=1) / want.norm(dim=1)
+                error = errors.nan_to_num(nan=torch.inf).max().item()
                 fine = error <= TOLERANCE and torch.equal(first, second)
                 right &= fine
                 verdict = f"{error:.2e}" + ("" if fine else " WRONG")
