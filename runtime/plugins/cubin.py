@@ -7,33 +7,42 @@ the kernel, and how many null_pointers follow them. Types are Triton's: "*…" i
 
 from __future__ import annotations
 
+import ctypes
+import struct
+import threading
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from llmc.errors import MachineError
 
 ALIGNMENT = 16  # of every address, in bytes: kernels are compiled to load so many at once
-_NUMPY = {"i32": np.int32, "i64": np.int64, "fp32": np.float32}
+_PACKED = {"i32": "i4x", "i64": "q", "fp32": "f4x"}  # as `struct` calls them, each filled up to 8 bytes
 
 
 class Parameters:
-    """The values of a launch, each in memory of its own, and `addresses` of them all as cuLaunchKernel wants them."""
+    """The values of a launch side by side, and `addresses` of them all as cuLaunchKernel wants them."""
 
-    def __init__(self, description: Mapping[str, Any], values: Mapping[str, float]) -> None:
-        names = [each["name"] for each in description["arguments"]]
-        if set(names) != set(values):
-            raise ValueError(f"{description['name']} takes {', '.join(names)}; not {', '.join(values)}")
-        self.values: list[NDArray[Any]] = []
-        for each in description["arguments"]:
-            value, address = values[each["name"]], each["type"].startswith("*")
-            if address and value % description["alignment"]:
-                raise ValueError(f"{each['name']}: {value:#x} is no multiple of {description['alignment']}")
-            self.values.append(np.array(value, np.uint64 if address else _NUMPY[each["type"]]))
-        self.values += [np.array(0, np.uint64)] * description["null_pointers"]
-        self.addresses = np.array([value.ctypes.data for value in self.values], np.uint64)
+    def __init__(self, description: Mapping[str, Any]) -> None:
+        self._name, self._alignment = description["name"], description["alignment"]
+        self.types = {each["name"]: each["type"] for each in description["arguments"]}
+        nulls = description["null_pointers"]
+        packed = "".join("Q" if kind.startswith("*") else _PACKED[kind] for kind in self.types.values())
+        self._struct = struct.Struct(f"={packed}{8 * nulls}x")
+        self.values = ctypes.create_string_buffer(self._struct.size)
+        count = len(self.types) + nulls
+        self.addresses = ctypes.addressof(self.values) + 8 * np.arange(count, dtype=np.uint64)
+
+    def fill(self, values: Mapping[str, float]) -> None:
+        """values: by name; addresses are integers."""
+        if values.keys() != self.types.keys():
+            raise ValueError(f"{self._name} takes {', '.join(self.types)}; not {', '.join(values)}")
+        ordered = [values[name] for name in self.types]
+        for value, (name, kind) in zip(ordered, self.types.items(), strict=True):
+            if kind.startswith("*") and value % self._alignment:
+                raise ValueError(f"{name}: {int(value):#x} is no multiple of {self._alignment}")
+        self._struct.pack_into(self.values, 0, *ordered)
 
 
 class CubinKernel:
@@ -43,6 +52,8 @@ class CubinKernel:
         from cuda.bindings import driver
 
         self._driver, self._description = driver, description
+        self._parameters, self._lock = Parameters(description), threading.Lock()
+        self._block = (description["threads"], 1, 1)
         self._module = self._call("cuModuleLoadData", cubin)
         self._function = self._call("cuModuleGetFunction", self._module, description["name"].encode())
         # Without it a block has 48 KiB at most.
@@ -51,10 +62,11 @@ class CubinKernel:
 
     def launch(self, grid: tuple[int, int, int], stream: int, **values: float) -> None:
         """Does not wait. values: by name of the argument; addresses are integers."""
-        parameters = Parameters(self._description, values)  # copied by the call
-        block = (self._description["threads"], 1, 1)
-        shared_bytes, addresses = self._description["shared_bytes"], int(parameters.addresses.ctypes.data)
-        self._call("cuLaunchKernel", self._function, *grid, *block, shared_bytes, stream, addresses, 0)
+        shared_bytes = self._description["shared_bytes"]
+        with self._lock:  # the call copies the values
+            self._parameters.fill(values)
+            addresses = int(self._parameters.addresses.ctypes.data)
+            self._call("cuLaunchKernel", self._function, *grid, *self._block, shared_bytes, stream, addresses, 0)
 
     def close(self) -> None:
         self._call("cuModuleUnload", self._module)

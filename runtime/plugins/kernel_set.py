@@ -57,6 +57,11 @@ class KernelSet:
             raise MachineError(f"{self.operation}: kernels are for SM {known}, this GPU is SM {sm}; add it to `sm`")
         return max(found)
 
+    def load(self, sm: int, device: int = 0) -> None:
+        """All of them: loading may have to wait for the GPU, which a graph that is being captured does not allow."""
+        for name in self._sm[self.fitting(sm)]["kernels"]:
+            self.kernel(name, sm, device)
+
     def kernel(self, name: str, sm: int, device: int = 0) -> CubinKernel:
         """Loaded into the current context, which is that of the GPU number `device`, and kept."""
         fitting = self.fitting(sm)

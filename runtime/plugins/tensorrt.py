@@ -66,7 +66,8 @@ def _creator_class(trt: Any) -> type:
             given = {field.name: field.data for field in fields}
             key = bytes(np.asarray(given["kernels"], np.int8)).decode().rstrip("\0")
             if key not in _kernels:
-                print(f"{name}: the kernels {key!r} of {self._operation.name} are not registered", file=sys.stderr)
+                failures.append(f"{name}: the kernels {key!r} of {self._operation.name} are not registered")
+                print(failures[-1], file=sys.stderr)
                 return None
             scalars = {scalar: float(given[scalar][0]) for scalar in self._operation.scalars if scalar in given}
             return self._plugin(self._operation(_kernels[key], **scalars))
@@ -95,23 +96,27 @@ def _plugin_class(trt: Any) -> type:
             self.operation = operation
             self.plugin_name, self.plugin_namespace, self.plugin_version = operation.name, NAMESPACE, VERSION
             self.num_outputs = len(operation.outputs)
+            self.input_types = [each.type for each in operation.inputs]  # until TensorRT says what they are
 
         def get_capability_interface(self, kind: Any) -> Any:
             return self
 
         def clone(self) -> Any:
-            return Plugin(self.operation)
+            copied = Plugin(self.operation)
+            copied.input_types = self.input_types
+            return copied
 
         # What it computes
 
         @told
         def get_output_data_types(self, input_types: Sequence[Any]) -> list[Any]:
+            self.input_types = [types.get(each, str(each)) for each in input_types]
             return [getattr(trt, _types[each.type]) for each in self.operation.outputs]
 
         @told
         def get_output_shapes(self, inputs: Sequence[Any], shape_inputs: Sequence[Any], builder: Any) -> list[Any]:
             known = [[d.get_constant_value() if d.is_constant() else None for d in shape] for shape in inputs]
-            self.operation.check(known, [each.type for each in self.operation.inputs])
+            self.operation.check(known, self.input_types)
             found = []
             for output in self.operation.outputs:
                 shape = trt.DimsExprs(len(output.shape))
@@ -153,8 +158,13 @@ def _plugin_class(trt: Any) -> type:
             self._fields = fields  # TensorRT reads them after this returns
             return trt.PluginFieldCollection(fields)
 
+        @told
         def attach_to_context(self, context: Any) -> Any:
-            return self.clone()
+            gpu = Gpu.current()
+            self.operation.kernels.load(gpu.sm, gpu.device)
+            attached = self.clone()
+            attached.gpu = gpu
+            return attached
 
         def set_tactic(self, tactic: int) -> None:
             """There is one."""
@@ -174,6 +184,6 @@ def _plugin_class(trt: Any) -> type:
             stream: int,
         ) -> None:
             shapes = [tuple(each.dims) for each in input_desc]
-            self.operation.launch(Gpu.current(), shapes, inputs, outputs, workspace, stream)
+            self.operation.launch(self.gpu, shapes, inputs, outputs, workspace, stream)
 
     return Plugin

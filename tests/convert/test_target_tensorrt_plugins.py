@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import onnx
 import onnx_ir as ir
 import pytest
 from plugin_functions import add_plugin_functions
@@ -16,15 +17,18 @@ from test_target_tensorrt_rtx import WIDTHS, compare_narrow_steps, write_graphs
 
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.engines import plugins as plugin_nodes
+from llmc.convert.engines.compiler import compile_engine
 from llmc.convert.engines.lowering import lower
+from llmc.convert.engines.package import TENSORRT_RTX
 from llmc.convert.engines.plugins import Plugins
 from llmc.convert.graph.build import graphs
+from llmc.convert.kernels.kernel_sets import Wanted, kernel_sets
 from llmc.convert.targets import TargetResult, target
 from llmc.errors import InputError, MissingPackageError
 from llmc.quant.layerwise import Options
 from llmc.recipe import read_recipe
 from llmc.runtime.plugins import kernel_set
-from llmc.runtime.plugins.latent_attention import LatentAttention
+from llmc.runtime.plugins.latent_attention import LatentAttention, LatentShape
 
 pytest.importorskip("triton", reason="Triton, which comes with torch for NVIDIA GPUs, is not installed")
 
@@ -132,6 +136,60 @@ def test_a_kernel_file_that_was_changed_is_refused(built: tuple[Checkpoint, Targ
     with pytest.raises(InputError, match=r"kernels.safetensors: no kernels of llmc .*; build or download"):
         kernel_set.read(damaged)
     assert LatentAttention(attention, 1.0).inputs[1].type == "i8"
+
+
+@pytest.fixture(scope="module")
+def attention_kernels(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """Key and file."""
+    file = tmp_path_factory.mktemp("kernels") / "rtx.kernels.safetensors"
+    wanted = Wanted("LatentAttention", LatentShape(4, 32, 16, "bf16"))
+    (made,) = kernel_sets([wanted], [89], lambda _: None)
+    kernel_set.write(file, [made])
+    return made.key, file
+
+
+BF16, FP16, INT64 = onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT16, onnx.TensorProto.INT64
+
+
+@pytest.mark.parametrize(
+    ("query", "cache", "kind", "key", "message"),
+    [
+        ([1, 4, 2, 48], [1, 1, 64, 48], BF16, None, None),
+        ([1, 4, 2, 40], [1, 1, 64, 48], BF16, None, r"LatentAttention: input 0 is bf16 \[1, 4, 2, 40\], not Input\("),
+        ([1, 4, 2, 48], [1, 2, 64, 48], BF16, None, r"LatentAttention: input 1 is bf16 \[1, 2, 64, 48\], not Input\("),
+        ([1, 4, 2, 48], [1, 1, 64, 48], FP16, None, r"LatentAttention: input 0 is fp16 .*, not Input\(type='bf16'"),
+        ([1, 4, 2, 48], [1, 1, 64, 48], BF16, "0" * 64, r"kernels '0+' of LatentAttention are not registered"),
+    ],
+    ids=["right", "channels", "heads of the cache", "type", "kernels"],
+)
+def test_plugins_look_at_what_they_are_given(
+    attention_kernels: tuple[str, Path],
+    query: list[int],
+    cache: list[int],
+    kind: int,
+    key: str | None,
+    message: str | None,
+    tmp_path: Path,
+) -> None:
+    known, kernels = attention_kernels
+    node = onnx.helper.make_node(
+        "LatentAttention", ["q", "c", "p"], ["y"], "layer/LatentAttention", domain="llmc",
+        kernels=key or known, scale=0.5, cache_scale=1.0,
+    )  # fmt: skip
+    value = onnx.helper.make_tensor_value_info
+    inputs = [value("q", kind, query), value("c", kind, cache), value("p", INT64, [1])]
+    graph = onnx.helper.make_graph([node], "main", inputs, [value("y", kind, [*query[:3], 32])])
+    opsets = [onnx.helper.make_opsetid("", 24), onnx.helper.make_opsetid("llmc", 1)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=11), tmp_path / "main.onnx")
+    profile = {"q": [query] * 3, "c": [cache] * 3, "p": [[1]] * 3}
+    given = TENSORRT_RTX, tmp_path / "main.onnx", tmp_path / "rtx.engine", [89], [profile], 60
+    if message is None:
+        said = compile_engine(*given, lambda _: None, kernels)
+        assert said["outputs"] == [{"name": "y", "dtype": "bf16", "shape": [1, 4, 2, 32]}]
+        return
+    with pytest.raises(InputError, match=rf"^TensorRT-RTX refuses rtx\.engine.*: .*{message}") as caught:
+        compile_engine(*given, lambda _: None, kernels)
+    assert "\n" not in str(caught.value)
 
 
 def test_without_triton(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -101,10 +101,11 @@ def test_says_which_kernel_does_not_load(driver: Driver) -> None:
 
 
 def test_refuses_other_arguments() -> None:
+    parameters = Parameters(DESCRIPTION)
     with pytest.raises(ValueError, match=r"takes query, scale, tokens, capacity; not query$"):
-        Parameters(DESCRIPTION, {"query": 16})
+        parameters.fill({"query": 16})
     with pytest.raises(ValueError, match="query: 0x8 is no multiple of 16"):
-        Parameters(DESCRIPTION, VALUES | {"query": 8})
+        parameters.fill(VALUES | {"query": 8})
 
 
 def test_sizes_are_those_that_the_cubin_says(tmp_path: Path) -> None:
@@ -116,6 +117,7 @@ def test_sizes_are_those_that_the_cubin_says(tmp_path: Path) -> None:
     from llmc.convert.kernels.latent_attention import sources
     from llmc.runtime.plugins.latent_attention import LatentShape
 
+    of_types = {"fp32": 4, "i32": 4, "i64": 8}
     for name, source in sources(LatentShape(4, 32, 16, "fp16"), 80).items():
         made = compile_kernel(source, 80)
         file = tmp_path / f"{name}.cubin"
@@ -123,6 +125,8 @@ def test_sizes_are_those_that_the_cubin_says(tmp_path: Path) -> None:
         command = [knobs.nvidia.cuobjdump.path, "--dump-elf", file]
         told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         sizes = {int(i, 16): int(size, 16) for i, size in re.findall(r"Ordinal : 0x(\w+).*Size    : 0x(\w+)", told)}
-        values = dict.fromkeys((each["name"] for each in made.description["arguments"]), 0)
-        packed = Parameters(made.description, values).values
-        assert [sizes[i] for i in sorted(sizes)] == [value.nbytes for value in packed]
+        parameters = Parameters(made.description)
+        wanted = [8 if kind.startswith("*") else of_types[kind] for kind in parameters.types.values()]
+        wanted += [8] * made.description["null_pointers"]
+        assert [sizes[i] for i in sorted(sizes)] == wanted
+        assert len(parameters.addresses) == len(wanted)
