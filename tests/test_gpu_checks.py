@@ -1,47 +1,136 @@
-"""What can be seen of ci/gpu/ without a GPU: that it says so, and how it counts."""
+"""What can be known of ci/gpu/ without a GPU: what its scripts count, and that they say what they lack."""
 
 from __future__ import annotations
 
-import importlib
-import subprocess
+import runpy
 import sys
+from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 
-FOLDER = Path(__file__).parents[1] / "ci/gpu"
-SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py") if path.name != "device.py")
+FOLDER = Path(__file__).parents[1] / "ci" / "gpu"
+SCRIPTS = ("all", "engine", "gptq", "latent_attention", "mixture_of_experts")
+SHARED = ("expert_stacks", "this_gpu")
 
 
-def script(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+@pytest.fixture(autouse=True)
+def _beside_each_other(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(FOLDER)
-    for each in ("device", name):
-        monkeypatch.delitem(sys.modules, each, raising=False)
-    return importlib.import_module(name)
+    yield
+    for name in SHARED:
+        sys.modules.pop(name, None)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def script(name: str, run_name: str = "gpu_check") -> dict[str, Any]:
+    return runpy.run_path(str(FOLDER / f"{name}.py"), run_name=run_name)
+
+
+def test_every_script_is_known() -> None:
+    assert {file.stem for file in FOLDER.glob("*.py")} == {*SCRIPTS, *SHARED}
+    assert {*script("all")["CHECKS"], "all"} == set(SCRIPTS)
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_without_a_gpu_one_line_says_so(name: str) -> None:
-    done = subprocess.run([sys.executable, FOLDER / name], capture_output=True, text=True)
-    assert done.returncode == 4 and not done.stdout
-    assert f"{name} needs a CUDA device" in done.stderr and len(done.stderr.splitlines()) == 1
+def test_without_a_gpu_there_is_one_line(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", [name, *(["artifact"] if name == "engine" else [])])
+    with pytest.raises(SystemExit) as ended:
+        script(name, "__main__")
+    assert ended.value.code == 4
+    said = capsys.readouterr()
+    assert said.err.splitlines() == [f"ci/gpu/{name}.py needs a CUDA device, and torch finds none here"]
+    assert not said.out
 
 
-def test_the_work_of_latent_attention(monkeypatch: pytest.MonkeyPatch) -> None:
-    attention = script("latent_attention", monkeypatch)
-    # One token behind 9 others; and two tokens, of which the first does not see the second.
-    assert attention.work(1, [10]) == (10, 2 * 128 * 10 * (576 + 512))
-    assert attention.work(2, [10, 5]) == (15, 2 * 128 * (10 + 9 + 5 + 4) * (576 + 512))
+def test_what_latent_attention_reads_and_computes() -> None:
+    found = script("latent_attention")
+    read_bytes, flops, shape = found["read_bytes"], found["flops"], found["LatentShape"]
+    r1 = shape(128, 512, 64, "bf16")
+    assert read_bytes([1024], r1) == 1_179_648  # 1024 entries of 576 numbers of 2 bytes
+    assert read_bytes([1024, 1000], replace(r1, float8=True)) == 1_165_824
+    # One token: 128 heads, 1024 entries, 576 multiplications for the score and 512 for the sum.
+    assert flops([1024], 1, r1) == 2 * 128 * 1024 * 1088 == 285_212_672
+    # Three tokens that end a sequence of five see 3, 4 and 5 entries.
+    assert flops([5], 3, r1) == 2 * 128 * 12 * 1088
+    assert flops([5, 3], 3, r1) == 2 * 128 * (12 + 6) * 1088
+    # As the docstring says.
+    assert round(flops([1 << 17], 1, r1) / read_bytes([1 << 17], r1)) == 242
 
 
-def test_the_work_of_experts(monkeypatch: pytest.MonkeyPatch) -> None:
-    experts = script("mixture_of_experts", monkeypatch)
-    index = torch.tensor([[0, 1], [1, 2]])  # three experts, four choices
-    read, flops = experts.work(experts.R1, "fp8", index)
-    assert flops == 2 * 4 * 3 * 7168 * 2048
-    assert read == 3 * 3 * (7168 * 2048 + 4 * 56 * 16)
-    read, _ = experts.work(experts.R1, "int4", index)
-    assert read == 3 * 3 * (7168 * 2048 // 2 + 2 * 7168 * 2048 // 128)
+def test_what_experts_read_and_compute() -> None:
+    found = script("mixture_of_experts")
+    r1, qwen3 = found["MODELS"].values()
+    weights = 3 * 7168 * 2048  # 44,040,192 of an expert
+    assert found["expert_bytes"](r1) == 2 * weights == 88_080_384
+    int4 = replace(r1, gate_up=found["INT4"], down=found["INT4"])
+    assert found["expert_bytes"](int4) == weights // 2 + 2 * weights // 128 == 22_708_224
+    fp8 = replace(r1, gate_up=found["FP8"], down=found["FP8"])
+    assert found["expert_bytes"](fp8) == weights + 4 * 3 * 56 * 16 == 44_050_944  # blocks of 128 x 128
+    assert found["expert_bytes"](replace(qwen3, gate_up=found["INT4"], down=found["INT4"])) == 2_433_024
+    assert found["flops"](r1, 1) == 2 * 8 * weights == 704_643_072
+    assert found["flops"](qwen3, 4096) == 309_237_645_312
+
+
+@pytest.mark.parametrize("kind", ["uniform", "hot", "some empty"])
+def test_routings_are_what_they_are_called(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = script("mixture_of_experts")
+    monkeypatch.setitem(found["routing"].__globals__, "DEVICE", "cpu")
+    for shape in found["CHECKED"].values():
+        index = found["routing"](kind, 300, shape, torch.Generator().manual_seed(0))
+        chosen = set(index.unique().tolist())
+        if kind == "hot":
+            assert chosen == {shape.experts - 1}
+            continue
+        assert chosen == set(range(shape.experts) if kind == "uniform" else range(1, shape.top_k + 2))
+        assert all(len(set(row)) == shape.top_k for row in index.tolist())
+
+
+def test_the_peers_say_what_the_experts_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not hasattr(torch.nn.functional, "grouped_mm"):
+        pytest.skip("this torch has no grouped_mm")
+    monkeypatch.setattr(__import__("this_gpu"), "DEVICE", "cpu")
+    found = script("mixture_of_experts")
+    plain = found["PLAIN"]
+    shape = replace(found["CHECKED"]["ragged"], hidden=64, inner=32)
+    generator = torch.Generator().manual_seed(0)
+    gate, up, down = (found["known"](plain, 7, *size, generator) for size in ((32, 64), (32, 64), (64, 32)))
+    gate_up = torch.cat([gate.stored[0], up.stored[0]], 1)
+    for kind in found["ROUTINGS"]:
+        given = found["inputs_of"](kind, 9, shape, generator)
+        want = found["exact"](given, gate, up, down)
+        for peer in found["PEERS"].values():
+            assert found["difference"](peer(given, gate_up, down.stored[0]), want) < found["TOLERANCE"]
+
+
+def test_the_nearest_engine() -> None:
+    nearest = script("engine")["nearest"]
+    assert nearest(90, {(80, 86), (89, 120)}) == [89, 86]
+    assert nearest(100, {(90, 110), (120,)}) == [90, 120]
+
+
+def test_a_crash_is_reported_and_not_suffered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    attempt = script("engine")["attempt"]
+    crash = tmp_path / "crash.py"
+    crash.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
+    monkeypatch.setitem(attempt.__globals__, "__file__", str(crash))
+    assert attempt(Namespace(artifact="artifact", backend="tensorrt-rtx"), "89") == -9
+    assert "ended by SIGKILL" in capfd.readouterr().out
+
+
+def test_what_all_checks_runs() -> None:
+    found = script("all")
+    assert list(found["commands"](list(found["CHECKS"]), None)) == [
+        "build", "gptq", "latent_attention", "mixture_of_experts", "engine"
+    ]  # fmt: skip
+    given = found["commands"](["engine"], "somewhere")
+    assert [command[1:] for command in given.values()] == [[str(FOLDER / "engine.py"), "somewhere"]]
+    assert [found["verdict"](code) for code in (0, 5)] == ["passed", "no engine is for this GPU"]
+    assert found["verdict"](1).startswith("FAILED") and found["verdict"](-11).startswith("FAILED")

@@ -12,13 +12,12 @@ much of the output is lost must not depend on the way.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from dataclasses import dataclass
 
 import torch
-from rich.console import Console
 from rich.table import Table
+from this_gpu import console, require_gpu, title
 
 from llmc.quant import gptq
 from llmc.quant.schemes import scheme
@@ -91,9 +90,7 @@ def main() -> None:
     parser.add_argument("--scheme", default="int4-g128")
     parser.add_argument("--portion", type=int, help="experts solved at once; by default as many as fit into memory")
     args = parser.parse_args()
-    if not torch.cuda.is_available():
-        print("ci/gpu/gptq.py needs a CUDA device, and torch finds none here", file=sys.stderr)
-        raise SystemExit(4)
+    require_gpu("gptq.py")
     assert isinstance(gptq.USE_KERNEL, bool)  # or torch would be compared with itself
     chosen = scheme(args.scheme)
     chosen.check("the experts", (args.rows, args.columns))
@@ -109,8 +106,7 @@ def main() -> None:
     weights = args.experts * args.rows * args.columns
     table = Table(
         "way", "ms per expert", "GB/s of bfloat16 weights", "equal codes", "error", "peak GPU GB",
-        title=f"{args.experts} x [{args.rows}, {args.columns}] {args.scheme}, {portion} at once, "
-        f"{torch.cuda.get_device_name()}, torch {torch.__version__}",
+        title=title(f"{args.experts} x [{args.rows}, {args.columns}] {args.scheme}, {portion} at once"),
     )  # fmt: skip
     for way, found in measured.items():
         table.add_row(
@@ -121,7 +117,7 @@ def main() -> None:
             f"{found.error / args.experts:.5f}",
             f"{found.peak / 1e9:.1f}",
         )
-    Console(width=120).print(table)
+    console.print(table)
     kernel, plain = (measured[way].error for way in WAYS)
     if not abs(kernel - plain) <= MOST_DIFFERENT * plain:
         raise SystemExit(f"errors of {kernel:.5g} with the kernel and {plain:.5g} without it: one of them is wrong")

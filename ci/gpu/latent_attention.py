@@ -3,27 +3,36 @@
 
     python ci/gpu/latent_attention.py
 
-The kernels are compiled for this GPU and launched as an engine launches them. Every time is a median with the L2 cache
-cleared before. The share of the copy's bandwidth counts each cache entry once, however often it is read; with 128 heads
-an entry of bfloat16 costs 242 FLOPs a byte, so that most GPUs run out of FLOPs before bytes. The peer, torch's own
+They are launched through the operations that engines hold, `LatentAttention` and `AppendFloat8`, with cubins compiled
+for this GPU. The share of the copy's bandwidth counts each cache entry once, however often it is read; with 128 heads
+an entry of bfloat16 costs 242 FLOPs a byte, so that most GPUs run out of FLOPs before bytes. The peer, torch's
 attention, reads the keys and values of all heads, which were expanded from the latents beforehand.
 """
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
-from functools import partial
+from functools import cache
 
 import torch
-from device import compiled, copied_bytes_per_second, launcher, milliseconds, require_gpu, resources
-from rich.console import Console
 from rich.table import Table
+from this_gpu import (
+    DEVICE,
+    compiled,
+    console,
+    copied_bytes_per_second,
+    current,
+    milliseconds,
+    multiplied_flops_per_second,
+    on_tensors,
+    require_gpu,
+    resources,
+    title,
+)
 
 from llmc.convert.kernels.kernel_sets import Wanted
 from llmc.runtime.plugins.append_float8 import AppendFloat8, EntryShape
-from llmc.runtime.plugins.latent_attention import LatentAttention, LatentShape
-from llmc.runtime.plugins.operation import Operation
+from llmc.runtime.plugins.latent_attention import LatentAttention, LatentLayout, LatentShape, plan
 
 HEADS, RANK, ROPE = 128, 512, 64
 NOPE, VALUE = 128, 128  # channels of an expanded key beside the rotated ones, and of an expanded value
@@ -34,151 +43,175 @@ TOLERANCE = 2**-6  # relative to the largest number of the output: weights and o
 CHECKED = ((3, 1, 5000), (2, 4, 3000), (70, 2, 200), (1, 600, 2048))  # batch, tokens, longest
 DECODED = tuple((batch, 1, context) for batch in (1, 8, 32) for context in (1 << 10, 8 << 10, 32 << 10, 128 << 10))
 PREFILLED = ((1, 4096, 4096), (1, 1024, 32 << 10))
+# With powers of 2 the division is exact, and every code must be torch's. Else its last bit may decide, seldom.
+APPENDED = {1.0: 0.0, CACHE_SCALE: 0.0, 0.3: 1e-3}  # scale: share of codes that may differ
 
 
 @dataclass(frozen=True)
 class Problem:
-    """query [B, Hq, S, R + P], cache [B, 1, T, R + P] in bfloat16 or as E4M3 codes, cache_position [B]."""
+    """query [B, Hq, S, R + P], cache [B, 1, T, R + P] in bfloat16 or as E4M3 codes in int8, cache_position [B]."""
 
     query: torch.Tensor
     cache: torch.Tensor
     cache_position: torch.Tensor
 
-    def entries(self, sequence: int, length: int) -> torch.Tensor:
-        """The first numbers of a sequence's cache, float64."""
-        cache = self.cache[sequence, 0, :length]
-        return cache.view(torch.float8_e4m3fn).double() * CACHE_SCALE if cache.dtype == torch.int8 else cache.double()
-
-    def output(self) -> torch.Tensor:
-        return torch.empty(*self.query.shape[:3], RANK, dtype=torch.bfloat16, device="cuda")
-
     @property
-    def inputs(self) -> list[torch.Tensor]:
-        return [self.query, self.cache, self.cache_position]
+    def lengths(self) -> list[int]:
+        """Entries that the last token of each sequence sees."""
+        return [position + self.query.shape[2] for position in self.cache_position.tolist()]
+
+    def entries(self, sequence: int) -> torch.Tensor:
+        """Those of a sequence that are seen, float64."""
+        cache = self.cache[sequence, 0, : self.lengths[sequence]]
+        return cache.double() if cache.dtype != torch.int8 else cache.view(torch.float8_e4m3fn).double() * CACHE_SCALE
 
 
-def problem(batch: int, tokens: int, longest: int, float8: bool, shorter: int = 0) -> Problem:
+def problem(batch: int, tokens: int, longest: int, shape: LatentShape, shorter: int = 0) -> Problem:
     """Each sequence has so many entries less than the one before; behind them lies NaN."""
-    generator = torch.Generator("cuda").manual_seed(batch + tokens + longest)
-    query = torch.randn(batch, HEADS, tokens, RANK + ROPE, device="cuda", generator=generator).bfloat16()
+    generator = torch.Generator(DEVICE).manual_seed(batch + tokens + longest)
+    query = torch.randn(batch, shape.heads, tokens, shape.channels, device=DEVICE, generator=generator).bfloat16()
     capacity = longest + CAPACITY_BEYOND
-    kind = torch.int8 if float8 else torch.bfloat16
-    cache = torch.empty(batch, 1, capacity, RANK + ROPE, dtype=kind, device="cuda")
+    kind = torch.int8 if shape.float8 else torch.bfloat16
+    cache = torch.empty(batch, 1, capacity, shape.channels, dtype=kind, device=DEVICE)
     lengths = [max(tokens, longest - shorter * sequence) for sequence in range(batch)]
     for sequence, length in enumerate(lengths):
-        entries = torch.randn(capacity, RANK + ROPE, device="cuda", generator=generator)
+        entries = torch.randn(capacity, shape.channels, device=DEVICE, generator=generator)
         entries[length:] = torch.nan
-        cache[sequence, 0] = (entries / CACHE_SCALE).to(torch.float8_e4m3fn).view(kind) if float8 else entries
-    return Problem(query, cache, torch.tensor(lengths, device="cuda") - tokens)
+        cache[sequence, 0] = (entries / CACHE_SCALE).to(torch.float8_e4m3fn).view(kind) if shape.float8 else entries
+    return Problem(query, cache, torch.tensor(lengths, device=DEVICE) - tokens)
 
 
-def difference(given: Problem, output: torch.Tensor) -> float:
+def read_bytes(lengths: list[int], shape: LatentShape) -> int:
+    """Of the cache, each entry once."""
+    return sum(lengths) * shape.channels * (1 if shape.float8 else 2)
+
+
+def flops(lengths: list[int], tokens: int, shape: LatentShape) -> int:
+    """Of scores and of weighted sums, for what each token sees alone."""
+    seen = sum(tokens * length - tokens * (tokens - 1) // 2 for length in lengths)
+    return 2 * shape.heads * seen * (shape.channels + shape.rank)
+
+
+def difference(given: Problem, output: torch.Tensor, rank: int) -> float:
     """Largest, over the largest number; of four heads of every sequence, against a softmax in float64."""
-    heads, tokens = [0, 1, HEADS // 2, HEADS - 1], given.query.shape[2]
-    worst = 0.0
+    _, heads, tokens, _ = given.query.shape
+    some, worst = [0, 1, heads // 2, heads - 1], 0.0
     for sequence, position in enumerate(given.cache_position.tolist()):
-        entries = given.entries(sequence, position + tokens)
-        scores = SCALE * given.query[sequence, heads].double() @ entries.mT
-        seen = torch.arange(len(entries), device="cuda") <= position + torch.arange(tokens, device="cuda")[:, None]
-        want = scores.masked_fill(~seen, -torch.inf).softmax(-1) @ entries[:, :RANK]
-        found = (output[sequence, heads].double() - want).abs().max() / want.abs().max()
+        entries = given.entries(sequence)
+        scores = SCALE * given.query[sequence, some].double() @ entries.mT
+        seen = torch.arange(len(entries), device=DEVICE) <= position + torch.arange(tokens, device=DEVICE)[:, None]
+        want = scores.masked_fill(~seen, -torch.inf).softmax(-1) @ entries[:, :rank]
+        found = (output[sequence, some].double() - want).abs().max() / want.abs().max()
         worst = max(worst, torch.nan_to_num(found, nan=torch.inf).item())
     return worst
 
 
+def check_attention(attention: dict[str, LatentAttention]) -> bool:
+    table = Table("cache", "batch", "tokens", "longest", "largest difference", title="attention against float64")
+    right = True
+    for name, operation in attention.items():
+        for shape in CHECKED:
+            given = problem(*shape, operation.shape, shorter=37)
+            call, output = on_tensors(operation, given.query, given.cache, given.cache_position)
+            call()
+            found = difference(given, output, operation.shape.rank)
+            right &= found <= TOLERANCE
+            table.add_row(name, *map(str, shape), f"{found:.2e}" + ("" if found <= TOLERANCE else " WRONG"))
+    console.print(table)
+    return right
+
+
+def entries_of_all_numbers(channels: int) -> torch.Tensor:
+    """[2, 1, S, channels]: every bfloat16 that is no NaN, and a NaN at the end."""
+    every = torch.arange(1 << 16, dtype=torch.int32, device=DEVICE).to(torch.int16).view(torch.bfloat16)
+    every = every[~every.isnan()]
+    padding = torch.full((-len(every) % (2 * channels) or 2 * channels,), torch.nan, device=DEVICE).bfloat16()
+    return torch.cat([every, padding]).view(2, 1, -1, channels)
+
+
+def check_append(operation: AppendFloat8) -> bool:
+    """The last rows of the second sequence do not fit."""
+    entries, untouched = entries_of_all_numbers(operation.shape.channels), 0x2B
+    _, _, tokens, channels = entries.shape
+    capacity, starts = tokens + 5, [2, 8]
+    table = Table("cache_scale", "entries", "codes that differ from torch's", title="new entries of an FP8 cache")
+    right = True
+    for scale, most in APPENDED.items():
+        operation.cache_scale = scale
+        cache = torch.full((2, 1, capacity, channels), untouched, dtype=torch.int8, device=DEVICE)
+        want = cache.clone()
+        for row, start in enumerate(starts):
+            fits = min(tokens, capacity - start)
+            codes = (entries[row, 0, :fits].float() / scale).clamp(-448, 448).to(torch.float8_e4m3fn)
+            want[row, 0, start : start + fits] = codes.view(torch.int8)
+        call, output = on_tensors(operation, cache, entries, torch.tensor(starts, device=DEVICE))
+        call()
+        differ = (output != want).double().mean().item()
+        right &= differ <= most
+        table.add_row(f"{scale}", f"{entries.numel():,}", f"{differ:.2e}" + ("" if differ <= most else " WRONG"))
+    console.print(table)
+    return right
+
+
+@cache
 def peer_milliseconds(batch: int, context: int) -> float | None:
     """Of torch's attention for one token; values are padded to the keys' channels, or no fused kernel takes them."""
     needed = 2 * 2 * batch * HEADS * context * (NOPE + ROPE)
     if needed > 0.9 * torch.cuda.mem_get_info()[0]:
         return None
-    key = torch.zeros(batch, HEADS, context, NOPE + ROPE, dtype=torch.bfloat16, device="cuda")
+    key = torch.zeros(batch, HEADS, context, NOPE + ROPE, dtype=torch.bfloat16, device=DEVICE)
     value, query = torch.zeros_like(key), torch.zeros_like(key[:, :, :1])
-    return milliseconds(partial(torch.nn.functional.scaled_dot_product_attention, query, key, value))
+    return milliseconds(lambda: torch.nn.functional.scaled_dot_product_attention(query, key, value))
 
 
-def work(tokens: int, lengths: list[int]) -> tuple[int, int]:
-    """Cache entries that are read once, and FLOPs of a step whose sequences have these lengths with the new tokens."""
-    seen = sum(tokens * length - tokens * (tokens - 1) // 2 for length in lengths)
-    return sum(lengths), 2 * HEADS * seen * (RANK + ROPE + RANK)
-
-
-def check(kernels: dict[str, Operation], console: Console) -> bool:
-    table = Table("cache", "batch", "tokens", "longest", "largest difference", title="against float64")
-    right = True
-    for name, operation in kernels.items():
-        for shape in CHECKED:
-            given = problem(*shape, float8=name == "fp8", shorter=37)
-            output = given.output()
-            launcher(operation, given.inputs, output)()
-            found = difference(given, output)
-            right &= found <= TOLERANCE
-            table.add_row(name, *map(str, shape), f"{found:.2e}" + ("" if found <= TOLERANCE else " WRONG"))
-    console.print(table)
-    return right & check_append(console)
-
-
-def check_append(console: Console) -> bool:
-    """Codes of new cache entries, against torch's."""
-    append = compiled(AppendFloat8, Wanted("AppendFloat8", EntryShape(RANK + ROPE, "bf16")), cache_scale=CACHE_SCALE)
-    entries = 3 * torch.randn(4, 1, 33, RANK + ROPE, device="cuda").bfloat16()
-    cache = torch.zeros(4, 1, 100, RANK + ROPE, dtype=torch.int8, device="cuda")
-    starts = torch.tensor([0, 7, 60, 67], device="cuda")
-    want = cache.clone()
-    codes = (entries.float() / CACHE_SCALE).clamp(-448, 448).to(torch.float8_e4m3fn).view(torch.int8)
-    for row, start in enumerate(starts.tolist()):
-        want[row, :, start : start + 33] = codes[row]
-    launcher(append, [cache, entries, starts], cache)()
-    equal = torch.equal(cache, want)
-    console.print(f"AppendFloat8: {'codes are torch’s' if equal else 'WRONG codes'}")
-    return equal
-
-
-def measure(kernels: dict[str, Operation], console: Console) -> None:
-    copied = copied_bytes_per_second()
+def measure(attention: dict[str, LatentAttention]) -> None:
+    copied, multiplied, gpu = copied_bytes_per_second(), multiplied_flops_per_second(), current()
     table = Table(
-        "cache", "batch", "tokens", "context", "ms", "cache GB/s", "of a copy", "TFLOP/s", "torch ms",
-        title=f"{torch.cuda.get_device_name()}, a copy moves {copied / 1e9:.0f} GB/s",
+        "cache", "batch", "tokens", "context", "splits", "ms", "cache GB/s", "of a copy", "TFLOP/s", "of a matmul",
+        "torch ms",
+        title=title(f"a copy moves {copied / 1e9:.0f} GB/s", f"a matmul does {multiplied / 1e12:.0f} TFLOP/s"),
     )  # fmt: skip
-    for name, operation in kernels.items():
+    for name, operation in attention.items():
+        shape, layouts = operation.shape, operation.kernels.layouts
+        layout = LatentLayout(**layouts[operation.kernels.fitting(gpu.sm)])
         for batch, tokens, context in DECODED + PREFILLED:
             row = [name, str(batch), str(tokens), str(context)]
             torch.cuda.empty_cache()
             try:
-                given = problem(batch, tokens, context, name == "fp8")
-                took = milliseconds(launcher(operation, given.inputs, given.output()))
+                given = problem(batch, tokens, context, shape)
+                call, _ = on_tensors(operation, given.query, given.cache, given.cache_position)
+                seconds = milliseconds(call) / 1e3
             except torch.OutOfMemoryError:
                 table.add_row(*row, "out of memory")
                 continue
-            entries, flops = work(tokens, (given.cache_position + tokens).tolist())
-            speed = 1e3 * entries * (RANK + ROPE) * given.cache.element_size() / took
-            del given
+            splits = plan(shape, layout, gpu.multiprocessors, batch, tokens, given.cache.shape[2]).splits
+            bandwidth = read_bytes(given.lengths, shape) / seconds
+            speed = flops(given.lengths, tokens, shape) / seconds
+            del given, call
             torch.cuda.empty_cache()
             peer = peer_milliseconds(batch, context) if tokens == 1 else None
             table.add_row(
-                *row, f"{took:.3f}", f"{speed / 1e9:.0f}", f"{speed / copied:.0%}", f"{flops / took / 1e9:.0f}",
-                "–" if peer is None else f"{peer:.3f}",
+                *row, str(splits), f"{1e3 * seconds:.3f}", f"{bandwidth / 1e9:.0f}", f"{bandwidth / copied:.0%}",
+                f"{speed / 1e12:.0f}", f"{speed / multiplied:.0%}", "–" if peer is None else f"{peer:.3f}",
             )  # fmt: skip
     console.print(table)
 
 
 def main() -> None:
-    require_gpu(__file__)
-    console = Console(width=120)
-    kernels = {
-        name: compiled(
-            LatentAttention,
-            Wanted("LatentAttention", LatentShape(HEADS, RANK, ROPE, "bf16", name == "fp8")),
-            scale=SCALE,
-            cache_scale=CACHE_SCALE if name == "fp8" else 1.0,
-        )
-        for name in ("bf16", "fp8")
+    require_gpu("latent_attention.py")
+    shapes = {"bf16": LatentShape(HEADS, RANK, ROPE, "bf16"), "fp8": LatentShape(HEADS, RANK, ROPE, "bf16", True)}
+    wanted = [Wanted("LatentAttention", shape) for shape in shapes.values()]
+    *found, append = compiled([*wanted, Wanted("AppendFloat8", EntryShape(RANK + ROPE, "bf16"))])
+    attention = {
+        name: LatentAttention(kernels, SCALE, CACHE_SCALE if shapes[name].float8 else 1.0)
+        for name, kernels in zip(shapes, found, strict=True)
     }
-    for name, operation in kernels.items():
-        console.print(f"{name}, registers + spilled bytes: {resources(operation)}")
-    right = check(kernels, console)
-    measure(kernels, console)
+    for name, operation in attention.items():
+        console.print(f"{name} cache: registers/spilled bytes: {resources(operation.kernels)}")
+    right = check_attention(attention) & check_append(AppendFloat8(append, 1.0))
+    measure(attention)
     if not right:
-        sys.exit("the kernels are wrong on this GPU")
+        raise SystemExit("the kernels are wrong on this GPU")
 
 
 if __name__ == "__main__":

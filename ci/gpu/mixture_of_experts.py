@@ -3,231 +3,206 @@
 
     python ci/gpu/mixture_of_experts.py
 
-The kernels are compiled for this GPU and launched as an engine launches them. Every time is a median with the L2 cache
-cleared before. Bytes are those of the chosen experts' weights, each expert once; FLOPs those of the choices. The peers
-compute with bfloat16 weights: torch's grouped product, where torch has one and the weights fit, and one product after
-the other. Both are spared what the kernels do besides: rows are gathered beforehand, and outputs are not added up.
+They are launched through `MixtureOfExperts`, the operation that engines hold, with cubins compiled for this GPU.
+Decoding is bound by bytes: each chosen expert's weights are counted once, and held against a copy. Prefill is bound by
+FLOPs, held against a product of torch's in bfloat16. Routing is uniform, which makes the most experts distinct. The
+peers have the same experts in bfloat16: torch's grouped product, with the sorting and adding that it needs, and a loop
+over the chosen experts. All but the loop, which asks the GPU for the routing, run as CUDA graphs.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import replace
+from functools import partial
 
 import torch
-from device import (
+from expert_stacks import FORMS, FP8, INT4, PLAIN, Stack, expert_bytes, flops, known, random
+from rich.table import Table
+from this_gpu import (
+    DEVICE,
     compiled,
+    console,
     copied_bytes_per_second,
-    launcher,
     milliseconds,
     multiplied_flops_per_second,
+    on_tensors,
     require_gpu,
     resources,
+    title,
 )
-from rich.console import Console
-from rich.table import Table
+from torch.nn import functional
 
-from llmc.convert.kernels import expert_weights
 from llmc.convert.kernels.kernel_sets import Wanted
-from llmc.convert.quantised_weight import QuantisedWeight
-from llmc.runtime.plugins.mixture_of_experts import ExpertsShape, MixtureOfExperts, Weights
+from llmc.runtime.plugins.mixture_of_experts import ExpertsShape, MixtureOfExperts
 
-FORMS = {
-    "int4": Weights("int4", 128, 1, "bf16"),
-    "fp8": Weights("fp8", 128, 128, "fp32"),
-    "bf16": Weights("plain"),
+MODELS = {
+    "DeepSeek-R1": ExpertsShape(256, 8, 7168, 2048, "bf16", "bf16", PLAIN, PLAIN),
+    "Qwen3-30B-A3B": ExpertsShape(128, 8, 2048, 768, "bf16", "bf16", PLAIN, PLAIN),
 }
-BITS = {"int4": 4 + 16 / 128, "fp8": 8 + 32 / 128**2, "bf16": 16}  # of a weight, its share of a scale among them
-R1 = ExpertsShape(256, 8, 7168, 2048, "bf16", "bf16", Weights("plain"), Weights("plain"))
-MODELS = {"R1": R1, "Qwen3-30B": replace(R1, experts=128, hidden=2048, inner=768)}
-SMALL = replace(R1, experts=24, top_k=4, hidden=1168, inner=400)  # neither whole blocks nor whole tiles
-CHECKED = (1, 7, 96, 1000)  # tokens
-TOKENS = (1, 8, 32, 512, 4096)
-TOLERANCE = 0.01  # of a token's norm: weights of high tiles, the inner channels and each expert's output are rounded
+TIMED = {"int4 g128": INT4, "fp8 128x128": FP8}
+DECODED, PREFILLED = (1, 8, 32), (512, 4096)
+COPY_GOAL, MATMUL_GOAL = 0.75, 0.6
+# Few experts, so that a CPU's worth of float64 will do; widths of both models, and some that fill no block.
+CHECKED = {
+    "R1's widths": replace(MODELS["DeepSeek-R1"], experts=12),
+    "Qwen3's widths": replace(MODELS["Qwen3-30B-A3B"], experts=16),
+    "ragged": ExpertsShape(7, 3, 776, 328, "bf16", "bf16", PLAIN, PLAIN),
+}
+ROUTINGS = ("uniform", "hot", "some empty")
+CHECKED_TOKENS = (1, 9, 300)
+TOLERANCE = 0.02  # of a token's norm: inner channels, each choice's output and their sum are rounded to bfloat16
 
 
-@dataclass(frozen=True)
-class Stack:
-    """Of one projection: as the kernels take it, and [E, out, in] in bfloat16, if that is wanted."""
-
-    stored: list[torch.Tensor]
-    plain: torch.Tensor | None = None
-
-
-def checked_stack(form: str, experts: int, out: int, columns: int, generator: torch.Generator) -> Stack:
-    """Numbers that are exactly what the codes mean."""
-    if form == "bf16":
-        plain = (0.05 * torch.randn(experts, out, columns, generator=generator)).bfloat16()
-        return Stack([plain.cuda()], plain.cuda())
-    found = []
-    for _ in range(experts):
-        if form == "int4":
-            codes = torch.randint(-8, 8, (out, columns), generator=generator, dtype=torch.int8)
-            scales = (0.02 * torch.rand(out, -(-columns // 128), generator=generator)).bfloat16()
-            found.append(QuantisedWeight(codes, scales, (1, 128), "int4"))
-        else:
-            codes = torch.randn(out, columns, generator=generator).to(torch.float8_e4m3fn)
-            scales = 0.05 * torch.rand(-(-out // 128), -(-columns // 128), generator=generator)
-            found.append(QuantisedWeight(codes, scales, (128, 128), "float8_e4m3fn"))
-    like = FORMS[form]
-    words = torch.stack([expert_weights.words(each, like) for each in found]).cuda()
-    scales = torch.stack([expert_weights.scales(each, like) for each in found]).cuda()
-    return Stack([words, scales], torch.stack([each.dequantise() for each in found]).cuda())
+def routing(kind: str, tokens: int, shape: ExpertsShape, generator: torch.Generator) -> torch.Tensor:
+    """[N, K], different experts for a token, unless it is "hot": the last expert gets everything."""
+    if kind == "hot":
+        return torch.full((tokens, shape.top_k), shape.experts - 1, device=DEVICE)
+    score = torch.rand(tokens, shape.experts, device=DEVICE, generator=generator)
+    if kind == "some empty":  # the first, and all behind those that are needed
+        score[:, 0] = score[:, shape.top_k + 2 :] = -1
+    return score.topk(shape.top_k).indices
 
 
-def timed_stack(form: str, experts: int, out: int, columns: int) -> Stack:
-    """Any codes."""
-    kinds = {"bf16": torch.bfloat16, "fp32": torch.float32, "i32": torch.int32}
-    stored = []
-    for wanted in FORMS[form].inputs(experts, out, columns, "bf16"):
-        shape = [n for n in wanted.shape if n is not None]
-        if wanted.type == "i32":
-            stored.append(torch.randint(-(2**31), 2**31 - 1, shape, dtype=torch.int32, device="cuda"))
-        else:
-            stored.append(torch.full(shape, 0.01, dtype=kinds[wanted.type], device="cuda"))
-    return Stack(stored)
+def inputs_of(kind: str, tokens: int, shape: ExpertsShape, generator: torch.Generator) -> list[torch.Tensor]:
+    """x [N, H], index and weight [N, K]."""
+    x = torch.randn(tokens, shape.hidden, device=DEVICE, generator=generator).bfloat16()
+    index = routing(kind, tokens, shape, generator)
+    weight = torch.rand(index.shape, device=DEVICE, generator=generator).bfloat16()
+    return [x, index, weight]
 
 
-def routing(shape: ExpertsShape, tokens: int, hot: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    """index [N, K] of different experts and weight [N, K]; hot: all tokens choose the last ones."""
-    if hot:
-        last = torch.arange(shape.experts - shape.top_k, shape.experts, device="cuda")
-        index = last.expand(tokens, -1).contiguous()
-    else:
-        index = torch.rand(tokens, shape.experts, device="cuda").topk(shape.top_k).indices
-    weight = torch.rand(tokens, shape.top_k, device="cuda").bfloat16()
-    return index, weight
+def exact(inputs: list[torch.Tensor], gate: Stack, up: Stack, down: Stack) -> torch.Tensor:
+    """float64 [N, H]"""
+    x, index, weight = inputs
+    want = torch.zeros(x.shape, dtype=torch.float64, device=DEVICE)
+    for expert in index.unique().tolist():
+        token, slot = torch.where(index == expert)
+        rows = x[token].double()
+        inner = functional.silu(rows @ gate.exact(expert).mT) * (rows @ up.exact(expert).mT)
+        want.index_add_(0, token, inner @ down.exact(expert).mT * weight[token, slot, None].double())
+    return want
 
 
-def in_float64(x: torch.Tensor, index: torch.Tensor, weight: torch.Tensor, stacks: list[Stack]) -> torch.Tensor:
-    y = torch.zeros(x.shape, dtype=torch.float64, device="cuda")
-    gate, up, down = (each.plain for each in stacks)
-    assert gate is not None and up is not None and down is not None
-    for expert in range(len(gate)):
-        token, choice = torch.where(index == expert)
-        given = x[token].double()
-        inner = torch.nn.functional.silu(given @ gate[expert].double().mT) * (given @ up[expert].double().mT)
-        y.index_add_(0, token, inner @ down[expert].double().mT * weight[token, choice, None].double())
-    return y
+def difference(found: torch.Tensor, want: torch.Tensor) -> float:
+    """The largest of all tokens, each relative to its own norm."""
+    rows = (found.double() - want).norm(dim=1) / want.norm(dim=1)
+    return torch.nan_to_num(rows, nan=torch.inf).max().item()
 
 
-def work(shape: ExpertsShape, form: str, index: torch.Tensor) -> tuple[float, int]:
-    """Bytes of the weights of distinct chosen experts, and FLOPs of all choices."""
-    weights = 3 * shape.hidden * shape.inner
-    return len(index.unique()) * weights * BITS[form] / 8, 2 * index.numel() * weights
-
-
-def shape_of(model: ExpertsShape, form: str) -> ExpertsShape:
-    return replace(model, gate_up=FORMS[form], down=FORMS[form])
-
-
-def check(console: Console) -> bool:
-    table = Table("weights", "tokens", "routing", "largest error", "twice the same", title="against float64")
-    right, generator = True, torch.Generator().manual_seed(0)
-    sizes = (SMALL.inner, SMALL.hidden), (SMALL.inner, SMALL.hidden), (SMALL.hidden, SMALL.inner)
-    for form in FORMS:
-        operation = compiled(MixtureOfExperts, Wanted("MixtureOfExperts", shape_of(SMALL, form)))
-        console.print(f"{form}, registers + spilled bytes: {resources(operation)}")
-        stacks = [checked_stack(form, SMALL.experts, *size, generator) for size in sizes]
-        for tokens in CHECKED:
-            for hot in (False, True):
-                x = torch.randn(tokens, SMALL.hidden, device="cuda").bfloat16()
-                index, weight = routing(SMALL, tokens, hot)
-                index[0, 0], index[-1, 1] = -1, SMALL.experts  # which there are not, and count nothing
-                inputs = [x, index, weight, *(part for each in stacks for part in each.stored)]
-                first, second = torch.empty_like(x), torch.empty_like(x)
-                for output in (first, second):
-                    launcher(operation, inputs, output)()
-                want = in_float64(x, index, weight, stacks)
-                errors = (first.double() - want).norm(dim=1) / want.norm(dim=1)
-                error = errors.nan_to_num(nan=torch.inf).max().item()
-                fine = error <= TOLERANCE and torch.equal(first, second)
-                right &= fine
-                verdict = f"{error:.2e}" + ("" if fine else " WRONG")
-                table.add_row(form, str(tokens), "hot" if hot else "any", verdict, str(torch.equal(first, second)))
+def check(operations: dict[tuple[str, str], MixtureOfExperts]) -> bool:
+    table = Table("widths", "weights", "routing", *map(str, CHECKED_TOKENS), title="difference from float64, by tokens")
+    right = True
+    for (widths, form), operation in operations.items():
+        shape, generator = operation.shape, torch.Generator(DEVICE).manual_seed(1)
+        gate, up = (known(shape.gate_up, shape.experts, shape.inner, shape.hidden, generator) for _ in range(2))
+        down = known(shape.down, shape.experts, shape.hidden, shape.inner, generator)
+        for kind in ROUTINGS:
+            row = list[str]()
+            for tokens in CHECKED_TOKENS:
+                given = inputs_of(kind, tokens, shape, generator)
+                call, output = on_tensors(operation, *given, *gate.stored, *up.stored, *down.stored)
+                call()
+                found = difference(output, exact(given, gate, up, down))
+                right &= found <= TOLERANCE
+                row.append(f"{found:.2e}" + ("" if found <= TOLERANCE else " WRONG"))
+            table.add_row(widths, form, kind, *row)
     console.print(table)
     return right
 
 
-def peers(model: ExpertsShape, index: torch.Tensor, x: torch.Tensor) -> dict[str, float | None]:
-    """Milliseconds for the same choices with weights of bfloat16; None where they do not fit or torch has no such."""
-    none: dict[str, float | None] = {"grouped": None, "loop": None}
-    if 2 * 3 * model.experts * model.hidden * model.inner > 0.8 * torch.cuda.mem_get_info()[0]:
-        return none
-    both = torch.full((model.experts, model.hidden, 2 * model.inner), 0.01, dtype=torch.bfloat16, device="cuda")
-    down = torch.full((model.experts, model.inner, model.hidden), 0.01, dtype=torch.bfloat16, device="cuda")
-    flat, order = index.flatten().sort()
-    rows = x[order // index.shape[1]]
-    ends = torch.bincount(flat, minlength=model.experts).cumsum(0).to(torch.int32)
-    bounds = [0, *ends.tolist()]
+def grouped(inputs: list[torch.Tensor], gate_up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+    """By torch's grouped product. gate_up [E, 2 I, H], down [E, H, I]"""
+    product = getattr(functional, "grouped_mm", None) or torch._grouped_mm
+    x, index, weight = inputs
+    expert, order = index.flatten().sort(stable=True)
+    ends = torch.searchsorted(expert, torch.arange(len(down), device=DEVICE), right=True, out_int32=True)
+    gate, up = product(x[order // index.shape[1]], gate_up.mT, offs=ends).chunk(2, -1)
+    outer = torch.empty(len(order), x.shape[1], dtype=x.dtype, device=DEVICE)
+    outer[order] = product(functional.silu(gate) * up, down.mT, offs=ends)
+    return torch.bmm(weight[:, None], outer.view(*index.shape, -1))[:, 0]
 
-    def activated(gate_up: torch.Tensor) -> torch.Tensor:
-        gate, up = gate_up.chunk(2, -1)
-        return torch.nn.functional.silu(gate) * up
 
-    def loop() -> None:
-        for expert, (start, end) in enumerate(pairwise(bounds)):
-            if end > start:
-                activated(rows[start:end] @ both[expert]) @ down[expert]
+def looped(inputs: list[torch.Tensor], gate_up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+    """By two products for each chosen expert."""
+    x, index, weight = inputs
+    y = torch.zeros_like(x)
+    for expert in index.unique().tolist():
+        token, slot = torch.where(index == expert)
+        gate, up = (x[token] @ gate_up[expert].mT).chunk(2, -1)
+        y.index_add_(0, token, functional.silu(gate) * up @ down[expert].mT * weight[token, slot, None])
+    return y
 
-    found: dict[str, float | None] = {"grouped": None, "loop": milliseconds(loop)}
-    grouped_mm: Callable[..., torch.Tensor] | None = getattr(torch.nn.functional, "grouped_mm", None) or getattr(
-        torch, "_grouped_mm", None
-    )
-    if grouped_mm is not None:
-        try:
-            call = grouped_mm
-            found["grouped"] = milliseconds(lambda: call(activated(call(rows, both, offs=ends)), down, offs=ends))
-        except (RuntimeError, NotImplementedError) as error:
-            print(f"torch's grouped product does not run here: {error}", file=sys.stderr)
+
+PEERS: dict[str, Callable[..., torch.Tensor]] = {"grouped": grouped, "looped": looped}
+
+
+def peer_milliseconds(shape: ExpertsShape, given: dict[int, list[torch.Tensor]]) -> dict[tuple[str, int], str]:
+    """By peer and number of tokens; "–" where this torch or GPU cannot."""
+    found = {(name, tokens): "–" for name in PEERS for tokens in given}
+    try:
+        gate, up, down = random(replace(shape, gate_up=PLAIN, down=PLAIN), torch.Generator(DEVICE).manual_seed(2))
+        gate_up = torch.cat([gate, up], 1)
+    except torch.OutOfMemoryError:
+        return found
+    del gate, up
+    for name, peer in PEERS.items():
+        for tokens, inputs in given.items():
+            try:
+                took = milliseconds(partial(peer, inputs, gate_up, down))
+                found[name, tokens] = f"{took:.3f}"
+            except (RuntimeError, AttributeError) as error:
+                console.print(f"{name}, {tokens} tokens: {str(error).splitlines()[0]}", markup=False)
     return found
 
 
-def measure(console: Console) -> None:
+def measure(operations: dict[tuple[str, str], MixtureOfExperts]) -> None:
     copied, multiplied = copied_bytes_per_second(), multiplied_flops_per_second()
     table = Table(
-        "model", "weights", "tokens", "ms", "GB/s", "of a copy", "TFLOP/s", "of a product", "grouped ms", "loop ms",
-        title=f"{torch.cuda.get_device_name()}, a copy moves {copied / 1e9:.0f} GB/s, "
-        f"a product of bfloat16 does {multiplied / 1e12:.0f} TFLOP/s",
+        "model", "weights", "tokens", "experts", "ms", "GB/s", "of a copy", "TFLOP/s", "of a matmul", *PEERS,
+        title=title(f"a copy moves {copied / 1e9:.0f} GB/s", f"a matmul does {multiplied / 1e12:.0f} TFLOP/s"),
+        caption=f"goals: {COPY_GOAL:.0%} of a copy up to {DECODED[-1]} tokens, {MATMUL_GOAL:.0%} of a matmul beyond; "
+        "peers in ms, with bfloat16 weights",
     )  # fmt: skip
-    for name, model in MODELS.items():
-        others: dict[int, dict[str, float | None]] = {}
-        for tokens in TOKENS:
-            torch.manual_seed(tokens)
-            index, _ = routing(model, tokens)
-            others[tokens] = peers(model, index, torch.randn(tokens, model.hidden, device="cuda").bfloat16())
+    for model, shape in MODELS.items():
+        generator = torch.Generator(DEVICE).manual_seed(3)
+        given = {tokens: inputs_of("uniform", tokens, shape, generator) for tokens in DECODED + PREFILLED}
+        peers = peer_milliseconds(shape, given)
+        for form in TIMED:
             torch.cuda.empty_cache()
-        for form in ("int4", "fp8"):
-            operation = compiled(MixtureOfExperts, Wanted("MixtureOfExperts", shape_of(model, form)))
-            sizes = (model.inner, model.hidden), (model.inner, model.hidden), (model.hidden, model.inner)
-            stacks = [part for size in sizes for part in timed_stack(form, model.experts, *size).stored]
-            for tokens in TOKENS:
-                torch.manual_seed(tokens)
-                index, weight = routing(model, tokens)
-                x = torch.randn(tokens, model.hidden, device="cuda").bfloat16()
-                took = milliseconds(launcher(operation, [x, index, weight, *stacks], torch.empty_like(x)))
-                read, flops = work(model, form, index)
-                peer = ["–" if ms is None else f"{ms:.3f}" for ms in others[tokens].values()]
-                bytes_per_second, per_second = 1e3 * read / took, 1e3 * flops / took
+            operation = operations[model, form]
+            try:
+                weights = random(operation.shape, generator)
+            except torch.OutOfMemoryError:
+                table.add_row(model, form, "", "", "out of memory")
+                continue
+            for tokens, inputs in given.items():
+                call, _ = on_tensors(operation, *inputs, *weights)
+                seconds, distinct = milliseconds(call) / 1e3, len(inputs[1].unique())
+                bandwidth = distinct * expert_bytes(operation.shape) / seconds
+                speed = flops(shape, tokens) / seconds
                 table.add_row(
-                    name, form, str(tokens), f"{took:.3f}",
-                    f"{bytes_per_second / 1e9:.0f}", f"{bytes_per_second / copied:.0%}",
-                    f"{per_second / 1e12:.0f}", f"{per_second / multiplied:.0%}", *peer,
+                    model, form, str(tokens), str(distinct), f"{1e3 * seconds:.3f}",
+                    f"{bandwidth / 1e9:.0f}", f"{bandwidth / copied:.0%}",
+                    f"{speed / 1e12:.0f}", f"{speed / multiplied:.0%}", *(peers[name, tokens] for name in PEERS),
                 )  # fmt: skip
-            del stacks
-            torch.cuda.empty_cache()
+            del weights, call
     console.print(table)
 
 
 def main() -> None:
-    require_gpu(__file__)
-    console = Console(width=130)
-    right = check(console)
-    measure(console)
+    require_gpu("mixture_of_experts.py")
+    checked = {(w, f): replace(shape, gate_up=it, down=it) for w, shape in CHECKED.items() for f, it in FORMS.items()}
+    timed = {(m, f): replace(shape, gate_up=it, down=it) for m, shape in MODELS.items() for f, it in TIMED.items()}
+    shapes = checked | timed
+    kernels = compiled([Wanted("MixtureOfExperts", shape) for shape in shapes.values()])
+    operations = {name: MixtureOfExperts(each) for name, each in zip(shapes, kernels, strict=True)}
+    for name in timed:
+        console.print(f"{', '.join(name)}: registers/spilled bytes: {resources(operations[name].kernels)}")
+    right = check({name: operations[name] for name in checked})
+    measure(operations)
     if not right:
-        sys.exit("the kernels are wrong on this GPU")
+        raise SystemExit("the kernels are wrong on this GPU")
 
 
 if __name__ == "__main__":
