@@ -6,6 +6,7 @@ set, as attributes. An engine holds the same; whoever deserialises it registers 
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from llmc.errors import MachineError
 from llmc.runtime.plugins.append_float8 import AppendFloat8
 from llmc.runtime.plugins.kernel_set import KernelSet, read
 from llmc.runtime.plugins.latent_attention import LatentAttention
@@ -155,16 +157,15 @@ def _plugin_class(trt: Any) -> type:
             for name in operation.scalars:
                 value = np.array([getattr(operation, name)], np.float32)
                 fields.append(trt.PluginField(name, value, kinds.FLOAT32))
-            self._fields = fields  # TensorRT reads them after this returns
-            return trt.PluginFieldCollection(fields)
+            self._fields = fields, trt.PluginFieldCollection(fields)  # TensorRT reads them after this returns
+            return self._fields[1]
 
-        @told
         def attach_to_context(self, context: Any) -> Any:
-            gpu = Gpu.current()
-            self.operation.kernels.load(gpu.sm, gpu.device)
-            attached = self.clone()
-            attached.gpu = gpu
-            return attached
+            """Called while compiling, too, without a GPU or on another one than the engine is for."""
+            with contextlib.suppress(MachineError):
+                gpu = Gpu.current()
+                self.operation.kernels.load(gpu.sm, gpu.device)
+            return self.clone()
 
         def set_tactic(self, tactic: int) -> None:
             """There is one."""
@@ -184,6 +185,6 @@ def _plugin_class(trt: Any) -> type:
             stream: int,
         ) -> None:
             shapes = [tuple(each.dims) for each in input_desc]
-            self.operation.launch(self.gpu, shapes, inputs, outputs, workspace, stream)
+            self.operation.launch(Gpu.current(), shapes, inputs, outputs, workspace, stream)
 
     return Plugin
