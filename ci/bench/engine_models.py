@@ -12,6 +12,7 @@ from synthesise import CONFIGS, synthesise
 from llmc.convert.checkpoint import Checkpoint
 from llmc.quant.assign import Rule
 from llmc.quant.layerwise import Options, quantise
+from llmc.quant.layouts import DEFAULT_LAYOUT
 
 _SIZES = {"vocab_size": 512, "hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 2}
 _HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}
@@ -36,12 +37,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def quantised(config: dict[str, Any], roles: dict[str, str], directory: Path, fp8_cache: bool = False) -> Checkpoint:
-    """{role: scheme}; `directory` is emptied."""
+    """{role: scheme}; `directory` is emptied. Groups in act-order only exist in GPTQ's layout."""
     shutil.rmtree(directory, ignore_errors=True)
     source = synthesise(config, directory / "source")
-    rules = [Rule(role, scheme, "rtn") for role, scheme in roles.items()]
+    # Only GPTQ puts channels in another order.
+    rules = [Rule(role, scheme, "gptq" if scheme.endswith("-actorder") else "rtn") for role, scheme in roles.items()]
     ids = torch.arange(64).reshape(2, 32)
-    options = Options(fp8_cache=fp8_cache)
+    actorder = any(scheme.endswith("-actorder") for scheme in roles.values())
+    options = Options(fp8_cache=fp8_cache, layout="gptq" if actorder else DEFAULT_LAYOUT)
     output = directory / "artifact"
     output.mkdir()
     quantise(Checkpoint.open(source), rules, None, ids, ids, output, directory / "work", lambda *_: None, options)
