@@ -15,6 +15,10 @@ from llmc.convert.quantised_weight import QuantisedWeight
 from llmc.errors import InputError
 
 
+# Groups of int4 that the compiler fuses into products: 32, 64 or 128. Others it decodes in each call.
+_FUSED, _LEAST_FUSED = 128, 32
+
+
 class Weights:
     """Adds weights to a graph.
 
@@ -56,6 +60,8 @@ class Weights:
             return joined(".plain", self.dtype, (rows, columns * across), checkpoint.tensor)
 
         group = math.gcd(block, columns)  # edge blocks may be ragged, TensorRT's must not be
+        if like.code_type == "int4" and (fused := math.gcd(group, _FUSED)) >= _LEAST_FUSED:
+            group = fused  # scales of wider groups are repeated
         groups = columns // group * across
 
         def scales(each: str) -> torch.Tensor:
