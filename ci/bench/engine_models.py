@@ -22,12 +22,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "deepseek_v3": CONFIGS["moe"]
     | _SIZES
     | {
-        "moe_intermediate_size": 128,
+        "moe_intermediate_size": 256,
         "num_attention_heads": 4,
         "num_key_value_heads": 4,
         "qk_nope_head_dim": 32,
         "qk_rope_head_dim": 16,
-        "v_head_dim": 32,
+        "v_head_dim": 64,
         "n_routed_experts": 8,
         "num_experts_per_tok": 2,
         "first_k_dense_replace": 1,

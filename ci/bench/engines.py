@@ -39,7 +39,7 @@ SCHEMES = (
     "int8-g128", "int8-channel", "fp8-block", "fp8-channel", "fp8-tensor", "fp8-channel-static", "fp8-channel-dynamic",
     "bfloat16, FP8 cache",
 )  # fmt: skip
-CODES = {"int4": "int4", "fp8_e4m3": "fp8", "int32": "plugin"}  # as programs call them
+CODES = {"int4": "int4", "int8": "int8", "fp8_e4m3": "fp8", "int32": "plugin"}  # as programs call them
 
 
 def cells(family: str, scheme: str, plugins: bool, work: Path) -> dict[int, str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.engines.engine import Steps
 from llmc.convert.engines.mixture_of_experts import gathering_widths, stored_in_engine
-from llmc.convert.engines.weights import in_blocks
+from llmc.convert.engines.weights import in_groups
 from llmc.convert.graph.build import graphs
 from llmc.convert.graph.rewrite import Rewriter
 from llmc.convert.graph.weight import WeightTensor
@@ -17,6 +17,7 @@ from llmc.convert.targets import rounding_notes
 from llmc.errors import InputError
 
 FP8_SM = 89
+INTEGERS = {"int4", "int8"}
 MOST_DENSE_EXPERTS = 64  # that a step may compute for the sake of the chosen ones
 
 
@@ -44,7 +45,7 @@ class Contents:
         fp8 |= any(weight.code_type == "float8_e4m3fn" for weight in self._weights() if not self._in_plugin(weight))
         old = [n for n in sms if n < FP8_SM] if fp8 else []
         new = [n for n in sms if n not in old]
-        return [(each, codes) for each, codes in ((old, {"int4"}), (new, {"int4", "float8_e4m3fn"})) if each]
+        return [(each, codes) for each, codes in ((old, INTEGERS), (new, INTEGERS | {"float8_e4m3fn"})) if each]
 
     def notes(self, steps: Steps, batch: int, groups: Sequence[tuple[list[int], set[str]]]) -> list[str]:
         """What whoever chooses an engine should know."""
@@ -65,7 +66,11 @@ class Contents:
         kinds = {weight.kind for weight in self._weights() if weight.kind is not None}
         if any(kind.activations in ("token", "group") for kind in kinds):
             notes.append("TensorRT takes no scales that depend on the input: dynamic activations stay bfloat16")
-        blocks = [weight.modules[0] for weight in self._weights() if in_blocks(weight) and not self._in_plugin(weight)]
+        blocks = [
+            weight.modules[0]
+            for weight in self._weights()
+            if weight.code_type == "float8_e4m3fn" and in_groups(weight) and not self._in_plugin(weight)
+        ]
         if any(found.scale is not None for module in blocks if (found := self.checkpoint.activations(module))):
             notes.append("TensorRT multiplies no FP8 inputs with FP8 blocks: those inputs stay bfloat16")
         return notes
@@ -88,7 +93,7 @@ class Contents:
             if self._in_plugin(weight):
                 widened = stored_in_engine(weight) == PLAIN
             else:
-                widened = kind.zeros or kind.groups or kind.code_type == "int8"
+                widened = kind.zeros or kind.groups or (kind.code_type == "int8" and in_groups(weight))
             if widened:
                 more = (" with zero points" if kind.zeros else "") + (" with dynamic groups" if kind.groups else "")
                 found.add(kind.code_type + more)

@@ -18,8 +18,8 @@ from llmc.convert.engines.program import inspect
 from llmc.convert.graph.write import op_histogram
 from llmc.errors import MachineError
 
-# How a compiled program calls the types of codes.
-_CODES = {"int4": "int4", "float8e4m3fn": "fp8_e4m3", "int32": "int32"}  # plugins take theirs packed in int32
+# How a compiled program calls the types of codes. Plugins take theirs packed in int32.
+_CODES = {"int4": "int4", "int8": "int8", "float8e4m3fn": "fp8_e4m3", "int32": "int32"}
 # An engine without its program text may be this much larger than its weights: other layouts, alignment.
 _FACTOR = 1.3
 

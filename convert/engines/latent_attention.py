@@ -104,15 +104,20 @@ class _Attention:
         return b.op("MatMul", latent, self.value_weight)
 
     def expanded(self, query_nope: ir.Value, query_rope: ir.Value, mask: ir.Value) -> ir.Value:
-        """The fused kernel wants keys and values equally long: values are padded with zeros."""
+        """The fused kernel wants keys and values equally long: the shorter are padded with zeros."""
         b, spec = self.b, self.spec
-        padding = spec.qk_nope_head_dim + spec.qk_rope_head_dim - spec.v_head_dim
+        channels = spec.qk_nope_head_dim + spec.qk_rope_head_dim
+        more, padding = max(0, spec.v_head_dim - channels), max(0, channels - spec.v_head_dim)
+
+        def padded(x: ir.Value, by: int) -> ir.Value:
+            return b.op("Pad", x, b.constant([0] * 7 + [by])) if by else x
+
         latent, key_rope = b.split(self.cached, spec.kv_lora_rank, spec.qk_rope_head_dim)
         key = b.concat(
             b.op("MatMul", latent, b.transpose(self.key_weight, 0, 2, 1)),
             b.op("Expand", key_rope, b.constant([1, spec.num_heads, 1, 1])),
         )
-        value = b.op("Pad", b.op("MatMul", latent, self.value_weight), b.constant([0] * 7 + [padding]))
-        query = b.concat(query_nope, query_rope)
-        mixed = b.op("Attention", query, key, value, mask, scale=spec.softmax_scale)
-        return b.split(mixed, spec.v_head_dim, padding)[0]
+        value = padded(b.op("MatMul", latent, self.value_weight), padding)
+        query = padded(b.concat(query_nope, query_rope), more)
+        mixed = b.op("Attention", query, padded(key, more), value, mask, scale=spec.softmax_scale)
+        return b.split(mixed, spec.v_head_dim, padding)[0] if padding else mixed

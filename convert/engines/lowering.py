@@ -10,7 +10,7 @@ from llmc.convert.engines.latent_attention import latent_attention, latent_atten
 from llmc.convert.engines.mixture_of_experts import mixture_of_experts, mixture_of_experts_plugin
 from llmc.convert.engines.phases import Phases
 from llmc.convert.engines.plugins import Plugins
-from llmc.convert.engines.weights import Weights, in_blocks
+from llmc.convert.engines.weights import Weights, in_groups
 from llmc.convert.engines.windows import add_window
 from llmc.convert.graph.builder import DOMAIN
 from llmc.convert.graph.rewrite import Rewriter, producer, weight_of
@@ -79,4 +79,4 @@ def _in_blocks(product: ir.Node) -> bool:
     """Whether a weight has several scales along its inputs. With FP8 inputs, TensorRT-RTX multiplies by them only when
     everything is summed up: wrong, and without a word."""
     weight = weight_of(product.inputs[1]) if product.op_type == "MatMul" else None
-    return weight is not None and in_blocks(weight)
+    return weight is not None and weight.code_type == "float8_e4m3fn" and in_groups(weight)

@@ -14,7 +14,6 @@ from llmc.convert.graph.weight import CODE_TYPES, Pieces, WeightTensor, tensor_o
 from llmc.convert.quantised_weight import QuantisedWeight
 from llmc.errors import InputError
 
-
 # Groups of int4 that the compiler fuses into products: 32, 64 or 128. Others it decodes in each call.
 _FUSED, _LEAST_FUSED = 128, 32
 
@@ -32,7 +31,9 @@ class Weights:
         self.code_types = code_types
 
     def keeps(self, weight: WeightTensor) -> bool:
-        """Whether a weight stays in codes: the compiler knows no zero points."""
+        """Whether a weight stays in codes: the compiler knows no zero points, and fuses 8 bits by channels alone."""
+        if weight.code_type == "int8" and in_groups(weight):
+            return False
         return weight.code_type in self.code_types and not weight.has_zeros
 
     def matrix(self, name: str, like: WeightTensor, names: Sequence[str], axis: int = 0) -> ir.Value:
@@ -70,7 +71,7 @@ class Weights:
             return by_row.repeat_interleave(block // group, 1)[:, : columns // group]
 
         # int4 is fused into a product only with scales in the type of that product.
-        scale_type = self.dtype if like.code_type == "int4" else ir.DataType.FLOAT
+        scale_type = self.dtype if like.code_type != "float8_e4m3fn" else ir.DataType.FLOAT
         scale = joined(".scales", scale_type, (rows,) if groups == 1 else (rows, groups), scales)
         codes = joined(
             ".codes",
@@ -99,9 +100,9 @@ class Weights:
             value.replace_all_uses_with(decoded)
 
 
-def in_blocks(weight: WeightTensor) -> bool:
-    """Whether several scales belong to the FP8 codes of one output channel."""
-    return weight.code_type == "float8_e4m3fn" and weight.block[1] < weight.checkpoint.shape(weight.names[0])[1]
+def in_groups(weight: WeightTensor) -> bool:
+    """Whether several scales belong to the codes of one output channel."""
+    return weight.block[1] < weight.checkpoint.shape(weight.names[0])[1]
 
 
 def _stored(like: WeightTensor, name: str) -> QuantisedWeight:

@@ -40,7 +40,7 @@ def lowered(checkpoint: Checkpoint) -> dict[str, ir.Model]:
     """With functions of standard operators in the place of plugins."""
     models, plugins = graphs(checkpoint, ir.DataType.FLOAT, 64), Plugins()
     for model in models.values():
-        lower(model, checkpoint.spec, ir.DataType.FLOAT, {"int4", "float8_e4m3fn"}, WIDTHS, 2, plugins)
+        lower(model, checkpoint.spec, ir.DataType.FLOAT, {"int4", "int8", "float8_e4m3fn"}, WIDTHS, 2, plugins)
         assert not {"Attention", "Softmax"} & {node.op_type for node in model.graph}
         add_plugin_functions(model, checkpoint.spec, plugins)
     return models

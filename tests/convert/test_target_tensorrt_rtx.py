@@ -26,6 +26,7 @@ from test_target_onnx import compare_with_torch
 
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.engines import compiler, engine, lowering
+from llmc.convert.engines.contents import INTEGERS
 from llmc.convert.engines.lowering import lower
 from llmc.convert.engines.package import TENSORRT_RTX, Package
 from llmc.convert.engines.windows import windows
@@ -42,9 +43,14 @@ from llmc.recipe import read_recipe
 
 rtx = target("tensorrt-rtx")
 WIDTHS = (1, 2)
-INT4, BOTH = {"int4"}, {"int4", "float8_e4m3fn"}
+INT4, BOTH = INTEGERS, INTEGERS | {"float8_e4m3fn"}
 LOWERED = {name: given for name, given in CASES.items() if "dynamic" not in name} | {
-    "deepseek, fp8-channel experts": (DEEPSEEK, {"experts": "fp8-channel", "dense_mlp": "fp8-block", "mtp": "int4-g64"})
+    "deepseek, fp8-channel experts": (
+        DEEPSEEK,
+        {"experts": "fp8-channel", "dense_mlp": "fp8-block", "mtp": "int4-g64"},
+    ),
+    "deepseek, values longer than keys": (DEEPSEEK | {"v_head_dim": 64}, {"experts": "int4-g32"}),
+    "deepseek, values as long as keys": (DEEPSEEK | {"v_head_dim": 48}, {}),
 }
 
 
@@ -101,9 +107,10 @@ def code_bytes(checkpoint: Checkpoint, role: str) -> dict[str, int]:
         weight = checkpoint.quantised(name.removesuffix(".weight")) if name.endswith(".weight") else None
         is_mtp = name.startswith(f"model.layers.{checkpoint.spec.num_layers}.")
         if weight is not None and is_mtp == (role == "mtp"):
-            if weight.zeros is not None or weight.groups is not None or weight.code_type == "int8":
+            in_groups = weight.code_type == "int8" and weight.block[1] < weight.shape[1]
+            if weight.zeros is not None or weight.groups is not None or in_groups:
                 continue  # becomes a plain weight
-            kind, bits = ("float8e4m3fn", 8) if weight.code_type == "float8_e4m3fn" else ("int4", 4)
+            kind, bits = {"float8_e4m3fn": ("float8e4m3fn", 8), "int8": ("int8", 8)}.get(weight.code_type, ("int4", 4))
             count[kind] += math.prod(checkpoint.shape(name)) * bits // 8
     return dict(count)
 
@@ -117,9 +124,9 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_lowered_equals_torch(case: Checkpoint, code_types: set[str]) -> None:
     models = lowered(case, code_types)
     for role, model in models.items():
-        stored = {kind: n for kind, n in code_bytes(case, role).items() if code_types == BOTH or kind == "int4"}
+        stored = {kind: n for kind, n in code_bytes(case, role).items() if code_types == BOTH or kind != "float8e4m3fn"}
         held = engine._weight_bytes(model)
-        assert {kind: held[kind] for kind in held.keys() & {"int4", "float8e4m3fn"}} == stored  # each once
+        assert {kind: held[kind] for kind in held.keys() & {"int4", "int8", "float8e4m3fn"}} == stored  # each once
         if isinstance(case.spec.attention, LatentAttentionSpec):
             assert spell_out_attention(model)
     if code_types == INT4 and limit_of(case) != EXACT:  # without the type nothing can be rounded to it
@@ -218,7 +225,7 @@ def test_fp8_inputs_never_meet_fp8_blocks(monkeypatch: pytest.MonkeyPatch, tmp_p
     options = rtx.Options(sm=[89], context=32)
     result = rtx.build(checkpoint, options, checkpoint.path, lambda *_: None)
     assert "TensorRT multiplies no FP8 inputs with FP8 blocks: those inputs stay bfloat16" in result.notes
-    monkeypatch.setattr(lowering, "in_blocks", lambda weight: False)
+    monkeypatch.setattr(lowering, "in_groups", lambda weight: False)
     with pytest.raises(MachineError, match=r"^rtx-sm89\.engine: .*mlp.* multiplies FP8 inputs with FP8 blocks, which"):
         rtx.build(checkpoint, options, checkpoint.path, lambda *_: None)
 
@@ -329,7 +336,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
         return {"version": "1", "inputs": [], "outputs": []}
 
     def inspect(path: Path, profiles: int) -> dict[str, Any]:
-        holds = {"sm": [], "constant_bytes": {"int4": 1 << 40, "fp8_e4m3": 1 << 40}, "kernels": {}}
+        holds = {"sm": [], "constant_bytes": dict.fromkeys(engine._CODES.values(), 1 << 40), "kernels": {}}
         return {"text_bytes": 0, "programs": [holds] * profiles}
 
     monkeypatch.setattr(engine, "compile_engine", compile_engine)
