@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +192,35 @@ def test_plugins_look_at_what_they_are_given(
     with pytest.raises(InputError, match=rf"^TensorRT-RTX refuses rtx\.engine.*: .*{message}") as caught:
         compile_engine(*given, lambda _: None, kernels)
     assert "\n" not in str(caught.value)
+
+
+ROUND_TRIP = """
+import sys
+from pathlib import Path
+import numpy as np
+import tensorrt_rtx as trt
+from llmc.runtime.plugins import tensorrt as plugins
+
+(key,) = plugins.register(trt, Path(sys.argv[1]))
+(creator,) = (each for each in plugins._creators["tensorrt_rtx"] if each.name == "LatentAttention")
+given = [trt.PluginField("kernels", np.frombuffer(key.encode(), np.int8), trt.PluginFieldType.CHAR)]
+for name, value in (("scale", 0.25), ("cache_scale", 0.5)):
+    given.append(trt.PluginField(name, np.array([value], np.float32), trt.PluginFieldType.FLOAT32))
+made = creator.create_plugin("a", trt.PluginFieldCollection(given), trt.TensorRTPhase.BUILD)
+again = creator.create_plugin("a", made.get_fields_to_serialize(), trt.TensorRTPhase.RUNTIME).clone()
+for each in (made, again):
+    operation = each.operation
+    assert (operation.scale, operation.cache_scale, operation.kernels.key) == (0.25, 0.5, key), vars(operation)
+assert (again.plugin_name, again.plugin_namespace, again.plugin_version) == ("LatentAttention", "llmc", "1")
+assert plugins.register(trt, Path(sys.argv[1])) == {key}  # a second artifact in the same process
+"""
+
+
+def test_an_engine_gives_plugins_what_it_was_told(attention_kernels: tuple[str, Path]) -> None:
+    """Nothing but what is serialised, and the kernels."""
+    command = [sys.executable, "-c", ROUND_TRIP, str(attention_kernels[1])]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_without_triton(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
