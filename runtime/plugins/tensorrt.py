@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from llmc.errors import MachineError
 from llmc.runtime.plugins.append_float8 import AppendFloat8
 from llmc.runtime.plugins.kernel_set import KernelSet, read
 from llmc.runtime.plugins.latent_attention import LatentAttention
@@ -161,8 +160,9 @@ def _plugin_class(trt: Any) -> type:
             return self._fields[1]
 
         def attach_to_context(self, context: Any) -> Any:
-            """Called while compiling, too, without a GPU or on another one than the engine is for."""
-            with contextlib.suppress(MachineError):
+            """Called while compiling, too, without a GPU or on another one than the engine is for; what is raised here
+            ends the process. What cannot be loaded is said when it is to be run."""
+            with contextlib.suppress(Exception):
                 gpu = Gpu.current()
                 self.operation.kernels.load(gpu.sm, gpu.device)
             return self.clone()
