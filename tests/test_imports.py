@@ -15,8 +15,8 @@ FORBIDDEN = {
 }
 # Both who builds an engine and who runs it need these.
 ALLOWED = {"convert": ("llmc.runtime.plugins",)}
-# What the rooms may import of the folder llmc/.
-FRONT = {"llmc.errors"}
+# Leaf modules of the folder llmc/, which every room may import.
+FRONT = {"llmc.errors", "llmc.files"}
 
 
 def imported(path: Path) -> set[str]:

@@ -1,0 +1,158 @@
+"""Files that come from somebody else (a checkpoint, an artifact): only regular ones are opened, and none is read that
+is larger than it may be.
+
+Opening a FIFO waits for whoever writes into it, a device has no end, and a number of a million digits keeps a processor
+busy for hours. None of them needs more than a line in a config.json or a link in a folder.
+
+A leaf module: every room may import it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from llmc.errors import InputError
+
+# Of JSON: tensors have three brackets and seven commas, so this is a header of 400,000 of them.
+_MAX_ITEMS = 4_000_000
+_MAX_DEPTH = 64
+_MAX_DIGITS = 64  # tokenizers say "no limit" as 1000000000000000019884624838656
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """The file, to be read; a link is followed. InputError when it is missing, cannot be read, or is something else
+    than a regular file; never waits."""
+    try:
+        _require_regular(path, path.stat())  # opening alone does something to some devices
+        flags = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"))
+        descriptor = os.open(path, flags)
+        try:
+            _require_regular(path, os.fstat(descriptor))  # it may have been replaced meanwhile
+            return os.fdopen(descriptor, "rb")
+        except BaseException:
+            os.close(descriptor)
+            raise
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:  # NUL, or a character that file names cannot have
+        raise InputError(f"{str(path)!r}: not the name of a file ({error})") from error
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """All of a file of at most `limit` bytes; InputError as `open_regular`, and for a larger one."""
+    with open_regular(path) as file:
+        try:
+            large = os.fstat(file.fileno()).st_size > limit
+            data = b"" if large else file.read(limit + 1)  # one that grows, or whose size is not told
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    if large or len(data) > limit:
+        raise InputError(f"{path}: larger than the {limit:,} bytes that such a file may have")
+    return data
+
+
+def read_json(path: Path, limit: int) -> dict[str, Any]:
+    """A JSON object from a file of at most `limit` bytes; InputError for anything else."""
+    data = read_regular(path, limit)
+    try:
+        value = parse_json(data)
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({error}); download it again") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: must hold a JSON object, not {type(value).__name__}")
+    return value
+
+
+def parse_json(data: bytes) -> Any:
+    """The value, when it is JSON that means one thing: ValueError for a key that is there twice, NaN and infinity, half
+    a character, and for what would take long or much memory (deep nesting, very long numbers, millions of items)."""
+    if sum(map(data.count, b",[{")) > _MAX_ITEMS:
+        raise ValueError(f"more than {_MAX_ITEMS:,} items")
+    try:
+        value = json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_int=_integer,
+            parse_float=_finite,
+            parse_constant=_finite,
+        )
+    except RecursionError:
+        raise ValueError(f"nested more than {_MAX_DEPTH} deep") from None
+    _check_values(value)
+    return value
+
+
+def leads_outside(path: Path) -> bool:
+    """Whether `path` is a link that ends outside the folder it is in: a copy of it might be a copy of anything on this
+    machine.
+
+    A hub's cache, whose folders hold links into `blobs`, counts as inside: there files have the hash of their content
+    for a name, which nobody knows who does not know the content.
+    """
+    try:
+        target, folder = path.resolve(strict=True), path.parent.resolve(strict=True)
+    except (OSError, RuntimeError, ValueError):  # nothing there, a circle of links, no name
+        return True
+    if target.is_relative_to(folder):
+        return False
+    return target.parent.name != "blobs" or not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", target.name)
+
+
+def _require_regular(path: Path, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
+        raise InputError(f"{path}: is {kind}, not a file; put the file itself in its place")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        raise ValueError("a key is there twice")
+    return table
+
+
+def _integer(text: str) -> int:
+    if len(text) > _MAX_DIGITS:
+        raise ValueError(f"a number of {len(text):,} digits")
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    value = float(text) if len(text) <= 1000 else math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]} is no finite number")
+    return value
+
+
+def _check_values(value: Any) -> None:
+    """Without recursion, since depth is one of the things that is checked."""
+    level, depth = [value], 0
+    while level:
+        if depth > _MAX_DEPTH:
+            raise ValueError(f"nested more than {_MAX_DEPTH} deep")
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                below.extend(item)
+                below.extend(item.values())
+            elif isinstance(item, list):
+                below.extend(item)
+            elif isinstance(item, str) and not item.isascii():
+                try:
+                    item.encode()
+                except UnicodeEncodeError:
+                    raise ValueError("text with half a character (a lone surrogate)") from None
+        level, depth = below, depth + 1
