@@ -135,6 +135,11 @@ class Checkpoint:
             raise InputError(f"{self.path}: tensor {name} is missing")
         return self._stored[name]
 
+    def used(self) -> list[StoredTensor]:
+        """Where everything lies that the model is made of: redundant copies are left out."""
+        needed = weight_shapes(self.spec)
+        return [tensor for name, parts in self._parts.items() if name in needed for tensor in parts.values()]
+
     def nbytes(self, prefix: str = "") -> int:
         """Bytes on disk of all tensors whose stored name begins with `prefix`."""
         return sum(tensor.nbytes for name, tensor in self._stored.items() if name.startswith(prefix))

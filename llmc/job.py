@@ -118,7 +118,9 @@ def prepare(argument: str, output: Path | None, limits: Limits, display: Display
     planned = plan(checkpoint, recipe, place.path, limits.memory, limits.gpu_memory)
     texts = read_texts(recipe.calibration, recipe.check, checkpoint, base)
     with display.stage("read the checkpoint"):
-        hashes = hash_files(checkpoint.files(), lambda done, total: display.update("sha256", done / total))
+        hashes = hash_files(
+            checkpoint.files(), lambda done, total: display.update("sha256", done / total), checkpoint.used()
+        )
     return Job(recipe, source, checkpoint, rules_of(recipe, checkpoint.spec), texts, hashes, planned, limits), place
 
 

@@ -7,16 +7,20 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from llmc.convert.finite import FiniteCheck
 from llmc.errors import InputError, MachineError
 from llmc.recipe import unknown
+
+if TYPE_CHECKING:
+    from llmc.convert.safetensors_file import StoredTensor
 
 BUILTIN = "builtin:"
 # Never pickles or code.
@@ -79,18 +83,27 @@ def _write_header(path: Path, tensors: Mapping[str, Any]) -> None:
         file.truncate(8 + len(header) + max(tensor.data_offsets[1] for tensor in tensors.values()))
 
 
-def hash_files(files: list[Path], progress: Callable[[int, int], None]) -> dict[str, str]:
-    """File name → sha256; progress gets bytes done and bytes in all."""
+def hash_files(
+    files: list[Path], progress: Callable[[int, int], None], weights: Iterable[StoredTensor] = ()
+) -> dict[str, str]:
+    """File name → sha256; progress gets bytes done and bytes in all.
+
+    InputError, when all is read, for `weights` in these files that hold NaN or infinity: files whose hashes were
+    returned once need no second look.
+    """
     total, done = sum(file.stat().st_size for file in files), 0
-    hashes = {}
+    hashes, check = {}, FiniteCheck(weights)
     for path in files:
+        digest = hashlib.sha256()
         try:
-            with path.open("rb") as file:
-                hashes[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+            for piece in check.pieces(path):
+                digest.update(piece)
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        hashes[path.name] = digest.hexdigest()
         done += path.stat().st_size
         progress(done, total)
+    check.refuse()
     return hashes
 
 

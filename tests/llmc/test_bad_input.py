@@ -87,6 +87,17 @@ def test_broken_checkpoint(llmc, recipe, small_model: Path, tmp_path: Path, dama
     assert nothing_but_a_log()
 
 
+@pytest.mark.parametrize("name", ["lm_head.weight", "model.norm.weight", "model.embed_tokens.weight"])
+def test_infinity_at_the_ends_is_found_before_any_layer(llmc, recipe, small_model: Path, tmp_path: Path, name) -> None:
+    model = Path(shutil.copytree(small_model, tmp_path / "broken"))
+    rewrite(lambda weights: weights[name].view(-1)[-1:].fill_(float("inf")))(model)
+    made = llmc("build", recipe(model=str(model)))
+    assert made.exit_code == 2, made.output
+    assert f"model.safetensors: tensor {name} holds NaN or infinity" in made.stderr
+    assert "quantise" not in made.stderr
+    assert nothing_but_a_log()
+
+
 def nothing_but_a_log() -> bool:
     return not Path("build").exists() or [file.suffix for file in Path("build").iterdir()] == [".log"]
 
