@@ -24,7 +24,7 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
             packed = packed | parts[..., place] << place * bits
     else:  # eight codes are `bits` bytes
         eights = functional.pad(unsigned.long(), (0, -n % 8)).unflatten(-1, (-1, 8))
-        numbers = (eights << bits * torch.arange(8)).sum(-1, keepdim=True)
+        numbers = (eights << bits * torch.arange(8, device=codes.device)).sum(-1, keepdim=True)
         packed = numbers.view(torch.uint8)[..., :bits].flatten(-2)
     packed = functional.pad(packed, (0, 4 * words - packed.shape[-1])) if packed.shape[-1] < 4 * words else packed
     whole = packed[..., : 4 * words].flatten()  # first, since an axis of one row has no stride that fits
@@ -42,6 +42,7 @@ def unpack(packed: torch.Tensor, bits: int, n: int) -> torch.Tensor:
         codes = torch.stack(places, dim=-1).flatten(-2).short()
     else:
         eights = functional.pad(stored, (0, -stored.shape[-1] % bits)).unflatten(-1, (-1, bits)).long()
-        numbers = (eights << 8 * torch.arange(bits)).sum(-1, keepdim=True)
-        codes = (numbers >> bits * torch.arange(8) & (1 << bits) - 1).flatten(-2).short()
+        numbers = (eights << 8 * torch.arange(bits, device=packed.device)).sum(-1, keepdim=True)
+        places = bits * torch.arange(8, device=packed.device)
+        codes = (numbers >> places & (1 << bits) - 1).flatten(-2).short()
     return (codes[..., :n] - (1 << bits - 1)).to(torch.int8)

@@ -153,6 +153,15 @@ def test_packing_is_what_the_package_packs(bits: int, columns: int) -> None:
     assert torch.equal(unpack(pack(codes, bits), bits, columns), codes)
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_packing_stays_on_its_device(bits: int) -> None:
+    """Plans pack tensors without memory."""
+    packed = pack(torch.empty(5, 64, dtype=torch.int8, device="meta"), bits)
+    assert (packed.device.type, packed.shape, packed.dtype) == ("meta", (5, 2 * bits), torch.int32)
+    codes = unpack(packed, bits, 64)
+    assert (codes.device.type, codes.shape, codes.dtype) == ("meta", (5, 64), torch.int8)
+
+
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize(("symmetric", "dynamic_groups"), [(True, False), (False, False), (False, True)])
