@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from llmc.convert import copies
 from llmc.convert.families import family_of
 from llmc.convert.families.family import Family
 from llmc.convert.fields import Fields
@@ -50,8 +51,12 @@ class Checkpoint:
     _formats: tuple[Format, ...]
 
     @classmethod
-    def open(cls, path: str | Path) -> Checkpoint:
-        """Reads config and headers, no weights; InputError for everything that is wrong with them."""
+    def open(cls, path: str | Path, headers_only: bool = False) -> Checkpoint:
+        """Reads config and headers, no weights; InputError for everything that is wrong with them.
+
+        What is said to be a copy of another tensor is compared with it, and so read, where there is such a one. With
+        `headers_only` it is taken for one: enough to plan with, also where the weights are not there.
+        """
         path = Path(path)
         if not path.is_dir():
             raise InputError(f"{path}: no such folder; a checkpoint is one that holds config.json and safetensors")
@@ -74,7 +79,7 @@ class Checkpoint:
         shards = tuple(sorted({tensor.file for tensor in stored.values()}))
         checkpoint = cls(path, config, family, spec, shards, stored, parts, known_formats)
         checkpoint._check_complete()
-        return checkpoint
+        return checkpoint if headers_only else checkpoint._with_copies_compared()
 
     def names(self) -> list[str]:
         """Logical tensor names in file order; what a quantised module stores counts as `<module>.weight`."""
@@ -140,6 +145,10 @@ class Checkpoint:
         needed = weight_shapes(self.spec)
         return [tensor for name, parts in self._parts.items() if name in needed for tensor in parts.values()]
 
+    def parts(self, name: str) -> Parts:
+        """What is stored for a logical tensor, by the last component of its names."""
+        return self._parts[name]
+
     def nbytes(self, prefix: str = "") -> int:
         """Bytes on disk of all tensors whose stored name begins with `prefix`."""
         return sum(tensor.nbytes for name, tensor in self._stored.items() if name.startswith(prefix))
@@ -175,12 +184,34 @@ class Checkpoint:
                     f"{self.path}: tensor {name} has no place in a {self.family.name} model with this "
                     "config.json, and leaving it out would change the model; correct config.json"
                 )
-            shape = self.shape(name)
+            shape, original = self.shape(name), self.family.original(name, self.spec)
+            if original is not None and shape != needed[original]:
+                raise InputError(
+                    f"{self.path}: tensor {name} has shape {list(shape)}, but it should be a copy of {original}, "
+                    f"which config.json makes {list(needed[original])}; correct config.json"
+                )
             if shape != needed.get(name, shape):
                 raise InputError(
                     f"{self.path}: tensor {name} has shape {list(shape)}, but config.json asks for "
                     f"{list(needed[name])}; one of the two belongs to another model"
                 )
+
+    def _with_copies_compared(self) -> Checkpoint:
+        """This checkpoint, with a head of its own where `tie_word_embeddings` is not true; transformers decides alike
+        (`tie_weights`). InputError for an embedding or a head that an MTP layer has for itself."""
+        head, embedding = "lm_head.weight", "model.embed_tokens.weight"
+        checkpoint = self
+        if self.spec.tie_word_embeddings and head in self._parts and not copies.equal(self, head, embedding):
+            checkpoint = replace(self, spec=replace(self.spec, tie_word_embeddings=False))
+        for name in self.names():
+            original = checkpoint.family.original(name, checkpoint.spec)
+            if original is not None and name != head and not copies.equal(checkpoint, name, original):
+                raise InputError(
+                    f"{self.path}: {name} differs from {original}; an MTP layer with an embedding or a head of its own "
+                    "is not supported. To draft with the main model's, "
+                    + (f"take the name out of {INDEX}" if (self.path / INDEX).exists() else "save the model without it")
+                )
+        return checkpoint
 
     def _refuse_nan(self, name: str, tensor: torch.Tensor) -> None:
         if tensor.dtype == torch.float8_e4m3fn:  # has NaN, as the largest code, but no infinity

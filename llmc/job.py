@@ -104,7 +104,8 @@ def plan_only(argument: str, output: Path | None, limits: Limits = Limits()) -> 
     """The plan of a build; reads and downloads no weight and no text."""
     recipe, base = load_recipe(argument)
     with locate_headers(recipe.model, base) as source:
-        return plan(Checkpoint.open(source.path), recipe, _output(recipe, output), limits.memory, limits.gpu_memory)
+        checkpoint = Checkpoint.open(source.path, headers_only=True)
+        return plan(checkpoint, recipe, _output(recipe, output), limits.memory, limits.gpu_memory)
 
 
 def prepare(argument: str, output: Path | None, limits: Limits, display: Display) -> tuple[Job, Output]:
@@ -113,6 +114,8 @@ def prepare(argument: str, output: Path | None, limits: Limits, display: Display
     place = Output(_output(recipe, output))
     source = locate(recipe.model, base)
     checkpoint = Checkpoint.open(source.path)
+    if checkpoint.config.get("tie_word_embeddings") and not checkpoint.spec.tie_word_embeddings:
+        display.line("tie_word_embeddings is true, but lm_head.weight is not the embedding: both are kept")
     if limits.gpu_memory is not None:
         machine.require_gpu()
     planned = plan(checkpoint, recipe, place.path, limits.memory, limits.gpu_memory)

@@ -96,7 +96,7 @@ def _checkpoint(path: Path) -> Found:
     from llmc.convert.checkpoint import Checkpoint
     from llmc.sizes import sizes_by_role
 
-    checkpoint = Checkpoint.open(path)
+    checkpoint = Checkpoint.open(path, headers_only=True)
     spec, roles = checkpoint.spec, sizes_by_role(checkpoint)
     mtp = f" + {spec.num_mtp_layers} MTP" if spec.num_mtp_layers else ""
     title = f"{path}: {spec.family}, {spec.num_layers}{mtp} layers, context {spec.max_position_embeddings:,}"

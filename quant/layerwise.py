@@ -360,6 +360,8 @@ class _Pass:
         shards = [shard_path(self.output_dir, number, self.layers + 1) for number in range(self.layers + 1)]
         write_index(shards)
         config = {key: value for key, value in self.checkpoint.config.items() if key != "quantization_config"}
+        if config.get("tie_word_embeddings") and not self.spec.tie_word_embeddings:  # the head is another matrix
+            config["tie_word_embeddings"] = False
         if self.pruning:
             experts = self.per_group * routers(self.spec.mlps)[0].num_groups
             config = self.checkpoint.family.pruned_config(config, experts)

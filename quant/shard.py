@@ -30,11 +30,12 @@ def scheme_of(weight: QuantisedWeight, layout: Layout, wanted: Scheme | None = N
 
 
 def write_ends(checkpoint: Checkpoint, path: Path) -> None:
-    """Embedding, final norm and head, bit for bit."""
+    """Embedding, final norm and head, bit for bit; of codes their values, in bfloat16."""
     with SafetensorsWriter(path) as writer:
         for name in checkpoint.names():
             if not name.startswith("model.layers."):
-                writer.add(name, checkpoint.stored(name).read())
+                codes = checkpoint.quantised(name.removesuffix(".weight"))
+                writer.add(name, codes.dequantise(torch.bfloat16) if codes else checkpoint.stored(name).read())
 
 
 def write_layer(

@@ -47,17 +47,21 @@ class Family(ABC):
         raise InputError(f"{weight_name} is not a tensor of the {self.name} family")
 
     def redundant(self, weight_name: str, spec: ModelSpec) -> bool:
-        """Whether a checkpoint may carry this tensor although the model does not need it.
+        """Whether a checkpoint may carry this tensor although the model does not need it: copies, as long as they are
+        some, and buffers that follow from the config."""
+        return weight_name.endswith(".rotary_emb.inv_freq") or self.original(weight_name, spec) is not None
 
-        Copies (tied head; the MTP layer's own embedding and head, equal to the main model's) and buffers
-        that follow from the config.
-        """
-        if weight_name.endswith(".rotary_emb.inv_freq"):
-            return True
+    def original(self, weight_name: str, spec: ModelSpec) -> str | None:
+        """The tensor that one of this name has to be a copy of: a tied head of the embedding; an MTP layer's own
+        embedding and head of the main model's. None: it is a tensor of its own."""
+        embedding = "model.embed_tokens.weight"
+        head = embedding if spec.tie_word_embeddings else "lm_head.weight"
         if weight_name == "lm_head.weight":
-            return spec.tie_word_embeddings
+            return embedding if spec.tie_word_embeddings else None
         match = re.fullmatch(r"model\.layers\.(\d+)\.(embed_tokens|shared_head\.head)\.weight", weight_name)
-        return match is not None and spec.num_layers <= int(match[1]) < spec.num_all_layers
+        if match is None or not spec.num_layers <= int(match[1]) < spec.num_all_layers:
+            return None
+        return embedding if match[2] == "embed_tokens" else head
 
     def pruned_config(self, config: dict[str, Any], num_experts: int) -> dict[str, Any]:
         """config.json after pruning to `num_experts` routed experts in every layer."""

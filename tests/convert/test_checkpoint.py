@@ -106,7 +106,10 @@ def test_opening_reads_no_weights_and_a_layer_only_its_own(sharded: Path, monkey
 
 def test_copies_of_embedding_and_head_in_the_mtp_layer_are_welcome(sharded: Path) -> None:
     copies = [f"model.layers.3.{name}.weight" for name in ("embed_tokens", "shared_head.head")]
-    edit_weights(sharded / SHARD, lambda w: w.update({name: w["lm_head.weight"].clone() for name in copies}))
+    originals = ("model.embed_tokens.weight", "lm_head.weight")
+    weights = {name: weight.bfloat16() for name, weight in random_weights(DEEPSEEK_V3).items()}
+    mine = {name: weights[original] for name, original in zip(copies, originals, strict=True)}
+    edit_weights(sharded / SHARD, lambda stored: stored.update(mine))
     edit_json(sharded / INDEX, lambda index: index["weight_map"].update(dict.fromkeys(copies, SHARD)))
     checkpoint = Checkpoint.open(sharded)
     assert [checkpoint.role(name) for name in copies] == ["mtp", "mtp"]
