@@ -43,6 +43,6 @@ def unpack(packed: torch.Tensor, bits: int, n: int) -> torch.Tensor:
     else:
         eights = functional.pad(stored, (0, -stored.shape[-1] % bits)).unflatten(-1, (-1, bits)).long()
         numbers = (eights << 8 * torch.arange(bits, device=packed.device)).sum(-1, keepdim=True)
-        places = bits * torch.arange(8, device=packed.device)
-        codes = (numbers >> places & (1 << bits) - 1).flatten(-2).short()
+        shifts = bits * torch.arange(8, device=packed.device)
+        codes = (numbers >> shifts & (1 << bits) - 1).flatten(-2).short()
     return (codes[..., :n] - (1 << bits - 1)).to(torch.int8)
