@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llmc.errors import InputError
+from llmc.runtime.prefill import cut, opened
 
 Message = Mapping[str, Any]
 _CONFIG, _TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
@@ -65,15 +66,26 @@ class ChatTemplate:
             template = {str(each.get("name")): each.get("template") for each in template}.get("default")
         return template if isinstance(template, str) else None
 
-    def render(self, messages: Sequence[Message], add_generation_prompt: bool = True, **variables: Any) -> str:
-        """The text of a conversation, up to where the answer begins. variables: `tools` and what else the template
-        knows, such as `enable_thinking`. InputError when the template refuses the messages."""
+    def render(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        **variables: Any,
+    ) -> str:
+        """The text of a conversation, up to where the answer begins, or goes on: with `continue_final_message` (and
+        without `add_generation_prompt`) the last message is its beginning. variables: `tools` and what else the
+        template knows, such as `enable_thinking`. InputError when the template refuses the messages."""
+        if continue_final_message and add_generation_prompt:
+            raise InputError("an answer either begins or goes on: continue_final_message needs no generation prompt")
+        shown, said = opened(messages) if continue_final_message else (messages, None)
         values: dict[str, Any] = {"tools": None, "documents": None, "add_generation_prompt": add_generation_prompt}
         values |= self._special | variables
         try:
-            return self._template.render(messages=messages, **values)
+            text: str = self._template.render(messages=shown, **values)
         except Exception as error:  # a template is a program
             raise InputError(f"{self._directory}: its chat template refuses these messages: {error}") from error
+        return text if said is None else cut(text, said)
 
 
 def _read(file: Path) -> dict[str, Any]:

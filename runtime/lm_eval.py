@@ -9,20 +9,40 @@ That is the harness's own command line (`--help` explains it) with one model mor
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, warning_once
 from tqdm import tqdm
 
+from llmc.errors import InputError
 from llmc.runtime.chat import ChatTemplate
 from llmc.runtime.model import Model, load
 from llmc.runtime.sampling import Parameters
 
 Pair = tuple[tuple[str, str], list[int], list[int]]  # texts; tokens of the context and of what follows
+_LOG = logging.getLogger(__name__)
+_SAMPLING = ("top_k", "top_p", "min_p", "repetition_penalty", "seed")  # called alike here
+# What other models of the harness can be asked for, and the value that asks for nothing.
+_NOTHING = {
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "typical_p": 1,
+    "length_penalty": 1,
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+    "no_repeat_ngram_size": 0,
+    "use_cache": True,
+}
 
 
 @register_model("llmc")
@@ -40,7 +60,7 @@ class ArtifactLM(TemplateLM):
         options.pop("max_batch_size", None), options.pop("device", None)  # the harness gives these to every model
         self.model = artifact if isinstance(artifact, Model) else load(artifact, **options)
         most = self.model.backend.batch
-        self.batch = most if batch_size in (None, "auto") else min(int(batch_size), most)
+        self.batch = most if batch_size is None or str(batch_size).startswith("auto") else min(int(batch_size), most)
         self.max_gen_toks = max_gen_toks
 
     @property
@@ -65,9 +85,16 @@ class ArtifactLM(TemplateLM):
         return bare if add_special_tokens is False or bare[:1] == begun[:1] else begun
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        return ChatTemplate(self.model.artifact.path).render(
-            chat_history, add_generation_prompt, continue_final_message=not add_generation_prompt
-        )
+        """Without a generation prompt the last message is the beginning of the answer, and stays open."""
+        template, go_on = ChatTemplate(self.model.artifact.path), not add_generation_prompt
+        try:
+            return template.render(chat_history, add_generation_prompt, continue_final_message=go_on)
+        except InputError as error:
+            others = [message for message in chat_history if message["role"] != "system"]
+            if len(others) == len(chat_history):
+                raise
+            warning_once(_LOG, f"{error}; it is given them without the system message, as the harness does elsewhere")
+            return template.render(others, add_generation_prompt, continue_final_message=go_on)
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """What identifies the template in the harness's results."""
@@ -111,9 +138,13 @@ class ArtifactLM(TemplateLM):
         beginning."""
         found = [""] * len(requests)
         prompts, parameters = [], []
+        seen = Counter[str]()
         for request in requests:
             text, wanted = request.args
             each = self._parameters(wanted)
+            asked = json.dumps([text, wanted], default=str, sort_keys=True)
+            each = replace(each, seed=_seed(each.seed, asked, seen[asked]))
+            seen[asked] += 1
             prompts.append(self.tok_encode(text)[-(self.model.context - (each.max_new_tokens or 1)) :])
             parameters.append(each)
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
@@ -128,20 +159,28 @@ class ArtifactLM(TemplateLM):
         return found
 
     def _parameters(self, wanted: dict[str, Any]) -> Parameters:
-        """From the harness's names, which are those of transformers. Without `do_sample` answers are greedy."""
-        until = wanted.get("until") or []
-        stop = [until] if isinstance(until, str) else list(until)
-        sampled = wanted.get("do_sample", bool(wanted.get("temperature", 0)))
-        length = int(wanted.get("max_gen_toks") or wanted.get("max_new_tokens") or self.max_gen_toks)
-        return Parameters(
-            max_new_tokens=min(length, self.model.context // 2),  # the rest is for the prompt
-            temperature=float(wanted.get("temperature") or 1.0) if sampled else 0.0,
-            top_k=int(wanted.get("top_k") or 0),
-            top_p=float(wanted.get("top_p") or 1.0),
-            min_p=float(wanted.get("min_p") or 0.0),
-            repetition_penalty=float(wanted.get("repetition_penalty") or 1.0),
-            stop=[text for text in stop if text],
-        )
+        """From the harness's names; greedy unless they say otherwise. InputError for what cannot be done."""
+        known = {name: value for name, value in wanted.items() if value is not None}
+        known = dict(normalize_gen_kwargs(known, self.max_gen_toks))
+        sampled, length = known.pop("do_sample"), known.pop("max_gen_toks")
+        temperature = known.pop("temperature", 1.0)  # transformers' default, and vLLM's
+        stop = [text for text in known.pop("until") if text]
+        options = {name: known.pop(name) for name in _SAMPLING if name in known}
+        if options.get("top_k") == -1:  # vLLM's way to write no limit
+            options["top_k"] = 0
+        for name, value in known.items():
+            if name not in _NOTHING or value != _NOTHING[name]:
+                raise InputError(f"llmc cannot generate with {name}={value!r}; take it out of the generation_kwargs")
+        most = self.model.context // 2  # the rest is for the prompt
+        if length > most:
+            warning_once(_LOG, f"answers get {most} tokens instead of {length}: half of the context is for the prompt")
+        return Parameters(min(length, most), temperature if sampled else 0.0, stop=stop, **options)
+
+
+def _seed(seed: int, asked: str, turn: int) -> int:
+    """Every request draws its own numbers, the same one `turn` by `turn` (`repeats` of a task) others, however requests
+    are ordered and batched."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {turn} {asked}".encode(errors="surrogatepass")).digest()[:8])
 
 
 if __name__ == "__main__":

@@ -82,6 +82,39 @@ def test_text_is_what_transformers_renders(directory, template, variables, as_fi
     assert ChatTemplate(directory).render(MESSAGES, **variables) == expected and "test" in expected
 
 
+BLOCKS = """{% for message in messages %}<{{ message.role }}>
+{%- if message.content is string %}{{ message.content }}{% else %}
+{%- for block in message.content %}{{ block.text }}{% endfor %}{% endif %}<end>
+{% endfor %}"""
+
+
+@pytest.mark.parametrize("beginning", ["The best answer is", "The best answer is ", "  Well,\n", "a"])
+@pytest.mark.parametrize("template", [HEADERS, TOOLS, BLOCKS, "test{{ bos_token }}{{ messages[-1].content }}#"])
+def test_a_last_message_is_continued_as_transformers_does_it(directory, template, beginning):
+    with_template(directory, template)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
+    messages = [*MESSAGES, {"role": "assistant", "content": beginning}]
+    expected = tokenizer.apply_chat_template(messages, tokenize=False, continue_final_message=True)
+    found = ChatTemplate(directory).render(messages, False, continue_final_message=True)
+    assert found == expected and found.rstrip().endswith(beginning.strip())
+    assert messages[-1]["content"] == beginning
+
+
+def test_a_last_message_of_blocks_is_continued_and_others_are_refused(directory):
+    template = ChatTemplate(with_template(directory, BLOCKS))
+    blocks = [{"type": "text", "text": "One"}, {"type": "text", "text": "Two"}, {"type": "image"}]
+    open_ended = {"add_generation_prompt": False, "continue_final_message": True}
+    found = template.render([{"role": "assistant", "content": blocks}], **open_ended)
+    assert found == "<assistant>OneTwo" and blocks[1]["text"] == "Two"
+    for wrong in ([], [{"role": "assistant", "content": None}], [{"role": "assistant", "content": [{}]}]):
+        with pytest.raises(InputError, match="no text that an answer could go on from"):
+            template.render(wrong, **open_ended)
+    with pytest.raises(InputError, match="either begins or goes on"):
+        template.render(MESSAGES, True, continue_final_message=True)
+    with pytest.raises(InputError, match="does not show the last message"):
+        ChatTemplate(with_template(directory, "nothing")).render(MESSAGES, **open_ended)
+
+
 def test_of_several_templates_the_default_one_is_used(directory):
     with_template(directory, [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "yes"}])
     assert ChatTemplate(directory).render(MESSAGES) == "yes"

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from lm_eval.api.instance import Instance
 
+from llmc.errors import InputError
 from llmc.runtime import load
 from llmc.runtime.lm_eval import ArtifactLM
 
@@ -66,6 +67,70 @@ def test_answers_stop_where_the_task_says(model, lm):
     wanted = lm._parameters({"do_sample": True, "temperature": 0.7, "top_p": 0.9, "until": "a"})
     assert (wanted.temperature, wanted.top_p, wanted.stop, wanted.max_new_tokens) == (0.7, 0.9, ("a",), 256)
     assert lm._parameters({"do_sample": False, "temperature": 0.7}).temperature == 0
+
+
+SAMPLED = {"until": [], "do_sample": True, "temperature": 1.5, "max_gen_toks": 12}
+
+
+def test_repeats_of_a_sampled_request_are_drawn_anew_and_stay_the_same_in_any_order(lm):
+    repeated = requests("generate_until", *[("def f", dict(SAMPLED))] * 8)
+    answers = lm.generate_until(repeated, disable_tqdm=True)
+    assert len(set(answers)) > 4 and lm.generate_until(repeated, disable_tqdm=True) == answers
+    others = requests("generate_until", ("import", dict(SAMPLED)), ("x", {}))
+    mixed = lm.generate_until([others[0], *repeated[:3], others[1], *repeated[3:]], disable_tqdm=True)
+    assert [*mixed[1:4], *mixed[5:]] == answers
+    seeded = requests("generate_until", *[("def f", SAMPLED | {"seed": 7})] * 8)
+    assert set(lm.generate_until(seeded, disable_tqdm=True)) != set(answers)
+    greedy = requests("generate_until", *[("def f", {"max_gen_toks": 6})] * 3)
+    assert len(set(lm.generate_until(greedy, disable_tqdm=True))) == 1
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        ({"do_sample": True, "temperature": 0}, {"temperature": 0.0}),
+        ({"do_sample": True}, {"temperature": 1.0}),
+        ({"do_sample": False, "temperature": 0.8}, {"temperature": 0.0}),
+        ({"temperature": 0.8, "do_sample": None}, {"temperature": 0.8}),
+        ({"max_tokens": 16}, {"max_new_tokens": 16}),
+        ({"max_completion_tokens": 17, "max_new_tokens": 18}, {"max_new_tokens": 18}),
+        ({"max_gen_toks": 10_000}, {"max_new_tokens": 512}),  # half of the context
+        ({"until": None}, {"stop": ()}),
+        ({"until": ["a", ""], "seed": 7, "temperature": 1, "top_k": -1}, {"stop": ("a",), "seed": 7, "top_k": 0}),
+        ({"num_beams": 1, "use_cache": True, "repetition_penalty": 1.1}, {"repetition_penalty": 1.1}),
+    ],
+)
+def test_what_a_task_asks_for_is_done(lm, wanted, expected):
+    found = lm._parameters(wanted)
+    assert {name: getattr(found, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize("wanted", [{"num_beams": 10}, {"max_length": 100}, {"temprature": 0.5}, {"logit_bias": {}}])
+def test_what_cannot_be_done_is_told(lm, wanted):
+    with pytest.raises(InputError, match=f"cannot generate with {next(iter(wanted))}="):
+        lm.generate_until(requests("generate_until", ("x", wanted)), disable_tqdm=True)
+
+
+def test_the_beginning_of_an_answer_stays_open(trained, tmp_path):
+    artifact = shutil.copytree(trained, tmp_path / "artifact")
+    template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>{% endfor %}"
+    (artifact / "chat_template.jinja").write_text(template + "{% if add_generation_prompt %}<assistant>{% endif %}")
+    chat = [{"role": "user", "content": "Which?"}, {"role": "assistant", "content": "The best is"}]
+    with load(artifact, threads=1) as model:
+        lm = ArtifactLM(model, batch_size="auto:4")
+        assert lm.apply_chat_template(chat, add_generation_prompt=False) == "<user>Which?<end><assistant>The best is"
+        assert lm.apply_chat_template(chat[:1]) == "<user>Which?<end><assistant>"
+        ids = model.chat_prompt(chat, add_generation_prompt=False, continue_final_message=True)
+        assert model.tokenizer.decode(ids).endswith("The best is")
+
+
+def test_templates_without_a_place_for_the_system_message(trained, tmp_path):
+    artifact = shutil.copytree(trained, tmp_path / "artifact")
+    refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('none') }}{% endif %}{{ messages[0].content }}"
+    (artifact / "chat_template.jinja").write_text(refusing)
+    with load(artifact, threads=1) as model:
+        lm, chat = ArtifactLM(model), [{"role": "system", "content": "Be brief"}, {"role": "user", "content": "hi"}]
+        assert lm.apply_chat_template(chat) == "hi"
 
 
 def test_chats_have_one_beginning_of_text(trained, embedded, tmp_path):
