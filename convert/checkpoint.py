@@ -23,6 +23,7 @@ from llmc.convert.quantised_weight import Activations, QuantisedWeight
 from llmc.convert.safetensors_file import StoredTensor, read_header
 from llmc.convert.spec import ModelSpec, Role
 from llmc.errors import InputError
+from llmc.file_names import is_bare_file_name
 
 INDEX = "model.safetensors.index.json"
 _FLOATS = ("BF16", "F16", "F32")
@@ -252,7 +253,7 @@ def _read_headers(path: Path) -> dict[str, StoredTensor]:
         raise InputError(f"{path / INDEX}: `weight_map` is missing; download the file again")
     headers: dict[str, dict[str, StoredTensor]] = {}
     for name, shard in weight_map.items():
-        if not isinstance(shard, str) or not shard.endswith(".safetensors") or Path(shard).name != shard:
+        if not is_bare_file_name(shard, ".safetensors"):
             raise InputError(
                 f"{path / INDEX}: {name} is said to be in {shard!r}; only safetensors files in the same folder are read"
             )

@@ -16,7 +16,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from llmc.convert.finite import FiniteCheck
-from llmc.errors import InputError, MachineError
+from llmc.errors import InputError, LlmcError, MachineError
+from llmc.file_names import is_bare_file_name
+from llmc.files import read_json
+from llmc.patterns import shown
 from llmc.recipe import unknown
 
 if TYPE_CHECKING:
@@ -26,6 +29,10 @@ BUILTIN = "builtin:"
 # Never pickles or code.
 _HUB_WEIGHTS = ["*.safetensors"]
 _HUB_FILES = ["*.json", "*.jinja", "tokenizer*", "vocab.*", "merges.txt", "LICENSE*", "README.md"]
+# Nor what lies in folders or is hidden, nor names that a terminal would obey when the download's progress shows them.
+_HUB_NEVER = ["*[/\\]*", ".*", "*[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]*"]
+# A repository's index and headers are promises; these limits are far above any that was ever kept.
+_MAX_SHARDS, _MAX_SHARD_BYTES, _MAX_INDEX_BYTES = 4096, 1 << 42, 1 << 28
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,8 @@ def locate(model: str, base: Path) -> Source:
         return Source(path.resolve().name, None, path, _license(path))
     repo, revision = _hub_id(model, path)
     with _hub(repo) as hub:
-        path = Path(hub.snapshot_download(repo, revision=revision, allow_patterns=[*_HUB_WEIGHTS, *_HUB_FILES]))
+        wanted = [*_HUB_WEIGHTS, *_HUB_FILES]
+        path = Path(hub.snapshot_download(repo, revision=revision, allow_patterns=wanted, ignore_patterns=_HUB_NEVER))
     return Source(repo, path.name, path, _license(path))
 
 
@@ -64,23 +72,59 @@ def locate_headers(model: str, base: Path) -> Iterator[Source]:
     repo, revision = _hub_id(model, path)
     with tempfile.TemporaryDirectory() as folder:
         with _hub(repo) as hub:
-            files = hub.snapshot_download(repo, revision=revision, allow_patterns=_HUB_FILES)
-            shutil.copytree(files, folder, dirs_exist_ok=True)
-            for name, shard in hub.get_safetensors_metadata(repo, revision=revision).files_metadata.items():
-                _write_header(Path(folder) / name, shard.tensors)
+            files = hub.snapshot_download(
+                repo, revision=revision, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_NEVER
+            )
+            _copy_files(Path(files), Path(folder))
+            _check_index(repo, Path(folder) / "model.safetensors.index.json")
+            shards = hub.get_safetensors_metadata(repo, revision=revision).files_metadata
+        for name, shard in shards.items():
+            _check_shard(repo, name)
+            _write_header(Path(folder) / name, shard.tensors)
         yield Source(repo, Path(files).name, Path(folder), _license(Path(folder)))
 
 
+def _copy_files(source: Path, folder: Path) -> None:
+    for file in source.iterdir():
+        if is_bare_file_name(file.name) and file.is_file():
+            shutil.copyfile(file, folder / file.name)
+
+
+def _check_index(repo: str, path: Path) -> None:
+    """InputError for an index whose shards nobody should ask the hub for, or write."""
+    if not path.is_file():
+        return
+    weight_map = read_json(path, _MAX_INDEX_BYTES).get("weight_map")
+    # What is no text does not become a name by being shown as one.
+    values = weight_map.values() if isinstance(weight_map, dict) else ()
+    names = {name if isinstance(name, str) else repr(name) for name in values}
+    for name in sorted(names):
+        _check_shard(repo, name)
+    if len(names) > _MAX_SHARDS:
+        raise InputError(f"model {repo}: {path.name} names {len(names):,} files; at most {_MAX_SHARDS:,} are read")
+
+
+def _check_shard(repo: str, name: str) -> None:
+    if not is_bare_file_name(name, ".safetensors"):
+        raise InputError(
+            f"model {repo}: the weights are said to be in {shown(name)}; only safetensors files in the repository's "
+            "main folder are read"
+        )
+
+
 def _write_header(path: Path, tensors: Mapping[str, Any]) -> None:
-    """A safetensors file whose tensors are a hole."""
-    entries = {
-        name: {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": tensor.data_offsets}
-        for name, tensor in tensors.items()
-    }
+    """A safetensors file whose tensors are a hole; InputError when they would not fit into any file."""
+    entries, end = {}, 0
+    for name, tensor in tensors.items():
+        offsets = tuple(tensor.data_offsets)
+        if len(offsets) != 2 or not all(type(each) is int and 0 <= each <= _MAX_SHARD_BYTES for each in offsets):
+            raise InputError(f"{path.name}: broken safetensors header at {shown(name)}; choose another revision")
+        entries[name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": offsets}
+        end = max(end, *offsets)
     header = json.dumps(entries).encode()
     with path.open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
-        file.truncate(8 + len(header) + max(tensor.data_offsets[1] for tensor in tensors.values()))
+        file.truncate(8 + len(header) + end)
 
 
 def hash_files(
@@ -134,6 +178,8 @@ def _hub(repo: str) -> Iterator[Any]:
         raise MachineError(f"model {repo}: no such folder; to get it from the hub: pip install 'llmc[hub]'") from error
     try:
         yield huggingface_hub
+    except LlmcError:  # ours, about what was downloaded
+        raise
     except Exception as error:  # whatever the network, the hub and its client come up with
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise MachineError(f"model {repo}: no such folder, and the hub says: {reason}") from error

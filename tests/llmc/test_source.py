@@ -12,7 +12,7 @@ import pytest
 
 from llmc.convert.safetensors_file import read_header
 from llmc.errors import InputError, MachineError
-from llmc.source import hash_files, locate
+from llmc.source import _check_index, _write_header, hash_files, locate
 
 
 @pytest.fixture
@@ -21,7 +21,9 @@ def hub(embedded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list
     downloaded: list[str] = []
     folder = tmp_path / "cache" / "0123abcd"
 
-    def snapshot_download(repo: str, revision: str | None, allow_patterns: list[str]) -> str:
+    def snapshot_download(
+        repo: str, revision: str | None, allow_patterns: list[str], ignore_patterns: list[str]
+    ) -> str:
         if repo != "org/tiny":
             raise OSError("404: no such model\nmore")
         folder.mkdir(parents=True, exist_ok=True)
@@ -63,6 +65,32 @@ def test_hub_model(hub: list[str], tmp_path: Path) -> None:
     source = locate("org/tiny@main", tmp_path)
     assert (source.id, source.revision) == ("org/tiny", "0123abcd")
     assert "model-00001-of-00002.safetensors" in hub
+
+
+NAMES = ["/tmp/a.safetensors", "../a.safetensors", "a/b.safetensors", "a\\b.safetensors", ".a.safetensors", "a.bin"]
+
+
+@pytest.mark.parametrize("name", [*NAMES, "a\x1b.safetensors", "NUL.safetensors", "", 7, None])
+def test_an_index_names_only_safetensors_in_its_folder(tmp_path: Path, name: object) -> None:
+    (tmp_path / "index.json").write_text(json.dumps({"weight_map": {"w": "model.safetensors", "v": name}}))
+    with pytest.raises(InputError, match="only safetensors files in the repository's main folder") as caught:
+        _check_index("org/x", tmp_path / "index.json")
+    assert "\x1b" not in str(caught.value)
+
+
+def test_an_index_names_no_more_files_than_a_model_has(tmp_path: Path) -> None:
+    weight_map = {f"w{i}": f"model-{i}.safetensors" for i in range(4097)}
+    (tmp_path / "index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(InputError, match="names 4,097 files"):
+        _check_index("org/x", tmp_path / "index.json")
+
+
+@pytest.mark.parametrize("offsets", [(0, -1), (-4, 0), (0, 1 << 60), (0, "4"), (0, True), (0,), (), (0, 1.5)])
+def test_headers_of_the_hub_fit_into_files(tmp_path: Path, offsets: tuple[object, ...]) -> None:
+    tensors = {"w": SimpleNamespace(dtype="F32", shape=[1], data_offsets=offsets)}
+    with pytest.raises(InputError, match=r"a\.safetensors: broken safetensors header at 'w'"):
+        _write_header(tmp_path / "a.safetensors", tensors)
+    assert not (tmp_path / "a.safetensors").exists()
 
 
 def test_hub_errors_are_one_line(hub: list[str], tmp_path: Path) -> None:
