@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
+from llmc import plain_yaml
 from llmc.convert.finite import FiniteCheck
 from llmc.errors import InputError, LlmcError, MachineError
 from llmc.file_names import is_bare_file_name
-from llmc.files import read_json
+from llmc.files import open_regular, read_json
 from llmc.patterns import shown
 from llmc.recipe import unknown
+from llmc.visible import unseen
 
 if TYPE_CHECKING:
     from llmc.convert.safetensors_file import StoredTensor
@@ -33,6 +33,7 @@ _HUB_FILES = ["*.json", "*.jinja", "tokenizer*", "vocab.*", "merges.txt", "LICEN
 _HUB_NEVER = ["*[/\\]*", ".*", "*[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]*"]
 # A repository's index and headers are promises; these limits are far above any that was ever kept.
 _MAX_SHARDS, _MAX_SHARD_BYTES, _MAX_INDEX_BYTES = 4096, 1 << 42, 1 << 28
+_MAX_FRONT_MATTER = 1 << 16  # bytes of a model card
 
 
 @dataclass(frozen=True)
@@ -186,11 +187,15 @@ def _hub(repo: str) -> Iterator[Any]:
 
 
 def _license(path: Path) -> str | None:
-    """`license:` of the front matter of README.md."""
-    card = path / "README.md"
-    match = re.match(r"---\n(.*?)\n---\n", card.read_text("utf-8", "replace"), re.DOTALL) if card.is_file() else None
+    """`license:` of the front matter of README.md; None where that cannot be read, whatever is wrong with it."""
     try:
-        front = yaml.safe_load(match[1]) if match else None
-    except yaml.YAMLError:
+        with open_regular(path / "README.md") as file:
+            text = file.read(_MAX_FRONT_MATTER).decode("utf-8", "ignore")  # a character may be cut at the end
+        match = re.match(r"---\n(.*?)\n---\s*(?:\n|$)", text.replace("\r\n", "\n"), re.DOTALL)
+        front, _ = plain_yaml.read(match[1], typed=False) if match else (None, None)
+    except (LlmcError, OSError, plain_yaml.Problem):
         return None
-    return str(front["license"]) if isinstance(front, dict) and front.get("license") else None
+    found = front.get("license") if isinstance(front, dict) else None
+    named = ", ".join(found) if isinstance(found, list) and all(isinstance(each, str) for each in found) else found
+    fits = isinstance(named, str) and 0 < len(named) <= 200 and unseen(named) is None
+    return named if fits else None

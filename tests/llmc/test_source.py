@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -111,6 +112,42 @@ def test_directory(embedded: Path, tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "README.md").write_text("---\nlicense: mit\ntags: [a]\n---\n# A model")
     assert locate("m", tmp_path).license == "mit"
+
+
+BOMB = "\n".join(["a0: &a0 [lol, lol]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9))])
+
+
+@pytest.mark.parametrize(
+    ("card", "found"),
+    [
+        ("---\nlicense: mit\n---\n# A model", "mit"),
+        ("---\r\nlicense: mit\r\n---\r\n# A model", "mit"),
+        ("---\nlicense: mit\n---", "mit"),
+        ("---\nlicense: no\ndate: 2026-02-30\nn: 0x_\nprompt: |\n  many\n  lines\n---\n", "no"),
+        ("---\nlicense: [mit, bsd]\n---\n", "mit, bsd"),
+        ("# A model", None),
+        ("---\nlicense: {a: b}\n---\n", None),
+        ("---\nlicense:\n---\n", None),
+        ("---\nlicense: mit\nd: !!timestamp x\n---\n", None),
+        (f"---\n{BOMB}\nlicense: *a8\n---\n", None),
+        ("---\nlicense: " + "[" * 3000 + "\n---\n", None),
+        ('---\nlicense: "a\\eb"\n---\n', None),
+        ('---\nlicense: "a\\nb"\n---\n', None),
+        ("---\nlicense: " + "x" * 1000 + "\n---\n", None),
+        ("---\n" + "a\n" * 40_000 + "license: mit\n---\n", None),
+    ],
+)
+def test_a_broken_card_is_no_license(embedded: Path, tmp_path: Path, card: str, found: str | None) -> None:
+    (tmp_path / "README.md").write_bytes(card.encode())
+    assert locate(str(tmp_path), Path()).license == found
+
+
+def test_a_card_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_bytes("---\nlicense: mit\n---\n".encode("utf-16"))
+    assert locate(str(tmp_path), Path()).license is None
+    (tmp_path / "README.md").unlink()
+    os.mkfifo(tmp_path / "README.md")
+    assert locate(str(tmp_path), Path()).license is None
 
 
 def test_hashes(tmp_path: Path) -> None:
