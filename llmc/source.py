@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -172,7 +173,8 @@ def _hub_id(model: str, path: Path) -> tuple[str, str | None]:
 
 @contextmanager
 def _hub(repo: str) -> Iterator[Any]:
-    """The hub's client, with its errors in one line."""
+    """The hub's client, with its errors in one line, and telling the hub no more than it needs."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
         import huggingface_hub
     except ImportError as error:

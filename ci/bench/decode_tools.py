@@ -65,7 +65,7 @@ class Bench:
 
     def call(self, command: Iterable[str | Path], log: Path, pinned: bool) -> None:
         """Runs it to its end; Failed with the last line that it has said."""
-        environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+        environment = {"ORT_DISABLE_TELEMETRY": "1"} | os.environ | {"CUDA_VISIBLE_DEVICES": ""}
         if pinned:
             environment["OMP_NUM_THREADS"] = str(self.threads)
         with log.open("w") as file:

@@ -11,10 +11,11 @@ import argparse
 import time
 
 import numpy as np
-import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 from rich.table import Table
+
+from llmc.runtime.quiet_onnxruntime import onnxruntime
 
 NODES = 24  # each with weights of its own, so that they come from memory as in a model
 

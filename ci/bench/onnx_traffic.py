@@ -8,7 +8,8 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-import onnxruntime
+
+from llmc.runtime.quiet_onnxruntime import onnxruntime
 
 
 def traffic(path: Path, experts: int, active: int) -> dict[str, float]:

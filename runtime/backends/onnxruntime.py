@@ -48,7 +48,7 @@ def start(artifact: Artifact, threads: int | None, provider: str | None = None) 
 
 
 def _version() -> tuple[int, int]:
-    import onnxruntime
+    from llmc.runtime.quiet_onnxruntime import onnxruntime
 
     major, minor = onnxruntime.__version__.split(".")[:2]
     return int(major), int(minor)
@@ -56,7 +56,7 @@ def _version() -> tuple[int, int]:
 
 def _providers() -> dict[str, str]:
     """Name for people → ONNX Runtime's own name, of all that this installation has."""
-    import onnxruntime
+    from llmc.runtime.quiet_onnxruntime import onnxruntime
 
     return {name.removesuffix("ExecutionProvider").lower(): name for name in onnxruntime.get_available_providers()}
 
@@ -84,9 +84,9 @@ class Cache:
 
 class OnnxRuntimeBackend:
     def __init__(self, artifact: Artifact, threads: int | None, provider: str) -> None:
-        from onnxruntime import OrtValue
+        from llmc.runtime.quiet_onnxruntime import onnxruntime
 
-        self._value = OrtValue.ortvalue_from_numpy  # on the CPU a view of the array
+        self._value = onnxruntime.OrtValue.ortvalue_from_numpy  # on the CPU a view of the array
         self.context, self.batch = artifact.context, _BATCH
         self.prefill, self.scores = _PREFILL, _SCORES
         paths: dict[Graph, Path | None] = {"main": artifact.target_file(NAME, "main")}
@@ -189,7 +189,7 @@ class OnnxRuntimeBackend:
 
 
 def _session(path: Path, threads: int | None, provider: str) -> Any:
-    import onnxruntime
+    from llmc.runtime.quiet_onnxruntime import onnxruntime
 
     options = onnxruntime.SessionOptions()
     # Threads stay awake from operator to operator, and sleep between passes: others may want the cores.

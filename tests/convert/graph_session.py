@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 import torch
+
+from llmc.runtime.quiet_onnxruntime import onnxruntime as ort
 
 
 class GraphSession:

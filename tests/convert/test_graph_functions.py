@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 import torch
 from onnx_ir.passes.common import CheckerPass
@@ -17,6 +16,7 @@ from llmc.convert.graph.mixture_of_experts import mixture_of_experts_function
 from llmc.convert.model.grouped_topk import GroupedTopK
 from llmc.convert.model.mixture_of_experts import MixtureOfExperts
 from llmc.convert.spec import MixtureOfExpertsSpec, RouterSpec
+from llmc.runtime.quiet_onnxruntime import onnxruntime as ort
 
 
 def run(

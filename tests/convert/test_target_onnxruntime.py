@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 import torch
 from graph_session import GraphSession, divergences
@@ -25,6 +24,7 @@ from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.model import CausalLM
 from llmc.convert.safetensors_file import read_header
 from llmc.convert.targets import TargetResult, target
+from llmc.runtime.quiet_onnxruntime import onnxruntime as ort
 
 
 def build(checkpoint: Checkpoint, accuracy_level: int, **options: Any) -> TargetResult:

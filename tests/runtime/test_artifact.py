@@ -5,7 +5,6 @@ import subprocess
 import sys
 import types
 
-import onnxruntime
 import pytest
 
 import llmc.runtime.backends
@@ -13,6 +12,7 @@ from llmc.errors import InputError, MachineError
 from llmc.runtime import load
 from llmc.runtime.artifact import Artifact
 from llmc.runtime.backends import start
+from llmc.runtime.quiet_onnxruntime import onnxruntime
 
 
 @pytest.fixture

@@ -15,13 +15,13 @@ import types
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 from cuda.bindings import runtime as real_cuda
 
 import llmc.runtime.backends.tensorrt_engine as backend
 from llmc.errors import InputError, MachineError
 from llmc.runtime import load
+from llmc.runtime.quiet_onnxruntime import onnxruntime
 
 RELEASE = importlib.metadata.version("tensorrt-rtx-cu13")
 PACKAGES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
