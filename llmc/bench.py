@@ -13,14 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from safetensors.numpy import load_file
 
 from llmc.errors import InputError
 from llmc.measure import acceptance, peak_memory, run
 from llmc.progress import size
 from llmc.runtime import load
-from llmc.runtime.artifact import REFERENCE
 from llmc.runtime.model import Model
+from llmc.runtime.reference import read_reference
 from llmc.tables import Found, table
 
 
@@ -110,10 +109,7 @@ def bench(
 
 
 def _text(model: Model) -> NDArray[np.int64]:
-    path = model.artifact.path / REFERENCE
-    if not path.is_file():
-        raise InputError(f"{path}: missing; it holds the text that would be read")
-    return load_file(path)["input_ids"].astype(np.int64).ravel()
+    return read_reference(model.artifact)["input_ids"].ravel()
 
 
 def _check(model: Model, prompt_tokens: int, new_tokens: int, batch: int) -> None:

@@ -6,13 +6,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from safetensors.numpy import load_file
-
 from llmc.runtime.answer import Answer
-from llmc.runtime.artifact import REFERENCE
 from llmc.runtime.decoding import Decoder
 from llmc.runtime.model import Model
+from llmc.runtime.reference import read_reference
 from llmc.runtime.sampling import Parameters
 
 _PROMPTS, _PROMPT_TOKENS, _NEW_TOKENS = 8, 32, 32
@@ -51,8 +48,7 @@ def measure(model: Model) -> tuple[Speed, float | None]:
 
     Returns the speeds, which vary from run to run, and the share of drafts that the model agreed to, which does not.
     """
-    ids = load_file(model.artifact.path / REFERENCE)["input_ids"][:_PROMPTS, :_PROMPT_TOKENS]
-    prompts = [row.astype(np.int64).tolist() for row in ids]
+    prompts = read_reference(model.artifact)["input_ids"][:_PROMPTS, :_PROMPT_TOKENS].tolist()
 
     def tokens_per_second(draft_tokens: int) -> tuple[float, float | None]:
         runs = [run(model, [prompt], _NEW_TOKENS, draft_tokens) for prompt in prompts]

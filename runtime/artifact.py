@@ -1,25 +1,50 @@
-"""An artifact directory: what its manifest says and where its files are."""
+"""An artifact directory: what its manifest says, and the one place that decides which of its files are read.
+
+Only files that the manifest lists are, by their name in it, when they are regular files of the listed size inside the
+folder. Those that decide what a model is told and does (tokenizer, templates, graphs, descriptions of engines, kernels,
+the reference) are held against their sha256 whenever they are read; `verify` does so with all, weights too. What else
+lies in the folder is never used.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import json
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from llmc.errors import InputError
+from llmc.files import open_regular, parse_json, read_json, read_regular
 
 FORMAT_VERSION = 1
 MANIFEST = "llmc.json"
+CARD = "README.md"
 REFERENCE = "reference.safetensors"
 TOKENIZER = "tokenizer.json"
+_MANIFEST_BYTES = 1 << 25  # of 70,000 experts' matrices
+_SMALL_BYTES = 1 << 28
+_GRAPH_BYTES = 1 << 31  # of a protobuf
+_CHUNK = 1 << 24
+
+Progress = Callable[[int, int], None]  # bytes done, bytes in all
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A file as it was built."""
+
+    bytes: int
+    sha256: str
 
 
 @dataclass(frozen=True)
 class Artifact:
     """context: tokens that the model was made for; gates: limits by name, ppl_increase and kl_mean from above, top1
-    from below; targets: {name: {role: file}} of what was compiled."""
+    from below; targets: {name: {role: file}} of what was compiled; files: all that were built, by name."""
 
     path: Path
     manifest: dict[str, Any]
@@ -27,52 +52,152 @@ class Artifact:
     vocab_size: int
     eos_token_ids: frozenset[int]
     gates: dict[str, float]
-    targets: dict[str, dict[str, Path]]
+    targets: dict[str, dict[str, str]]
+    files: dict[str, Listed]
 
     @classmethod
     def open(cls, path: str | Path) -> Artifact:
         """Reads and checks the manifest; InputError when this is no artifact, an incomplete or a newer one."""
+        from llmc.runtime.artifact_schema import Manifest, checked
+
         path = Path(path)
         file = path / MANIFEST
-        if not file.is_file():
+        if not _exists(file):
             raise InputError(f"{path}: no {MANIFEST} here; give the directory that `llmc build` made")
+        what = f"{file}: broken manifest"
         try:
-            manifest = json.loads(file.read_text(encoding="utf-8"))
-            if (version := int(manifest["format_version"])) > FORMAT_VERSION:
-                known = f"this llmc knows ({FORMAT_VERSION})"
-                raise InputError(f"{file}: format {version} is newer than {known}; upgrade llmc")
-            sizes = {path / name: int(entry["bytes"]) for name, entry in manifest["files"].items()}
-            targets = {
-                target: {role: path / name for role, name in found["files"].items()}
-                for target, found in manifest["targets"].items()
-            }
-            if unlisted := {file for files in targets.values() for file in files.values()} - sizes.keys():
-                raise ValueError(f"files do not list {min(unlisted)}")
-            model, check = manifest["model"], manifest["recipe"].get("check") or {}
-            opened = cls(
-                path,
-                manifest,
-                int(model["max_position_embeddings"]),
-                int(model["vocab_size"]),
-                frozenset(map(int, model["eos_token_ids"])),
-                {name: float(limit) for name, limit in (check.get("gates") or {}).items()},
-                targets,
-            )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{file}: broken manifest ({error!r}); build or download the artifact again") from error
-        for there, size in sizes.items():
-            if not there.is_file() or there.stat().st_size != size:
-                raise InputError(f"{there}: missing or not {size:,} bytes long; download it again")
+            manifest = read_json(file, _MANIFEST_BYTES)
+        except InputError as error:
+            raise InputError(f"{what} ({str(error).removeprefix(f'{file}: ')}); download the artifact again") from error
+        version = manifest.get("format_version")
+        if type(version) is int and version > FORMAT_VERSION:
+            known = f"this llmc knows ({FORMAT_VERSION})"
+            raise InputError(f"{file}: format {version} is newer than {known}; upgrade llmc")
+        said = checked(Manifest, manifest, what)
+        opened = cls(
+            path,
+            manifest,
+            said.model.max_position_embeddings,
+            said.model.vocab_size,
+            frozenset(said.model.eos_token_ids),
+            dict(said.recipe.check.gates or {}) if said.recipe.check else {},
+            {name: dict(target.files) for name, target in said.targets.items()},
+            {name: Listed(entry.bytes, entry.sha256) for name, entry in said.files.items()},
+        )
+        for name in opened.files:
+            if name != CARD:  # which its publisher may have gone on writing, and nothing here reads
+                opened.file(name)
         return opened
 
-    def verify(self) -> None:
-        """InputError when a file's sha256 is not the manifest's."""
-        for name, entry in self.manifest["files"].items():
-            with (self.path / name).open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-            if found != entry["sha256"]:
-                raise InputError(f"{self.path / name}: not the file that was built (sha256 {found}); download it again")
+    def file(self, name: str) -> Path:
+        """Where a file lies, that the manifest lists, and that is a regular one of the listed size inside the folder;
+        InputError for all others."""
+        listed, path = self._listed(name), self.path / name
+        try:
+            inside, status = self._is_inside(path.resolve(strict=True)), path.stat()
+        except (OSError, RuntimeError):  # nothing there; a circle of links
+            inside, status = True, None
+        if not inside:
+            raise InputError(f"{path}: is a link that leads out of the artifact; put the file itself in its place")
+        if status is None or not stat.S_ISREG(status.st_mode) or status.st_size != listed.bytes:
+            raise InputError(f"{path}: missing or not {listed.bytes:,} bytes long; download it again")
+        return path
 
-    def target_file(self, target: str, role: str) -> Path | None:
+    def read(self, name: str, limit: int = _SMALL_BYTES) -> bytes:
+        """The content of a file that the manifest lists, held against its sha256; InputError when it is another, or
+        larger than such a file may be."""
+        data = read_regular(self.file(name), limit)
+        self._compare(name, hashlib.sha256(data).hexdigest())
+        return data
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """The same of a JSON object; none where the manifest lists no such file."""
+        if name not in self.files:
+            return {}
+        try:
+            value = parse_json(self.read(name))
+        except ValueError as error:
+            raise InputError(f"{self.path / name}: broken ({error}); download it again") from error
+        if not isinstance(value, dict):
+            raise InputError(f"{self.path / name}: broken, no JSON object; download it again")
+        return value
+
+    def verified(self, name: str, progress: Callable[[int], None] = lambda _: None) -> Path:
+        """Where a file lies whose content was held against its sha256 just now; for those that others read."""
+        path, digest = self.file(name), hashlib.sha256()
+        with open_regular(path) as file:
+            while data := file.read(_CHUNK):
+                digest.update(data)
+                progress(len(data))
+        self._compare(name, digest.hexdigest())
+        return path
+
+    def graph(self, name: str) -> Path:
+        """Where an ONNX graph lies, which is verified; what it takes weights from are files that the manifest lists."""
+        from llmc.runtime.external_data import locations
+
+        try:
+            found = locations(self.read(name, _GRAPH_BYTES))
+        except ValueError as error:
+            raise InputError(f"{self.path / name}: no ONNX graph ({error}); download it again") from error
+        for location in sorted(found):
+            self.beside(name, location)
+        return self.path / name
+
+    def beside(self, name: str, other: str) -> str:
+        """The name of a file in the folder of another one that refers to it; InputError unless it is listed, too."""
+        found = (PurePosixPath(name).parent / other).as_posix()
+        if found not in self.files or found != os.path.normpath(found).replace(os.sep, "/"):
+            raise InputError(f"{self.path / name}: refers to {other!r}, which {MANIFEST} does not list; build it again")
+        return found
+
+    def verify(self, progress: Progress | None = None) -> list[str]:
+        """Reads all files; InputError when the sha256 of one is not the manifest's. Returns the names of files that the
+        manifest does not list: nothing uses them, and nothing is known about them."""
+        total, done = sum(listed.bytes for listed in self.files.values()), 0
+
+        def read(count: int) -> None:
+            nonlocal done
+            done += count
+            if progress:
+                progress(done, total)
+
+        for name in self.files:
+            self.verified(name, read)
+        return sorted(set(self._found()) - self.files.keys() - {MANIFEST})
+
+    def target_file(self, target: str, role: str) -> str | None:
         """A file of a target by its role (`main`, `mtp`, …); None when it was not asked for or was skipped."""
         return self.targets.get(target, {}).get(role)
+
+    def _listed(self, name: str) -> Listed:
+        if name not in self.files:
+            raise InputError(f"{self.path / name}: missing from the files that {MANIFEST} lists; no other is used")
+        return self.files[name]
+
+    def _compare(self, name: str, sha256: str) -> None:
+        if sha256 != self.files[name].sha256:
+            path = self.path / name
+            raise InputError(f"{path}: not the file that was built (sha256 {sha256}); download it again")
+
+    def _is_inside(self, target: Path) -> bool:
+        """A hub's cache, whose snapshots hold links into its `blobs`, named by their hashes, counts as inside."""
+        folder = self.path.resolve()
+        if target.is_relative_to(folder):
+            return True
+        blobs = folder.parents[1] / "blobs" if len(folder.parents) > 1 and folder.parent.name == "snapshots" else None
+        return target.parent == blobs and bool(re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", target.name))
+
+    def _found(self) -> Iterator[str]:
+        """Names of the files that there are; not those of folders that begin with a dot, as tools keep their own in."""
+        for folder, folders, names in os.walk(self.path):
+            folders[:] = [each for each in folders if not each.startswith(".")]
+            for name in names:
+                yield (Path(folder) / name).relative_to(self.path).as_posix()
+
+
+def _exists(file: Path) -> bool:
+    try:
+        return file.is_file()
+    except OSError:  # a name that no file can have, a folder that may not be entered
+        return False

@@ -9,20 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from llmc.errors import InputError
+from llmc.files import parse_json, read_regular
+from llmc.runtime.artifact import Artifact
 from llmc.runtime.prefill import cut, opened
 
 Message = Mapping[str, Any]
 _CONFIG, _TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
+_MOST_BYTES = 1 << 24
 
 
 class ChatTemplate:
-    """The template of an artifact; InputError when it has none.
+    """The template of an artifact, or of a checkpoint's folder; InputError when it has none.
 
     Whitespace, functions and variables are as in transformers, for which these templates are written.
     """
 
-    def __init__(self, directory: Path) -> None:
-        source = self.find(directory)
+    def __init__(self, origin: Artifact | Path) -> None:
+        directory = origin if isinstance(origin, Path) else origin.path
+        source = self.find(origin)
         if source is None:
             raise InputError(f"{directory}: its tokenizer has no chat template; give it text to continue instead")
         from jinja2 import TemplateError
@@ -43,27 +47,28 @@ class ChatTemplate:
         environment.filters["tojson"] = _tojson
         environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
         self.source, self._directory = source, directory
-        config = _read(directory / _CONFIG)
+        config = _config(origin)
         named = config.get("extra_special_tokens")
         self._special = {
             name: value["content"] if isinstance(value, dict) else value
             for name, value in (config | (named if isinstance(named, dict) else {})).items()
-            if name.endswith("_token") and isinstance(value, (str, dict))
+            if name.endswith("_token") and isinstance(value.get("content") if isinstance(value, dict) else value, str)
         }
         try:
             self._template = environment.from_string(source)
-        except TemplateError as error:
+        except (TemplateError, RecursionError, ValueError, OverflowError) as error:
             raise InputError(f"{directory}: its chat template is broken ({error}); replace {_TEMPLATE}") from error
 
     @staticmethod
-    def find(directory: Path) -> str | None:
+    def find(origin: Artifact | Path) -> str | None:
         """The template's text, from a file of its own or the tokenizer's configuration."""
-        file = directory / _TEMPLATE
-        if file.is_file():
-            return file.read_text(encoding="utf-8")
-        template = _read(directory / _CONFIG).get("chat_template")
+        written = _read(origin, _TEMPLATE)
+        if written is not None:
+            return written.decode("utf-8", "replace")
+        template = _config(origin).get("chat_template")
         if isinstance(template, list):  # several by name
-            template = {str(each.get("name")): each.get("template") for each in template}.get("default")
+            named = (each for each in template if isinstance(each, dict))
+            template = {str(each.get("name")): each.get("template") for each in named}.get("default")
         return template if isinstance(template, str) else None
 
     def render(
@@ -88,10 +93,19 @@ class ChatTemplate:
         return text if said is None else cut(text, said)
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(origin: Artifact | Path, name: str) -> bytes | None:
+    """A file; None where there is none. Of an artifact only what its manifest lists counts."""
+    if isinstance(origin, Path):
+        return read_regular(origin / name, _MOST_BYTES) if (origin / name).exists() else None
+    return origin.read(name, _MOST_BYTES) if name in origin.files else None
+
+
+def _config(origin: Artifact | Path) -> dict[str, Any]:
+    data = _read(origin, _CONFIG)
     try:
-        config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        config = {} if data is None else parse_json(data)
     except ValueError as error:
+        file = (origin if isinstance(origin, Path) else origin.path) / _CONFIG
         raise InputError(f"{file}: broken ({error}); download it again") from error
     return config if isinstance(config, dict) else {}
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
 
 from llmc.errors import InputError
-from llmc.runtime.artifact import REFERENCE, Artifact
+from llmc.runtime.artifact import Artifact
 from llmc.runtime.backends import Backend, step_width
+from llmc.runtime.reference import read_reference
 
 Progress = Callable[[int, int], None]  # tokens done, tokens in all
 Array = NDArray[Any]
@@ -116,11 +116,8 @@ def _perplexity(logprobs: Array) -> tuple[float, float]:
 
 def check(artifact: Artifact, backend: Backend, progress: Progress | None = None) -> CheckReport:
     """Runs the check text through the backend, window by window; InputError for logits that are not finite."""
-    path = artifact.path / REFERENCE
-    if not path.is_file():
-        raise InputError(f"{path}: missing; this artifact was published without it and cannot be checked")
-    reference = load_file(path)
-    ids, top_ids = (reference[name].astype(np.int64) for name in ("input_ids", "top_ids"))
+    reference = read_reference(artifact)
+    ids, top_ids = reference["input_ids"], reference["top_ids"]
     windows, predictions, _ = top_ids.shape
     top = np.empty(top_ids.shape, np.float32)
     true, best = np.empty((windows, predictions), np.float32), np.empty((windows, predictions), np.int64)

@@ -36,12 +36,7 @@ class Model(Generator):
         self.artifact, self.backend = artifact, backend
         self.reason = reason  # which backend was picked, and why no other
         self.draft_tokens = draft_tokens if speculative and backend.has_mtp else 0
-        path = artifact.path / TOKENIZER
-        if not path.is_file():
-            raise InputError(f"{path}: missing; an artifact cannot be run without its tokenizer")
-        self.tokenizer = Tokenizer.from_file(str(path))
-        self.tokenizer.no_truncation()  # whatever a training run has left in the file
-        self.tokenizer.no_padding()
+        self.tokenizer = _tokenizer(artifact)
 
     @property
     def context(self) -> int:
@@ -50,7 +45,7 @@ class Model(Generator):
 
     @property
     def has_chat_template(self) -> bool:
-        return ChatTemplate.find(self.artifact.path) is not None
+        return ChatTemplate.find(self.artifact) is not None
 
     def session(self, prompt: Prompt | None = None) -> Session:
         """A session: it keeps what it has read. The prompt, if there is one, is read now."""
@@ -130,7 +125,7 @@ class Model(Generator):
 
     @cached_property
     def _chat_template(self) -> ChatTemplate:
-        return ChatTemplate(self.artifact.path)
+        return ChatTemplate(self.artifact)
 
     @cached_property
     def _spaced(self) -> dict[str, IntArray]:
@@ -227,6 +222,23 @@ class Session(Generator):
             yield
 
 
+def _tokenizer(artifact: Artifact) -> Tokenizer:
+    """InputError when there is none, or one that the library does not read."""
+    if TOKENIZER not in artifact.files:
+        path = artifact.path / TOKENIZER
+        raise InputError(f"{path}: missing; an artifact cannot be run without its tokenizer")
+    data = artifact.read(TOKENIZER)
+    try:
+        tokenizer = Tokenizer.from_buffer(data)
+        tokenizer.no_truncation()  # whatever a training run has left in the file
+        tokenizer.no_padding()
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of the library is no Exception
+        raise InputError(f"{artifact.path / TOKENIZER}: no tokenizer ({error}); download it again") from error
+    return tokenizer
+
+
 def load(
     artifact: str | Path,
     backend: str | None = None,
@@ -241,7 +253,7 @@ def load(
         provider is installed; None picks the fastest that is available (`Model.reason` says why)
     threads: of the CPU backend; None: all cores
     speculative, draft_tokens: use the MTP layer where there is one, and how far it looks ahead
-    verify: compare every file's sha256 with the manifest first
+    verify: compare every file's sha256 with the manifest first, weights and engines too; others always are
     InputError for a broken artifact, MachineError when nothing here can run it.
     """
     opened = Artifact.open(artifact)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import os
 import signal
 import subprocess
@@ -103,7 +102,7 @@ def attempt(arguments: argparse.Namespace, what: str) -> int:
 def engines(artifact: Artifact, backend: str) -> list[dict[str, Any]]:
     """What is told of each."""
     files = artifact.targets.get(backend, {}).values()
-    return [json.loads(file.read_text(encoding="utf-8")) for file in files if file.suffix == ".json"]
+    return [artifact.read_json(file) for file in files if file.endswith(".json")]
 
 
 def nearest(sm: int, groups: set[tuple[int, ...]]) -> list[int]:

@@ -89,9 +89,12 @@ class OnnxRuntimeBackend:
         self._value = onnxruntime.OrtValue.ortvalue_from_numpy  # on the CPU a view of the array
         self.context, self.batch = artifact.context, _BATCH
         self.prefill, self.scores = _PREFILL, _SCORES
-        paths: dict[Graph, Path | None] = {"main": artifact.target_file(NAME, "main")}
-        paths["mtp"] = artifact.target_file(NAME, "mtp")
-        self._sessions = {graph: _session(path, threads, provider) for graph, path in paths.items() if path}
+        self._sessions: dict[Graph, Any] = {}
+        graphs: tuple[Graph, Graph] = ("main", "mtp")
+        for graph in graphs:
+            if name := artifact.target_file(NAME, graph):
+                self._sessions[graph] = _session(artifact.graph(name), threads, provider)
+                _check(artifact, graph, self._sessions[graph])
         self.has_mtp = "mtp" in self._sessions
         self._caches = {
             graph: [node for node in session.get_inputs() if node.name.startswith("past.")]
@@ -186,6 +189,22 @@ class OnnxRuntimeBackend:
                 grown[node.name][:, :, : cache.capacity] = cache.buffers[node.name]
         cache.steps.clear()
         cache.buffers, cache.capacity = grown, capacity
+
+
+def _check(artifact: Artifact, graph: Graph, session: Any) -> None:
+    """InputError unless steps can be given to it: `forward` relies on names and shapes."""
+    inputs, outputs = ({node.name: node for node in nodes} for nodes in (session.get_inputs(), session.get_outputs()))
+    caches = {name for name in inputs if name.startswith("past.")}
+    steps = {"input_ids", "position_ids", "cache_position", "logits_index"}
+    wrong = (inputs.keys() - caches) ^ (steps | {"previous_hidden"} if graph == "mtp" else steps)
+    wrong |= {name for name in caches if [type(each) for each in inputs[name].shape[1::2]] != [int, int]}
+    wrong |= {name.replace("past.", "present.") for name in caches} ^ (outputs.keys() - {"logits", "hidden"})
+    widths = [node.shape[-1:] for name, node in outputs.items() if not name.startswith("present.")]
+    if wrong or not caches or "logits" not in outputs or any(list(map(type, width)) != [int] for width in widths):
+        named = f", such as {min(wrong)!r}" if wrong else ""
+        raise InputError(f"{artifact.path}: its graph has other inputs and outputs than a model{named}; build it again")
+    if (width := outputs["logits"].shape[-1]) != artifact.vocab_size:
+        raise InputError(f"{artifact.path}: its graph knows {width} tokens, its manifest {artifact.vocab_size}")
 
 
 def _session(path: Path, threads: int | None, provider: str) -> Any:

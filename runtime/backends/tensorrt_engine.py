@@ -2,25 +2,21 @@
 
 What an engine is for stands in the .json beside it, which is read before the engine is: deserialising the wrong one
 can end the process. Steps that decode are CUDA graphs. TensorRT-RTX captures them itself, and compiles the last kernels
-where an engine is first run: these are kept for the next time in llmc's folder of the user's cache ($XDG_CACHE_HOME,
-~/.cache).
+where an engine is first run: these are kept for the next time (see kernel_cache.py).
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
 import json
 import mmap
-import os
 import threading
 import weakref
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +24,7 @@ from numpy.typing import NDArray
 
 from llmc.errors import InputError, MachineError
 from llmc.runtime.artifact import Artifact
-from llmc.runtime.backends import CLOSED, FloatArray, Graph, Hidden, IntArray, step_inputs
+from llmc.runtime.backends import CLOSED, FloatArray, Graph, Hidden, IntArray, kernel_cache, step_inputs
 from llmc.runtime.plugins import tensorrt as plugins
 
 Array = NDArray[Any]
@@ -64,7 +60,7 @@ def unavailable(package: Package, artifact: Artifact, provider: str | None) -> s
     if isinstance(sm, str):
         return sm
     matching = [each for each in descriptions if sm in each["sm"]]
-    if not matching:
+    if not any(each["graph"] == "main" for each in matching):
         known = ", ".join(map(str, sorted({n for each in descriptions for n in each["sm"]})))
         add = "add it to `sm` of the target, if it is a choice" if package.jit else "build it on this machine"
         return f"its engines are for SM {known}, this GPU is SM {sm}; {add}"
@@ -81,6 +77,8 @@ def unavailable(package: Package, artifact: Artifact, provider: str | None) -> s
 def start(package: Package, artifact: Artifact) -> EngineBackend:
     sm = compute_capability()
     found = {each["graph"]: each for each in _descriptions(package, artifact) if sm in each["sm"]}
+    for each in found.values():
+        each["kernels"] = artifact.verified(each["kernels"]) if each["kernels"] else None
     return EngineBackend(package, found)
 
 
@@ -100,18 +98,19 @@ def compute_capability() -> int | str:
 
 
 def _descriptions(package: Package, artifact: Artifact) -> list[dict[str, Any]]:
-    """What the .json of each engine says; its "engine" becomes a path."""
+    """What the .json of each engine says; its "engine" becomes a path, its "kernels" a name in the artifact."""
+    from llmc.runtime.artifact_schema import Engine, checked
+
     found = []
-    for file in artifact.targets.get(package.name, {}).values():
-        if file.suffix == ".json":
-            try:
-                description = json.loads(file.read_text(encoding="utf-8"))
-                description["engine"] = file.with_name(description["engine"])
-                description["kernels"] = file.with_name(description["kernels"]) if description["plugins"] else None
-                for key in ("graph", "sm", "release", "context", "batch", "profiles", "inputs", "outputs", "sha256"):
-                    description[key]
-            except (ValueError, KeyError, TypeError) as error:
-                raise InputError(f"{file}: broken ({error!r}); build or download the artifact again") from error
+    for name in artifact.targets.get(package.name, {}).values():
+        if name.endswith(".json"):
+            description = artifact.read_json(name)
+            checked(Engine, description, f"{artifact.path / name}: broken")
+            engine = artifact.beside(name, description["engine"])
+            if artifact.files[engine].sha256 != description["sha256"]:
+                raise InputError(f"{artifact.path / engine}: not the engine that was built; download it again")
+            description["engine"] = artifact.file(engine)
+            description["kernels"] = artifact.beside(name, description["kernels"]) if description["plugins"] else None
             found.append(description)
     return found
 
@@ -203,8 +202,8 @@ class _Engine:
         if self._jit:
             self._config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
             self._kernels = self._config.create_runtime_cache()
-            if self._kernel_file.is_file():
-                self._kernels.deserialize(self._kernel_file.read_bytes())  # what it cannot use, it compiles
+            if kept := kernel_cache.read(self._kernel_file):
+                self._kernels.deserialize(kept)  # what it cannot use, it compiles
             self._config.set_runtime_cache(self._kernels)
         self._contexts: dict[int, Any] = {}
         self._graphs: dict[Hashable, Any] = {}  # None: that step has been made, and will be captured the next time
@@ -266,27 +265,23 @@ class _Engine:
 
     def close(self) -> None:
         if self._contexts and self._jit:
-            self._keep_kernels()
+            kernel_cache.write(self._kernel_file, bytes(memoryview(self._kernels.serialize())))
         while self._graphs:
             self._device.forget(self._graphs.popitem()[1])
         self._contexts.clear()
         self._engine = self._runtime = self._config = self._kernels = None
         self._device.free(self._buffers)
 
-    def _keep_kernels(self) -> None:
-        with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not more
-            self._kernel_file.parent.mkdir(parents=True, exist_ok=True)
-            new = self._kernel_file.with_suffix(f".{os.getpid()}")
-            new.write_bytes(memoryview(self._kernels.serialize()))
-            new.replace(self._kernel_file)
-
     def _context(self, length: int, end: int) -> tuple[Any, int]:
         """That of the profile for steps of `length` tokens a row that look at `end` cache entries, and its window."""
-        index = next(
+        fitting = (
             i
             for i, ((least, most), window) in enumerate(zip(self._spans, self._windows, strict=True))
             if least <= length <= most and end <= window
         )
+        index = next(fitting, None)
+        if index is None:
+            raise InputError(f"{self._path}: has no profile for {length} tokens that end at {end}; build it again")
         if index not in self._contexts:
             context = self._engine.create_execution_context(self._config)
             if context is None or not context.set_optimization_profile_async(index, self._device.stream):
@@ -307,11 +302,10 @@ class _Engine:
         return self._buffers[name]
 
 
-def _kernel_file(description: dict[str, Any]) -> Path:
-    """Where the library's kernels for an engine are kept: for its hash, on this kind of GPU."""
+def _kernel_file(description: dict[str, Any]) -> str:
+    """Under which name the library's kernels for an engine are kept: for its hash, on this kind of GPU."""
     told = json.dumps({"engine": description["sha256"], "release": description["release"], "gpu": compute_capability()})
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llmc" / "kernels"
-    return folder / f"{hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]}.bin"
+    return f"{hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]}.bin"
 
 
 class _Device:

@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from llmc.errors import InputError, MachineError
+from llmc.files import parse_json
 from llmc.runtime.plugins.cubin import CubinKernel
 
 METADATA = "llmc"
@@ -73,12 +74,15 @@ class KernelSet:
 
 def read(file: Path) -> dict[str, KernelSet]:
     """The sets of a file by their key; cubins are read when they are used. InputError if it is not such a file."""
+    from llmc.runtime.artifact_schema import KernelSets, checked
+
     try:
         with safe_open(file, "numpy") as opened:
-            told = json.loads(opened.metadata()[METADATA])
-        sets = [KernelSet(each, partial(_cubin, file)) for each in told]
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
+            told = parse_json((opened.metadata() or {})[METADATA].encode())
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise InputError(f"{file}: no kernels of llmc ({error!r}); build or download the artifact again") from error
+    checked(KernelSets, {"sets": told}, f"{file}: no kernels of llmc")
+    sets = [KernelSet(each, partial(_cubin, file)) for each in told]
     return {each.key: each for each in sets}
 
 
@@ -97,8 +101,11 @@ def write(file: Path, sets: list[KernelSet]) -> None:
 
 
 def _cubin(file: Path, digest: str) -> bytes:
-    with safe_open(file, "numpy") as opened:
-        cubin: bytes = opened.get_tensor(digest).tobytes()
+    try:
+        with safe_open(file, "numpy") as opened:
+            cubin: bytes = opened.get_tensor(digest).tobytes()
+    except (OSError, SafetensorError, TypeError) as error:  # no such tensor, or of a type that numpy does not know
+        raise InputError(f"{file}: its kernels cannot be read ({error}); download it again") from error
     if hashlib.sha256(cubin).hexdigest() != digest:
         raise InputError(f"{file}: {digest[:16]}… is not the kernel that was built; download it again")
     return cubin

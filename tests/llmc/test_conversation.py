@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from listed_files import list_files
 from typer.testing import CliRunner
 
 from llmc.cli import app
@@ -27,6 +28,7 @@ def artifact(recipe, tmp_path: Path) -> Path:
 @pytest.fixture
 def chatty(artifact: Path) -> Path:
     (artifact / "chat_template.jinja").write_text(TEMPLATE)
+    list_files(artifact, "chat_template.jinja")
     return artifact
 
 

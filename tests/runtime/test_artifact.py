@@ -6,6 +6,7 @@ import sys
 import types
 
 import pytest
+from listed_files import list_files
 
 import llmc.runtime.backends
 from llmc.errors import InputError, MachineError
@@ -136,8 +137,28 @@ def test_other_providers_of_onnx_runtime_and_older_releases(copy, monkeypatch):
 def test_a_graph_that_does_not_load(copy):
     graph = copy / "model.onnx"
     graph.write_bytes(b"?" * graph.stat().st_size)
+    with pytest.raises(InputError, match=r"model\.onnx: not the file that was built"):
+        load(copy, backend="onnxruntime")
+    list_files(copy, "model.onnx")
+    with pytest.raises(InputError, match=r"model\.onnx: no ONNX graph \(.*\); download it again"):
+        load(copy, backend="onnxruntime")
+    graph.write_bytes(b"")
+    list_files(copy, "model.onnx")
     with pytest.raises(MachineError, match=r"model.onnx: ONNX Runtime .* cannot load it"):
         load(copy, backend="onnxruntime")
+
+
+def test_a_graph_that_is_no_model(trained, tmp_path):
+    copy = shutil.copytree(trained, tmp_path / "copy")
+    manifest = json.loads((copy / "llmc.json").read_text())
+    for changes, message in (
+        ({"targets": {"onnxruntime": {"files": {"main": "mtp.onnx", "mtp": "model.onnx"}}}}, "previous_hidden"),
+        ({"model": manifest["model"] | {"vocab_size": 4095}}, "its graph knows 4096 tokens, its manifest 4095"),
+    ):
+        change(copy, **changes)
+        with pytest.raises(InputError, match=message):
+            load(copy)
+        change(copy, **manifest)
 
 
 def test_importing_the_runtime_brings_in_nothing_heavy():

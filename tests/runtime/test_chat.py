@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from listed_files import list_files
 from transformers import PreTrainedTokenizerFast
 
 from llmc.errors import InputError
@@ -140,6 +141,7 @@ def test_a_chat_is_the_continuation_of_its_prompt(trained, tmp_path):
     (tmp_path / "artifact" / "chat_template.jinja").write_text(
         "{{ bos_token }}{% for message in messages %}# {{ message.role }}: {{ message.content }}\n{% endfor %}"
     )
+    list_files(tmp_path / "artifact")
     with load(tmp_path / "artifact", threads=1) as model:
         messages = [{"role": "user", "content": "import os"}]
         ids = model.chat_prompt(messages)

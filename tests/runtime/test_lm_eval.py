@@ -7,6 +7,7 @@ import shutil
 import lm_eval
 import numpy as np
 import pytest
+from listed_files import list_files
 from lm_eval.api.instance import Instance
 
 from llmc.errors import InputError
@@ -138,6 +139,7 @@ def test_chats_have_one_beginning_of_text(trained, embedded, tmp_path):
     template = "{{ bos_token }}{% for m in messages %}#{{ m.role }} {{ m.content }}\n{% endfor %}"
     (artifact / "chat_template.jinja").write_text(template)
     shutil.copy(embedded / "tokenizer_config.json", artifact)
+    list_files(artifact)
     with load(artifact, threads=1) as model:
         lm = ArtifactLM(model)
         assert lm.chat_template(True) == template and lm.chat_template(False) is None

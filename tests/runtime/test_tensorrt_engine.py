@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cuda.bindings import runtime as real_cuda
+from listed_files import list_files
 
 import llmc.runtime.backends.tensorrt_engine as backend
 from llmc.errors import InputError, MachineError
@@ -56,7 +57,7 @@ def add_engines(source: Path, directory: Path, target: str = "tensorrt-rtx", **c
         for name, text in ((f"{graph}.engine", str(artifact / onnx)), (f"{graph}.json", json.dumps(description))):
             (artifact / name).write_text(text)
             files[name] = name
-            manifest["files"][name] = {"bytes": len(text), "sha256": ""}
+            manifest["files"][name] = {"bytes": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}
     manifest["targets"][target] = {"files": files}
     (artifact / "llmc.json").write_text(json.dumps(manifest))
     return artifact
@@ -86,6 +87,7 @@ def test_why_engines_cannot_run(dense, tmp_path, monkeypatch):
     assert f"need release 1.2.3, {RELEASE} is installed; pip install tensorrt-rtx-cu13==1.2.3" in reason(other)
     broken = add_engines(dense, tmp_path / "c")
     (broken / "main.json").write_text((broken / "main.json").read_text().replace('"batch"', '"Batch"'))
+    list_files(broken, "main.json")
     with pytest.raises(InputError, match=r"main\.json: broken"):
         load(broken)
     found = importlib.util.find_spec

@@ -1,0 +1,58 @@
+"""reference.safetensors, what the original said about the check text, read and held against what it must be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load
+
+from llmc.errors import InputError
+from llmc.runtime.artifact import REFERENCE, Artifact
+
+Array = NDArray[Any]
+_MOST_BYTES = 1 << 32
+_ROUNDING = 1e-4  # of a log-probability that is 0, and of a sum of probabilities that is 1
+
+
+def read_reference(artifact: Artifact) -> dict[str, Array]:
+    """Position i predicts token i + 1: input_ids int64 [N, P + 1], top_ids int64 and top_logprobs float32 [N, P, K],
+    true_logprobs float32 [N, P]. InputError when there is none, or none that can be compared with."""
+    path = artifact.path / REFERENCE
+    if REFERENCE not in artifact.files:
+        raise InputError(f"{path}: missing; this artifact was published without it and cannot be checked")
+    data = artifact.read(REFERENCE, _MOST_BYTES)
+    try:
+        found = load(data)
+        _check(found, artifact)
+    except Exception as error:  # safetensors' and numpy's share no base class
+        said = f"lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise InputError(f"{path}: no reference to compare with ({said}); build or download it again") from error
+    return {name: found[name].astype(np.int64 if name.endswith("_ids") else np.float32) for name in _NAMES}
+
+
+_NAMES = ("input_ids", "top_ids", "top_logprobs", "true_logprobs")
+
+
+def _check(found: dict[str, Array], artifact: Artifact) -> None:
+    found = {name: found[name] for name in _NAMES}
+    top_ids, top = found["top_ids"], found["top_logprobs"]
+    if top_ids.ndim != 3 or 0 in top_ids.shape or top_ids.shape[1] < 2:
+        raise ValueError(f"top_ids is {list(top_ids.shape)}, not windows, positions, tokens")
+    windows, positions, _ = top_ids.shape
+    wanted = (windows, positions + 1), top_ids.shape, top_ids.shape, (windows, positions)
+    for name, shape in zip(_NAMES, wanted, strict=True):
+        kind = np.integer if name.endswith("_ids") else np.floating
+        if found[name].shape != shape or not np.issubdtype(found[name].dtype, kind):
+            raise ValueError(f"{name} is {found[name].dtype} {list(found[name].shape)}")
+    if positions > artifact.context:
+        raise ValueError(f"windows of {positions} positions, but the model's context is {artifact.context}")
+    for name in ("input_ids", "top_ids"):
+        if not (found[name].min() >= 0 and found[name].max() < artifact.vocab_size):
+            raise ValueError(f"{name} holds tokens that are none of the model's {artifact.vocab_size}")
+    for name in ("top_logprobs", "true_logprobs"):
+        if not np.isfinite(found[name]).all() or found[name].max() > _ROUNDING:
+            raise ValueError(f"{name} holds what is no log-probability")
+    if np.exp(top.astype(np.float64)).sum(-1).max() > 1 + 100 * _ROUNDING:
+        raise ValueError("top_logprobs are of more than one in sum")

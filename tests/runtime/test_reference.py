@@ -1,0 +1,96 @@
+"""A reference that is none is refused, before anything is compared with it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from listed_files import list_files
+from safetensors.numpy import load_file, save_file
+
+from llmc.errors import InputError
+from llmc.runtime import load
+
+Tensors = dict[str, Any]
+
+
+def put(name: str, value: Any, place: Any = (0, 0)) -> Callable[[Tensors], None]:
+    def damage(tensors: Tensors) -> None:
+        tensors[name][place] = value
+
+    return damage
+
+
+def replace(name: str, change: Callable[[Any], Any]) -> Callable[[Tensors], None]:
+    def damage(tensors: Tensors) -> None:
+        tensors[name] = np.ascontiguousarray(change(tensors[name]))
+
+    return damage
+
+
+def every(change: Callable[[Any], Any]) -> Callable[[Tensors], None]:
+    def damage(tensors: Tensors) -> None:
+        for name in tensors:
+            tensors[name] = np.ascontiguousarray(change(tensors[name]))
+
+    return damage
+
+
+DAMAGES: dict[str, tuple[Callable[[Tensors], Any], str]] = {
+    "NaN": (put("top_logprobs", np.nan), "top_logprobs holds what is no log-probability"),
+    "NaN of a true token": (put("true_logprobs", np.nan), "true_logprobs holds what is no log-probability"),
+    "infinity": (put("true_logprobs", -np.inf), "true_logprobs holds"),
+    "more than certain": (put("top_logprobs", 0.5), "top_logprobs holds"),
+    "more than certain in sum": (put("top_logprobs", -0.1, (0, 0, slice(0, 9))), "of more than one in sum"),
+    "a token that is none": (put("input_ids", 260), "input_ids holds tokens that are none of the model's 260"),
+    "a negative token": (put("top_ids", -1), "top_ids holds tokens that are none"),
+    "no windows": (every(lambda array: array[:0]), "top_ids is "),
+    "one position": (every(lambda array: array[:, :1]), "top_ids is "),
+    "windows of unequal number": (replace("true_logprobs", lambda array: array[1:]), "true_logprobs is float32"),
+    "no true token for the last": (replace("input_ids", lambda array: array[:, 1:]), "input_ids is int32"),
+    "flat": (replace("top_ids", np.ravel), "top_ids is "),
+    "tokens as fractions": (replace("input_ids", lambda array: array.astype(np.float32)), "input_ids is float32"),
+    "a tensor is missing": (lambda tensors: tensors.pop("true_logprobs"), "lacks 'true_logprobs'"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_what_cannot_be_compared_with(dense: Path, tmp_path: Path, kind: str) -> None:
+    copy = shutil.copytree(dense, tmp_path / "copy")
+    tensors = {name: array.copy() for name, array in load_file(copy / "reference.safetensors").items()}
+    damage, message = DAMAGES[kind]
+    damage(tensors)
+    save_file(tensors, copy / "reference.safetensors")
+    list_files(copy, "reference.safetensors")
+    with load(copy) as model, pytest.raises(InputError, match="no reference to compare with") as caught:
+        model.check()
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff" * 100, None])
+def test_what_is_no_safetensors_file(dense: Path, tmp_path: Path, data: bytes | None) -> None:
+    copy = shutil.copytree(dense, tmp_path / "copy")
+    file = copy / "reference.safetensors"
+    file.write_bytes(file.read_bytes()[:-5] if data is None else data)
+    list_files(copy, file.name)
+    with load(copy) as model, pytest.raises(InputError, match=r"reference\.safetensors: no reference"):
+        model.check()
+
+
+def test_windows_longer_than_the_context(dense: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(dense, tmp_path / "copy")
+    tensors = {
+        name: np.tile(a, (1, 20, *[1] * (a.ndim - 2))) for name, a in load_file(copy / "reference.safetensors").items()
+    }
+    tensors["input_ids"] = tensors["input_ids"][:, : tensors["top_ids"].shape[1] + 1]
+    save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, copy / "reference.safetensors")
+    list_files(copy, "reference.safetensors")
+    with (
+        load(copy) as model,
+        pytest.raises(InputError, match="windows of 780 positions, but the model's context is 600"),
+    ):
+        model.check()
