@@ -87,6 +87,7 @@ Backend = Annotated[
 Speculative = Annotated[bool, typer.Option(help="Use the MTP layer, where there is one.")]
 DraftTokens = Annotated[int, typer.Option(min=0, help="How far the MTP layer looks ahead.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")]
+Verify = Annotated[bool, typer.Option("--verify", help="Compare the sha256 of every file with the manifest first.")]
 
 
 def main() -> None:
@@ -223,7 +224,13 @@ def sweep(
 
 
 @app.command()
-def check(artifact: Artifact, backend: Backend = None, threads: Threads = None, as_json: Json = False) -> None:
+def check(
+    artifact: Artifact,
+    verify: Verify = False,
+    backend: Backend = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
     """Compare an artifact with what the original said, on this machine. Needs neither torch nor the original.
 
     `llmc check build/quickstart`
@@ -233,6 +240,7 @@ def check(artifact: Artifact, backend: Backend = None, threads: Threads = None, 
     from llmc.runtime import load
     from llmc.summary import check_rows, gate_line
 
+    _verify(artifact, verify)
     with load(artifact, backend, threads) as model:
         report = model.check()
         found = report.to_json() | {"backend": model.reason}
@@ -267,6 +275,7 @@ def run(
     speculative: Speculative = True,
     draft_tokens: DraftTokens = 1,
     statistics: Annotated[bool, typer.Option("--statistics", help="Say what an answer took.")] = False,
+    verify: Verify = False,
     backend: Backend = None,
     threads: Threads = None,
     as_json: Json = False,
@@ -282,6 +291,7 @@ def run(
     from llmc.conversation import answer, converse
     from llmc.runtime import Parameters, load
 
+    _verify(artifact, verify)
     with load(artifact, backend, threads, speculative, draft_tokens) as model:
         chat = (prompt is None and model.has_chat_template) if chat is None else chat
         if system and not chat:
@@ -319,6 +329,7 @@ def bench(
         list[int] | None, typer.Option(min=0, help="Drafts a step; repeat it. Default: 0 and, with an MTP layer, 1.")
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="How often; the median counts.")] = 3,
+    verify: Verify = False,
     backend: Backend = None,
     threads: Threads = None,
     as_json: Json = False,
@@ -331,6 +342,7 @@ def bench(
     """
     from llmc.bench import bench as run_bench
 
+    _verify(artifact, verify)
     sizes = prompt_tokens or [32, 512]
     found = run_bench(artifact, sizes, new_tokens, batch or [1], draft_tokens, rounds, backend, threads)
     if as_json:
@@ -343,6 +355,7 @@ def bench(
 @app.command()
 def inspect(
     path: Annotated[Path, typer.Argument(help="A checkpoint directory, an artifact, or an engine.")],
+    verify: Verify = False,
     as_json: Json = False,
 ) -> None:
     """Show what is in a checkpoint, an artifact or an engine.
@@ -353,6 +366,7 @@ def inspect(
     """
     from llmc.tables import inspect as look
 
+    _verify(path, verify)
     found = look(path)
     if as_json:
         _print_json(found.data)
@@ -370,6 +384,13 @@ def schema() -> None:
     from llmc.recipe import json_schema
 
     _print_json(json_schema())
+
+
+def _verify(path: Path, wanted: bool) -> None:
+    if wanted:
+        from llmc.verify import verify
+
+        verify(path)
 
 
 def _print_json(value: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from llmc.errors import InputError, MachineError
+from llmc.files import read_json
 
 MANIFEST = "llmc.json"
+_MANIFEST_BYTES = 1 << 25
 
 
 class Output:
@@ -78,13 +79,20 @@ class Output:
 def read_manifest(artifact: Path) -> dict[str, Any] | None:
     """llmc.json of an artifact; None if the directory is none."""
     try:
-        manifest = json.loads((artifact / MANIFEST).read_text("utf-8"))
-    except (OSError, ValueError):
+        manifest = read_json(artifact / MANIFEST, _MANIFEST_BYTES)
+    except InputError:
         return None
-    return manifest if isinstance(manifest, dict) and "format_version" in manifest else None
+    return manifest if "format_version" in manifest else None
 
 
 def is_whole(artifact: Path, manifest: dict[str, Any]) -> bool:
-    """Whether all files of an artifact are there in their size."""
-    sizes = {path: entry["bytes"] for path, entry in manifest.get("files", {}).items()}
-    return all((artifact / path).is_file() and (artifact / path).stat().st_size == size for path, size in sizes.items())
+    """Whether all files of an artifact are there in their size, and its manifest says what one says."""
+    from llmc.runtime.artifact import Artifact
+    from llmc.runtime.artifact_schema import Described, checked
+
+    try:
+        checked(Described, manifest, str(artifact))
+        opened = Artifact.open(artifact)
+        return all(opened.file(name) for name in opened.files)
+    except InputError:
+        return False

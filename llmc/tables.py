@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from llmc.errors import InputError
+from llmc.files import read_json
 from llmc.output import MANIFEST
 from llmc.progress import size
 
 if TYPE_CHECKING:
     from llmc.plan import Plan
+
+_DESCRIPTION_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,11 @@ def _fits(fits: bool) -> str:
 
 def _artifact(path: Path) -> Found:
     from llmc.runtime.artifact import Artifact
+    from llmc.runtime.artifact_schema import Described, checked
     from llmc.summary import rows
 
     manifest = Artifact.open(path).manifest
+    checked(Described, manifest, f"{path / MANIFEST}: broken manifest")
     overview = table(str(path), "", "", numbers=False)
     for row in rows(manifest):
         overview.add_row(*row)
@@ -120,13 +123,13 @@ def _checkpoint(path: Path) -> Found:
 
 
 def _engine(path: Path) -> Found:
-    try:
-        data = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: the description of the engine cannot be read ({error}); build it again") from error
+    from llmc.runtime.artifact_schema import DescribedEngine, checked
+
+    data = read_json(path, _DESCRIPTION_BYTES)
+    checked(DescribedEngine, data, f"{path}: describes no engine")
     overview = table(str(data["engine"]), "", "", numbers=False)
     for key in ("graph", "package", "release", "sm", "context", "batch", "plugins", "kernels"):
-        overview.add_row(key, str(data[key]))
+        overview.add_row(key, str(data.get(key)))
     overview.add_row("size", f"{size(data['bytes'])}, of which {size(data['text_bytes'])} program text")
     for kind, count in data["weight_bytes"].items():
         overview.add_row(f"weights, {kind}", size(count))

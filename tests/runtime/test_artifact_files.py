@@ -171,9 +171,8 @@ def test_weights_of_graphs_inside_of_nodes_and_functions_are_found() -> None:
     from llmc.runtime.external_data import locations
 
     def tensor(location: str) -> onnx.TensorProto:
-        made = onnx.helper.make_tensor("w", onnx.TensorProto.FLOAT, [1], [1.0])
+        made = onnx.helper.make_tensor("w", onnx.TensorProto.FLOAT, [1], bytes(4), raw=True)
         set_external_data(made, location)
-        made.ClearField("float_data")
         return made
 
     def graph(location: str, *nodes: onnx.NodeProto) -> onnx.GraphProto:

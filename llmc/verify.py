@@ -1,0 +1,34 @@
+"""`--verify`: every file of an artifact against its manifest, before anything is done with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from llmc.errors import InputError
+from llmc.runtime.artifact import MANIFEST, Artifact
+
+_SHOWN = 5
+
+
+def verify(path: Path) -> None:
+    """Reads all files of the artifact at `path`, or of the one that the file `path` belongs to, and names, on standard
+    error, those that its manifest does not list. InputError when one is not as it was built."""
+    folder = next((each for each in (path, *path.absolute().parents) if (each / MANIFEST).is_file()), None)
+    if folder is None:
+        raise InputError(f"{path}: has no {MANIFEST} to verify against; leave out --verify")
+    console, artifact = Console(stderr=True), Artifact.open(folder)
+    if path != folder and path.absolute().relative_to(folder.absolute()).as_posix() not in artifact.files:
+        raise InputError(f"{path}: is none of the files that {folder / MANIFEST} lists; leave out --verify")
+    columns = TextColumn("verifying"), BarColumn(), DownloadColumn(binary_units=False), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("")
+        unlisted = artifact.verify(lambda done, total: progress.update(task, completed=done, total=total))
+    count = len(artifact.files)
+    console.print(f"{folder}: all {count} files are as they were built", highlight=False, markup=False)
+    if unlisted:
+        more = f" and {len(unlisted) - _SHOWN} more" if len(unlisted) > _SHOWN else ""
+        shown = ", ".join(map(ascii, unlisted[:_SHOWN])) + more
+        console.print(f"not listed in {MANIFEST}, and not used: {shown}", highlight=False, markup=False)
