@@ -94,7 +94,7 @@ def build(
         display.log = place.path.with_name(f"{place.path.name}.log")
         display.line(f"building {place.path}")
         try:
-            work = _Build(job, keys, home, fresh, display)
+            work = _Build(job, place, keys, home, fresh, display)
             result = Result(place.path, work.run(), speed=work.speed)
             result.path = place.place(work.artifact, passed=not result.missed_gates)
         except OSError as error:
@@ -125,12 +125,12 @@ def _refuse_other_work(place: Output, home: Path, fingerprint: dict[str, Any]) -
 
 
 class _Build:
-    def __init__(self, job: Job, keys: dict[str, str], home: Path, fresh: bool, display: Display) -> None:
+    def __init__(
+        self, job: Job, place: Output, keys: dict[str, str], home: Path, fresh: bool, display: Display
+    ) -> None:
         self.job, self.keys, self.home, self.display = job, keys, home, display
         self.speed: Speed | None = None
-        for other in home.parent.iterdir():  # what an interrupted build of something else left
-            if other.is_dir() and (fresh or other != self.home):
-                shutil.rmtree(other)
+        place.folder.clear(keep=None if fresh else home)  # what an interrupted build of something else left
         self.artifact = self.home / "artifact"
         self.artifact.mkdir(parents=True, exist_ok=True)
         write_json(self.home / FINGERPRINT, job.fingerprint())

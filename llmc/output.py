@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
+import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from llmc.errors import InputError, MachineError
+from llmc.errors import InputError
 from llmc.files import read_json
+from llmc.work_folder import WorkFolder
 
 MANIFEST = "llmc.json"
 _MANIFEST_BYTES = 1 << 25
+# A build, named by its key, and the artifact that a newer one took the place of.
+_WORK = re.compile(r"[0-9a-f]+|replaced")
 
 
 class Output:
@@ -24,56 +25,44 @@ class Output:
         self.path = path
         self.work = path.with_name(f"{path.name}.work")
         self.rejected = path.with_name(f"{path.name}.rejected")
+        self.folder = WorkFolder(self.work, _WORK)
         for existing in (self.path, self.rejected):
-            if existing.exists() and read_manifest(existing) is None:
-                raise InputError(
-                    f"{existing}: exists and is not an llmc artifact; it is left alone, choose another --output"
-                )
+            _refuse_others(existing)
+        self.folder.refuse_others()
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self) -> AbstractContextManager[None]:
         """Holds the work directory; the lock ends with the process, however that ends."""
-        try:
-            while True:
-                self.work.mkdir(parents=True, exist_ok=True)
-                path = self.work / "lock"
-                file = os.open(path, os.O_RDWR | os.O_CREAT)
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # The build that held it before may have removed the work directory in between.
-                if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
-                    break
-                os.close(file)
-        except BlockingIOError as error:
-            raise MachineError(
-                f"{self.path}: another build is writing it; wait for that, or choose another --output"
-            ) from error
-        except OSError as error:
-            raise MachineError(f"{self.work}: cannot be written ({error.strerror}); choose another --output") from error
-        try:
-            yield
-        finally:
-            if self.work.exists() and [path.name for path in self.work.iterdir()] == ["lock"]:
-                shutil.rmtree(self.work)
-            os.close(file)
+        return self.folder.lock()
 
     def clear(self) -> None:
         """Ends the work directory of a build that was killed after its last rename, and that of no other."""
         if self.work.exists() and not any(self.work.glob("*/artifact")):
             with self.lock():
-                shutil.rmtree(self.work)
+                self.folder.clear()
 
     def place(self, artifact: Path, passed: bool) -> Path:
         """Renames a finished artifact to its place, in exchange for an older one, and ends the work directory."""
         place = self.path if passed else self.rejected
-        if place.exists():
-            older = self.work / "replaced"
+        older = self.work / "replaced"
+        for existing in (self.path, self.rejected):  # it may have come there while the build ran
+            _refuse_others(existing)
+        if place.is_symlink():
+            place.unlink()
+        elif place.exists():
             shutil.rmtree(older, ignore_errors=True)
             place.rename(older)
         artifact.rename(place)
-        if passed and self.rejected.exists():
+        if passed and self.rejected.is_symlink():
+            self.rejected.unlink()
+        elif passed and self.rejected.exists():
             shutil.rmtree(self.rejected)
-        shutil.rmtree(self.work)
+        self.folder.clear()
         return place
+
+
+def _refuse_others(existing: Path) -> None:
+    if existing.exists() and read_manifest(existing) is None:
+        raise InputError(f"{existing}: exists and is not an llmc artifact; it is left alone, choose another --output")
 
 
 def read_manifest(artifact: Path) -> dict[str, Any] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from llmc.job import Limits, prepare
 from llmc.progress import Display
 from llmc.quant.layerwise import quantise
 from llmc.quant.prune import Criterion, Pruning, fractions, routers
+from llmc.work_folder import WorkFolder
 
 _EIGHTHS = 8  # more steps than these are tried only when they are asked for
 
@@ -48,20 +49,22 @@ def sweep(
         raise InputError(f"{argument}: this model has no experts to prune")
     possible = [each for each in fractions(found[0]) if (each * _EIGHTHS).denominator == 1]
     place = output.with_name(f"{output.name}.sweep")
+    folder = WorkFolder(place, re.compile("model|scratch"))
     calibration, check = (torch.from_numpy(ids) for ids in (job.texts.calibration, job.texts.check))
     weights = [job.checkpoint.nbytes(f"model.layers.{i}.") for i in range(job.checkpoint.spec.num_all_layers)]
     steps = []
-    try:
-        for method in methods:
-            for keep in keeps or [float(each) for each in reversed(possible)]:
-                shutil.rmtree(place, ignore_errors=True)
-                with display.stage(f"keep {keep:g} by {method}"):
-                    result = quantise(
-                        job.checkpoint, job.rules if quantised else [], Pruning(keep, method), calibration, check,
-                        place / "model", place / "scratch", display.layers(weights), job.options,
-                    )  # fmt: skip
-                experts = round(keep * found[0].num_experts)
-                steps.append(Step(keep, method, experts, result.ppl_original, result.ppl, result.kl))
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
+    with folder.lock():
+        try:
+            for method in methods:
+                for keep in keeps or [float(each) for each in reversed(possible)]:
+                    folder.clear()
+                    with display.stage(f"keep {keep:g} by {method}"):
+                        result = quantise(
+                            job.checkpoint, job.rules if quantised else [], Pruning(keep, method), calibration, check,
+                            place / "model", place / "scratch", display.layers(weights), job.options,
+                        )  # fmt: skip
+                    experts = round(keep * found[0].num_experts)
+                    steps.append(Step(keep, method, experts, result.ppl_original, result.ppl, result.kl))
+        finally:
+            folder.clear()
     return steps

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -12,10 +11,10 @@ from llmc.convert.checkpoint import INDEX, Checkpoint
 from llmc.convert.model import DecoderLayer
 from llmc.convert.quantised_weight import QuantisedWeight
 from llmc.convert.safetensors_file import SafetensorsWriter, read_header
+from llmc.quant.durable import write_json
 from llmc.quant.layouts.layout import Layout
 from llmc.quant.schemes import schemes
 from llmc.quant.schemes.scheme import Scheme
-from llmc.quant.stream import no_space
 
 
 def shard_path(directory: Path, number: int, count: int) -> Path:
@@ -106,13 +105,3 @@ def write_index(shards: list[Path]) -> None:
     weight_map = {name: file for file, tensors in headers.items() for name in tensors}
     total = sum(tensor.nbytes for tensors in headers.values() for tensor in tensors.values())
     write_json(shards[0].parent / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-
-
-def write_json(path: Path, value: object) -> None:
-    """Under its name only when complete."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise no_space(path, error) from error
-    temporary.replace(path)

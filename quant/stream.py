@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 from collections.abc import Iterator
@@ -12,17 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from llmc.errors import MachineError
+from llmc.quant.durable import no_space
 
 MICRO_BATCH_TOKENS = 8192
 CPU = torch.device("cpu")
-
-
-def no_space(path: Path, error: OSError) -> Exception:
-    """A MachineError where the disk is full, else the error itself."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return MachineError(f"{path}: no space left on the disk; free some and build again, finished layers are kept")
-    return error
 
 
 @dataclass(frozen=True)

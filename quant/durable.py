@@ -1,0 +1,138 @@
+"""Files that survive a power cut, and records that vouch for them.
+
+A record is written once the files it speaks of are on the disk for good, and holds their sizes and hashes, and one of
+itself. Whatever does not agree with its record is damaged, and is made again instead of being trusted.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from llmc.errors import MachineError
+
+
+def _xxh3() -> Any:
+    import xxhash  # not part of the base install, which never builds
+
+    return xxhash.xxh3_128()
+
+
+# xxh3, against accidents: ten times as fast as sha256, since activations of many GB are hashed after every layer.
+_ALGORITHMS: dict[str, Callable[[], Any]] = {"xxh3": _xxh3, "sha256": hashlib.sha256}
+# Two changes within one tick of the kernel's clock leave the same time of change.
+_TICK_NS = 20_000_000
+_described: dict[tuple[Path, str], tuple[tuple[int, ...], str]] = {}  # file, algorithm → its stamp and its hash
+
+
+class Damaged(Exception):
+    """A record that does not say any more what was written into it."""
+
+
+def no_space(path: Path, error: OSError) -> Exception:
+    """A MachineError where the disk is full, else the error itself."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return MachineError(f"{path}: no space left on the disk; free some and build again, finished layers are kept")
+    return error
+
+
+def sync(path: Path) -> None:
+    """Returns when a file, or the names in a folder, are on the disk."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):  # some network file systems
+            raise no_space(path, error) from error
+    finally:
+        os.close(file)
+
+
+def stamp(path: Path) -> tuple[int, ...]:
+    """What changes when a file is written or replaced; the last number cannot be set by anybody."""
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def describe(path: Path, algorithm: str = "sha256") -> dict[str, Any]:
+    """{algorithm: hash, "bytes": size}; a file that has not changed since it was described is not read again."""
+    before, now = stamp(path), time.time_ns()
+    known = _described.get((path, algorithm))
+    if known is None or known[0] != before:
+        with path.open("rb") as file:
+            known = before, hashlib.file_digest(file, _ALGORITHMS[algorithm]).hexdigest()
+        if now - before[-1] > _TICK_NS:
+            _described[path, algorithm] = known
+    return {algorithm: known[1], "bytes": before[2]}
+
+
+def seal(folder: Path, names: Iterable[str], algorithm: str = "sha256") -> dict[str, Any]:
+    """Relative name → size and hash of files in `folder`, which are on the disk for good from then on."""
+    sealed = {}
+    folders = {folder}
+    for name in names:
+        sync(folder / name)
+        folders.add((folder / name).parent)
+        sealed[name] = describe(folder / name, algorithm)
+    for each in sorted(folders):
+        sync(each)
+    return sealed
+
+
+def damage(folder: Path, sealed: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """What is wrong with the first file that is not as it was sealed; None: nothing."""
+    for name, entry in sealed.items():
+        path = folder / name
+        algorithm = next(each for each in _ALGORITHMS if each in entry)
+        try:
+            size = path.stat().st_size
+            if size != entry["bytes"]:
+                return f"{name} has {size:,} of {entry['bytes']:,} bytes"
+            if describe(path, algorithm) != entry:
+                return f"{name} holds other bytes than were written"
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
+    return None
+
+
+def write_json(path: Path, value: object) -> None:
+    """Under its name only when complete and on the disk."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise no_space(path, error) from error
+    sync(path.parent)
+
+
+def write_record(path: Path, record: Any) -> None:
+    write_json(path, {"sha256": _hash_of(record), "record": record})
+
+
+def read_record(path: Path) -> Any:
+    """What `write_record` wrote; None where there is no file. Damaged if it says something else by now."""
+    try:
+        found = json.loads(path.read_bytes())
+        if found["sha256"] == _hash_of(found["record"]):
+            return found["record"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        pass
+    raise Damaged(f"{path.name} is {'damaged' if path.stat().st_size else 'empty'}")
+
+
+def _hash_of(record: Any) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
