@@ -6,7 +6,7 @@ from typing import Any
 
 from llmc.errors import InputError
 
-_MISSING = object()
+MISSING = object()  # instead of a default: the field has to be there
 _MAX_INTEGER = 2**28  # no size or token id is larger; keeps the bytes of a matrix inside 64 bits
 
 
@@ -20,17 +20,17 @@ class Fields:
     def has(self, name: str) -> bool:
         return self.config.get(name) is not None
 
-    def integer(self, name: str, default: Any = _MISSING, minimum: int = 1, maximum: int = _MAX_INTEGER) -> int:
+    def integer(self, name: str, default: Any = MISSING, minimum: int = 1, maximum: int = _MAX_INTEGER) -> int:
         value = self._get(name, default)
         if type(value) is not int or not minimum <= value <= maximum:
             raise self.error(name, f"an integer from {minimum} to {maximum}")
         return value
 
-    def count(self, name: str, default: Any = _MISSING, minimum: int = 1) -> int:
+    def count(self, name: str, default: Any = MISSING, minimum: int = 1) -> int:
         """Of things made one by one (layers, experts, rotary channels): never millions."""
         return self.integer(name, default, minimum, maximum=10_000)
 
-    def number(self, name: str, default: Any = _MISSING) -> float:
+    def number(self, name: str, default: Any = MISSING) -> float:
         """Positive and finite."""
         value = self._get(name, default)
         if type(value) not in (int, float) or not 1e-30 < value < 1e30:
@@ -57,7 +57,7 @@ class Fields:
         return value
 
     def strings(self, name: str) -> tuple[str, ...]:
-        value = self._get(name, _MISSING)
+        value = self._get(name, MISSING)
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise self.error(name, "a list of strings")
         return tuple(value)
@@ -89,6 +89,6 @@ class Fields:
         value = self.config.get(name)
         if value is not None:
             return value
-        if default is _MISSING:
+        if default is MISSING:
             raise InputError(f"`{self.prefix}{name}` is missing")
         return default

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmc.convert.families.family import Family
+from llmc.convert.families.family import Family, Published
 from llmc.convert.families.rope import rope_scaling, rope_spec, yarn_mscale
 from llmc.convert.fields import Fields
 from llmc.convert.spec import (
@@ -23,16 +23,19 @@ class DeepseekV3(Family):
     architectures = ("DeepseekV3ForCausalLM",)
 
     def spec(self, config: dict[str, Any]) -> ModelSpec:
-        fields = Fields(config)
+        fields = Published(config)
+        self.refuse_windows(fields)
         fields.require("hidden_act", "silu", "the experts are SwiGLU")
         fields.require("moe_layer_freq", 1, "every layer after first_k_dense_replace has experts")
         num_layers = fields.count("num_hidden_layers")
-        num_mtp_layers = fields.count("num_nextn_predict_layers", 0, minimum=0)
-        num_dense = min(fields.integer("first_k_dense_replace", 0, minimum=0), num_layers)
+        num_mtp_layers = _num_mtp_layers(fields)
+        num_dense = min(fields.integer("first_k_dense_replace", 3, minimum=0), num_layers)
         mlps: list[MLPSpec] = [DenseMLPSpec(fields.integer("intermediate_size"))] * num_dense
         if num_layers + num_mtp_layers > num_dense:
             mlps += [_mixture_of_experts(fields)] * (num_layers + num_mtp_layers - num_dense)
-        rope = rope_spec(config, fields.count("qk_rope_head_dim"), fields.boolean("rope_interleave", True))
+        max_positions = fields.integer("max_position_embeddings", 4096)
+        interleaved = fields.boolean("rope_interleave", True)
+        rope = rope_spec(config, fields.count("qk_rope_head_dim"), interleaved, max_positions)
         return ModelSpec(
             family=self.name,
             hidden_size=fields.integer("hidden_size"),
@@ -44,13 +47,19 @@ class DeepseekV3(Family):
             num_layers=num_layers,
             num_mtp_layers=num_mtp_layers,
             tie_word_embeddings=fields.boolean("tie_word_embeddings", False),
-            max_position_embeddings=fields.integer("max_position_embeddings", 4096),
+            max_position_embeddings=max_positions,
             bos_token_id=next(iter(fields.token_ids("bos_token_id")), None),
             eos_token_ids=fields.token_ids("eos_token_id"),
         )
 
     def pruned_config(self, config: dict[str, Any], num_experts: int) -> dict[str, Any]:
         return {**config, "n_routed_experts": num_experts}
+
+
+def _num_mtp_layers(fields: Fields) -> int:
+    names = ("num_nextn_predict_layers", "num_mtp_layers")  # transformers reads both
+    given = [name for name in names if name in fields.config]
+    return fields.count([*given, *names][0], 1, minimum=0)
 
 
 def _latent_attention(fields: Fields) -> LatentAttentionSpec:
@@ -60,10 +69,11 @@ def _latent_attention(fields: Fields) -> LatentAttentionSpec:
     softmax_scale = (nope + rope) ** -0.5
     scaling, kind = rope_scaling(fields.config)
     if kind != "default" and scaling.config.get("mscale_all_dim"):
-        softmax_scale *= yarn_mscale(scaling.number("factor"), scaling.number("mscale_all_dim")) ** 2
+        mscale = yarn_mscale(scaling.number("factor"), scaling.number("mscale_all_dim"))
+        softmax_scale *= mscale * mscale
     return LatentAttentionSpec(
         num_heads=fields.integer("num_attention_heads"),
-        q_lora_rank=fields.integer("q_lora_rank") if fields.has("q_lora_rank") else None,
+        q_lora_rank=None if fields.config.get("q_lora_rank", 0) is None else fields.integer("q_lora_rank", 1536),
         kv_lora_rank=fields.integer("kv_lora_rank"),
         qk_nope_head_dim=nope,
         qk_rope_head_dim=rope,
@@ -76,8 +86,8 @@ def _latent_attention(fields: Fields) -> LatentAttentionSpec:
 def _mixture_of_experts(fields: Fields) -> MixtureOfExpertsSpec:
     fields.require("scoring_func", "sigmoid", "DeepSeek-V3 scores experts with a sigmoid")
     fields.require("topk_method", "noaux_tc", "DeepSeek-V3 selects with a correction bias")
-    experts, groups = fields.count("n_routed_experts"), fields.integer("n_group", 1)
-    top_k, top_k_groups = fields.integer("num_experts_per_tok"), fields.integer("topk_group", 1)
+    experts, groups = fields.count("n_routed_experts"), fields.integer("n_group", 8)
+    top_k, top_k_groups = fields.integer("num_experts_per_tok"), fields.integer("topk_group", 4)
     if experts % groups or experts // groups < 2:
         raise InputError(f"`n_routed_experts` {experts} must give each of `n_group` {groups} groups two or more")
     if top_k_groups > groups or top_k > top_k_groups * experts // groups:
@@ -92,10 +102,10 @@ def _mixture_of_experts(fields: Fields) -> MixtureOfExpertsSpec:
             scoring="sigmoid",
             selection_bias=True,
             normalize=fields.boolean("norm_topk_prob", True),
-            scaling_factor=fields.number("routed_scaling_factor", 1.0),
+            scaling_factor=fields.number("routed_scaling_factor", 2.5),
         ),
         intermediate_size=intermediate_size,
-        shared_intermediate_size=intermediate_size * fields.integer("n_shared_experts", 0, minimum=0),
+        shared_intermediate_size=intermediate_size * fields.integer("n_shared_experts", 1, minimum=0),
     )
 
 

@@ -6,6 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from typing import Any
 
+from llmc.convert.fields import MISSING, Fields
 from llmc.convert.spec import ModelSpec, Role
 from llmc.errors import InputError
 
@@ -26,6 +27,17 @@ _MODEL_ROLES: dict[str, Role] = {
 }
 
 
+class Published(Fields):
+    """config.json as an architecture reads it. A field that is absent has the default of the published class, which is
+    transformers' (their values stand in the families); one that is null does not: to that class null is another value.
+    """
+
+    def _get(self, name: str, default: Any) -> Any:
+        if default and default is not MISSING and name in self.config and self.config[name] is None:
+            raise InputError(f"`{name}` is null; give it a value, or leave it out for the usual {default!r}")
+        return super()._get(name, default)
+
+
 class Family(ABC):
     name: str  # config.json's `model_type`
     architectures: tuple[str, ...]  # config.json's `architectures`
@@ -33,6 +45,21 @@ class Family(ABC):
     @abstractmethod
     def spec(self, config: dict[str, Any]) -> ModelSpec:
         """InputError for a field that is missing, wrong, or asks for something llmc does not do."""
+
+    def refuse_windows(self, fields: Fields) -> None:
+        """InputError where a layer attends to the last tokens only."""
+        self._refuse_layer_types(fields)
+        if fields.has("sliding_window"):
+            window, name = fields.config["sliding_window"], self.architectures[0]
+            raise InputError(
+                f"`sliding_window` is {window!r}, which {name} does not have; make it null if there is no window"
+            )
+
+    def _refuse_layer_types(self, fields: Fields) -> None:
+        if fields.has("layer_types"):
+            for layer, kind in enumerate(fields.strings("layer_types")):
+                if kind != "full_attention":
+                    raise InputError(f"`layer_types` makes layer {layer} {kind!r}; only 'full_attention' is supported")
 
     def role(self, weight_name: str, spec: ModelSpec) -> Role:
         """The role of a tensor: `spec` tells which layers are MTP layers."""

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from llmc.convert.families.llama import Llama
 from llmc.convert.fields import Fields
-from llmc.convert.spec import ModelSpec
 from llmc.errors import InputError
 
 
@@ -14,15 +11,19 @@ class Qwen2(Llama):
     name = "qwen2"
     architectures = ("Qwen2ForCausalLM",)
 
+    max_positions = 32768
+    num_kv_heads = 32
+
     def biases(self, fields: Fields) -> tuple[bool, bool]:
         return True, False
 
-    def spec(self, config: dict[str, Any]) -> ModelSpec:
-        fields = Fields(config)
+    def refuse_windows(self, fields: Fields) -> None:
+        """Layers from `max_window_layers` on have a window, unless `layer_types` says which have."""
+        self._refuse_layer_types(fields)
+        windows = fields.boolean("use_sliding_window", False) and fields.config.get("sliding_window", 4096) is not None
         full_layers = fields.integer("max_window_layers", 28, minimum=0)
-        if fields.boolean("use_sliding_window", False) and full_layers < fields.integer("num_hidden_layers"):
+        if windows and not fields.has("layer_types") and full_layers < fields.integer("num_hidden_layers"):
             raise InputError("`use_sliding_window` is true, but sliding-window attention is not supported")
-        return super().spec(config)
 
 
 FAMILY = Qwen2()

@@ -1,8 +1,8 @@
 """Rotary frequencies from config.json: plain, linear, llama3 and YaRN scaling.
 
 Both spellings are read: `rope_theta` with `rope_scaling`, and transformers 5's `rope_parameters`.
-Everything is computed in float32, as the reference implementations do: the cosine at position 100,000 depends
-on the last bit of a frequency.
+Everything is computed in float32, in the order in which transformers does (modeling_rope_utils.py): the cosine at
+position 100,000 depends on the last bit of a frequency.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from llmc.convert.spec import RopeSpec
 from llmc.errors import InputError
 
 
-def rope_spec(config: dict[str, Any], dim: int, interleaved: bool) -> RopeSpec:
+def rope_spec(config: dict[str, Any], dim: int, interleaved: bool, max_positions: int) -> RopeSpec:
     """The rotary embedding over `dim` channels that config.json describes."""
     scaling, kind = rope_scaling(config)
     theta = (scaling if scaling.has("rope_theta") else Fields(config)).number("rope_theta", 10000.0)
@@ -30,9 +30,9 @@ def rope_spec(config: dict[str, Any], dim: int, interleaved: bool) -> RopeSpec:
     if kind == "linear":
         frequencies = frequencies / scaling.number("factor")
     elif kind == "llama3":
-        frequencies = _llama3(frequencies, scaling, config)
+        frequencies = _llama3(frequencies, scaling, _original_length(scaling, config, max_positions))
     elif kind == "yarn":
-        frequencies, attention_factor = _yarn(periods, theta, scaling, config)
+        frequencies, attention_factor = _yarn(periods, theta, scaling, _original_length(scaling, config, max_positions))
     elif kind != "default":
         raise InputError(f"`{scaling.prefix}rope_type` is {kind!r}; supported: default, linear, llama3, yarn")
     return RopeSpec(dim, theta, interleaved, tuple(frequencies.tolist()), attention_factor)
@@ -40,7 +40,7 @@ def rope_spec(config: dict[str, Any], dim: int, interleaved: bool) -> RopeSpec:
 
 def rope_scaling(config: dict[str, Any]) -> tuple[Fields, str]:
     """The object that describes the scaling, and its kind (`default`: none)."""
-    scaling = Fields(config).mapping("rope_parameters" if config.get("rope_parameters") else "rope_scaling")
+    scaling = Fields(config).mapping("rope_scaling" if config.get("rope_scaling") else "rope_parameters")
     return scaling, scaling.config.get("rope_type") or scaling.config.get("type") or "default"
 
 
@@ -49,14 +49,14 @@ def yarn_mscale(factor: float, mscale: float = 1.0) -> float:
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 
-def _original_length(scaling: Fields, config: dict[str, Any]) -> int:
-    outer = config.get("original_max_position_embeddings") or config.get("max_position_embeddings")
-    return scaling.integer("original_max_position_embeddings", outer)
+def _original_length(scaling: Fields, config: dict[str, Any], max_positions: int) -> int:
+    name = "original_max_position_embeddings"
+    return (Fields(config) if config.get(name) is not None else scaling).integer(name, max_positions)
 
 
-def _llama3(frequencies: torch.Tensor, scaling: Fields, config: dict[str, Any]) -> torch.Tensor:
+def _llama3(frequencies: torch.Tensor, scaling: Fields, length: int) -> torch.Tensor:
     """Long waves are slowed by `factor`, short ones kept, those between blended (Llama 3.1)."""
-    factor, length = scaling.number("factor"), _original_length(scaling, config)
+    factor = scaling.number("factor")
     low, high = scaling.number("low_freq_factor"), scaling.number("high_freq_factor")
     wavelengths = 2 * math.pi / frequencies
     blend = (length / wavelengths - low) / (high - low)
@@ -65,9 +65,9 @@ def _llama3(frequencies: torch.Tensor, scaling: Fields, config: dict[str, Any]) 
     return torch.where(wavelengths < length / high, frequencies, scaled)
 
 
-def _yarn(periods: torch.Tensor, theta: float, scaling: Fields, config: dict[str, Any]) -> tuple[torch.Tensor, float]:
+def _yarn(periods: torch.Tensor, theta: float, scaling: Fields, length: int) -> tuple[torch.Tensor, float]:
     """NTK-by-parts interpolation (YaRN, section 3.2) and the factor on cosine and sine."""
-    dim, factor, length = 2 * len(periods), scaling.number("factor"), _original_length(scaling, config)
+    dim, factor = 2 * len(periods), scaling.number("factor")
 
     def channel(rotations: float) -> float:
         """The channel that turns this often within the original context."""
@@ -79,7 +79,9 @@ def _yarn(periods: torch.Tensor, theta: float, scaling: Fields, config: dict[str
     low, high = max(low, 0), min(high, dim - 1)
     high += 0.001 if low == high else 0
     ramp = ((torch.arange(dim // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
-    frequencies = 1.0 / (factor * periods) * ramp + 1.0 / periods * (1 - ramp)
+    kept = 1 - ramp
+    # 1 - kept is not always ramp, in float32.
+    frequencies = 1.0 / (factor * periods) * (1 - kept) + 1.0 / periods * kept
 
     if scaling.has("attention_factor"):
         return frequencies, scaling.number("attention_factor")
