@@ -265,11 +265,11 @@ def run(
     ] = None,
     system: Annotated[str | None, typer.Option(help="The system message of a chat.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Default: 128; in a chat, what fits.")] = None,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the most likely token.")] = 0.0,
-    top_k: Annotated[int, typer.Option(min=0, help="0: no limit.")] = 0,
-    top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
-    min_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="0: no limit.")] = 0.0,
-    repetition_penalty: Annotated[float, typer.Option(min=0.0, help="1: none.")] = 1.0,
+    temperature: Annotated[float | None, typer.Option(min=0.0, help="0 always takes the most likely token.")] = None,
+    top_k: Annotated[int | None, typer.Option(min=0, help="0: no limit.")] = None,
+    top_p: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="1: no limit.")] = None,
+    min_p: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="0: no limit.")] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(min=0.0, help="1: none.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; repeat it.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     speculative: Speculative = True,
@@ -282,6 +282,9 @@ def run(
 ) -> None:
     """Generate text, printed as it comes. Ctrl-C stops an answer.
 
+    Temperature and what else is not given are as the model's generation_config.json says, if it has one, and greedy
+    otherwise. The same seed gives the same text.
+
     `llmc run build/quickstart`
 
     `llmc run build/quickstart --prompt "def "`
@@ -289,7 +292,8 @@ def run(
     `llmc run build/quickstart --prompt "import " --temperature 0.8 --seed 1 --max-new-tokens 200`
     """
     from llmc.conversation import answer, converse
-    from llmc.runtime import Parameters, load
+    from llmc.conversation import parameters as over_the_models_own
+    from llmc.runtime import load
 
     _verify(artifact, verify)
     with load(artifact, backend, threads, speculative, draft_tokens) as model:
@@ -297,7 +301,9 @@ def run(
         if system and not chat:
             raise InputError("--system is for a chat; give --chat, too, if the model has a chat template")
         length = max_new_tokens or (None if chat else 128)
-        parameters = Parameters(length, temperature, top_k, top_p, min_p, repetition_penalty, seed, stop or ())
+        parameters = over_the_models_own(
+            model, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty
+        ).changed({"max_new_tokens": length, "seed": seed, "stop": stop})
         if prompt is None:
             if as_json:
                 raise InputError("--json is for one answer; give --prompt")

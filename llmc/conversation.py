@@ -6,17 +6,32 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import typer
 from rich.console import Console
 
-from llmc.errors import LlmcError
-from llmc.runtime import Parameters
+from llmc.errors import InputError, LlmcError
+from llmc.runtime import Parameters, generation_config
 from llmc.runtime.chat import Message
 from llmc.runtime.model import Model
 from llmc.runtime.stream import Stream
 
 _HELP = "/clear forgets the conversation, /help shows this, /quit or Ctrl-D ends; Ctrl-C stops an answer."
+
+
+def parameters(model: Model, **asked: Any) -> Parameters:
+    """What the user asks for, and for what is None the model's own settings; says which of those there are."""
+    try:
+        own = model.defaults
+    except InputError as error:
+        typer.echo(f"llmc: {error}; it is ignored", err=True)
+        own = Parameters()
+    given = {name for name, value in asked.items() if value is not None}
+    found = own.changed(asked)
+    if said := generation_config.said(found, given):
+        typer.echo(f"llmc: {said} as the model's generation_config.json says; --temperature 0 is greedy", err=True)
+    return found
 
 
 def converse(model: Model, parameters: Parameters, system: str | None, chat: bool, statistics: bool) -> None:

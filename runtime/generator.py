@@ -6,10 +6,10 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from numbers import Integral
 from typing import Any, TypeAlias, Unpack, cast, overload
 
 from llmc.errors import InputError
+from llmc.runtime import arguments
 from llmc.runtime.answer import Answer, Generation
 from llmc.runtime.chat import Message
 from llmc.runtime.sampling import Options, Parameters
@@ -22,7 +22,9 @@ Cancelled: TypeAlias = Callable[[], bool]
 
 
 class Generator(ABC):
-    """All take `Parameters`, or its fields by name, which win.
+    """All take `Parameters`, or its fields by name, which win. Without `Parameters` the model's own settings hold
+    (`defaults`), and the fields by name win over those: a model whose generation_config.json says so is sampled, unless
+    `temperature=0` is given. `Parameters(…)` are taken as they are.
 
     A text may end in a space: the answer's first token is then one that begins with it. The same seed gives the same
     text on the same machine.
@@ -31,9 +33,12 @@ class Generator(ABC):
     with and without. Greedy text is the same as long as the most likely token leads by more than rounding: a pass over
     several tokens may use other kernels than a pass over one. With ONNX Runtime at accuracy level 1 their logits
     differ by 1e-5, at level 4 (int8 activations) by 1e-3 and sometimes 0.02, so that a tie closer than that may go the
-    other way.
+    other way. So it is with batches: at accuracy level 1 a batch's answers are those of its prompts alone; at level 4,
+    which recipes take unless they say otherwise, log-probabilities differ by 1e-3 and sometimes 0.1, and in one answer
+    of ten a close call goes the other way.
 
-    InputError when prompt and answer do not fit the context, or for a chat without a chat template.
+    InputError for an argument of the wrong type or out of range, when prompt and answer do not fit the context, or for
+    a chat without a chat template.
     """
 
     @overload
@@ -62,22 +67,32 @@ class Generator(ABC):
         cancelled: Cancelled | None = None,
         **options: Unpack[Options],
     ) -> Generation | list[Generation]:
-        """Continues one prompt, or several in one batch; the same shape comes back.
+        """Continues one prompt, or several in one batch; the same shape comes back. Whether each answer is what its
+        prompt would get alone depends on the accuracy level (see `Generator`).
 
         parameters: for all, prompt i drawing with `seed + i`; or one for each, as they are
+        options: fields of `Parameters`, for all
         cancelled: asked between passes; once it says True, what there is comes back. `threading.Event().is_set` will do
         """
-        single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], (Integral, Mapping)))
-        several = cast(list[Prompt], [prompts] if single else prompts)
-        if isinstance(parameters, Sequence):
-            each = [replace(one, **options) for one in parameters]
+        if cancelled is not None:
+            arguments.function("cancelled", cancelled)
+        single = arguments.is_one_prompt(prompts)
+        several = cast(list[Prompt], [prompts] if single else list(prompts))
+        if isinstance(parameters, Sequence) and not isinstance(parameters, str):
+            each = [self._parameters(one, options) for one in parameters]
         else:
-            base = replace(parameters or Parameters(), **options)
-            each = [replace(base, seed=base.seed + row) for row in range(len(several))]
+            base = self._parameters(parameters, options)
+            seeds = [None if base.seed is None else (base.seed + row) % 2**64 for row in range(len(several))]
+            each = [replace(base, seed=seed) for seed in seeds]
         if len(each) != len(several):
             raise InputError(f"{len(several)} prompts, but parameters for {len(each)}; give one for each or for all")
         found = self._generate(several, each, cancelled or (lambda: False))
         return found[0] if single else found
+
+    def _parameters(self, parameters: Any, options: Mapping[str, Any]) -> Parameters:
+        if parameters is not None and not isinstance(parameters, Parameters):
+            arguments.refuse("parameters", parameters, "llmc.runtime.Parameters, or its fields by name")
+        return (self.defaults if parameters is None else parameters).changed(options)
 
     def _generate(self, prompts: list[Prompt], each: list[Parameters], cancelled: Cancelled) -> list[Generation]:
         answers = [self._answer(prompt, one) for prompt, one in zip(prompts, each, strict=True)]
@@ -87,7 +102,7 @@ class Generator(ABC):
 
     def stream(self, prompt: Prompt, parameters: Parameters | None = None, **options: Unpack[Options]) -> Stream:
         """Continues one prompt, piece by piece; together the pieces are the `text` that `generate` returns for it."""
-        answer = self._answer(prompt, replace(parameters or Parameters(), **options))
+        answer = self._answer(prompt, self._parameters(parameters, options))
         return Stream(answer, lambda cancelled: self._steps([answer], cancelled))
 
     def chat(
@@ -102,8 +117,9 @@ class Generator(ABC):
 
         template: variables of the chat template, such as `tools` or `enable_thinking`
         """
-        prompt: Prompt = self.chat_prompt(messages, **(template or {}))
-        return self._generate([prompt], [replace(parameters or Parameters(), **options)], lambda: False)[0]
+        wanted = self._parameters(parameters, options)
+        prompt: Prompt = self.chat_prompt(messages, **arguments.template(template))
+        return self._generate([prompt], [wanted], lambda: False)[0]
 
     async def agenerate(
         self, prompts: Prompt, parameters: Parameters | None = None, **options: Unpack[Options]
@@ -129,6 +145,12 @@ class Generator(ABC):
                 yield piece
         finally:
             stream.cancel()
+
+    @property
+    @abstractmethod
+    def defaults(self) -> Parameters:
+        """What holds where the caller says nothing: the settings of the model's generation_config.json, or greedy.
+        InputError when that file is broken."""
 
     @abstractmethod
     def chat_prompt(

@@ -177,7 +177,7 @@ class ArtifactLM(TemplateLM):
         return Parameters(min(length, most), temperature if sampled else 0.0, stop=stop, **options)
 
 
-def _seed(seed: int, asked: str, turn: int) -> int:
+def _seed(seed: int | None, asked: str, turn: int) -> int:
     """Every request draws its own numbers, the same one `turn` by `turn` (`repeats` of a task) others, however requests
     are ordered and batched."""
     return int.from_bytes(hashlib.sha256(f"{seed} {turn} {asked}".encode(errors="surrogatepass")).digest()[:8])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -13,6 +12,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from llmc.errors import InputError
+from llmc.runtime import arguments, generation_config
 from llmc.runtime.answer import Answer
 from llmc.runtime.artifact import TOKENIZER, Artifact
 from llmc.runtime.backends import Backend, IntArray, start
@@ -23,6 +23,7 @@ from llmc.runtime.generator import Cancelled, Generator, Prompt
 from llmc.runtime.logprobs import TokenLogprob, score
 from llmc.runtime.sampling import Parameters
 
+_MOST_THREADS = 1024
 _SPACES = ("Ġ", "▁")  # how byte-level and SentencePiece vocabularies write a token that is one space
 
 
@@ -47,6 +48,10 @@ class Model(Generator):
     def has_chat_template(self) -> bool:
         return ChatTemplate.find(self.artifact) is not None
 
+    @cached_property
+    def defaults(self) -> Parameters:
+        return generation_config.read(self.artifact)
+
     def session(self, prompt: Prompt | None = None) -> Session:
         """A session: it keeps what it has read. The prompt, if there is one, is read now."""
         session = Session(self, Memory(self.backend.new_cache(1)))
@@ -60,12 +65,12 @@ class Model(Generator):
         first: a place in the tokens, at least 1, since nothing tells the first one; one for all or one for each
         top: how many of the most likely tokens to name at each place
         """
-        firsts = list(first) if isinstance(first, Sequence) else [first] * len(prompts)
+        prompts, top = arguments.several_prompts(prompts), arguments.whole("top", top, 0)
+        each = list(first) if isinstance(first, (Sequence, np.ndarray)) else [first] * len(prompts)
+        firsts = [arguments.whole("first", one, 1) for one in each]
+        if len(firsts) != len(prompts):
+            raise InputError(f"first is for {len(firsts)} prompts of {len(prompts)}; give one number, or one for each")
         texts = [self.encode(prompt) for prompt in prompts]
-        if len(texts) != len(firsts) or min(firsts, default=1) < 1 or top < 0:
-            raise InputError(
-                f"first is {first} and top {top}; first is one number of at least 1 a prompt, top no less than 0"
-            )
         for text in texts:
             self._fits(len(text), 0)
         # Those of like length share a batch, so that little of it is padding.
@@ -81,7 +86,12 @@ class Model(Generator):
         return found
 
     def check(self, progress: Progress | None = None) -> CheckReport:
-        """Replays the check text on this machine: what the artifact says against what the original said."""
+        """Replays the check text on this machine: what the artifact says against what the original said.
+
+        progress: called with the number of tokens done and of all
+        """
+        if progress is not None:
+            arguments.function("progress", progress)
         return check(self.artifact, self.backend, progress)
 
     def encode(self, prompt: Prompt) -> list[int]:
@@ -95,23 +105,19 @@ class Model(Generator):
         return tokens
 
     def _tokens(self, prompt: Prompt) -> list[int]:
+        prompt = arguments.prompt(prompt)
         if isinstance(prompt, str):
-            try:
-                prompt.encode()
-            except UnicodeEncodeError as error:
-                raise InputError(f"the prompt is no valid text at character {error.start}; give it in UTF-8") from error
             return self.tokenizer.encode(prompt).ids
-        try:
-            if len(prompt) and isinstance(prompt[0], Mapping):
-                return self.chat_prompt(cast(list[Message], prompt))
-            return [operator.index(token) for token in cast(list[int], prompt)]
-        except TypeError as error:
-            raise InputError("a prompt is a text, a list of tokens or a list of messages (role, content)") from error
+        if prompt and isinstance(prompt[0], Mapping):
+            return self.chat_prompt(cast(list[Message], prompt))
+        return cast(list[int], prompt)
 
     def chat_prompt(
         self, messages: Sequence[Message], add_generation_prompt: bool = True, **template: Any
     ) -> list[int]:
+        messages = arguments.messages(messages)
         text = self._chat_template.render(messages, add_generation_prompt, **template)
+        arguments.well_formed(text)
         return self.tokenizer.encode(text, add_special_tokens=False).ids  # the template writes them itself
 
     def close(self) -> None:
@@ -202,6 +208,10 @@ class Session(Generator):
     ) -> list[int]:
         return self.model.chat_prompt(messages, add_generation_prompt, **template)
 
+    @property
+    def defaults(self) -> Parameters:
+        return self.model.defaults
+
     def _answer(self, prompt: Prompt, parameters: Parameters) -> Answer:
         return self.model._answer(prompt, parameters)
 
@@ -254,12 +264,16 @@ def load(
     threads: of the CPU backend; None: all cores
     speculative, draft_tokens: use the MTP layer where there is one, and how far it looks ahead
     verify: compare every file's sha256 with the manifest first, weights and engines too; others always are
-    InputError for a broken artifact, MachineError when nothing here can run it.
+    InputError for a broken artifact or an argument of the wrong type, MachineError when nothing here can run it.
     """
-    opened = Artifact.open(artifact)
+    place = arguments.path("artifact", artifact)
+    if backend is not None and not isinstance(backend, str):
+        arguments.refuse("backend", backend, "a name, such as 'onnxruntime'")
+    threads = None if threads is None else arguments.whole("threads", threads, 1, _MOST_THREADS)
+    draft_tokens = arguments.whole("draft_tokens", draft_tokens, 0)
+    speculative, verify = arguments.flag("speculative", speculative), arguments.flag("verify", verify)
+    opened = Artifact.open(place)
     if verify:
         opened.verify()
-    if draft_tokens < 0:
-        raise InputError(f"draft_tokens is {draft_tokens}; 0 is none")
     started, reason = start(opened, backend, threads)
     return Model(opened, started, reason, speculative, draft_tokens)

@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
 from llmc.errors import InputError
+from llmc.runtime import arguments
 from llmc.runtime.backends import FloatArray
 
 Probabilities = npt.NDArray[np.float64]  # [V]
+_LARGEST = np.float32(1e30)  # of a logit: differences of two are still finite
 
 
 class Options(TypedDict, total=False):
     """The fields of `Parameters`, as keyword arguments."""
 
     max_new_tokens: int | None
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    repetition_penalty: float
-    seed: int
-    stop: str | Sequence[str]
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+    seed: int | None
+    stop: str | Sequence[str] | None
     logprobs: int | None
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """How one prompt is to be continued.
+    """How one prompt is to be continued. None stands for the default, except where it says what else it means.
 
     max_new_tokens: at most so many; None: until the context is full
     temperature: 0 always takes the most likely token
@@ -40,9 +42,11 @@ class Parameters:
     min_p: only tokens at least this share as likely as the most likely one (Nguyen et al. 2024, section 3)
     repetition_penalty: divides positive logits of tokens that were there before, in prompt or answer, and multiplies
         negative ones (Keskar et al. 2019, section 4.1); 1: none
-    seed: the same one gives the same text
+    seed: the same one gives the same text; None: another one for every answer
     stop: the answer ends before any of these strings
     logprobs: record the log-probability of every new token, and of this many most likely ones; None: no record
+
+    InputError for what is of the wrong type or out of range.
     """
 
     max_new_tokens: int | None = 128
@@ -51,27 +55,27 @@ class Parameters:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
-    seed: int = 0
+    seed: int | None = 0
     stop: str | Sequence[str] = ()
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        limits: dict[str, tuple[bool, str]] = {
-            "max_new_tokens": (self.max_new_tokens is None or self.max_new_tokens >= 1, "at least 1"),
-            "temperature": (self.temperature >= 0, "at least 0"),
-            "top_k": (self.top_k >= 0, "at least 0"),
-            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
-            "min_p": (0 <= self.min_p <= 1, "from 0 to 1"),
-            "repetition_penalty": (self.repetition_penalty > 0, "above 0"),
-            "seed": (self.seed >= 0, "at least 0"),
-            "logprobs": (self.logprobs is None or self.logprobs >= 0, "at least 0"),
-        }
-        for name, (fine, limit) in limits.items():
-            if not fine:
-                raise InputError(f"{name} is {getattr(self, name)}; it has to be {limit}")
-        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is None and field.name not in _NONE_SAYS_MORE:
+                value = field.default
+            if value is not None:
+                value = _CHECKS[field.name](field.name, value)
+            object.__setattr__(self, field.name, value)
         if "" in self.stop:
             raise InputError("stop holds an empty string, at which everything would end; leave it out")
+
+    def changed(self, options: Mapping[str, Any]) -> Parameters:
+        """With other values of these fields; None leaves `temperature` and other numbers as they are."""
+        if unknown := options.keys() - _CHECKS.keys():
+            raise InputError(f"{min(unknown)} is no parameter; there are {', '.join(_CHECKS)}")
+        kept = {name for name in options if options[name] is None and name not in {*_NONE_SAYS_MORE, "stop"}}
+        return replace(self, **{name: value for name, value in options.items() if name not in kept})
 
     @property
     def greedy(self) -> bool:
@@ -86,7 +90,9 @@ class Parameters:
         tokens = np.unique(np.asarray(seen))
         changed = logits[tokens]
         logits = logits.copy()
-        logits[tokens] = np.where(changed > 0, changed / self.repetition_penalty, changed * self.repetition_penalty)
+        with np.errstate(over="ignore", divide="ignore"):  # of penalties far from 1
+            penalised = np.where(changed > 0, changed / self.repetition_penalty, changed * self.repetition_penalty)
+        logits[tokens] = penalised.clip(-_LARGEST, _LARGEST)
         return logits
 
     def distribution(self, logits: FloatArray, seen: Sequence[int] = ()) -> Probabilities:
@@ -97,13 +103,14 @@ class Parameters:
             chosen = np.zeros(len(logits))
             chosen[logits.argmax()] = 1.0
             return chosen
-        mass = np.exp((logits.astype(np.float64) - logits.max()) / self.temperature)
+        with np.errstate(over="ignore"):  # of temperatures near 0: minus infinity is right
+            mass = np.exp((logits.astype(np.float64) - logits.max()) / self.temperature)
         if 0 < self.top_k < len(mass):
             mass[mass < np.partition(mass, -self.top_k)[-self.top_k]] = 0.0
         mass /= mass.sum()
         if self.top_p < 1:
             # All tokens below (1 - top_p) / V together are too little to be needed: only the others are sorted.
-            likely = np.flatnonzero(mass > (1 - self.top_p) / len(mass))
+            likely = np.flatnonzero(mass >= min((1 - self.top_p) / len(mass), mass.max()))
             likely = likely[np.argsort(-mass[likely], kind="stable")]
             count = 1 + np.searchsorted(np.cumsum(mass[likely]), self.top_p)
             kept = np.zeros_like(mass)
@@ -113,6 +120,20 @@ class Parameters:
             mass[mass < self.min_p * mass.max()] = 0.0
             mass /= mass.sum()
         return mass
+
+
+_NONE_SAYS_MORE = frozenset(["max_new_tokens", "seed", "logprobs"])
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "max_new_tokens": lambda name, value: arguments.whole(name, value, 1),
+    "temperature": lambda name, value: arguments.real(name, value, lambda x: x >= 0, "at least 0"),
+    "top_k": lambda name, value: arguments.whole(name, value, 0),
+    "top_p": lambda name, value: arguments.real(name, value, lambda x: 0 < x <= 1, "above 0 and at most 1"),
+    "min_p": lambda name, value: arguments.real(name, value, lambda x: 0 <= x <= 1, "from 0 to 1"),
+    "repetition_penalty": lambda name, value: arguments.real(name, value, lambda x: x > 0, "above 0"),
+    "seed": lambda name, value: arguments.whole(name, value, 0, 2**64 - 1),
+    "stop": arguments.texts,
+    "logprobs": lambda name, value: arguments.whole(name, value, 0),
+}
 
 
 def draw(probability: Probabilities, generator: np.random.Generator) -> int:

@@ -89,6 +89,32 @@ def test_a_text_that_does_not_fit_is_told_and_the_next_one_answered(artifact: Pa
     assert b"no valid text at character 3" in spoiled.stderr and spoiled.stdout.decode() == out
 
 
+def test_the_models_own_settings_are_followed_and_said(artifact: Path) -> None:
+    (artifact / "generation_config.json").write_text(json.dumps({"do_sample": True, "temperature": 0.9, "top_k": 7}))
+    manifest = json.loads((artifact / "llmc.json").read_text())
+    manifest["files"].pop("generation_config.json", None)
+    (artifact / "llmc.json").write_text(json.dumps(manifest))
+    options = ("--prompt", "hello", "--max-new-tokens", "8")
+    with load(artifact) as model:
+        sampled = model.generate("hello", max_new_tokens=8, temperature=0.9, top_k=7).text
+        warmer = model.generate("hello", max_new_tokens=8, temperature=0.9, top_k=0, seed=3).text
+        greedy = model.generate("hello", max_new_tokens=8, temperature=0).text
+    out, error = talk(artifact, "", *options)
+    assert out == f"hello{sampled}\n" != f"hello{greedy}\n"
+    assert (
+        error
+        == "llmc: temperature 0.9, top_k 7 as the model's generation_config.json says; --temperature 0 is greedy\n"
+    )
+    assert talk(artifact, "hello\n", "--max-new-tokens", "8")[0] == f"{sampled}\n"
+    assert json.loads(talk(artifact, "", *options, "--json")[0])["text"] == sampled
+    assert talk(artifact, "", *options, "--temperature", "0") == (f"hello{greedy}\n", "")
+    out, error = talk(artifact, "", *options, "--top-k", "0", "--seed", "3")
+    assert out == f"hello{warmer}\n" and error.startswith("llmc: temperature 0.9 as the model's")
+    (artifact / "generation_config.json").write_text('{"do_sample": 3}')
+    out, error = talk(artifact, "", *options)
+    assert out == f"hello{greedy}\n" and "do_sample is 3" in error and error.endswith("; it is ignored\n")
+
+
 def test_ctrl_c_stops_the_answer_and_not_the_program(artifact: Path) -> None:
     manifest = json.loads((artifact / "llmc.json").read_text())
     manifest["model"] |= {"eos_token_ids": [], "max_position_embeddings": 100_000}  # an answer that would take long

@@ -121,7 +121,7 @@ def test_the_context_ends_for_one_row_and_the_others_go_on(model):
     ("call", "message"),
     [
         (lambda m: m.score(["a b"], 0), "at least 1"),
-        (lambda m: m.score(["a b", "c"], [1]), "one number of at least 1 a prompt"),
+        (lambda m: m.score(["a b", "c"], [1]), "first is for 1 prompts of 2"),
         (lambda m: m.score([[5, 4096]]), "token 4096 is none of this model's 4096"),
         (lambda m: m.generate([-1, 3]), "token -1 is none"),
         (lambda m: m.generate([1.5, 2.0]), "a prompt is a text, a list of tokens or a list of messages"),
