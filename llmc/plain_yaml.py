@@ -45,7 +45,8 @@ def read(text: str, typed: bool = True) -> tuple[Any, dict[Location, int]]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         reason = getattr(error, "problem", None) or getattr(error, "reason", None) or "it cannot be read"
-        raise Problem(f"not valid YAML: {reason}", mark.line + 1 if mark else 1) from error
+        last = text.rstrip("\n").count("\n") + 1  # where something is missing, the parser counts the end as a line
+        raise Problem(f"not valid YAML: {reason}", min(mark.line + 1, last) if mark else 1) from error
     finally:
         loader.dispose()
 

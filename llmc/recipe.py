@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -26,11 +26,17 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from llmc import plain_yaml
 from llmc.errors import InputError
+from llmc.file_names import is_bare_file_name
+from llmc.files import read_regular
+from llmc.patterns import shown
+from llmc.plain_yaml import Location
+from llmc.visible import unseen
 
 PYTHON_DOCS = "builtin:python-docs"
 
-Location = tuple[str | int, ...]
+_MAX_BYTES = 1 << 18  # of a recipe
 _T = TypeVar("_T")
 
 
@@ -50,6 +56,28 @@ Share = Annotated[
 ]
 
 
+def _path(text: str) -> str:
+    """A path that the system can look up, or an id: no file has to be there."""
+    if unseen(text):
+        raise _at((), f"{shown(text)} holds a control character")
+    if len(text) > 1024 or any(len(part.encode()) > 255 for part in text.split("/")):
+        raise _at((), f"{shown(text)} is longer than a path, an id or a part of them can be")
+    try:
+        Path(text).expanduser()
+    except RuntimeError:
+        raise _at((), f"{shown(text.partition('/')[0])} is no user's folder on this machine") from None
+    return text
+
+
+def _folder_name(text: str) -> str:
+    if not re.fullmatch(r"[\w.-]+", text) or len(text) > 100 or not is_bare_file_name(text):
+        raise ValueError("must be the name of a folder, of letters, digits, _, - and . after the first")
+    return text
+
+
+PathOrId = Annotated[str, AfterValidator(_path)]
+
+
 class Section(BaseModel):
     """A mapping of the recipe."""
 
@@ -65,12 +93,12 @@ class Section(BaseModel):
 class Calibration(Section):
     """The text that pruning and GPTQ measure the model's activations on."""
 
-    text: str = Field(default=PYTHON_DOCS, description=f"{PYTHON_DOCS}, or the path of a text file")
-    samples: int = Field(default=128, ge=1, description="windows of text")
+    text: PathOrId = Field(default=PYTHON_DOCS, description=f"{PYTHON_DOCS}, or the path of a text file")
+    samples: int = Field(default=128, ge=1, le=1 << 20, description="windows of text")
     length: int | None = Field(
-        default=None, ge=16, description="tokens per window; default 2048, or the model's context"
+        default=None, ge=16, le=1 << 24, description="tokens per window; default 2048, or the model's context"
     )
-    seed: int = Field(default=0, ge=0, description="decides which documents are taken, and in which order")
+    seed: int = Field(default=0, ge=0, lt=1 << 63, description="decides which documents are taken, and in which order")
     experts: Literal["routed", "shared", "all"] = Field(
         default="routed",
         description="an expert is calibrated on the tokens routed to it; shared: its inputs on all tokens, with one "
@@ -107,8 +135,10 @@ class Quantize(Section):
     @model_validator(mode="after")
     def _can_be_satisfied(self) -> Quantize:
         from llmc.quant.assign import Rule, check_rules
+        from llmc.quant.schemes import scheme
 
-        _as_value_error(lambda: check_rules([Rule(self.match, self.scheme, self.method)]))
+        _as_value_error(lambda: scheme(self.scheme), "scheme")
+        _as_value_error(lambda: check_rules([Rule(self.match, self.scheme, self.method)]), "match")
         return self
 
 
@@ -119,7 +149,7 @@ class Gates(Section):
         default=None, gt=0, lt=1, description="perplexity over the original's, minus one"
     )
     kl_mean: float | None = Field(
-        default=None, gt=0, description="mean KL divergence from the original, nats per token"
+        default=None, gt=0, allow_inf_nan=False, description="mean KL divergence from the original, nats per token"
     )
     top1: Share | None = Field(default=None, gt=0, le=1, description="share of tokens with the original's first choice")
 
@@ -130,10 +160,10 @@ class Gates(Section):
 class Check(Section):
     """The text that the artifact is compared with the original on; never part of the calibration text."""
 
-    text: str = Field(default=PYTHON_DOCS, description=f"{PYTHON_DOCS}, or the path of a text file")
-    tokens: int = Field(default=16384, ge=16)
+    text: PathOrId = Field(default=PYTHON_DOCS, description=f"{PYTHON_DOCS}, or the path of a text file")
+    tokens: int = Field(default=16384, ge=16, le=1 << 30)
     length: int | None = Field(
-        default=None, ge=16, description="tokens per window; default 1024, or the model's context"
+        default=None, ge=16, le=1 << 24, description="tokens per window; default 1024, or the model's context"
     )
     gates: Gates = Field(default_factory=Gates)
 
@@ -148,14 +178,14 @@ class Check(Section):
 class Recipe(Section):
     """What becomes of a checkpoint."""
 
-    name: str | None = Field(
+    name: Annotated[str, AfterValidator(_folder_name)] | None = Field(
         None, pattern=r"^[\w.-]+$", description="default: the recipe's file name; the output is build/NAME"
     )
-    model: str = Field(description="a directory, builtin:tiny-deepseek-v3, or a hub id with optional @revision")
+    model: PathOrId = Field(description="a directory, builtin:tiny-deepseek-v3, or a hub id with optional @revision")
     calibration: Calibration = Field(default_factory=Calibration)
     prune: Prune | None = None
     quantize: list[Quantize] = Field(
-        default=[], description="default: experts, or the MLPs of a dense model, int4-g128 by GPTAQ"
+        default=[], max_length=1000, description="default: experts, or the MLPs of a dense model, int4-g128 by GPTAQ"
     )
     kv_cache: Literal["bf16", "fp8"] = Field(
         default="bf16", description="fp8: keys and values, or the latent, are rounded by one calibrated scale per layer"
@@ -165,7 +195,7 @@ class Recipe(Section):
         description="of the safetensors: compressed-tensors; gptq, in version 2, for integers; native-fp8, DeepSeek's "
         "own, for fp8-block",
     )
-    targets: list[dict[str, dict[str, Any] | None]] = [{"onnxruntime": {}}]
+    targets: list[dict[str, dict[str, Any] | None]] = Field(default=[{"onnxruntime": {}}], max_length=100)
     check: Check = Field(default_factory=Check)
 
     @field_validator("targets")
@@ -218,16 +248,25 @@ def load_recipe(argument: str) -> tuple[Recipe, Path]:
     """
     import llmc.recipes
 
-    path, shipped = Path(argument), Path(llmc.recipes.__file__).parent
+    try:
+        path, shipped = Path(_path(argument)), Path(llmc.recipes.__file__).parent
+    except ValueError as error:
+        raise InputError(str(error)) from error
     if not path.exists() and re.fullmatch(r"[\w.-]+", argument):
         path = shipped / f"{argument}.yaml"
     if path.is_file():
         recipe = read_recipe(path)
-        return recipe.model_copy(update={"name": recipe.name or path.stem}), path.parent
+        return recipe.model_copy(update={"name": recipe.name or _name_from(path.stem)}), path.parent
     if path.suffix in (".yaml", ".yml"):
         known = ", ".join(sorted(file.stem for file in shipped.glob("*.yaml")))
         raise InputError(f"{argument}: no such recipe; write one, or use one that ships with llmc: {known}")
-    return Recipe(name=re.sub(r"[^\w.-]", "-", Path(argument).name), model=argument), Path()
+    return Recipe(name=_name_from(path.name), model=argument), Path()
+
+
+def _name_from(text: str) -> str:
+    """The nearest that an output folder may be called."""
+    name = re.sub(r"[^\w.-]", "-", text).strip(".")[:100]
+    return name if is_bare_file_name(name) else f"model-{name}".rstrip("-")
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -241,7 +280,7 @@ def read_recipe(path: Path) -> Recipe:
         line = next(lines[location[:end]] for end in range(len(location), -1, -1) if location[:end] in lines)
         more = f" (and {count - 1} more)" if count > 1 else ""
         where = f"{_dotted(location)}: " if location else ""
-        raise InputError(f"{path}:{line}: {where}{message}{more}") from error
+        raise InputError(f"{path}:{line}: {where}{' '.join(message.split())}{more}") from error
 
 
 def json_schema() -> dict[str, Any]:
@@ -281,7 +320,7 @@ def unknown(name: str, kind: str, known: Iterable[str]) -> str:
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"unknown {kind} {name!r}; {hint}(known: {', '.join(known)})"
+    return f"unknown {kind} {shown(name)}; {hint}(known: {', '.join(known)})"
 
 
 def _window(name: str, length: int | None, default: int, context: int) -> int:
@@ -329,7 +368,11 @@ def _explain(error: Any) -> tuple[Location, str]:
         return location[:-1], f"`{location[-1]}` is missing"
     message = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     value = error["input"]
-    return location, f"{message}, not {value!r}" if isinstance(value, str | int | float | None) else message
+    return location, f"{message}, not {_shown(value)}" if isinstance(value, str | int | float | None) else message
+
+
+def _shown(value: object) -> str:
+    return shown(value) if isinstance(value, str) else repr(value)
 
 
 def _dotted(location: Location) -> str:
@@ -340,36 +383,15 @@ def _dotted(location: Location) -> str:
 
 def _read_yaml(path: Path) -> tuple[Any, dict[Location, int]]:
     """The value, and the line of every key and list entry in it."""
+    data = read_regular(path, _MAX_BYTES)
     try:
-        text = path.read_text(encoding="utf-8")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise InputError(f"{path}: anchors and aliases are not supported in recipes; write the value out")
-        node = yaml.compose(text, yaml.SafeLoader)
-        value = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise InputError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
+        value, lines = plain_yaml.read(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{path}:{line}: not UTF-8 text; save the recipe as UTF-8") from error
+    except plain_yaml.Problem as error:
+        where = f"{_dotted(error.location)}: " if error.location else ""
+        raise InputError(f"{path}:{error.line}: {where}{error}") from error
     if not isinstance(value, dict):
-        raise InputError(f"{path}: a recipe is a mapping with the key `model`, not {type(value).__name__}")
-    lines: dict[Location, int] = {(): 1}
-    assert node is not None
-    _find_lines(path, node, (), lines)
+        raise InputError(f"{path}:1: a recipe is a mapping with the key `model`, not {type(value).__name__}")
     return value, lines
-
-
-def _find_lines(path: Path, node: yaml.Node, location: Location, lines: dict[Location, int]) -> None:
-    if isinstance(node, yaml.MappingNode):
-        children = [(key.value, key, value) for key, value in node.value]
-    elif isinstance(node, yaml.SequenceNode):
-        children = [(index, value, value) for index, value in enumerate(node.value)]
-    else:
-        return
-    for key, marked, value in children:
-        here, line = (*location, key), marked.start_mark.line + 1
-        if here in lines:
-            raise InputError(f"{path}:{line}: {_dotted(here)}: this key is there twice; remove one")
-        lines[here] = line
-        _find_lines(path, value, here, lines)

@@ -9,6 +9,7 @@ position when it serves as both.
 from __future__ import annotations
 
 import hashlib
+import io
 import random
 import sysconfig
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llmc.errors import InputError
+from llmc.files import open_regular
 from llmc.recipe import PYTHON_DOCS, Calibration, Check, public_path, unknown
 
 if TYPE_CHECKING:
@@ -136,10 +138,11 @@ def _held_out(name: str, one_in: int) -> bool:
 
 def _pieces(path: Path) -> list[str]:
     """A text file, cut at line ends into documents of about 8,000 characters."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"text {path}: cannot be read as UTF-8 text ({error})") from error
+    with open_regular(path) as file:
+        try:
+            text = io.TextIOWrapper(file, encoding="utf-8").read()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"text {path}: cannot be read as UTF-8 text ({error})") from error
     pieces, current = [], ""
     for line in text.splitlines(keepends=True):
         current += line

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -10,6 +9,7 @@ from typing import Literal, get_args
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.spec import Role
 from llmc.errors import InputError
+from llmc.patterns import Budget, compile_pattern, shown
 from llmc.quant.layouts.layout import DEFAULT_LAYOUT, Layout
 from llmc.quant.schemes import scheme
 from llmc.quant.schemes.scheme import Scheme
@@ -48,13 +48,10 @@ def check_rules(rules: Iterable[Rule]) -> None:
         if rule.method not in METHODS:
             raise InputError(f"unknown method {rule.method!r}; use one of {', '.join(METHODS)}")
         if rule.match.startswith("re:"):
-            try:
-                re.compile(rule.match[3:])
-            except re.error as error:
-                raise InputError(f"match {rule.match!r}: not a regular expression ({error})") from error
+            compile_pattern(rule.match[3:])
         elif rule.match not in QUANTISABLE:
             raise InputError(
-                f"match {rule.match!r} is not a role that can be quantised; "
+                f"match {shown(rule.match)} is not a role that can be quantised; "
                 f"use one of {', '.join(QUANTISABLE)}, or re:…"
             )
 
@@ -86,12 +83,15 @@ def assign(checkpoint: Checkpoint, rules: Sequence[Rule]) -> dict[str, Assignmen
     check_rules(rules)
     used: set[Rule] = set()
     result: dict[str, Assignment] = {}
+    budget = Budget()
+    patterns = {
+        rule: compile_pattern(rule.match[3:], budget) if rule.match.startswith("re:") else None for rule in rules
+    }
     for module in linear_modules(checkpoint):
         name = f"{module}.weight"
         role = checkpoint.role(name)
-        for rule in rules:
-            pattern = rule.match.removeprefix("re:")
-            if rule.match == role or (rule.match != pattern and re.fullmatch(pattern, module)):
+        for rule, pattern in patterns.items():
+            if rule.match == role or (pattern is not None and pattern.fullmatch(module)):
                 found = scheme(rule.scheme)
                 rows, columns = checkpoint.shape(name)
                 found.check(name, (rows, columns))

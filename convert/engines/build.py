@@ -41,11 +41,11 @@ class EngineOptions(BaseModel, extra="forbid"):
     timeout: seconds that compiling one engine may take
     """
 
-    context: int | None = Field(None, ge=16)
-    batch: int = Field(1, ge=1)
-    prefill: int = Field(512, ge=16)
+    context: int | None = Field(None, ge=16, le=1 << 24)
+    batch: int = Field(1, ge=1, le=1 << 12)
+    prefill: int = Field(512, ge=16, le=1 << 20)
     plugins: bool = True
-    timeout: float = Field(3600, gt=0)
+    timeout: float = Field(3600, gt=0, le=1e6)
 
 
 def build(

@@ -29,7 +29,7 @@ def test_words_become_what_yaml_takes_them_for() -> None:
         ("a: 1\na: 2", 2, ("a",), "there twice"),
         ("? [a]\n: 1", 1, (), "a key is one word"),
         ("a: 1\n---\nb: 1", 2, (), "second document"),
-        ("a:\n b: [x\n", 3, (), "not valid YAML"),
+        ("a:\n b: [x\n", 2, (), "not valid YAML"),
         ("a: 1\nb: \t- x", 2, (), "not valid YAML"),
         ("a: 1\nb: x\0", 2, (), r"'\\x00'"),
         ("a: 1\nb: x\x1b", 2, (), r"'\\x1b'"),

@@ -15,8 +15,8 @@ from llmc.recipe import PYTHON_DOCS, json_schema, load_recipe, read_recipe
         ("name: a\ncheck: {}", 1, ["`model` is missing"]),
         ("model: x\nquantize:\n  - {match: experts, shceme: int4-g64}", 3, ["quantize[0].shceme", "'scheme'"]),
         ("model: x\nquantize:\n  - match: expert\n    scheme: int4-g64", 3, ["'expert'", "experts"]),
-        ("model: x\nquantize:\n  - match: experts\n    scheme: int4-g63", 3, ["int4-g64"]),
-        ("model: x\nquantize:\n  - {match: 're:(', scheme: int4-g64}", 3, ["not a regular expression"]),
+        ("model: x\nquantize:\n  - match: experts\n    scheme: int4-g63", 4, ["quantize[0].scheme", "int4-g64"]),
+        ("model: x\nquantize:\n  - {match: 're:(', scheme: int4-g64}", 3, ["no regular expression"]),
         ("model: x\nquantize: [{match: experts, scheme: int4-g64, method: gtpq}]", 2, ["'gptq', 'gptaq' or 'rtn'"]),
         ("model: x\n\nprune: {keep: 175%}", 3, ["prune.keep", "1.75"]),
         ("model: x\nprune: {keep: most}", 2, ["0.02 or 2%"]),
@@ -35,6 +35,46 @@ from llmc.recipe import PYTHON_DOCS, json_schema, load_recipe, read_recipe
         ("model: x\nname: a/b", 2, ["name"]),
         ("model: x\nname: a\nmodel: y", 3, ["there twice"]),
         ("model: [x", 1, ["not valid YAML"]),
+        ("- a", 1, ["a recipe is a mapping", "not list"]),
+        ("model: x\nname: !!timestamp x", 2, ["name: tags"]),
+        ("model: x\nname: 2026-02-30\nquantize: 1:2", 3, ["quantize: must be a valid list"]),
+        ("model: x\nname: ..", 2, ["name: must be the name of a folder"]),
+        ("model: x\nname: .", 2, ["name: must be the name of a folder"]),
+        ("model: x\nname: .hidden", 2, ["name: must be the name of a folder"]),
+        ("model: x\nname: nul", 2, ["name: must be the name of a folder"]),
+        ("model: x\nname: " + "n" * 101, 2, ["name: must be the name of a folder"]),
+        ('model: "a\\0b"', 1, ["model: has the character '\\x00'"]),
+        ("\nmodel: " + "a" * 2000, 2, ["model: 'aaa", "is longer than a path"]),
+        ("\nmodel: " + "a" * 300, 2, ["model: 'aaa", "is longer than a path"]),
+        ("\nmodel: ~nosuchuser/x", 2, ["model: '~nosuchuser' is no user's folder"]),
+        ("model: x\ncheck: {text: ~nosuchuser/x}", 2, ["check.text: '~nosuchuser' is no user's folder"]),
+        ("model: x\ncalibration: {samples: 1048577}", 2, ["calibration.samples", "not 1048577"]),
+        ("model: x\ncalibration: {samples: " + "9" * 39 + "}", 2, ["calibration.samples", "not 999"]),
+        ("model: x\ncalibration: {samples: " + "9" * 4299 + "}", 2, ["calibration.samples: a number of 4,299 digits"]),
+        ("model: x\ncalibration: {length: 99999999}", 2, ["calibration.length", "16777216"]),
+        ("model: x\ncalibration: {seed: 9223372036854775808}", 2, ["calibration.seed", "less than"]),
+        ("model: x\ncheck: {tokens: 1e300}", 2, ["check.tokens", "not '1e300'"]),
+        ("model: x\ncheck: {tokens: 1073741825}", 2, ["check.tokens"]),
+        ("model: x\ncheck: {gates: {kl_mean: .inf}}", 2, ["check.gates.kl_mean", "finite"]),
+        ("model: x\ncheck: {gates: {top1: .nan}}", 2, ["check.gates.top1"]),
+        ("model: x\ntargets:\n- tensorrt-rtx: {batch: 4097}", 3, ["targets[0].tensorrt-rtx.batch"]),
+        ("model: x\ntargets:\n- tensorrt-rtx: {context: 99999999}", 3, ["targets[0].tensorrt-rtx.context"]),
+        ("model: x\ntargets:\n- tensorrt-rtx: {prefill: 99999999}", 3, ["targets[0].tensorrt-rtx.prefill"]),
+        ("model: x\ntargets:\n- tensorrt-rtx: {timeout: .inf}", 3, ["targets[0].tensorrt-rtx.timeout"]),
+        ("model: x\ntargets:\n- 7: {}", 3, ["targets[0].7: unknown target '7'"]),
+        ("model: x\ntargets: [" + "{onnx: }, " * 101 + "]", 2, ["targets", "at most 100"]),
+        (
+            "model: x\nquantize:\n- {match: 're:" + "(" * 3000 + ")" * 3000 + "', scheme: int4-g64}",
+            3,
+            ["quantize[0].match", "6,000"],
+        ),
+        (
+            "model: x\nquantize:\n- {match: 're:(a{9999}){9999}', scheme: int4-g64}",
+            3,
+            ["quantize[0].match", "too often"],
+        ),
+        ("model: x\n" + "k" * 150 + ": 1", 2, ["unknown key 'kkk", "…'"]),
+        ("model: x\nname: " + "a b" * 50, 2, ["name: ", "…'"]),
     ],
 )
 def test_refused(tmp_path: Path, text: str, line: int, parts: list[str]) -> None:
@@ -47,6 +87,34 @@ def test_refused(tmp_path: Path, text: str, line: int, parts: list[str]) -> None
     assert "\n" not in message
     for part in parts:
         assert part in message
+
+
+def test_files_that_are_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_bytes("model: x\n".encode("utf-16"))
+    with pytest.raises(InputError, match=r"r\.yaml:1: not UTF-8 text"):
+        read_recipe(path)
+    path.write_bytes(b"model: x\nname: \xff\n")
+    with pytest.raises(InputError, match=r"r\.yaml:2: not UTF-8 text"):
+        read_recipe(path)
+    path.write_bytes(b"#" * 1_000_000)
+    with pytest.raises(InputError, match="larger than the 262,144 bytes"):
+        read_recipe(path)
+
+
+@pytest.mark.parametrize("argument", ["a\0b", "a\x1b", "~nosuchuser/x", "a" * 5000, "a" * 300, "\ud800"])
+def test_arguments_that_name_nothing(argument: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_recipe(argument)
+    assert len(str(caught.value)) < 250 and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "name"), [("...yaml", "model"), (".hidden.yaml", "hidden"), ("a b.yaml", "a-b"), ("nul.yaml", "model-nul")]
+)
+def test_a_recipe_that_has_no_name_is_called_like_its_file(tmp_path: Path, file: str, name: str) -> None:
+    (tmp_path / file).write_text("model: x")
+    assert load_recipe(str(tmp_path / file))[0].name == name
 
 
 @pytest.mark.parametrize("text", ["- a", "just text", "", "a: &x 1\nb: *x"])

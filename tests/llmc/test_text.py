@@ -1,5 +1,6 @@
 """Calibration and check text never share a document and are the same in every run."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -81,3 +82,18 @@ def test_not_text(checkpoint: Checkpoint, tmp_path: Path) -> None:
     (tmp_path / "t.bin").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="UTF-8"):
         texts(checkpoint, tmp_path, "t.bin", PYTHON_DOCS)
+
+
+def test_a_text_is_a_file(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for name, said in {"/dev/zero": "is a device", str(tmp_path): "is a folder", "fifo": "is a FIFO"}.items():
+        with pytest.raises(InputError, match=said):
+            texts(checkpoint, tmp_path, name, PYTHON_DOCS)
+
+
+def test_line_ends_are_those_of_python(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    text = "".join(f"{number:07d}\n" for number in range(20_000))
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    (tmp_path / "b.txt").write_bytes(text.replace("\n", "\r\n").encode())
+    one, other = (texts(checkpoint, tmp_path, name, PYTHON_DOCS) for name in ("a.txt", "b.txt"))
+    assert one.key() == other.key()

@@ -28,7 +28,7 @@ def test_first_match_wins_and_the_rest_keeps_its_precision(checkpoint):
         ([Rule("expert", "int4-g64")], "'expert' is not a role that can be quantised; use one of experts"),
         ([Rule("router", "int4-g64")], "'router' is not a role that can be quantised"),
         ([Rule("experts", "int4-g64", "awq")], "unknown method 'awq'; use one of gptq, gptaq, rtn"),
-        ([Rule("re:(", "int4-g64")], "not a regular expression"),
+        ([Rule("re:(", "int4-g64")], "no regular expression"),
         ([Rule("experts", "int4-g64"), Rule(r"re:.*\.1\.mlp\.experts.*", "fp8-block")], "matches nothing"),
         (
             [Rule("experts", "int4-g128")],
@@ -39,3 +39,8 @@ def test_first_match_wins_and_the_rest_keeps_its_precision(checkpoint):
 def test_rules_that_do_not_fit(checkpoint, rules, message):
     with pytest.raises(InputError, match=message):
         assign(checkpoint, rules)
+
+
+def test_patterns_are_matched_in_time(checkpoint):
+    with pytest.raises(InputError, match="takes too long to match"):
+        assign(checkpoint, [Rule(r"re:(.*?\w){20}[A-Z]", "int4-g32")])
