@@ -11,7 +11,6 @@ from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from llmc.errors import InputError
@@ -21,6 +20,7 @@ from llmc.runtime import load
 from llmc.runtime.model import Model
 from llmc.runtime.reference import read_reference
 from llmc.tables import Found, table
+from llmc.terminal import console
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ def bench(
         sizes = list(product(prompt_tokens, batches, drafts))
         for prompt, batch, _ in sizes:
             _check(model, prompt, new_tokens, batch)
-        columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        columns = TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn()
+        with Progress(*columns, console=console(stderr=True), transient=True) as progress:
             task = progress.add_task("", total=len(sizes) * (rounds + 1))
             timings = []
             for prompt, batch, draft in sizes:

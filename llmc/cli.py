@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import sys
 import traceback
 from dataclasses import asdict
@@ -11,11 +10,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from typer.core import TyperGroup
 
-from llmc import __version__
+from llmc import __version__, terminal
 from llmc.errors import GateError, InputError, LlmcError, MachineError
+from llmc.visible import visible
 
 
 class Commands(TyperGroup):
@@ -52,8 +51,8 @@ class Commands(TyperGroup):
 
     def _fail(self, ctx: Any, message: str, code: int) -> None:
         if ctx.params.get("debug"):
-            traceback.print_exc()
-        typer.echo(f"llmc: {' '.join(message.split())}", err=True)
+            typer.echo(visible(traceback.format_exc()), err=True, nl=False)
+        terminal.fail(message)
         raise typer.Exit(code)
 
 
@@ -140,10 +139,10 @@ def build(
     from llmc.progress import Display, duration, size
     from llmc.summary import gate_line, rows
 
-    console = Console(stderr=True)
+    console = terminal.console(stderr=True)
     result = run_build(recipe, output, fresh, Display(console), Limits(memory, gpu_memory))
     if as_json:
-        _print_json(result.to_json())
+        terminal.print_json(result.to_json())
     else:
         lines = rows(result.manifest)
         if speed := result.speed:
@@ -178,10 +177,10 @@ def plan(
 
     planned = plan_only(recipe, output, Limits(memory, gpu_memory))
     if as_json:
-        _print_json(planned.to_json())
+        terminal.print_json(planned.to_json())
     else:
         for table in plan_tables(planned):
-            Console().print(table)
+            terminal.console().print(table)
 
 
 @app.command()
@@ -210,9 +209,11 @@ def sweep(
     for name in methods:
         if name not in get_args(Criterion):
             raise InputError(unknown(name, "method", get_args(Criterion)))
-    steps = run_sweep(recipe, keep or [], methods, quantize, Path("build/sweep"), Display(Console(stderr=True)))
+    steps = run_sweep(
+        recipe, keep or [], methods, quantize, Path("build/sweep"), Display(terminal.console(stderr=True))
+    )
     if as_json:
-        _print_json([step.to_json() for step in steps])
+        terminal.print_json([step.to_json() for step in steps])
         return
     made = table(
         f"{recipe}: perplexity {steps[0].ppl_original:.3f}", "keep", "experts", "method", "perplexity", "", "KL"
@@ -220,7 +221,7 @@ def sweep(
     for step in steps:
         more = f"{step.ppl / step.ppl_original - 1:+.2%}"
         made.add_row(f"{step.keep:g}", str(step.experts), step.method, f"{step.ppl:.3f}", more, f"{step.kl:.4f}")
-    Console().print(made)
+    terminal.console().print(made)
 
 
 @app.command()
@@ -245,7 +246,7 @@ def check(
         report = model.check()
         found = report.to_json() | {"backend": model.reason}
     if as_json:
-        _print_json(found)
+        terminal.print_json(found)
     else:
         _print_rows(str(artifact), [("backend", model.reason), *check_rows(found)])
     if missed := [gate for gate in found["gates"] if not gate["passed"]]:
@@ -313,12 +314,12 @@ def run(
         messages = [{"role": "system", "content": system}] if system else []
         asked = [*messages, {"role": "user", "content": text}] if chat else text
         if as_json:
-            _print_json(asdict(model.generate(asked, parameters)))
+            terminal.print_json(asdict(model.generate(asked, parameters)))
             return
         stream = model.stream(asked, parameters)  # bad arguments are told now
         if not chat:
-            typer.echo(text, nl=False)
-        answer(stream, Console(stderr=True, highlight=False) if statistics else None)
+            terminal.say(text)
+        answer(stream, terminal.console(stderr=True, highlight=False) if statistics else None)
         if stream.generation.finish_reason == "cancelled":
             raise typer.Exit(130)
 
@@ -352,10 +353,10 @@ def bench(
     sizes = prompt_tokens or [32, 512]
     found = run_bench(artifact, sizes, new_tokens, batch or [1], draft_tokens, rounds, backend, threads)
     if as_json:
-        _print_json(found.data)
+        terminal.print_json(found.data)
     else:
         for table in found.tables:
-            Console().print(table)
+            terminal.console().print(table)
 
 
 @app.command()
@@ -375,10 +376,10 @@ def inspect(
     _verify(path, verify)
     found = look(path)
     if as_json:
-        _print_json(found.data)
+        terminal.print_json(found.data)
     else:
         for table in found.tables:
-            Console().print(table)
+            terminal.console().print(table)
 
 
 @recipe_app.command()
@@ -389,7 +390,7 @@ def schema() -> None:
     """
     from llmc.recipe import json_schema
 
-    _print_json(json_schema())
+    terminal.print_json(json_schema())
 
 
 def _verify(path: Path, wanted: bool) -> None:
@@ -399,17 +400,13 @@ def _verify(path: Path, wanted: bool) -> None:
         verify(path)
 
 
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
-
-
 def _print_rows(title: str, lines: list[tuple[str, str]]) -> None:
     from llmc.tables import table
 
     made = table(title, "", "", numbers=False)
     for line in lines:
         made.add_row(*line)
-    Console().print(made)
+    terminal.console().print(made)
 
 
 if __name__ == "__main__":

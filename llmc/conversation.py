@@ -11,6 +11,7 @@ from typing import Any
 import typer
 from rich.console import Console
 
+from llmc import terminal
 from llmc.errors import InputError, LlmcError
 from llmc.runtime import Parameters, generation_config
 from llmc.runtime.chat import Message
@@ -25,19 +26,19 @@ def parameters(model: Model, **asked: Any) -> Parameters:
     try:
         own = model.defaults
     except InputError as error:
-        typer.echo(f"llmc: {error}; it is ignored", err=True)
+        terminal.fail(f"{error}; it is ignored")
         own = Parameters()
     given = {name for name, value in asked.items() if value is not None}
     found = own.changed(asked)
     if said := generation_config.said(found, given):
-        typer.echo(f"llmc: {said} as the model's generation_config.json says; --temperature 0 is greedy", err=True)
+        terminal.fail(f"{said} as the model's generation_config.json says; --temperature 0 is greedy")
     return found
 
 
 def converse(model: Model, parameters: Parameters, system: str | None, chat: bool, statistics: bool) -> None:
     """Reads lines from standard input. With a chat template they are a conversation, otherwise each is a text to
     continue. What went wrong with one of them is told, and the next one can be given."""
-    console = Console(stderr=True, highlight=False)
+    console = terminal.console(stderr=True, highlight=False)
     kind = "a conversation" if chat else "no chat template: every line is a text to continue"
     interactive = sys.stdin.isatty()
     first: list[Message] = [{"role": "system", "content": system}] if system else []
@@ -47,7 +48,7 @@ def converse(model: Model, parameters: Parameters, system: str | None, chat: boo
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  # editing and history for input(); not on Windows
 
-        console.print(f"[dim]{model.artifact.path}: {kind}. {_HELP}[/dim]")
+        console.print(f"{model.artifact.path}: {kind}. {_HELP}", style="dim")
     session = model.session()
     messages = list(first)
     while (line := _read(interactive, console)) is not None:
@@ -74,7 +75,7 @@ def converse(model: Model, parameters: Parameters, system: str | None, chat: boo
 
 def answer(stream: Stream, console: Console | None, write: Callable[[str], None] | None = None) -> str:
     """Prints an answer as it comes, and on the console what it took; Ctrl-C ends it. Returns its text."""
-    write = write or (lambda piece: typer.echo(piece, nl=False))
+    write = write or terminal.say
     start = time.perf_counter()
     try:
         for piece in stream:
@@ -88,8 +89,9 @@ def answer(stream: Stream, console: Console | None, write: Callable[[str], None]
         cached = f" ({found.cached_tokens} of them known)" if found.cached_tokens else ""
         tokens = len(found.token_ids)
         console.print(
-            f"[dim]{found.prompt_tokens} prompt tokens{cached}, {tokens} new in {seconds:.2f} s "
-            f"({tokens / seconds:.0f} a second){drafts}; ended by {found.finish_reason}[/dim]"
+            f"{found.prompt_tokens} prompt tokens{cached}, {tokens} new in {seconds:.2f} s "
+            f"({tokens / seconds:.0f} a second){drafts}; ended by {found.finish_reason}",
+            style="dim",
         )
     return stream.generation.text
 
@@ -106,4 +108,4 @@ def _read(interactive: bool, console: Console) -> str | None:
             typer.echo()
             return None
         except KeyboardInterrupt:
-            console.print("\n[dim]Ctrl-D ends[/dim]")
+            console.print("\nCtrl-D ends", style="dim")

@@ -10,6 +10,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
 
+from llmc.visible import visible_line
+
 
 class Display:
     """Everything goes to `console`, finished stages also to the file `log`, with the time of day."""
@@ -27,7 +29,7 @@ class Display:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
         if self.log is not None:
             with self.log.open("a", encoding="utf-8") as file:
-                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {visible_line(text)}\n")
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -37,7 +39,7 @@ class Display:
         columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(24), TaskProgressColumn())
         with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as live:
             self.live = live
-            live.add_task(name, total=1.0)
+            live.add_task(visible_line(name), total=1.0)
             yield
         self.line(f"{name}: {duration(time.monotonic() - self.stage_start)}, {self.memory()} in memory")
 
@@ -53,7 +55,7 @@ class Display:
         if eta is not None:
             parts.append(f"{duration(eta)} left")
         if self.live is not None:
-            self.live.update(self.live.task_ids[0], description=" · ".join(parts), completed=fraction)
+            self.live.update(self.live.task_ids[0], description=visible_line(" · ".join(parts)), completed=fraction)
 
     def memory(self) -> str:
         return size(self.process.memory_info().rss)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+from llmc import terminal
 from llmc.errors import InputError
 from llmc.runtime.artifact import MANIFEST, Artifact
 
@@ -19,7 +19,7 @@ def verify(path: Path) -> None:
     folder = next((each for each in (path, *path.absolute().parents) if (each / MANIFEST).is_file()), None)
     if folder is None:
         raise InputError(f"{path}: has no {MANIFEST} to verify against; leave out --verify")
-    console, artifact = Console(stderr=True), Artifact.open(folder)
+    console, artifact = terminal.console(stderr=True), Artifact.open(folder)
     if path != folder and path.absolute().relative_to(folder.absolute()).as_posix() not in artifact.files:
         raise InputError(f"{path}: is none of the files that {folder / MANIFEST} lists; leave out --verify")
     columns = TextColumn("verifying"), BarColumn(), DownloadColumn(binary_units=False), TimeRemainingColumn()

@@ -2,16 +2,26 @@
 
 import json
 import shutil
+from hashlib import sha256
+from pathlib import Path
 
 import pytest
+from listed_files import list_files
 from transformers import GenerationConfig
 
 from llmc.errors import InputError
 from llmc.runtime import Parameters, load
+from llmc.runtime.artifact import Artifact, Listed
 from llmc.runtime.generation_config import FILE, read, said
 
 R1 = {"do_sample": True, "temperature": 0.6, "top_p": 0.95, "bos_token_id": 0, "eos_token_id": 1}
 QWEN = {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.05}
+
+
+def settings(folder: Path) -> Parameters:
+    """Of an artifact that lists what is in the folder."""
+    files = {path.name: Listed(path.stat().st_size, sha256(path.read_bytes()).hexdigest()) for path in folder.iterdir()}
+    return read(Artifact(folder, {}, 1, 1, frozenset(), {}, {}, files))
 
 
 @pytest.mark.parametrize(
@@ -30,7 +40,7 @@ QWEN = {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20, "repet
 )
 def test_settings_are_those_of_transformers(tmp_path, config, expected):
     (tmp_path / FILE).write_text(json.dumps(config))
-    assert read(tmp_path) == expected
+    assert settings(tmp_path) == expected
     theirs = GenerationConfig.from_pretrained(tmp_path)
     assert bool(theirs.do_sample) == bool(expected.temperature)
     for name in ("temperature", "top_p", "repetition_penalty"):
@@ -39,7 +49,7 @@ def test_settings_are_those_of_transformers(tmp_path, config, expected):
 
 
 def test_without_the_file_answers_are_greedy(tmp_path):
-    assert read(tmp_path) == Parameters() and said(Parameters()) == ""
+    assert settings(tmp_path) == Parameters() and said(Parameters()) == ""
 
 
 def test_settings_for_people():
@@ -53,12 +63,12 @@ def test_settings_for_people():
     ("text", "message"),
     [
         ("{", "broken"),
-        ("[1]", "holds a list"),
+        ("[1]", "no JSON object"),
         ("\xff", "broken"),
         ("[" * 100_000, "broken"),
         ('{"do_sample": "yes"}', "do_sample is 'yes'; it has to be True or False"),
         ('{"do_sample": true, "temperature": "hot"}', "temperature is 'hot'"),
-        ('{"do_sample": true, "temperature": NaN}', "temperature is nan"),
+        ('{"do_sample": true, "temperature": NaN}', "NaN is no finite number"),
         ('{"do_sample": true, "top_p": 2}', "top_p is 2"),
         ('{"do_sample": true, "top_k": true}', "top_k is True"),
         ('{"repetition_penalty": [1]}', r"repetition_penalty is \[1\]"),
@@ -67,12 +77,13 @@ def test_settings_for_people():
 def test_a_broken_file_is_told(tmp_path, text, message):
     (tmp_path / FILE).write_bytes(text.encode("latin-1"))
     with pytest.raises(InputError, match=f"{FILE}: .*{message}.*; give Parameters of your own"):
-        read(tmp_path)
+        settings(tmp_path)
 
 
 def test_a_model_follows_its_own_settings_and_the_caller_wins(trained, tmp_path):
     artifact = shutil.copytree(trained, tmp_path / "artifact")
     (artifact / FILE).write_text(json.dumps({"do_sample": True, "temperature": 1.5, "top_k": 50}))
+    list_files(artifact, FILE)
     with load(trained, threads=1) as plain, load(artifact, threads=1) as model:
         sampled = plain.generate("def ", max_new_tokens=12, temperature=1.5, top_k=50)
         greedy = plain.generate("def ", max_new_tokens=12)
@@ -84,7 +95,8 @@ def test_a_model_follows_its_own_settings_and_the_caller_wins(trained, tmp_path)
         assert model.generate("def ", max_new_tokens=12, temperature=0) == greedy
         assert model.generate("def ", Parameters(max_new_tokens=12)) == greedy  # taken as they are
         assert model.generate(["def "], [Parameters(max_new_tokens=12)]) == [greedy]
-        (artifact / FILE).write_text("{")
+    (artifact / FILE).write_text("{")
+    list_files(artifact, FILE)
     with load(artifact, threads=1) as broken:
         with pytest.raises(InputError, match="give Parameters of your own"):
             broken.generate("def ")
