@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ import yaml
 from llmc.progress import size
 from llmc.quant.layouts import Layout, layout
 from llmc.summary import rows, target_line
+from llmc.visible import visible_line
 
 _MEASURES = {
     "ppl": "perplexity per token of the check text; ± is the standard error over its windows",
@@ -31,6 +33,7 @@ _CRITERIA = {
 def model_card(manifest: dict[str, Any]) -> str:
     """Markdown; says only what the manifest says, so that equal builds have equal cards."""
     source, name = manifest["source"], manifest["name"]
+    made = f"Made from {_plain(source['id'])} by llmc {manifest['llmc_version']}"
     front: dict[str, Any] = {"license": source["license"] or "unknown"}
     if "/" in source["id"]:
         front |= {"base_model": source["id"], "base_model_relation": "quantized"}
@@ -38,8 +41,8 @@ def model_card(manifest: dict[str, Any]) -> str:
     front |= {"pipeline_tag": "text-generation", "library_name": "transformers", "tags": tags}
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
-        f"# {name}\n",
-        f"Made from {source['id']} by llmc {manifest['llmc_version']} and compared with it before it was released.\n",
+        f"# {_plain(name)}\n",
+        f"{made} and compared with it before it was released.\n",
         _table(("", ""), rows(manifest)),
         "## Use\n",
         _usage(name, layout(manifest["recipe"]["layout"])),
@@ -60,7 +63,7 @@ def model_card(manifest: dict[str, Any]) -> str:
         "## Files\n",
         _table(("target", "files", ""), _file_rows(manifest)),
         "## How it was measured\n",
-        f"Texts: {manifest['texts']['note']}.\n",
+        f"Texts: {_plain(manifest['texts']['note'])}.\n",
         "\n".join(f"- {key}: {text}" for key, text in _MEASURES.items()) + "\n",
         "`llmc check` repeats the measurement on the machine that serves the model.\n",
     ]
@@ -77,8 +80,13 @@ def _usage(name: str, layout: Layout) -> str:
 
 
 def _table(head: tuple[str, ...], body: Sequence[tuple[str, ...]]) -> str:
-    lines = [head, ("---",) * len(head), *body]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines) + "\n"
+    lines = [f"| {' | '.join(map(_plain, line))} |" for line in (head, *body)]
+    return "\n".join([lines[0], f"| {' | '.join(['---'] * len(head))} |", *lines[1:]]) + "\n"
+
+
+def _plain(text: str) -> str:
+    """Text, whoever wrote it, that Markdown shows as it is: no links, HTML or ends of cells."""
+    return re.sub(r"[\\`*\[\]<>|~&]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.", r"\\\g<0>", visible_line(text))
 
 
 def _tensor_rows(manifest: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -95,7 +103,7 @@ def _fallbacks(manifest: dict[str, Any]) -> str:
     found = {name: tensor["fallback"] for name, tensor in manifest["tensors"].items() if tensor.get("fallback")}
     if not found:
         return "No module needed a fallback.\n"
-    lines = [f"- {name}: {fallback}" for name, fallback in list(found.items())[:20]]
+    lines = [f"- {_plain(name)}: {_plain(fallback)}" for name, fallback in list(found.items())[:20]]
     more = [f"- … and {len(found) - 20} more, see llmc.json"] if len(found) > 20 else []
     return "\n".join([f"{len(found)} modules saw too few tokens or a singular Hessian:\n", *lines, *more]) + "\n"
 
