@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from statistics import median
 
@@ -17,10 +17,14 @@ from llmc.errors import InputError
 from llmc.measure import acceptance, peak_memory, run
 from llmc.progress import size
 from llmc.runtime import load
+from llmc.runtime.artifact import REFERENCE
 from llmc.runtime.model import Model
 from llmc.runtime.reference import read_reference
 from llmc.tables import Found, table
 from llmc.terminal import console
+from llmc.text import python_documents
+
+_DOCUMENTS = 20
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,11 @@ def bench(
 
 
 def _text(model: Model) -> NDArray[np.int64]:
-    return read_reference(model.artifact)["input_ids"].ravel()
+    """The check text; where the artifact was built without it, the sources of Python's standard library."""
+    if REFERENCE in model.artifact.files:
+        return read_reference(model.artifact)["input_ids"].ravel()
+    documents = (text for _, text in islice(python_documents(), _DOCUMENTS))
+    return np.array([token for text in documents for token in model.encode(text)], np.int64)
 
 
 def _check(model: Model, prompt_tokens: int, new_tokens: int, batch: int) -> None:

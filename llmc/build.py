@@ -29,6 +29,8 @@ from llmc.measure import Speed, measure, peak_memory
 from llmc.output import MANIFEST, Output, is_whole, read_manifest
 from llmc.progress import Display
 from llmc.quant.layerwise import quantise
+from llmc.reference import Reference
+from llmc.runtime.artifact import REFERENCE
 from llmc.stages import Stages, versions, write_json
 
 FINGERPRINT = "fingerprint.json"  # of the quantisation that a work directory is for
@@ -96,7 +98,11 @@ def build(
         try:
             work = _Build(job, place, keys, home, fresh, display)
             result = Result(place.path, work.run(), speed=work.speed)
-            result.path = place.place(work.artifact, passed=not result.missed_gates)
+            passed = not result.missed_gates
+            if not job.recipe.check.publish_text:
+                beside = work.reference.set_apart(place.path if passed else place.rejected)
+                display.line(f"the check text and what the original said about it: {beside}, not in the artifact")
+            result.path = place.place(work.artifact, passed)
         except OSError as error:
             if error.errno not in _DISK_FULL:
                 raise
@@ -133,6 +139,8 @@ class _Build:
         place.folder.clear(keep=None if fresh else home)  # what an interrupted build of something else left
         self.artifact = self.home / "artifact"
         self.artifact.mkdir(parents=True, exist_ok=True)
+        self.reference = Reference(self.artifact, self.home)
+        self.reference.put_back()
         write_json(self.home / FINGERPRINT, job.fingerprint())
         self.stages = Stages(self.home / "stages")
 
@@ -148,11 +156,15 @@ class _Build:
         self._remove_all_but(checkpoint, targets)
         manifest = build_manifest(self.job, checkpoint, quantised, targets, self.keys["build"])
         manifest["files"] = hash_files_of(self.artifact)  # README.md is not among them: _remove_all_but
+        if not self.job.recipe.check.publish_text:
+            manifest["reference"] = manifest["files"].pop(REFERENCE)
         if "onnxruntime" in targets:
             write_json(self.artifact / MANIFEST, manifest)  # the runtime wants one
             manifest["checks"] = self.stages.run("check", self.keys["check"], self._check)
         (self.artifact / "README.md").write_text(model_card(manifest), encoding="utf-8")
         manifest["files"] = hash_files_of(self.artifact, manifest["files"])
+        if "reference" in manifest:
+            del manifest["files"][REFERENCE]
         write_json(self.artifact / MANIFEST, manifest)
         return manifest
 
@@ -195,7 +207,7 @@ class _Build:
 
     def _remove_all_but(self, checkpoint: Checkpoint, targets: dict[str, dict[str, Any]]) -> None:
         """Removes what targets that the recipe no longer names, or a killed run, left in the artifact."""
-        wanted = {*checkpoint.files(), self.artifact / "reference.safetensors"}
+        wanted = {*checkpoint.files(), self.artifact / REFERENCE}
         wanted |= {self.artifact / file for result in targets.values() for file in result["files"].values()}
         for path in sorted(self.artifact.rglob("*"), reverse=True):
             if path.is_file() and path not in wanted:
@@ -208,10 +220,11 @@ class _Build:
         from llmc.runtime import load
 
         with self.display.stage("check"), load(self.artifact, backend="onnxruntime") as model:
-            report = model.check(lambda done, total: self.display.update("perplexity, KL", done / total, done))
+            reference, update = self.artifact / REFERENCE, self.display.update
+            report = model.check(lambda done, total: update("perplexity, KL", done / total, done), reference)
             checks = report.to_json()
             self.display.update("decode", 1.0)
-            self.speed, acceptance = measure(model)
+            self.speed, acceptance = measure(model, reference)
         if acceptance is not None:
             checks["mtp_acceptance"] = acceptance
         return checks

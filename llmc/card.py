@@ -12,6 +12,7 @@ import yaml
 
 from llmc.progress import size
 from llmc.quant.layouts import Layout, layout
+from llmc.runtime.artifact import REFERENCE
 from llmc.summary import rows, target_line
 from llmc.visible import visible_line
 
@@ -65,9 +66,21 @@ def model_card(manifest: dict[str, Any]) -> str:
         "## How it was measured\n",
         f"Texts: {_plain(manifest['texts']['note'])}.\n",
         "\n".join(f"- {key}: {text}" for key, text in _MEASURES.items()) + "\n",
-        "`llmc check` repeats the measurement on the machine that serves the model.\n",
+        _repeating(manifest),
     ]
     return "\n".join(part for part in parts if part)
+
+
+def _repeating(manifest: dict[str, Any]) -> str:
+    if REFERENCE in manifest["files"]:
+        return (
+            "`llmc check` repeats the measurement on the machine that serves the model. The check text is in "
+            f"{REFERENCE} word for word, as tokens: whoever has this artifact can read it.\n"
+        )
+    return (
+        "The check text and what the original said about it are not part of this artifact. Who has them repeats the "
+        "measurement on the machine that serves the model, with `llmc check --reference`.\n"
+    )
 
 
 def _usage(name: str, layout: Layout) -> str:
@@ -113,11 +126,10 @@ def _survivors(pruned: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _file_rows(manifest: dict[str, Any]) -> list[tuple[str, ...]]:
-    reference = manifest["files"]["reference.safetensors"]["bytes"]
-    found: list[tuple[str, ...]] = [
-        ("", "model-*.safetensors", size(manifest["sizes"]["artifact"])),
-        ("", "reference.safetensors", f"{size(reference)}; what the original said about the check text"),
-    ]
+    found: list[tuple[str, ...]] = [("", "model-*.safetensors", size(manifest["sizes"]["artifact"]))]
+    if reference := manifest["files"].get(REFERENCE):
+        told = f"{size(reference['bytes'])}; the check text, as tokens, and what the original said about it"
+        found.append(("", REFERENCE, told))
     for name, target in manifest["targets"].items():
         files = ", ".join(sorted(target.get("files", {}).values()))
         found.append((name, files, "; ".join([target_line(target), *target.get("notes", ())])))

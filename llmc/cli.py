@@ -130,6 +130,9 @@ def build(
     that is up to date does nothing. What misses a gate of the recipe ends with exit code 3 and is kept as
     OUTPUT.rejected.
 
+    What the artifact was checked on is part of it: the check text, as tokens, lies in its reference.safetensors, and
+    whoever gets the artifact can read it. `check: {publish_text: false}` in the recipe leaves that out.
+
     `llmc build quickstart`
 
     `llmc build recipes/deepseek-v3.yaml --output /data/deepseek-v3-int4`
@@ -227,6 +230,9 @@ def sweep(
 @app.command()
 def check(
     artifact: Artifact,
+    reference: Annotated[
+        Path | None, typer.Option(help="What the original said, for an artifact that was built without it.")
+    ] = None,
     verify: Verify = False,
     backend: Backend = None,
     threads: Threads = None,
@@ -243,7 +249,7 @@ def check(
 
     _verify(artifact, verify)
     with load(artifact, backend, threads) as model:
-        report = model.check()
+        report = model.check(reference=reference)
         found = report.to_json() | {"backend": model.reason}
     if as_json:
         terminal.print_json(found)

@@ -43,12 +43,12 @@ class Run:
     decode: float = 0.0
 
 
-def measure(model: Model) -> tuple[Speed, float | None]:
-    """Continues the beginnings of some check windows, with and without speculation.
+def measure(model: Model, reference: Path | None = None) -> tuple[Speed, float | None]:
+    """Continues the beginnings of some check windows, with and without speculation. reference: see `Model.check`.
 
     Returns the speeds, which vary from run to run, and the share of drafts that the model agreed to, which does not.
     """
-    prompts = read_reference(model.artifact)["input_ids"][:_PROMPTS, :_PROMPT_TOKENS].tolist()
+    prompts = read_reference(model.artifact, reference)["input_ids"][:_PROMPTS, :_PROMPT_TOKENS].tolist()
 
     def tokens_per_second(draft_tokens: int) -> tuple[float, float | None]:
         runs = [run(model, [prompt], _NEW_TOKENS, draft_tokens) for prompt in prompts]

@@ -160,7 +160,16 @@ class Gates(Section):
 class Check(Section):
     """The text that the artifact is compared with the original on; never part of the calibration text."""
 
-    text: PathOrId = Field(default=PYTHON_DOCS, description=f"{PYTHON_DOCS}, or the path of a text file")
+    text: PathOrId = Field(
+        default=PYTHON_DOCS,
+        description=f"{PYTHON_DOCS}, or the path of a text file; what is taken of it is in the artifact word for word, "
+        "as tokens, and published with it, unless publish_text is false",
+    )
+    publish_text: bool = Field(
+        default=True,
+        description="false: reference.safetensors, in which even the original's answers tell the text, is left out of "
+        "the artifact and lies beside it as OUTPUT.reference.safetensors; `llmc check --reference` takes it",
+    )
     tokens: int = Field(default=16384, ge=16, le=1 << 30)
     length: int | None = Field(
         default=None, ge=16, le=1 << 24, description="tokens per window; default 1024, or the model's context"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from llmc.progress import size
+from llmc.runtime.artifact import REFERENCE
 
 
 def rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
@@ -28,6 +29,8 @@ def rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
         result.append(("attention cache", "FP8, one calibrated scale per layer"))
     if checks:
         result += check_rows(checks)
+    told = f"its tokens are in {REFERENCE}" if REFERENCE in manifest["files"] else "is not in the artifact"
+    result.append(("check text", told))
     for name, target in manifest["targets"].items():
         result.append((f"target {name}", target_line(target)))
     return result

@@ -14,6 +14,7 @@ import re
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -44,7 +45,8 @@ class Listed:
 @dataclass(frozen=True)
 class Artifact:
     """context: tokens that the model was made for; gates: limits by name, ppl_increase and kl_mean from above, top1
-    from below; targets: {name: {role: file}} of what was compiled; files: all that were built, by name."""
+    from below; targets: {name: {role: file}} of what was compiled; files: all that were built, by name; reference: what
+    reference.safetensors is, where it was left out."""
 
     path: Path
     manifest: dict[str, Any]
@@ -54,6 +56,7 @@ class Artifact:
     gates: dict[str, float]
     targets: dict[str, dict[str, str]]
     files: dict[str, Listed]
+    reference: Listed | None
 
     @classmethod
     def open(cls, path: str | Path) -> Artifact:
@@ -83,6 +86,7 @@ class Artifact:
             dict(said.recipe.check.gates or {}) if said.recipe.check else {},
             {name: dict(target.files) for name, target in said.targets.items()},
             {name: Listed(entry.bytes, entry.sha256) for name, entry in said.files.items()},
+            Listed(said.reference.bytes, said.reference.sha256) if said.reference else None,
         )
         for name in opened.files:
             if name != CARD:  # which its publisher may have gone on writing, and nothing here reads
@@ -106,7 +110,10 @@ class Artifact:
     def read(self, name: str, limit: int = _SMALL_BYTES) -> bytes:
         """The content of a file that the manifest lists, held against its sha256; InputError when it is another, or
         larger than such a file may be."""
-        data = read_regular(self.file(name), limit)
+        path, size = self.file(name), self.files[name].bytes
+        if size > limit:
+            raise InputError(f"{path}: larger than the {limit:,} bytes that such a file may have")
+        data = read_regular(path, size)
         self._compare(name, hashlib.sha256(data).hexdigest())
         return data
 
@@ -180,9 +187,13 @@ class Artifact:
             path = self.path / name
             raise InputError(f"{path}: not the file that was built (sha256 {sha256}); download it again")
 
+    @cached_property
+    def _folder(self) -> Path:
+        return self.path.resolve()
+
     def _is_inside(self, target: Path) -> bool:
         """A hub's cache, whose snapshots hold links into its `blobs`, named by their hashes, counts as inside."""
-        folder = self.path.resolve()
+        folder = self._folder
         if target.is_relative_to(folder):
             return True
         blobs = folder.parents[1] / "blobs" if len(folder.parents) > 1 and folder.parent.name == "snapshots" else None

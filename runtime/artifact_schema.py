@@ -91,6 +91,7 @@ class Manifest(Part):
     targets: dict[str, Target]
     model: Model
     recipe: Recipe
+    reference: File | None = None  # where it is not among the files
 
     @model_validator(mode="after")
     def _lists_what_can_be_run(self) -> Manifest:
@@ -267,7 +268,7 @@ class KernelSet(Part):
 
     operation: str
     shape: dict[str, Any]
-    sm: dict[Annotated[str, Field(pattern=r"^[0-9]{2,4}$")], CompiledFor]
+    sm: Annotated[dict[Annotated[str, Field(pattern=r"^[0-9]{2,4}$")], CompiledFor], Field(min_length=1)]
 
 
 class KernelSets(Part):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -114,9 +115,12 @@ def _perplexity(logprobs: Array) -> tuple[float, float]:
     return ppl, float(ppl * spread.std(ddof=1) / math.sqrt(len(spread)))
 
 
-def check(artifact: Artifact, backend: Backend, progress: Progress | None = None) -> CheckReport:
-    """Runs the check text through the backend, window by window; InputError for logits that are not finite."""
-    reference = read_reference(artifact)
+def check(
+    artifact: Artifact, backend: Backend, progress: Progress | None = None, file: str | Path | None = None
+) -> CheckReport:
+    """Runs the check text through the backend, window by window; InputError for logits that are not finite.
+    file: of the reference, where it is not in the artifact."""
+    reference = read_reference(artifact, file)
     ids, top_ids = reference["input_ids"], reference["top_ids"]
     windows, predictions, _ = top_ids.shape
     top = np.empty(top_ids.shape, np.float32)

@@ -85,14 +85,17 @@ class Model(Generator):
                 found[row] = result
         return found
 
-    def check(self, progress: Progress | None = None) -> CheckReport:
+    def check(self, progress: Progress | None = None, reference: str | Path | None = None) -> CheckReport:
         """Replays the check text on this machine: what the artifact says against what the original said.
 
         progress: called with the number of tokens done and of all
+        reference: the file that says so, for an artifact that was built without it (`check: {publish_text: false}`)
         """
         if progress is not None:
             arguments.function("progress", progress)
-        return check(self.artifact, self.backend, progress)
+        if reference is not None:
+            reference = arguments.path("reference", reference)
+        return check(self.artifact, self.backend, progress, reference)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """The tokens of a prompt. InputError for none at all, or for one that the model does not know."""

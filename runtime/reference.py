@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load
 
 from llmc.errors import InputError
+from llmc.files import read_regular
 from llmc.runtime.artifact import REFERENCE, Artifact
 
 Array = NDArray[Any]
@@ -16,13 +19,14 @@ _MOST_BYTES = 1 << 32
 _ROUNDING = 1e-4  # of a log-probability that is 0, and of a sum of probabilities that is 1
 
 
-def read_reference(artifact: Artifact) -> dict[str, Array]:
+def read_reference(artifact: Artifact, file: str | Path | None = None) -> dict[str, Array]:
     """Position i predicts token i + 1: input_ids int64 [N, P + 1], top_ids int64 and top_logprobs float32 [N, P, K],
-    true_logprobs float32 [N, P]. InputError when there is none, or none that can be compared with."""
-    path = artifact.path / REFERENCE
-    if REFERENCE not in artifact.files:
-        raise InputError(f"{path}: missing; this artifact was published without it and cannot be checked")
-    data = artifact.read(REFERENCE, _MOST_BYTES)
+    true_logprobs float32 [N, P]. InputError when there is none, or none that can be compared with.
+
+    file: where it lies if it is not in the artifact
+    """
+    path = artifact.path / REFERENCE if file is None else Path(file)
+    data = _own(artifact) if file is None else _given(artifact, path)
     try:
         found = load(data)
         _check(found, artifact)
@@ -30,6 +34,23 @@ def read_reference(artifact: Artifact) -> dict[str, Array]:
         said = f"lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise InputError(f"{path}: no reference to compare with ({said}); build or download it again") from error
     return {name: found[name].astype(np.int64 if name.endswith("_ids") else np.float32) for name in _NAMES}
+
+
+def _own(artifact: Artifact) -> bytes:
+    if REFERENCE in artifact.files:
+        return artifact.read(REFERENCE, _MOST_BYTES)
+    path = artifact.path / REFERENCE
+    if artifact.reference is None:
+        raise InputError(f"{path}: missing; this artifact was published without it and cannot be checked")
+    raise InputError(f"{path}: missing; the artifact was built without it, its builder has it; give --reference FILE")
+
+
+def _given(artifact: Artifact, path: Path) -> bytes:
+    listed = artifact.files.get(REFERENCE, artifact.reference)
+    data = read_regular(path, listed.bytes if listed else 0)
+    if listed is None or hashlib.sha256(data).hexdigest() != listed.sha256:
+        raise InputError(f"{path}: not the reference of {artifact.path}; it lies beside it where it was built")
+    return data
 
 
 _NAMES = ("input_ids", "top_ids", "top_logprobs", "true_logprobs")
