@@ -2,8 +2,9 @@
 
 Each step is a stage with a key (see `stages`); quantisation also resumes within itself, layer by layer. All work
 happens in `<output>.work` and is renamed at the end, so that a build killed at any moment leaves either no artifact
-or a whole one, and the next run goes on where it stopped. A resumed build ends in the same bytes, but for engines
-that are compiled anew: TensorRT-RTX numbers the values in an engine differently each time, a few bytes of it.
+or a whole one, and the next run goes on where it stopped, or behind the last thing that is still as it was written.
+A resumed build ends in the same bytes, but for engines that are compiled anew: TensorRT-RTX numbers the values in an
+engine differently each time, a few bytes of it.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ from llmc.manifest import build_manifest, hash_files_of
 from llmc.measure import Speed, measure, peak_memory
 from llmc.output import MANIFEST, Output, is_whole, read_manifest
 from llmc.progress import Display
+from llmc.quant.durable import write_json
 from llmc.quant.layerwise import quantise
 from llmc.reference import Reference
 from llmc.runtime.artifact import REFERENCE
-from llmc.stages import Stages, versions, write_json
+from llmc.stages import Stages, versions
 
 FINGERPRINT = "fingerprint.json"  # of the quantisation that a work directory is for
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -122,7 +124,13 @@ def _refuse_other_work(place: Output, home: Path, fingerprint: dict[str, Any]) -
         done = any(other.glob("scratch/layer-*.json")) or (other / "stages" / "quantise.json").exists()
         if other == home or not record.exists() or not done:
             continue
-        earlier = json.loads(record.read_text("utf-8"))
+        try:
+            earlier = dict(json.loads(record.read_text("utf-8")))
+        except (ValueError, TypeError):
+            raise InputError(
+                f"{place.work} holds an interrupted build, and {record.name} in it is damaged and does not say "
+                "of what; give --fresh to begin anew, or choose another --output"
+            ) from None
         differs = [name for name, value in fingerprint.items() if earlier.get(name) != value]
         raise InputError(
             f"{place.work} holds an interrupted build with another {' and another '.join(differs)}; "
@@ -142,11 +150,12 @@ class _Build:
         self.reference = Reference(self.artifact, self.home)
         self.reference.put_back()
         write_json(self.home / FINGERPRINT, job.fingerprint())
-        self.stages = Stages(self.home / "stages")
+        self.stages = Stages(self.home / "stages", self.artifact, display.line)
 
     def run(self) -> dict[str, Any]:
         """The finished artifact's manifest."""
-        quantised = self.stages.run("quantise", self.keys["quantise"], self._quantise)
+        quantised = self.stages.run("quantise", self.keys["quantise"], self._quantise, self._quantised_files)
+        shutil.rmtree(self.home / "scratch", ignore_errors=True)
         source = self.job.checkpoint
         for file in source.files():
             if file not in source.shards and file.name not in ("config.json", INDEX):  # tokenizer, licence, …
@@ -177,13 +186,16 @@ class _Build:
             try:
                 result = quantise(
                     checkpoint, job.rules, job.pruning, calibration, check, self.artifact, scratch, progress,
-                    job.options,
+                    job.options, tell=self.display.line,
                 )  # fmt: skip
             except InputError:  # the checkpoint is broken: no later run can go on from here
                 shutil.rmtree(self.home)
                 raise
-        shutil.rmtree(scratch)
         return result.to_json()
+
+    def _quantised_files(self, _: object) -> list[str]:
+        shards = [shard.name for shard in Checkpoint.open(self.artifact).shards]
+        return [*shards, INDEX, "config.json", "reference.safetensors"]
 
     def _target(self, checkpoint: Checkpoint, name: str) -> dict[str, Any]:
         module = target(name)
@@ -194,7 +206,9 @@ class _Build:
                 return vars(module.build(checkpoint, options, self.artifact, self.display.update))
 
         try:
-            result: dict[str, Any] = self.stages.run(f"target-{name}", self.keys[name], work)
+            result: dict[str, Any] = self.stages.run(
+                f"target-{name}", self.keys[name], work, lambda made: made["files"].values()
+            )
         except MissingPackageError as error:
             self.display.line(f"target {name}: skipped, {error}")
             result = {"name": name, "skipped": str(error), "files": {}}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from llmc import __version__
 from llmc.convert.checkpoint import Checkpoint
 from llmc.job import ALL_PACKAGES, Job
 from llmc.output import MANIFEST
+from llmc.quant.durable import describe
 from llmc.runtime.artifact import FORMAT_VERSION
 from llmc.sizes import sizes_by_role
 from llmc.stages import versions
@@ -98,6 +98,5 @@ def hash_files_of(artifact: Path, known: dict[str, Any] | None = None) -> dict[s
     for path in sorted(artifact.rglob("*")):
         name = path.relative_to(artifact).as_posix()
         if path.is_file() and name != MANIFEST and name not in files:
-            with path.open("rb") as file:
-                files[name] = {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}
+            files[name] = describe(path)
     return files

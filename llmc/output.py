@@ -10,6 +10,7 @@ from typing import Any
 
 from llmc.errors import InputError
 from llmc.files import read_json
+from llmc.quant.durable import sync
 from llmc.work_folder import WorkFolder
 
 MANIFEST = "llmc.json"
@@ -42,6 +43,8 @@ class Output:
 
     def place(self, artifact: Path, passed: bool) -> Path:
         """Renames a finished artifact to its place, in exchange for an older one, and ends the work directory."""
+        for path in (*artifact.rglob("*"), artifact):
+            sync(path)
         place = self.path if passed else self.rejected
         older = self.work / "replaced"
         for existing in (self.path, self.rejected):  # it may have come there while the build ran
@@ -52,6 +55,7 @@ class Output:
             shutil.rmtree(older, ignore_errors=True)
             place.rename(older)
         artifact.rename(place)
+        sync(self.work.parent)
         if passed and self.rejected.is_symlink():
             self.rejected.unlink()
         elif passed and self.rejected.exists():

@@ -229,13 +229,14 @@ def _cache_bytes(spec: ModelSpec, fp8: bool) -> tuple[int, int]:
 def _streams(spec: ModelSpec, assigned: Mapping[str, Assignment], calibration: int, check: int) -> int:
     """Most bytes of activations between a layer's stations, float32.
 
-    Of the check text what enters and leaves a layer, in both models; of the calibration text that, what `o_proj` and
-    what the MLP reads, in the quantised model and, where calibration is asymmetric, in the original.
+    Of the check text what enters and leaves a layer, and what entered the one before it, in both models; of the
+    calibration text that, what `o_proj` and what the MLP reads, in the quantised model and, where calibration is
+    asymmetric, in the original. An MTP layer reads one more.
     """
     attention, models = spec.attention, 1 + any(given.method == "gptaq" for given in assigned.values())
     head = attention.v_head_dim if isinstance(attention, LatentAttentionSpec) else attention.head_dim
-    widths = 3 * spec.hidden_size + attention.num_heads * head
-    return 4 * (2 * 2 * check * spec.hidden_size + models * calibration * widths)
+    widths = (4 + bool(spec.num_mtp_layers)) * spec.hidden_size + attention.num_heads * head
+    return 4 * (2 * 3 * check * spec.hidden_size + models * calibration * widths)
 
 
 def _memory(

@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+from llmc.quant.durable import Damaged, damage, read_record, seal, write_record
 
 _OTHER_ROOMS = ("convert/", "quant/", "runtime/", "recipes/")
 
@@ -46,31 +48,44 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 class Stages:
-    """Results of finished stages, one JSON file each."""
+    """Results of finished stages, one record each, which vouches for the files that the stage wrote into `artifact`.
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    tell: is told in a line what is damaged, and done again for that
+    """
+
+    def __init__(self, directory: Path, artifact: Path, tell: Callable[[str], None]) -> None:
+        self.directory, self.artifact, self.tell = directory, artifact, tell
         directory.mkdir(parents=True, exist_ok=True)
 
-    def run(self, name: str, key: str, work: Callable[[], Any]) -> Any:
-        """The JSON-able result of `work`, from the last run if that had the same key."""
-        path = self.directory / f"{name}.json"
-        if path.exists() and (record := json.loads(path.read_text("utf-8")))["key"] == key:
+    def run(
+        self, name: str, key: str, work: Callable[[], Any], files: Callable[[Any], Iterable[str]] = lambda _: ()
+    ) -> Any:
+        """The JSON-able result of `work`, from the last run if that had the same key; `files` names what it wrote."""
+        try:
+            record = read_record(self._path(name))
+            found = record and record["key"] == key and damage(self.artifact, record["files"])
+        except Damaged as error:
+            record, found = None, str(error)
+        if found:
+            self.tell(f"{name}: {found}; it is done again")
+        elif record and record["key"] == key:
             return record["result"]
-        path.unlink(missing_ok=True)  # what the stage writes is no longer what the record says
+        self._path(name).unlink(missing_ok=True)  # what the stage writes is no longer what the record says
+        for file in record["files"] if record else ():
+            (self.artifact / file).unlink(missing_ok=True)  # never written over: it may be an earlier artifact's, too
         result = work()
-        write_json(path, {"key": key, "result": result})
+        self.keep(name, key, result, seal(self.artifact, files(result)))
         # As read back, so that a resumed build goes on with the very same values.
-        return json.loads(path.read_text("utf-8"))["result"]
+        return read_record(self._path(name))["result"]
+
+    def keep(self, name: str, key: str, result: Any, files: dict[str, Any]) -> None:
+        """Records a result, with the sizes and hashes of its files, which are on the disk for good."""
+        write_record(self._path(name), {"key": key, "result": result, "files": files})
 
     def forget_all_but(self, names: set[str]) -> None:
         for path in self.directory.glob("*.json"):
             if path.stem not in names:
                 path.unlink()
 
-
-def write_json(path: Path, value: Any) -> None:
-    """Under its name only when complete."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    def _path(self, name: str) -> Path:
+        return self.directory / f"{name}.json"

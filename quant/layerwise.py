@@ -4,12 +4,11 @@ Two activations flow side by side, each through its own kind of layer: the origi
 the reference that every later check is held against) and the quantised model's (over calibration and check text:
 what enters a layer is what the quantised layers before it made of the text, so errors are seen and compensated).
 After each layer its shard, the next layer's inputs and a record are on disk; a killed pass goes on behind the last
-record and ends in the same bytes.
+record that everything agrees with (see `resume`) and ends in the same bytes.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +32,7 @@ from llmc.convert.model import (
 from llmc.convert.spec import MixtureOfExpertsSpec
 from llmc.errors import InputError
 from llmc.quant.assign import Assignment, Rule, assign, check_layout, linear_modules
+from llmc.quant.durable import write_json
 from llmc.quant.layer_calibration import ExpertTokens, LayerCalibration, ModelPath, calibration_dtype, positions
 from llmc.quant.layer_solver import linears, round_modules
 from llmc.quant.layouts import DEFAULT_LAYOUT, layout
@@ -40,7 +40,8 @@ from llmc.quant.memory import release_memory
 from llmc.quant.prune import Pruning, kept_per_group, original_name, renumber, routers
 from llmc.quant.reference import write_reference
 from llmc.quant.result import QuantiseResult
-from llmc.quant.shard import shard_path, write_ends, write_index, write_json, write_layer
+from llmc.quant.resume import finish_layer, finished_layers
+from llmc.quant.shard import shard_path, write_ends, write_index, write_layer
 from llmc.quant.stream import CPU, Stream
 
 DEFAULT_MEMORY_BUDGET = 4 << 30
@@ -50,6 +51,10 @@ MIN_TOKEN_SHARE = 0.005  # of all calibration tokens, for an expert to be calibr
 class Progress(Protocol):
     def __call__(self, layer: int, layers: int, phase: str, done: int, total: int) -> None:
         """`done` of `total` tokens of a phase of a layer; layers count from 0 and include MTP layers."""
+
+
+def _nothing(*_: object) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -79,17 +84,22 @@ def quantise(
     work_dir: Path,
     progress: Progress,
     options: Options = Options(),  # immutable
+    unchanged: Callable[[], None] = _nothing,
+    tell: Callable[[str], None] = _nothing,
 ) -> QuantiseResult:
     """Prunes experts (None: none), quantises by `rules`, writes a checkpoint.
 
     calibration_ids [N, L] and check_ids [M, L'] int64. `work_dir` belongs to this checkpoint, these rules and these
     texts alone: what an interrupted pass left there is taken up. Writes `model-*.safetensors` with index, config.json
     with `quantization_config`, and reference.safetensors into `output_dir`. InputError for rules that do not fit.
+
+    unchanged: raises when the checkpoint's files are not what they were; called before what was made of them counts
+    tell: is told in a line what of an interrupted pass is damaged and done again
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     work_dir.mkdir(parents=True, exist_ok=True)
     ids = {"calibration": calibration_ids, "check": check_ids, "original": check_ids}
-    return _Pass(checkpoint, rules, pruning, ids, output_dir, work_dir, options, progress).run()
+    return _Pass(checkpoint, rules, pruning, ids, output_dir, work_dir, options, progress, unchanged, tell).run()
 
 
 class _Pass:
@@ -103,6 +113,8 @@ class _Pass:
         work_dir: Path,
         options: Options,
         progress: Progress,
+        unchanged: Callable[[], None],
+        tell: Callable[[str], None],
     ) -> None:
         self.checkpoint, self.spec, self.layout = checkpoint, checkpoint.spec, layout(options.layout)
         self.fp8_cache = options.fp8_cache and not self.spec.fp8_cache  # a checkpoint that has scales keeps them
@@ -110,6 +122,7 @@ class _Pass:
         self.assigned = assign(checkpoint, rules)
         self.ids, self.output_dir, self.work_dir = ids, output_dir, work_dir
         self.options, self.progress = options, progress
+        self.unchanged, self.tell = unchanged, tell
         self.layers = self.spec.num_all_layers
         found = routers(self.spec.mlps)
         if pruning is not None and not found:
@@ -124,20 +137,21 @@ class _Pass:
         self.layer = 0  # the one at work, for progress
 
     def run(self) -> QuantiseResult:
-        records = self._records()
+        records = finished_layers(self.work_dir, self.output_dir, self.layers, self.spec.num_layers, self.tell)
         if not records:
             self._embed()
         for index in range(len(records), self.layers):
             self.layer = index
             record = self._one_layer(index)
-            write_json(self.work_dir / f"layer-{index:05d}.json", record)
-            self._forget(index)
+            self.unchanged()
+            finish_layer(self.work_dir, index, record, self._shard(index + 1), self._following(index))
+            self._forget(index - 1)
             records.append(record)
             release_memory()
-        ends = shard_path(self.output_dir, 0, self.layers + 1)
-        if not ends.exists():
-            write_ends(self.checkpoint, ends)
-        return self._finish(records)
+        write_ends(self.checkpoint, self._shard(0))
+        result = self._finish(records)
+        self.unchanged()
+        return result
 
     def _last_calibrated(self) -> int:
         """The last layer that the calibration text has to reach; -1: none."""
@@ -147,23 +161,25 @@ class _Pass:
         pruned = [i for i, mlp in enumerate(self.spec.mlps) if isinstance(mlp, MixtureOfExpertsSpec)]
         return max([-1, *gptq, *(pruned if self.pruning else [])])
 
-    def _records(self) -> list[dict[str, Any]]:
-        """Records of the layers that are finished, first to last."""
-        records = []
-        for index in range(self.layers):
-            path = self.work_dir / f"layer-{index:05d}.json"
-            if not path.exists():
-                break
-            records.append(json.loads(path.read_text(encoding="utf-8")))
-        return records
+    def _shard(self, number: int) -> Path:
+        """That of the ends of the model, 0, or of layer `number - 1`."""
+        return shard_path(self.output_dir, number, self.layers + 1)
 
     def _stream(self, part: str, index: int) -> Stream:
         rows, length = self.ids[part].shape
         return Stream(self.work_dir, part, index, (rows, length, self.spec.hidden_size), self.options.device)
 
-    def _forget(self, index: int) -> None:
-        """Drops the inputs of a finished layer; the MTP layers still need those of the first of them."""
+    def _following(self, index: int) -> list[Path]:
+        """What a layer leaves for those behind it."""
+        parts = self.calibration_parts if index < self.last_calibrated else []
         if index < self.spec.num_layers:
+            parts = [*parts, "original", "check"]
+        return [self._stream(part, index + 1).path for part in parts]
+
+    def _forget(self, index: int) -> None:
+        """Drops the inputs of a layer once the one behind it is finished, too; MTP layers still need those of the
+        first of them, and the layer before it."""
+        if 0 <= index < self.spec.num_layers - 1:
             for part in self.ids:
                 self._stream(part, index).delete()
 
@@ -218,7 +234,6 @@ class _Pass:
             self._advance(layer, "check", index)
             record["error"] = self._distance(index + 1)
         weights = calibration.solved.weights
-        path = shard_path(self.output_dir, index + 1, self.layers + 1)
         record["schemes"] = write_layer(
             self.checkpoint,
             index,
@@ -226,7 +241,7 @@ class _Pass:
             calibration.kept,
             weights,
             {name: given.scheme for name, given in mine.items()},
-            path,
+            self._shard(index + 1),
             self.layout,
         )
         record["reports"] = calibration.solved.reports
@@ -357,8 +372,7 @@ class _Pass:
             lambda done, total: self.progress(self.layers - 1, self.layers, "reference", done, total),
         )
         result.ppl_original, result.ppl, result.kl = distance.ppl_original, distance.ppl, distance.kl
-        shards = [shard_path(self.output_dir, number, self.layers + 1) for number in range(self.layers + 1)]
-        write_index(shards)
+        write_index([self._shard(number) for number in range(self.layers + 1)])
         config = {key: value for key, value in self.checkpoint.config.items() if key != "quantization_config"}
         if config.get("tie_word_embeddings") and not self.spec.tie_word_embeddings:  # the head is another matrix
             config["tie_word_embeddings"] = False

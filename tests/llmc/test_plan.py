@@ -61,9 +61,10 @@ def test_mixture_of_experts_by_hand(tmp_path: Path) -> None:
     assert found.schemes == {"experts": {"int4-g32": 2 * 4 * one}, "attention": {"fp8-block": 3 * linear}}
     # Latent: (32 + 8) values in 4 layers. Expanded: 4 heads of 16 + 8 for keys and 20 for values.
     assert (found.cache_bytes, found.cache_bytes_expanded) == (2 * 4 * 40, 2 * 4 * 4 * 44)
-    # float32 activations in two models: a layer's input and output for 64 tokens of check text, and for 64 of
-    # calibration text those, what the MLP reads, and what o_proj reads (80 wide). And the largest layer's new shard.
-    activations = 4 * 64 * (2 * 2 * 64 + 2 * (3 * 64 + 80))
+    # float32 activations in two models: a layer's input and output and the input of the layer before it for 64 tokens
+    # of check text, and for 64 of calibration text those, what the MLP reads, what the MTP layer joins with an
+    # embedding, and what o_proj reads (80 wide). And the largest layer's new shard.
+    activations = 4 * 64 * (2 * 3 * 64 + 2 * (5 * 64 + 80))
     assert found.work_disk - activations == mtp.after.bytes
 
 

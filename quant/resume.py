@@ -1,0 +1,63 @@
+"""Where an interrupted pass goes on: behind the last layer whose record, shard and following inputs are all whole.
+
+Each layer leaves a record. It vouches for the layer's shard, under "shard", and for what enters the next layer, under
+"next". The inputs of the last finished layer stay until one more is finished, so that whatever a power cut or a
+failing disk does to the newest files costs one layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from llmc.quant.durable import Damaged, damage, read_record, seal, write_record
+
+_HASH = "xxh3"
+
+
+def record_path(work_dir: Path, index: int) -> Path:
+    return work_dir / f"layer-{index:05d}.json"
+
+
+def finish_layer(work_dir: Path, index: int, record: dict[str, Any], shard: Path, following: Iterable[Path]) -> None:
+    """Writes the record of a layer, when its shard and what enters the next layer are on the disk for good."""
+    record["shard"] = seal(shard.parent, [shard.name], _HASH)
+    record["next"] = seal(work_dir, [path.name for path in following], _HASH)
+    write_record(record_path(work_dir, index), record)
+
+
+def finished_layers(
+    work_dir: Path, output_dir: Path, layers: int, last: int, tell: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """Records of the layers that need not be done again, first to last; those of others are removed.
+
+    last: the layer before whose inputs the reference is made of; MTP layers follow it
+    tell: is told what is damaged, and what is done again for that
+    """
+    records, found = [], None
+    for index in range(layers):
+        try:
+            record = read_record(record_path(work_dir, index))
+            found = record and damage(output_dir, record["shard"])
+        except Damaged as error:
+            record, found = None, str(error)
+        if record is None or found:
+            break
+        records.append(record)
+    while records:
+        needed = dict(records[-1]["next"])
+        if len(records) > last:
+            needed |= {name: entry for name, entry in records[last - 1]["next"].items() if name not in needed}
+        missing = damage(work_dir, needed)
+        if missing is None:
+            break
+        found = found or missing
+        records.pop()
+    for path in work_dir.glob("layer-*.json"):
+        if path.name not in {record_path(work_dir, index).name for index in range(len(records))}:
+            path.unlink()
+    if found:
+        again = f"layer {len(records) + 1} and what is behind it are" if records else "all layers are"
+        tell(f"  {found}: {again} quantised again")
+    return records
