@@ -100,6 +100,7 @@ def build(
         try:
             work = _Build(job, place, keys, home, fresh, display)
             result = Result(place.path, work.run(), speed=work.speed)
+            job.files.require_unchanged()
             passed = not result.missed_gates
             if not job.recipe.check.publish_text:
                 beside = work.reference.set_apart(place.path if passed else place.rejected)
@@ -107,6 +108,7 @@ def build(
             result.path = place.place(work.artifact, passed)
         except OSError as error:
             if error.errno not in _DISK_FULL:
+                job.files.require_unchanged()
                 raise
             raise MachineError(
                 f"{error.filename or place.work}: no space left on the disk; free some and build again: "
@@ -157,9 +159,10 @@ class _Build:
         quantised = self.stages.run("quantise", self.keys["quantise"], self._quantise, self._quantised_files)
         shutil.rmtree(self.home / "scratch", ignore_errors=True)
         source = self.job.checkpoint
-        for file in source.files():
-            if file not in source.shards and file.name not in ("config.json", INDEX):  # tokenizer, licence, …
-                shutil.copyfile(file, self.artifact / file.name)
+        for name in self.job.source_files:
+            if source.path / name not in source.shards and name not in ("config.json", INDEX):  # tokenizer, licence, …
+                shutil.copyfile(source.path / name, self.artifact / name)
+        self.job.files.require_unchanged()
         checkpoint = Checkpoint.open(self.artifact)
         targets = {name: self._target(checkpoint, name) for name in self.job.targets}
         self._remove_all_but(checkpoint, targets)
@@ -186,10 +189,11 @@ class _Build:
             try:
                 result = quantise(
                     checkpoint, job.rules, job.pruning, calibration, check, self.artifact, scratch, progress,
-                    job.options, tell=self.display.line,
+                    job.options, job.files.require_unchanged, self.display.line,
                 )  # fmt: skip
-            except InputError:  # the checkpoint is broken: no later run can go on from here
-                shutil.rmtree(self.home)
+            except InputError:
+                job.files.require_unchanged()  # a file that is being replaced looks broken; what was finished is not
+                shutil.rmtree(self.home)  # the checkpoint is broken: no later run can go on from here
                 raise
         return result.to_json()
 

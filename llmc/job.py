@@ -19,6 +19,7 @@ from llmc.quant.layerwise import Options
 from llmc.quant.prune import Pruning
 from llmc.recipe import Recipe, load_recipe
 from llmc.source import Source, hash_files, locate, locate_headers
+from llmc.source_files import SourceFiles
 from llmc.stages import code_version, key_of, versions
 from llmc.text import Texts, read_texts
 
@@ -50,6 +51,7 @@ class Job:
     source_files: dict[str, str]  # name → sha256
     plan: Plan
     limits: Limits
+    files: SourceFiles
 
     @property
     def pruning(self) -> Pruning | None:
@@ -113,6 +115,7 @@ def prepare(argument: str, output: Path | None, limits: Limits, display: Display
     recipe, base = load_recipe(argument)
     place = Output(_output(recipe, output))
     source = locate(recipe.model, base)
+    files = SourceFiles(source.path)
     checkpoint = Checkpoint.open(source.path)
     if checkpoint.config.get("tie_word_embeddings") and not checkpoint.spec.tie_word_embeddings:
         display.line("tie_word_embeddings is true, but lm_head.weight is not the embedding: both are kept")
@@ -124,7 +127,9 @@ def prepare(argument: str, output: Path | None, limits: Limits, display: Display
         hashes = hash_files(
             checkpoint.files(), lambda done, total: display.update("sha256", done / total), checkpoint.used()
         )
-    return Job(recipe, source, checkpoint, rules_of(recipe, checkpoint.spec), texts, hashes, planned, limits), place
+    files.hashed(hashes)
+    rules = rules_of(recipe, checkpoint.spec)
+    return Job(recipe, source, checkpoint, rules, texts, hashes, planned, limits, files), place
 
 
 def _output(recipe: Recipe, output: Path | None) -> Path:

@@ -62,6 +62,7 @@ def sweep(
                         result = quantise(
                             job.checkpoint, job.rules if quantised else [], Pruning(keep, method), calibration, check,
                             place / "model", place / "scratch", display.layers(weights), job.options,
+                            unchanged=job.files.require_unchanged,
                         )  # fmt: skip
                     experts = round(keep * found[0].num_experts)
                     steps.append(Step(keep, method, experts, result.ppl_original, result.ppl, result.kl))
