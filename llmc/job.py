@@ -16,6 +16,7 @@ from llmc.progress import Display
 from llmc.quant.assign import Rule, assign
 from llmc.quant.layer_calibration import calibration_dtype
 from llmc.quant.layerwise import Options
+from llmc.quant.layouts import layout
 from llmc.quant.prune import Pruning
 from llmc.recipe import Recipe, load_recipe
 from llmc.source import Source, hash_files, locate, locate_headers
@@ -122,6 +123,7 @@ def prepare(argument: str, output: Path | None, limits: Limits, display: Display
     if limits.gpu_memory is not None:
         machine.require_gpu()
     planned = plan(checkpoint, recipe, place.path, limits.memory, limits.gpu_memory)
+    _warn(recipe.layout, planned, display)
     texts = read_texts(recipe.calibration, recipe.check, checkpoint, base)
     with display.stage("read the checkpoint"):
         hashes = hash_files(
@@ -130,6 +132,14 @@ def prepare(argument: str, output: Path | None, limits: Limits, display: Display
     files.hashed(hashes)
     rules = rules_of(recipe, checkpoint.spec)
     return Job(recipe, source, checkpoint, rules, texts, hashes, planned, limits, files), place
+
+
+def _warn(layout_name: str, planned: Plan, display: Display) -> None:
+    """Of what other programs will make of the result."""
+    experts = planned.roles.get("experts")
+    plain = experts is not None and sum(planned.schemes.get("experts", {}).values()) < experts.after.parameters
+    if obstacle := layout(layout_name).obstacle(planned.schemes, plain):
+        display.line(f"transformers will not load the result: {obstacle}")
 
 
 def _output(recipe: Recipe, output: Path | None) -> Path:

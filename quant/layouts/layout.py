@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -23,6 +23,13 @@ class Layout(ABC):
     @abstractmethod
     def takes(self, scheme: Scheme) -> bool:
         """Whether weights of this scheme can be stored."""
+
+    def obstacle(self, schemes: Mapping[str, Collection[str]], plain_experts: bool) -> str:
+        """Why transformers, which otherwise loads this layout, refuses what is stored so; empty: it does not.
+
+        schemes: by role; plain_experts: whether some experts stay floats.
+        """
+        return ""
 
     @abstractmethod
     def tensors(self, module: str, scheme: Scheme, weight: QuantisedWeight) -> dict[str, torch.Tensor]:

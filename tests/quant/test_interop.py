@@ -12,8 +12,9 @@ from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.model import CausalLM
 from llmc.quant.assign import Rule
 from llmc.quant.layerwise import quantise
+from llmc.quant.layouts import layout
 
-DEEPSEEK = DEEPSEEK_V3 | {"moe_intermediate_size": 64, "v_head_dim": 16}
+DEEPSEEK = DEEPSEEK_V3 | {"moe_intermediate_size": 64, "v_head_dim": 16, "q_lora_rank": 32}
 DENSE = LLAMA | {"intermediate_size": 128}
 CASES = {
     "int4 experts, FP8 attention": (DEEPSEEK, [Rule("experts", "int4-g32"), Rule("attention", "fp8-block", "rtn")]),
@@ -27,6 +28,21 @@ CASES = {
         LLAMA | {"intermediate_size": 128},
         [Rule("dense_mlp", "int3-g64"), Rule("attention", "int2-channel", "gptq")],
     ),
+    # Experts that stay floats beside integers: transformers decodes experts by a group that names some.
+    "int4 attention, float experts": (DEEPSEEK, [Rule("attention", "int4-g32", "rtn")]),
+    "int4 shared and MTP, float experts": (
+        DEEPSEEK,
+        [Rule("shared_experts", "int4-g32", "rtn"), Rule("mtp", "int8-g32", "rtn")],
+    ),
+    "int4 kv_b, FP8 attention, float experts": (
+        DEEPSEEK,
+        [Rule("kv_b_proj", "int4-g32", "rtn"), Rule("attention", "fp8-block", "rtn")],
+    ),
+    "FP8 experts in one layer, int4 attention": (
+        DEEPSEEK,
+        [Rule(r"re:.*layers\.1\.mlp\.experts.*", "fp8-channel", "rtn"), Rule("attention", "int4-g32", "rtn")],
+    ),
+    "FP8 MTP, int4 experts": (DEEPSEEK, [Rule("mtp", "fp8-channel", "rtn"), Rule("experts", "int4-g32", "rtn")]),
     "FP8 with rounded inputs": (
         DENSE,
         [Rule("dense_mlp", "fp8-tensor-static", "rtn"), Rule("attention", "fp8-channel-dynamic", "rtn")],
@@ -64,3 +80,54 @@ def test_transformers_loads_what_we_write(case, tmp_path):
         got = theirs(text[:4]).logits
     want = ours.logits(ours.hidden(text[:4]))
     assert ((got - want).abs().max() / want.abs().max()).item() < 1e-4
+
+
+REFUSED = {
+    "two kinds of experts": (
+        [Rule(r"re:.*layers\.1\.mlp\.experts.*", "int8-g32", "rtn"), Rule("experts", "int4-g32", "rtn")],
+        {"experts": ["int4-g32", "int8-g32"]},
+        False,
+        "stored in one way",
+    ),
+    "some experts": (
+        [Rule(r"re:.*layers\.1\.mlp\.experts.*", "int4-g32", "rtn")],
+        {"experts": ["int4-g32"]},
+        True,
+        "stored in one way",
+    ),
+    "two kinds of matrices": (
+        [Rule(r"re:.*\.mlp\.experts.*down_proj", "fp8-channel", "rtn"), Rule("experts", "int4-g32", "rtn")],
+        {"experts": ["int4-g32", "fp8-channel"]},
+        False,
+        "stored in one way",
+    ),
+    "zero points": (
+        [Rule("attention", "int4-g32-asym", "rtn")],
+        {"attention": ["int4-g32-asym"]},
+        True,
+        "zero points",
+    ),
+    "experts in blocks": ([Rule("experts", "fp8-block", "rtn")], {"experts": ["fp8-block"]}, False, "per channel"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_transformers_cannot_load_it_refuses_and_we_say_so(case, tmp_path):
+    """Rather than that it takes codes for other codes."""
+    rules, schemes, plain_experts, said = REFUSED[case]
+    wide = DEEPSEEK | {"moe_intermediate_size": 256, "hidden_size": 256}
+    source = Checkpoint.open(random_checkpoint(tmp_path / "source", wide | {"num_nextn_predict_layers": 0}))
+    text = torch.randint(3, 96, (2, 32), generator=torch.Generator().manual_seed(0))
+    quantise(source, rules, None, text, text, tmp_path / "out", tmp_path / "work", lambda *_: None)
+    assert said in layout("compressed-tensors").obstacle(schemes, plain_experts)
+    with pytest.raises((RuntimeError, AttributeError)):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    CausalLM.load(Checkpoint.open(tmp_path / "out"))  # we do
+
+
+def test_nothing_is_said_of_what_transformers_loads():
+    layouts_own = layout("compressed-tensors")
+    assert not layouts_own.obstacle({"experts": ["int4-g128"], "attention": ["fp8-block"]}, False)
+    assert not layouts_own.obstacle({"attention": ["int4-g32"], "mtp": ["int4-g32-asym"]}, True)
+    assert not layouts_own.obstacle({"experts": ["fp8-channel", "fp8-tensor"]}, True)
+    assert not layout("gptq").obstacle({"attention": ["int4-g32-asym"]}, False)
