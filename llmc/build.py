@@ -193,7 +193,8 @@ class _Build:
                 )  # fmt: skip
             except InputError:
                 job.files.require_unchanged()  # a file that is being replaced looks broken; what was finished is not
-                shutil.rmtree(self.home)  # the checkpoint is broken: no later run can go on from here
+                if not any(scratch.glob("layer-*.json")):  # finished layers are kept, whatever became of the next one
+                    shutil.rmtree(self.home)
                 raise
         return result.to_json()
 

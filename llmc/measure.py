@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmc.errors import InputError
 from llmc.runtime.answer import Answer
 from llmc.runtime.decoding import Decoder
 from llmc.runtime.model import Model
@@ -58,7 +59,13 @@ def measure(model: Model, reference: Path | None = None) -> tuple[Speed, float |
     plain, _ = tokens_per_second(0)
     if not model.draft_tokens:
         return Speed(plain, None), None
-    speculative, accepted = tokens_per_second(model.draft_tokens)
+    try:
+        speculative, accepted = tokens_per_second(model.draft_tokens)
+    except InputError as error:  # the very same answers came without drafts
+        raise InputError(
+            f"drafts of the multi-token-prediction layer: {error}; set num_nextn_predict_layers to 0 in the original's "
+            "config.json to go without that layer"
+        ) from error
     return Speed(plain, speculative), accepted
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from llmc.quant.overflow import refuse_overflow
+
 _STRIP = 256  # columns of a Hessian that are summed at once, from the diagonal on: the rest is symmetry
 _EXPERT = re.compile(r"mlp\.experts\.(\d+)(\.\w+)?")
 
@@ -43,8 +45,12 @@ class Moments:
         hessian = torch.zeros(size, size, device=device)
         return cls(hessian, torch.zeros_like(hessian) if with_cross else None)
 
-    def add(self, x: torch.Tensor, original: torch.Tensor | None = None) -> None:
-        """x [..., in], and the same tokens in the original model."""
+    def add(self, x: torch.Tensor, original: torch.Tensor | None = None, name: str = "") -> None:
+        """x [..., in], and the same tokens in the original model; OverflowInModelError, which says what `name` is read
+        by, for numbers whose squares cannot be summed."""
+        self.peak = max(self.peak, refuse_overflow(x, f"the inputs of {name}"))
+        if original is not None:
+            refuse_overflow(original, f"the original model's inputs of {name}")
         x = x.flatten(0, -2)
         for start in range(0, x.shape[1], _STRIP):
             strip = slice(start, start + _STRIP)
@@ -53,8 +59,6 @@ class Moments:
             assert original is not None
             self.cross.addmm_((original.flatten(0, -2) - x).mT, x)
         self.tokens += len(x)
-        if len(x):
-            self.peak = max(self.peak, x.abs().max().item())
 
     def symmetric(self) -> torch.Tensor:
         """[in, in]; below the diagonal `hessian` itself is only partly filled."""
@@ -71,7 +75,7 @@ class Measured:
     def add(self, name: str, x: torch.Tensor, original: torch.Tensor | None = None) -> None:
         if name not in self.moments:
             self.moments[name] = Moments.empty(x.shape[-1], original is not None, x.device)
-        self.moments[name].add(x, original)
+        self.moments[name].add(x, original, name)
 
     def blend(self, name: str, others: Moments, tokens: float) -> None:
         """Adds what so many average tokens of `others` would have."""

@@ -37,6 +37,7 @@ from llmc.quant.layer_calibration import ExpertTokens, LayerCalibration, ModelPa
 from llmc.quant.layer_solver import linears, round_modules
 from llmc.quant.layouts import DEFAULT_LAYOUT, layout
 from llmc.quant.memory import release_memory
+from llmc.quant.overflow import OverflowInModelError, explained
 from llmc.quant.prune import Pruning, kept_per_group, original_name, renumber, routers
 from llmc.quant.reference import write_reference
 from llmc.quant.result import QuantiseResult
@@ -135,13 +136,20 @@ class _Pass:
             self.ids = ids | {"calibration-original": ids["calibration"]}
         self.last_calibrated = self._last_calibrated()
         self.layer = 0  # the one at work, for progress
+        self.place = ("model.embed_tokens",)  # the modules at work, for errors
 
     def run(self) -> QuantiseResult:
+        try:
+            return self._run()
+        except OverflowInModelError as error:
+            raise explained(error, self.checkpoint, self.place) from error
+
+    def _run(self) -> QuantiseResult:
         records = finished_layers(self.work_dir, self.output_dir, self.layers, self.spec.num_layers, self.tell)
         if not records:
             self._embed()
         for index in range(len(records), self.layers):
-            self.layer = index
+            self.layer, self.place = index, (f"model.layers.{index}",)
             record = self._one_layer(index)
             self.unchanged()
             finish_layer(self.work_dir, index, record, self._shard(index + 1), self._following(index))
@@ -363,6 +371,7 @@ class _Pass:
         result = QuantiseResult.of(records)
         schemes = {module: name for record in records for module, name in record["schemes"].items()}
         last = self.spec.num_layers
+        self.place = ("model.norm", "model.embed_tokens" if self.spec.tie_word_embeddings else "lm_head")
         distance = write_reference(
             self.checkpoint,
             self.ids["check"],

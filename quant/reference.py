@@ -13,9 +13,11 @@ from torch.nn import functional
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.model import load_final_norm, load_lm_head
 from llmc.convert.safetensors_file import SafetensorsWriter
+from llmc.quant.overflow import OverflowInModelError, refuse_overflow
 from llmc.quant.stream import Stream
 
 KEPT = 64  # log-probabilities per position
+LARGEST_SURPRISE = 700.0  # nats per token: the perplexity still is a number
 _LOGITS_BYTES = 1 << 27  # of each model, at once
 
 
@@ -41,6 +43,8 @@ def write_reference(
 
     ids [N, L]; the streams hold what enters the final norm. Position i predicts token i + 1:
     input_ids int32 [N, L], top_ids int32 and top_logprobs float32 [N, L-1, 64], true_logprobs float32 [N, L-1].
+    OverflowInModelError for logits of either model that are no numbers to compute with; a quantised model's perplexity
+    is cut at e^700.
     """
     norm, head = load_final_norm(checkpoint).to(original.device), load_lm_head(checkpoint).to(original.device)
     rows, length = ids.shape
@@ -53,7 +57,10 @@ def write_reference(
         hidden = [norm(stream.read(slice(row, row + 1)))[0, :-1] for stream in (original, quantised)]
         for start in range(0, length - 1, step):
             part = slice(start, min(start + step, length - 1))
-            said, said_quantised = (functional.linear(x[part], head).log_softmax(-1) for x in hidden)
+            logits = [functional.linear(x[part], head) for x in hidden]
+            for model, each in zip(("original", "quantized"), logits, strict=True):
+                refuse_overflow(each, f"the {model} model's logits over the check text")
+            said, said_quantised = (each.log_softmax(-1) for each in logits)
             following = ids[row, 1:][part, None].to(original.device)
             true[row, part] = said.gather(-1, following)[:, 0]
             true_quantised[row, part] = said_quantised.gather(-1, following)[:, 0]
@@ -66,5 +73,10 @@ def write_reference(
         writer.add("top_ids", top_ids)
         writer.add("top_logprobs", top_logprobs)
         writer.add("true_logprobs", true)
-    ppl_original, ppl = (math.exp(-each.double().mean().item()) for each in (true, true_quantised))
-    return Distance(ppl_original, ppl, divergence.double().mean().item())
+    surprise, surprise_quantised = (-each.double().mean().item() for each in (true, true_quantised))
+    if surprise > LARGEST_SURPRISE:
+        raise OverflowInModelError(
+            f"the original model holds the check text for impossible, by {surprise:.3g} nats a token"
+        )
+    ppl = math.exp(min(surprise_quantised, LARGEST_SURPRISE))
+    return Distance(math.exp(surprise), ppl, divergence.double().mean().item())

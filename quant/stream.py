@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from llmc.quant.durable import no_space
+from llmc.quant.overflow import refuse_overflow
 
 MICRO_BATCH_TOKENS = 8192
 CPU = torch.device("cpu")
@@ -69,6 +70,8 @@ class Stream:
         return self._map()[rows].to(self.device, copy=True)
 
     def write(self, rows: slice, x: torch.Tensor) -> None:
+        """OverflowInModelError for what is too large for the next norm."""
+        refuse_overflow(x, self._described())
         self._map()[rows] = x
 
     def take(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -76,8 +79,13 @@ class Stream:
         return self._map().flatten(0, 1)[tokens.cpu()].to(self.device)
 
     def add(self, tokens: torch.Tensor, x: torch.Tensor) -> None:
-        """Adds [n, W] to the tokens, each of which occurs once."""
+        """Adds [n, W] to the tokens, each of which occurs once; OverflowInModelError as for `write`."""
+        refuse_overflow(x, self._described())
         self._map().flatten(0, 1).index_add_(0, tokens.cpu(), x.cpu())
+
+    def _described(self) -> str:
+        model = "original" if "original" in self.part else "quantized"
+        return f"the {model} model's activations over the {'calibration' if 'cal' in self.part else 'check'} text"
 
     def flush(self) -> None:
         np.memmap(self.path, np.float32, "r+", shape=self.shape).flush()

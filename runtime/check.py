@@ -23,6 +23,7 @@ from llmc.runtime.reference import read_reference
 Progress = Callable[[int, int], None]  # tokens done, tokens in all
 Array = NDArray[Any]
 _CHUNK_BYTES = 1 << 26  # of logits at a time
+_LARGEST_SURPRISE = 700.0  # nats per token whose perplexity still is a number
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,8 @@ def compare(reference: dict[str, Array], top_logprobs: Array, true_logprobs: Arr
 
 def _perplexity(logprobs: Array) -> tuple[float, float]:
     """Perplexity of [N, P] log-probabilities and its standard error, from the spread between windows: the tokens of
-    one window depend on each other. A single window leaves only the spread between its tokens."""
-    ppl = math.exp(-logprobs.mean())
+    one window depend on each other. A single window leaves only the spread between its tokens. Cut at e^700."""
+    ppl = math.exp(min(-logprobs.mean(), _LARGEST_SURPRISE))
     spread = logprobs.mean(axis=1) if len(logprobs) > 1 else logprobs[0]
     return ppl, float(ppl * spread.std(ddof=1) / math.sqrt(len(spread)))
 
@@ -134,7 +135,10 @@ def check(
             batch, _ = backend.forward("main", cache, ids[row : row + 1, part], np.array([start]), every)
             logits = batch[0]
             if not np.isfinite(logits).all():
-                raise InputError(f"{artifact.path}: logits hold NaN or infinity in window {row}; build it again")
+                raise InputError(
+                    f"{artifact.path}: logits hold NaN or infinity in window {row}: activations outgrow what this "
+                    "backend computes with, or a file is damaged; try another backend, or build it again"
+                )
             peak = logits.max(-1, keepdims=True)
             normaliser = peak + np.log(np.exp(logits - peak).sum(-1, keepdims=True, dtype=np.float64))
             top[row, part] = np.take_along_axis(logits, top_ids[row, part], -1) - normaliser

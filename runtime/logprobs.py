@@ -27,7 +27,10 @@ class TokenLogprob:
 def token_logprobs(logits: FloatArray, tokens: IntArray, top: int) -> list[TokenLogprob]:
     """Of tokens [N] from logits [N, V], and of the `top` most likely at each place."""
     if not np.isfinite(logits).all():
-        raise InputError("the model's logits hold NaN or infinity; check the artifact with `llmc check`")
+        raise InputError(
+            "the model's logits hold NaN or infinity: its activations outgrow what this backend computes with, or a "
+            "file is damaged; `llmc check` says whether it ever worked here"
+        )
     shifted = logits - logits.max(-1, keepdims=True)
     normaliser = np.log(np.exp(shifted).sum(-1, dtype=np.float64))
     chosen = np.take_along_axis(shifted, tokens[:, None], -1)[:, 0] - normaliser

@@ -84,7 +84,10 @@ class Parameters:
     def penalised(self, logits: FloatArray, seen: Sequence[int]) -> FloatArray:
         """[V] logits after the repetition penalty for the tokens `seen`. InputError for logits that are not finite."""
         if not np.isfinite(logits).all():
-            raise InputError("the model's logits hold NaN or infinity; check the artifact with `llmc check`")
+            raise InputError(
+                "the model's logits hold NaN or infinity: its activations outgrow what this backend computes with, or "
+                "a file is damaged; `llmc check` says whether it ever worked here"
+            )
         if self.repetition_penalty == 1 or not seen:
             return logits
         tokens = np.unique(np.asarray(seen))

@@ -183,3 +183,19 @@ def test_usage_errors(llmc) -> None:
     assert llmc("build").exit_code == 2
     assert llmc("biuld", "x").exit_code == 2
     assert llmc("run", "x").exit_code == 2
+
+
+def test_overflow_in_the_last_layer_keeps_the_work(llmc, recipe, small_model: Path, tmp_path: Path) -> None:
+    """The blame is not the download's, and the layer before it is not done again."""
+    model, weight = Path(shutil.copytree(small_model, tmp_path / "huge")), "model.layers.1.self_attn.o_proj.weight"
+    rewrite(lambda weights: weights[weight].mul_(1e30))(model)
+    path = recipe(model=str(model))
+    for _ in range(2):
+        made = llmc("build", path)
+        assert made.exit_code == 2, made.output
+        error = made.stderr.strip().splitlines()[-1]
+        assert "model.layers.1: the original model's activations" in error
+        assert weight in error
+        assert "download" not in error
+        kept = sorted(file.name for file in Path("build/small.work").rglob("layer-*.json"))
+        assert kept == ["layer-00000.json"]
