@@ -9,6 +9,8 @@ import onnx_ir as ir
 from llmc.convert.graph.rewrite import Rewriter, producer
 from llmc.convert.spec import GroupedQueryAttentionSpec, ModelSpec
 
+_HEAD_STEP = 8  # channels: the kernel takes heads of any multiple of it
+
 
 def lower_grouped_query_attention(rewriter: Rewriter, spec: ModelSpec) -> None:
     """Attention, the TensorScatter of its key and value, and the rotations become one node that appends to the
@@ -17,9 +19,13 @@ def lower_grouped_query_attention(rewriter: Rewriter, spec: ModelSpec) -> None:
     It masks by length instead of our mask: after this step row b has cache_position[b] + S entries, S of them
     new. What pads a row on the right counts as new, here as in every target: queries before it do not see it,
     and the next step overwrites it.
+
+    Heads that the kernel refuses, of 100 channels for instance, keep the standard operators.
     """
     attention = spec.attention
     assert isinstance(attention, GroupedQueryAttentionSpec)
+    if attention.head_dim % _HEAD_STEP:
+        return
     lengths: list[ir.Value] = []
     angles: list[ir.Value] = []
     for node in rewriter.nodes("Attention"):
