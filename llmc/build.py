@@ -33,6 +33,7 @@ from llmc.quant.durable import write_json
 from llmc.quant.layerwise import quantise
 from llmc.reference import Reference
 from llmc.runtime.artifact import REFERENCE
+from llmc.sidecars import copy_sidecar
 from llmc.stages import Stages, versions
 
 FINGERPRINT = "fingerprint.json"  # of the quantisation that a work directory is for
@@ -161,7 +162,7 @@ class _Build:
         source = self.job.checkpoint
         for name in self.job.source_files:
             if source.path / name not in source.shards and name not in ("config.json", INDEX):  # tokenizer, licence, …
-                shutil.copyfile(source.path / name, self.artifact / name)
+                copy_sidecar(source.path / name, self.artifact)
         self.job.files.require_unchanged()
         checkpoint = Checkpoint.open(self.artifact)
         targets = {name: self._target(checkpoint, name) for name in self.job.targets}

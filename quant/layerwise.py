@@ -382,7 +382,8 @@ class _Pass:
         )
         result.ppl_original, result.ppl, result.kl = distance.ppl_original, distance.ppl, distance.kl
         write_index([self._shard(number) for number in range(self.layers + 1)])
-        config = {key: value for key, value in self.checkpoint.config.items() if key != "quantization_config"}
+        config = self.checkpoint.family.native_config(self.checkpoint.config)
+        config.pop("quantization_config", None)
         if config.get("tie_word_embeddings") and not self.spec.tie_word_embeddings:  # the head is another matrix
             config["tie_word_embeddings"] = False
         if self.pruning:

@@ -21,15 +21,20 @@ def families() -> dict[str, Family]:
 
 
 def family_of(config: dict[str, Any]) -> Family:
-    """The family that config.json names; InputError with the list of known ones otherwise."""
-    named = config.get("architectures")
+    """The family that config.json names; InputError with the list of known ones otherwise, or where `architectures`
+    and `model_type`, of which programs read one or the other, name two."""
+    named, kind = config.get("architectures"), config.get("model_type")
     named = named if isinstance(named, list) else []
-    for family in families().values():
-        if any(name in family.architectures for name in named) or (
-            not named and config.get("model_type") == family.name
-        ):
+    for family in dict.fromkeys(families().values()):
+        kinds = (family.name, *family.other_names)
+        if any(name in family.architectures for name in named) or (not named and kind in kinds):
+            if kind is not None and kind not in kinds:
+                raise InputError(
+                    f"`model_type` is {kind!r}, but `architectures` names {named[0]!r}, which is {family.name!r}; "
+                    "if it is that, correct `model_type`"
+                )
             return family
     raise InputError(
-        f"unknown architecture {', '.join(map(str, named)) or config.get('model_type')!r} "
+        f"unknown architecture {', '.join(map(str, named)) or kind!r} "
         f"(fields `architectures` and `model_type`); known: {', '.join(sorted(families()))}"
     )

@@ -20,6 +20,7 @@ from llmc.errors import InputError
 
 class DeepseekV3(Family):
     name = "deepseek_v3"
+    other_names = ("kimi_k2",)
     architectures = ("DeepseekV3ForCausalLM",)
 
     def spec(self, config: dict[str, Any]) -> ModelSpec:

@@ -40,6 +40,7 @@ class Published(Fields):
 
 class Family(ABC):
     name: str  # config.json's `model_type`
+    other_names: tuple[str, ...] = ()  # that checkpoints of the same architecture give it, with code of their own
     architectures: tuple[str, ...]  # config.json's `architectures`
 
     @abstractmethod
@@ -89,6 +90,16 @@ class Family(ABC):
         if match is None or not spec.num_layers <= int(match[1]) < spec.num_all_layers:
             return None
         return embedding if match[2] == "embed_tokens" else head
+
+    def native_config(self, config: dict[str, Any]) -> dict[str, Any]:
+        """config.json by which transformers and vLLM find the architecture in themselves.
+
+        Without `auto_map`: it names Python files of the checkpoint, which are not copied (artifacts hold no code), and
+        nothing is lost with them, since only architectures that both programs have are read. With the `model_type`
+        that they know, where the checkpoint's is one of its own or absent.
+        """
+        native = {key: value for key, value in config.items() if key != "auto_map"}
+        return native | {"architectures": [self.architectures[0]], "model_type": self.name}
 
     def pruned_config(self, config: dict[str, Any], num_experts: int) -> dict[str, Any]:
         """config.json after pruning to `num_experts` routed experts in every layer."""

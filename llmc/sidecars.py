@@ -1,0 +1,25 @@
+"""Files beside weights and config.json on their way into an artifact."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+
+def copy_sidecar(file: Path, directory: Path) -> None:
+    """Byte for byte; but tokenizer_config.json loses `auto_map`, which names Python files of the checkpoint.
+
+    They are not copied: artifacts hold no code. tokenizer.json is the whole tokenizer, and without `auto_map`
+    transformers takes that.
+    """
+    target = directory / file.name
+    if file.name == "tokenizer_config.json":
+        try:
+            settings = json.loads(file.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError):
+            settings = None
+        if isinstance(settings, dict) and settings.pop("auto_map", None) is not None:
+            target.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            return
+    shutil.copyfile(file, target)
