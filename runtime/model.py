@@ -19,6 +19,7 @@ from llmc.runtime.backends import Backend, IntArray, start
 from llmc.runtime.chat import ChatTemplate, Message
 from llmc.runtime.check import CheckReport, Progress, check
 from llmc.runtime.decoding import Decoder, Memory
+from llmc.runtime.fork import watch
 from llmc.runtime.generator import Cancelled, Generator, Prompt
 from llmc.runtime.logprobs import TokenLogprob, score
 from llmc.runtime.sampling import Parameters
@@ -30,7 +31,8 @@ _SPACES = ("Ġ", "▁")  # how byte-level and SentencePiece vocabularies write a
 class Model(Generator):
     """What `load` returns. Use it as a context manager, or call `close`, to free sessions and memory.
 
-    It remembers nothing from call to call, and may be used from several threads.
+    It remembers nothing from call to call, and may be used from several threads, but not in a process that was forked
+    after it was loaded: InputError there.
     """
 
     def __init__(self, artifact: Artifact, backend: Backend, reason: str, speculative: bool, draft_tokens: int) -> None:
@@ -184,7 +186,8 @@ class Session(Generator):
 
     def __init__(self, model: Model, memory: Memory) -> None:
         self.model, self._memory, self._turn = model, memory, 0
-        self._lock = threading.RLock()
+        self._new_lock()
+        watch(self, Session._new_lock)  # a thread that is not in the child may hold it
 
     @property
     def tokens(self) -> list[int]:
@@ -214,6 +217,9 @@ class Session(Generator):
     @property
     def defaults(self) -> Parameters:
         return self.model.defaults
+
+    def _new_lock(self) -> None:
+        self._lock = threading.RLock()
 
     def _answer(self, prompt: Prompt, parameters: Parameters) -> Answer:
         return self.model._answer(prompt, parameters)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from llmc.errors import InputError, MachineError
 from llmc.runtime.artifact import Artifact
+from llmc.runtime.fork import lose, watch
 
 Graph = Literal["main", "mtp"]
 IntArray = NDArray[np.int64]
@@ -111,6 +112,8 @@ def start(artifact: Artifact, name: str | None = None, threads: int | None = Non
         if reason is None:
             chosen = candidate + (f":{provider}" if provider else "")
             why = f" ({'; '.join(reasons)})" if reasons else ""
-            return known[candidate].start(artifact, threads, provider or None), chosen + why
+            backend = known[candidate].start(artifact, threads, provider or None)
+            watch(backend, lose)
+            return backend, chosen + why
         reasons.append(f"{candidate}: {reason}")
     raise MachineError(f"{artifact.path}: no backend can run it here; {'; '.join(reasons)}")
