@@ -24,6 +24,7 @@ from llmc.card import model_card
 from llmc.convert.checkpoint import INDEX, Checkpoint
 from llmc.convert.targets import target
 from llmc.errors import InputError, MachineError, MissingPackageError, RefusedError
+from llmc.extras import install
 from llmc.job import Job, Limits, prepare
 from llmc.manifest import build_manifest, hash_files_of
 from llmc.measure import Speed, measure, peak_memory
@@ -89,7 +90,7 @@ def build(
             return Result(place.path, manifest, up_to_date=True)
         display.line(f"{place.path}: files are missing or cut short; building again")
     if "onnxruntime" in job.targets and not versions("onnxruntime", "onnxruntime-gpu"):
-        raise MachineError("the result is checked with ONNX Runtime, which is not installed; pip install 'llmc[cpu]'")
+        raise MachineError("the result is checked with ONNX Runtime, which is not installed; " + install("onnxruntime"))
     home = place.work / keys["quantise"][:16]
     if not fresh:
         _refuse_other_work(place, home, job.fingerprint())
@@ -217,7 +218,7 @@ class _Build:
             )
         except MissingPackageError as error:
             self.display.line(f"target {name}: skipped, {error}")
-            result = {"name": name, "skipped": str(error), "files": {}}
+            result = {"name": name, "skipped": error.reason, "files": {}}
         except RefusedError as error:
             rules = self.job.rules_at(_module(error.node))
             causes = [f"{{match: {rule.match}, scheme: {rule.scheme}}}" for rule in rules]

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from llmc import __version__, terminal
+from llmc import __version__, extras, terminal
 from llmc.errors import GateError, InputError, LlmcError, MachineError
 from llmc.visible import visible
 
@@ -44,6 +44,8 @@ class Commands(TyperGroup):
         except Exception as error:
             if type(error).__module__.startswith(("typer", "click")):  # wrong usage
                 raise
+            if isinstance(error, ImportError) and (told := extras.missing(error)):
+                self._fail(ctx, str(told), told.exit_code)
             if "can't allocate memory" in str(error):  # torch's RuntimeError, on the CPU
                 advice = "out of memory; give --memory SIZE, or a smaller one, or use a larger machine"
                 self._fail(ctx, advice, MachineError.exit_code)

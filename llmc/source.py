@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from llmc import plain_yaml
 from llmc.convert.finite import FiniteCheck
 from llmc.errors import InputError, LlmcError, MachineError
+from llmc.extras import install
 from llmc.file_names import is_bare_file_name
 from llmc.files import open_regular, read_json
 from llmc.patterns import shown
@@ -178,7 +179,9 @@ def _hub(repo: str) -> Iterator[Any]:
     try:
         import huggingface_hub
     except ImportError as error:
-        raise MachineError(f"model {repo}: no such folder; to get it from the hub: pip install 'llmc[hub]'") from error
+        raise MachineError(
+            f"model {repo}: no such folder; to get it from the hub: {install('huggingface_hub')}"
+        ) from error
     try:
         yield huggingface_hub
     except LlmcError:  # ours, about what was downloaded

@@ -17,7 +17,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from lm_eval.api.instance import Instance
+from llmc.extras import missing
+
+try:
+    from lm_eval.api.instance import Instance
+except ImportError as error:
+    raise missing(error) or error from error
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs

@@ -6,11 +6,12 @@ import importlib.util
 from dataclasses import dataclass
 
 from llmc.errors import MissingPackageError
+from llmc.extras import install
 
 
 @dataclass(frozen=True)
 class Package:
-    """target: as recipes call it. module: to import. install: what pip installs. prefix: of the engines' file names.
+    """target: as recipes call it. module: to import. prefix: of the engines' file names.
 
     targets_gpus: compiles for other GPUs than the one that is there, or without one
     readable:     the program lies in the engine as text
@@ -20,7 +21,6 @@ class Package:
     target: str
     title: str
     module: str
-    install: str
     prefix: str
     targets_gpus: bool
     readable: bool
@@ -30,9 +30,9 @@ class Package:
         """MissingPackageError if it is not installed."""
         if importlib.util.find_spec(self.module) is None:
             raise MissingPackageError(
-                f"target {self.target}: {self.title} is not installed on this machine; pip install '{self.install}'"
+                f"target {self.target}: {self.title} is not installed on this machine", install(self.module)
             )
 
 
-TENSORRT_RTX = Package("tensorrt-rtx", "TensorRT-RTX", "tensorrt_rtx", "llmc[rtx]", "rtx", True, True, 1 << 20)
-TENSORRT = Package("tensorrt", "TensorRT", "tensorrt", "llmc[tensorrt]", "trt", False, False, 256 << 20)
+TENSORRT_RTX = Package("tensorrt-rtx", "TensorRT-RTX", "tensorrt_rtx", "rtx", True, True, 1 << 20)
+TENSORRT = Package("tensorrt", "TensorRT", "tensorrt", "trt", False, False, 256 << 20)

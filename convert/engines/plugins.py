@@ -13,6 +13,7 @@ from llmc.convert.graph.builder import DOMAIN
 from llmc.convert.graph.rewrite import Rewriter
 from llmc.convert.kernels.kernel_sets import Wanted, kernel_sets
 from llmc.errors import MissingPackageError
+from llmc.extras import install
 from llmc.runtime.plugins.kernel_set import KernelSet
 
 TYPES = {ir.DataType.BFLOAT16: "bf16", ir.DataType.FLOAT16: "fp16", ir.DataType.FLOAT: "fp32"}
@@ -22,8 +23,8 @@ def require_triton(package: Package) -> None:
     """MissingPackageError if kernels cannot be compiled."""
     if importlib.util.find_spec("triton") is None:
         raise MissingPackageError(
-            f"target {package.target}: Triton, which compiles the plugins' kernels, is not installed; "
-            "pip install 'llmc[build]', or set `plugins: false`"
+            f"target {package.target}: Triton, which compiles the plugins' kernels, is not installed",
+            f"{install('triton')}, or set `plugins: false`",
         )
 
 

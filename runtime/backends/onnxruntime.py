@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmc.errors import InputError, MachineError
+from llmc.extras import install
 from llmc.runtime.artifact import Artifact
 from llmc.runtime.backends import CLOSED, FloatArray, Graph, Hidden, IntArray, step_inputs
 
@@ -32,7 +33,7 @@ def unavailable(artifact: Artifact, provider: str | None = None) -> str | None:
     if artifact.target_file(NAME, "main") is None:
         return "the artifact has no onnxruntime graph; add `onnxruntime` to the recipe's targets"
     if importlib.util.find_spec("onnxruntime") is None:
-        return "the package is not installed; pip install 'llmc[cpu]'"
+        return f"the package is not installed; {install('onnxruntime')}"
     if (installed := _version()) < _NEEDED:
         needed, found = (".".join(map(str, version)) for version in (_NEEDED, installed))
         return f"its graphs need release {needed}, {found} is installed; pip install 'onnxruntime>={needed}'"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from llmc.runtime.artifact import Artifact
 from llmc.runtime.backends import tensorrt_engine
 
-PACKAGE = tensorrt_engine.Package("tensorrt", "tensorrt", "tensorrt-cu13", extra="tensorrt", jit=False)
+PACKAGE = tensorrt_engine.Package("tensorrt", "tensorrt", "tensorrt-cu13", jit=False)
 NAME = PACKAGE.name
 PREFERENCE = 2
 

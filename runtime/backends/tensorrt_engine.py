@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmc.errors import InputError, MachineError
+from llmc.extras import install
 from llmc.runtime.artifact import Artifact
 from llmc.runtime.backends import CLOSED, FloatArray, Graph, Hidden, IntArray, kernel_cache, step_inputs
 from llmc.runtime.plugins import tensorrt as plugins
@@ -39,12 +40,11 @@ _NUMPY = {
 @dataclass(frozen=True)
 class Package:
     """name: of target and backend. jit: kernels are compiled on the GPU they run on, graphs captured by the library.
-    distribution, extra: as pip knows them."""
+    distribution: as pip knows it."""
 
     name: str
     module: str
     distribution: str
-    extra: str
     jit: bool
 
 
@@ -55,7 +55,7 @@ def unavailable(package: Package, artifact: Artifact, provider: str | None) -> s
     if not descriptions:
         return f"the artifact has no engines; add `{package.name}` to the recipe's targets"
     if importlib.util.find_spec(package.module) is None or importlib.util.find_spec("cuda") is None:
-        return f"the packages are not installed; pip install 'llmc[{package.extra}]'"
+        return f"the packages are not installed; {install(package.module)}"
     sm = compute_capability()
     if isinstance(sm, str):
         return sm

@@ -5,7 +5,7 @@ from __future__ import annotations
 from llmc.runtime.artifact import Artifact
 from llmc.runtime.backends import tensorrt_engine
 
-PACKAGE = tensorrt_engine.Package("tensorrt-rtx", "tensorrt_rtx", "tensorrt-rtx-cu13", extra="rtx", jit=True)
+PACKAGE = tensorrt_engine.Package("tensorrt-rtx", "tensorrt_rtx", "tensorrt-rtx-cu13", jit=True)
 NAME = PACKAGE.name
 PREFERENCE = 1
 

@@ -23,7 +23,7 @@ CONFIG = DEEPSEEK | {"num_hidden_layers": 2, "num_nextn_predict_layers": 0}
 
 def test_without_the_package(tmp_path: Path) -> None:
     checkpoint = quantised_checkpoint(tmp_path, CONFIG, {})
-    with pytest.raises(MissingPackageError, match=r"TensorRT is not installed .*; pip install 'llmc\[tensorrt\]'$"):
+    with pytest.raises(MissingPackageError, match=r"TensorRT is not installed .*; pip install .*\[tensorrt\]'$"):
         trt.build(checkpoint, trt.Options(), checkpoint.path, lambda *_: None)
 
 

@@ -405,7 +405,7 @@ def test_package_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *a: None if name == "tensorrt_rtx" else find(name, *a)
     )
-    with pytest.raises(MissingPackageError, match=r"not installed on this machine; pip install 'llmc\[rtx\]'$"):
+    with pytest.raises(MissingPackageError, match=r"not installed on this machine; pip install .*\[rtx\]'$"):
         rtx.build(checkpoint, rtx.Options(), tmp_path, lambda *_: None)
     assert not (tmp_path / "engines").exists()
 

@@ -1,6 +1,7 @@
 """A whole build of a small random model through the command line."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -182,8 +183,9 @@ def test_a_target_whose_compiler_is_missing_is_skipped(llmc, recipe, monkeypatch
     )
     made = llmc("build", recipe(targets=[{"onnxruntime": {}}, {"tensorrt-rtx": {}}]), "--json")
     assert made.exit_code == 0, made.output
-    assert "target tensorrt-rtx: skipped" in made.stderr
-    assert "pip install 'llmc[rtx]'" in json.loads(made.stdout)["manifest"]["targets"]["tensorrt-rtx"]["skipped"]
+    assert re.search(r"target tensorrt-rtx: skipped, .*; pip install .*\[rtx\]'", made.stderr)
+    skipped = json.loads(made.stdout)["manifest"]["targets"]["tensorrt-rtx"]["skipped"]
+    assert skipped.endswith("is not installed on this machine")  # how to get it depends on the machine
 
 
 def test_what_a_compiler_refuses_names_the_rule(llmc, recipe, monkeypatch: pytest.MonkeyPatch) -> None:
