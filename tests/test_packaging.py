@@ -44,3 +44,10 @@ def test_wheel_carries_recipes_and_checkpoint(tmp_path: Path) -> None:
     for file in (REPOSITORY / "recipes" / "checkpoints" / "tiny-deepseek-v3").iterdir():
         assert f"llmc/recipes/checkpoints/tiny-deepseek-v3/{file.name}" in names
     assert "llmc/py.typed" in names
+
+
+def test_templates_cannot_leave_their_sandbox() -> None:
+    """jinja2 before 3.1.6 lets `|attr` reach str.format (CVE-2025-27516)."""
+    listed = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["dependencies"]
+    (jinja2,) = [each for each in listed if each.startswith("jinja2")]
+    assert tuple(map(int, jinja2.removeprefix("jinja2>=").split("."))) >= (3, 1, 6)
