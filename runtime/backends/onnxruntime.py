@@ -221,7 +221,9 @@ def _session(path: Path, threads: int | None, provider: str) -> Any:
     if threads:
         options.intra_op_num_threads = threads
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=list(dict.fromkeys([provider, _CPU])))
+        providers = list(dict.fromkeys([provider, _CPU]))
+        # What fails is told; falling back would print to standard output and go on elsewhere than was asked for.
+        return onnxruntime.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
         reason = " ".join(str(error).split())
         raise MachineError(f"{path}: ONNX Runtime {onnxruntime.__version__} cannot load it: {reason}") from error
