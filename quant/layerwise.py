@@ -136,7 +136,7 @@ class _Pass:
             self.ids = ids | {"calibration-original": ids["calibration"]}
         self.last_calibrated = self._last_calibrated()
         self.layer = 0  # the one at work, for progress
-        self.place = ("model.embed_tokens",)  # the modules at work, for errors
+        self.place: tuple[str, ...] = ("model.embed_tokens",)  # the modules at work, for errors
 
     def run(self) -> QuantiseResult:
         try:
