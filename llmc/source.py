@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from llmc.convert.safetensors_file import StoredTensor
 
 BUILTIN = "builtin:"
+_INDEX = "model.safetensors.index.json"
 # Never pickles or code.
 _HUB_WEIGHTS = ["*.safetensors"]
 _HUB_FILES = ["*.json", "*.jinja", "tokenizer*", "vocab.*", "merges.txt", "LICENSE*", "README.md"]
@@ -73,18 +74,34 @@ def locate_headers(model: str, base: Path) -> Iterator[Source]:
         yield locate(model, base)
         return
     repo, revision = _hub_id(model, path)
+    with _hub(repo) as hub:
+        files = Path(
+            hub.snapshot_download(repo, revision=revision, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_NEVER)
+        )
+    missing = _missing_weights(files)
+    if missing is None:
+        yield Source(repo, files.name, files, _license(files))
+        return
     with tempfile.TemporaryDirectory() as folder:
-        with _hub(repo) as hub:
-            files = hub.snapshot_download(
-                repo, revision=revision, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_NEVER
-            )
-            _copy_files(Path(files), Path(folder))
-            _check_index(repo, Path(folder) / "model.safetensors.index.json")
+        _copy_files(files, Path(folder))
+        _check_index(repo, Path(folder) / _INDEX)
+        with _hub(repo, f"{missing} is not in the cache") as hub:
             shards = hub.get_safetensors_metadata(repo, revision=revision).files_metadata
         for name, shard in shards.items():
             _check_shard(repo, name)
             _write_header(Path(folder) / name, shard.tensors)
-        yield Source(repo, Path(files).name, Path(folder), _license(Path(folder)))
+        yield Source(repo, files.name, Path(folder), _license(Path(folder)))
+
+
+def _missing_weights(folder: Path) -> str | None:
+    """A file that a checkpoint lacks; None where all weights are there, as after an earlier download."""
+    names = {"model.safetensors"}
+    if (folder / _INDEX).exists():
+        try:
+            names = set(map(str, read_json(folder / _INDEX, _MAX_INDEX_BYTES)["weight_map"].values()))
+        except (InputError, LookupError, AttributeError):
+            return _INDEX
+    return next((name for name in sorted(names) if not is_bare_file_name(name) or not (folder / name).is_file()), None)
 
 
 def _copy_files(source: Path, folder: Path) -> None:
@@ -173,8 +190,8 @@ def _hub_id(model: str, path: Path) -> tuple[str, str | None]:
 
 
 @contextmanager
-def _hub(repo: str) -> Iterator[Any]:
-    """The hub's client, with its errors in one line, and telling the hub no more than it needs."""
+def _hub(repo: str, lacking: str = "no such folder") -> Iterator[Any]:
+    """The hub's client, with its errors in one line, and why it was asked; it tells the hub no more than it needs."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
         import huggingface_hub
@@ -188,7 +205,7 @@ def _hub(repo: str) -> Iterator[Any]:
         raise
     except Exception as error:  # whatever the network, the hub and its client come up with
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise MachineError(f"model {repo}: no such folder, and the hub says: {reason}") from error
+        raise MachineError(f"model {repo}: {lacking}, and the hub says: {reason}") from error
 
 
 def _license(path: Path) -> str | None:

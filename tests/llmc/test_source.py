@@ -94,6 +94,47 @@ def test_headers_of_the_hub_fit_into_files(tmp_path: Path, offsets: tuple[object
     assert not (tmp_path / "a.safetensors").exists()
 
 
+@pytest.fixture
+def cache(embedded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The embedded checkpoint as the hub's client keeps org/tiny, and no network; returns its snapshot."""
+    commit, folder = "a" * 40, tmp_path / "models--org--tiny"
+    snapshot = folder / "snapshots" / commit
+    for each in (snapshot, folder / "blobs", folder / "refs"):
+        each.mkdir(parents=True)
+    (folder / "refs" / "main").write_text(commit)
+    for number, file in enumerate(sorted(embedded.iterdir())):
+        shutil.copy(file, folder / "blobs" / str(number))
+        (snapshot / file.name).symlink_to(f"../../blobs/{number}")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return snapshot
+
+
+@pytest.mark.parametrize("model", ["org/tiny", "org/tiny@main", f"org/tiny@{'a' * 40}"])
+def test_plan_of_a_cached_model_without_network(llmc, cache: Path, embedded: Path, model: str) -> None:
+    assert locate(model, Path()).path == cache
+    planned = llmc("plan", model, "--json")
+    assert planned.exit_code == 0, planned.output
+    assert json.loads(planned.stdout)["roles"] == json.loads(llmc("plan", embedded, "--json").stdout)["roles"]
+
+
+@pytest.mark.parametrize("missing", ["model-00002-of-00002.safetensors", "model.safetensors.index.json"])
+def test_plan_of_a_model_cached_in_part(llmc, cache: Path, missing: str) -> None:
+    """What is not there is named; a shard whose content is gone is not there either."""
+    (cache / missing).resolve().unlink()
+    planned = llmc("plan", "org/tiny")
+    assert planned.exit_code == 4, planned.output
+    lacking = missing if missing.startswith("model-") else "model.safetensors"
+    assert f"llmc: model org/tiny: {lacking} is not in the cache, and the hub says: " in planned.stderr
+
+
+def test_what_an_index_names_elsewhere_is_not_in_the_cache(llmc, cache: Path, tmp_path: Path) -> None:
+    for name in ("/etc/passwd", "../../blobs/0", ["a"], None):
+        (cache / "model.safetensors.index.json").unlink()
+        (cache / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+        assert llmc("plan", "org/tiny").exit_code in (2, 4)
+
+
 def test_hub_errors_are_one_line(hub: list[str], tmp_path: Path) -> None:
     with pytest.raises(MachineError, match=r"org/other: no such folder, and the hub says: 404: no such model$"):
         locate("org/other", tmp_path)
