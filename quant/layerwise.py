@@ -42,7 +42,7 @@ from llmc.quant.prune import Pruning, kept_per_group, original_name, renumber, r
 from llmc.quant.reference import write_reference
 from llmc.quant.result import QuantiseResult
 from llmc.quant.resume import finish_layer, finished_layers
-from llmc.quant.shard import shard_path, write_ends, write_index, write_layer
+from llmc.quant.shard import scheme_of, shard_path, write_ends, write_index, write_layer
 from llmc.quant.stream import CPU, Stream
 
 DEFAULT_MEMORY_BUDGET = 4 << 30
@@ -147,6 +147,7 @@ class _Pass:
     def _run(self) -> QuantiseResult:
         records = finished_layers(self.work_dir, self.output_dir, self.layers, self.spec.num_layers, self.tell)
         if not records:
+            self._require_range()
             self._embed()
         for index in range(len(records), self.layers):
             self.layer, self.place = index, (f"model.layers.{index}",)
@@ -160,6 +161,19 @@ class _Pass:
         result = self._finish(records)
         self.unchanged()
         return result
+
+    def _require_range(self) -> None:
+        """One reading of all weights before any work, for a layout that may have no place for their scales."""
+        modules = linear_modules(self.checkpoint) if self.layout.narrows else []
+        for number, module in enumerate(modules):
+            self.progress(0, self.layers, f"range of scales, module {number} of {len(modules)}", 0, len(modules))
+            given, codes = self.assigned.get(module), self.checkpoint.quantised(module)
+            wanted = given.scheme if given else None
+            kept = scheme_of(codes, self.layout, wanted) if codes is not None else None
+            if codes is not None and kept is not None and wanted in (None, kept):
+                self.layout.tensors(module, kept, codes)
+            elif given is not None:
+                self.layout.require_range(module, self.checkpoint.tensor(f"{module}.weight"), given.scheme)
 
     def _last_calibrated(self) -> int:
         """The last layer that the calibration text has to reach; -1: none."""

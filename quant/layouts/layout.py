@@ -19,10 +19,15 @@ class Layout(ABC):
     stores: str  # for people: what it has a place for,
     readers: str  # and who reads it
     takes_cache_scales: bool = False
+    narrows: bool = False  # has too few bits for some scales: `require_range` tells before the work, `tensors` after
 
     @abstractmethod
     def takes(self, scheme: Scheme) -> bool:
         """Whether weights of this scheme can be stored."""
+
+    def require_range(self, module: str, weight: torch.Tensor, scheme: Scheme) -> None:
+        """InputError where the scales that float32 `weight` [out, in] will have cannot be stored."""
+        raise NotImplementedError  # of layouts that narrow
 
     def obstacle(self, schemes: Mapping[str, Collection[str]], plain_experts: bool) -> str:
         """Why transformers, which otherwise loads this layout, refuses what is stored so; empty: it does not.
@@ -33,7 +38,7 @@ class Layout(ABC):
 
     @abstractmethod
     def tensors(self, module: str, scheme: Scheme, weight: QuantisedWeight) -> dict[str, torch.Tensor]:
-        """What is stored for a weight: by name, in the order it is written."""
+        """What is stored for a weight: by name, in the order it is written; InputError where that is not the weight."""
 
     @abstractmethod
     def config(self, schemes: dict[str, str], all_modules: Iterable[str], fp8_cache: bool) -> dict[str, Any]:
