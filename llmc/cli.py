@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from llmc import __version__, extras, terminal
+from llmc import __version__, extras, streams, terminal
 from llmc.errors import GateError, InputError, LlmcError, MachineError
 from llmc.visible import visible
 
@@ -92,7 +92,12 @@ Verify = Annotated[bool, typer.Option("--verify", help="Compare the sha256 of ev
 
 
 def main() -> None:
-    app()
+    streams.prepare()
+    try:
+        app()
+    except OSError as error:  # of standard output, outside of commands, as in --help
+        streams.give_up(f"llmc: {error}")
+        sys.exit(MachineError.exit_code)
 
 
 def _version(wanted: bool) -> None:
@@ -305,6 +310,8 @@ def run(
     from llmc.runtime import load
 
     _verify(artifact, verify)
+    prompt, system = streams.argument(prompt), streams.argument(system)
+    stop = [text for each in stop or [] if (text := streams.argument(each)) is not None]
     with load(artifact, backend, threads, speculative, draft_tokens) as model:
         chat = (prompt is None and model.has_chat_template) if chat is None else chat
         if system and not chat:
@@ -316,7 +323,8 @@ def run(
         if prompt is None:
             if as_json:
                 raise InputError("--json is for one answer; give --prompt")
-            converse(model, parameters, system, chat, statistics)
+            if code := converse(model, parameters, system, chat, statistics):
+                raise typer.Exit(code)
             return
         text = sys.stdin.read() if prompt == "-" else prompt
         messages = [{"role": "system", "content": system}] if system else []

@@ -35,9 +35,10 @@ def parameters(model: Model, **asked: Any) -> Parameters:
     return found
 
 
-def converse(model: Model, parameters: Parameters, system: str | None, chat: bool, statistics: bool) -> None:
+def converse(model: Model, parameters: Parameters, system: str | None, chat: bool, statistics: bool) -> int:
     """Reads lines from standard input. With a chat template they are a conversation, otherwise each is a text to
-    continue. What went wrong with one of them is told, and the next one can be given."""
+    continue. What went wrong with one of them is told, and the next one can be given. Returns the exit code: where
+    nobody looks on, as at the end of a pipe, that of the first error."""
     console = terminal.console(stderr=True, highlight=False)
     kind = "a conversation" if chat else "no chat template: every line is a text to continue"
     interactive = sys.stdin.isatty()
@@ -49,12 +50,12 @@ def converse(model: Model, parameters: Parameters, system: str | None, chat: boo
             import readline  # noqa: F401  # editing and history for input(); not on Windows
 
         console.print(f"{model.artifact.path}: {kind}. {_HELP}", style="dim")
-    session = model.session()
+    session, code = model.session(), 0
     messages = list(first)
     while (line := _read(interactive, console)) is not None:
         command = line.strip()
         if command in ("/quit", "/exit"):
-            return
+            break
         if command == "/clear":
             messages = list(first)
         elif command == "/help":
@@ -64,13 +65,19 @@ def converse(model: Model, parameters: Parameters, system: str | None, chat: boo
             try:
                 stream = session.stream(asked, parameters) if chat else session.stream(line, parameters)
                 said = answer(stream, console if statistics else None)
+                if not interactive and stream.generation.finish_reason == "cancelled":
+                    raise KeyboardInterrupt
             except LlmcError as error:
                 room = "; /clear forgets what was said" if chat and len(messages) > len(first) else ""
-                console.print(f"llmc: {error}{room}")
+                console.print(f"llmc: {error}{room}", markup=False, soft_wrap=True)
+                code = code or (0 if interactive else error.exit_code)
             except KeyboardInterrupt:  # before it began
+                if not interactive:
+                    raise
                 console.print()
             else:
                 messages = [*asked, {"role": "assistant", "content": said}] if chat else messages
+    return code
 
 
 def answer(stream: Stream, console: Console | None, write: Callable[[str], None] | None = None) -> str:

@@ -11,11 +11,11 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-import typer
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
+from llmc import streams
 from llmc.visible import visible, visible_json, visible_line
 
 _MAX_MESSAGE = 4000  # characters; tensors have been seen whose names are longer
@@ -43,13 +43,14 @@ def fail(message: str) -> None:
     line = visible_line(" ".join(message.split()))
     if len(line) > _MAX_MESSAGE:
         line = f"{line[: _MAX_MESSAGE // 2]} … {line[-_MAX_MESSAGE // 2 :]}"
-    typer.echo(f"llmc: {line}", err=True)
+    streams.complain(f"llmc: {line}")
 
 
 def say(text: str) -> None:
     """A piece of what a model says, on standard output."""
-    typer.echo(visible(text) if sys.stdout.isatty() else text, nl=False, color=True)  # or colors would be cut out
+    streams.write(visible(text) if sys.stdout.isatty() else text)
 
 
 def print_json(value: Any) -> None:
-    typer.echo(visible_json(json.dumps(value, indent=2, ensure_ascii=False)))
+    text = visible_json(json.dumps(value, indent=2, ensure_ascii=False))
+    streams.write((text if streams.shows(text) else json.dumps(value, indent=2)) + "\n")
