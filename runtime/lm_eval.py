@@ -10,6 +10,7 @@ That is the harness's own command line (`--help` explains it) with one model mor
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import logging
 from collections import Counter
@@ -30,6 +31,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, warni
 from tqdm import tqdm
 
 from llmc.errors import InputError
+from llmc.runtime import arguments
 from llmc.runtime.chat import ChatTemplate
 from llmc.runtime.model import Model, load
 from llmc.runtime.sampling import Parameters
@@ -63,10 +65,17 @@ class ArtifactLM(TemplateLM):
     ) -> None:
         super().__init__()
         options.pop("max_batch_size", None), options.pop("device", None)  # the harness gives these to every model
+        known = [] if isinstance(artifact, Model) else [*inspect.signature(load).parameters][1:]
+        if unknown := options.keys() - set(known):
+            raise InputError(
+                f"{min(unknown)} is no option here; there are {', '.join(['batch_size', 'max_gen_toks', *known])}"
+            )
         self.model = artifact if isinstance(artifact, Model) else load(artifact, **options)
-        most = self.model.backend.batch
-        self.batch = most if batch_size is None or str(batch_size).startswith("auto") else min(int(batch_size), most)
-        self.max_gen_toks = max_gen_toks
+        self.batch = self.model.backend.batch
+        if batch_size is not None and not str(batch_size).startswith("auto"):
+            number = int(batch_size) if str(batch_size).isdecimal() else batch_size
+            self.batch = min(self.batch, arguments.whole("batch_size", number, 1))
+        self.max_gen_toks = arguments.whole("max_gen_toks", max_gen_toks, 1)
 
     @property
     def eot_token_id(self) -> int:

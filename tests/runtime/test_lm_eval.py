@@ -112,6 +112,23 @@ def test_what_cannot_be_done_is_told(lm, wanted):
         lm.generate_until(requests("generate_until", ("x", wanted)), disable_tqdm=True)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": "x"}, "batch_size is 'x'"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"max_gen_toks": 2.5}, "max_gen_toks is 2.5"),
+        ({"threads": 1}, "threads is no option here; there are batch_size, max_gen_toks"),  # it is loaded already
+    ],
+)
+def test_options_of_the_model(model, options, message):
+    with pytest.raises(InputError, match=message):
+        ArtifactLM(model, **options)
+    assert ArtifactLM(model, batch_size="3", max_batch_size=64, device="cpu").batch == 3
+    with pytest.raises(InputError, match=r"pretrained is no option here; .*threads"):
+        ArtifactLM("artifact", pretrained="x")
+
+
 def test_the_beginning_of_an_answer_stays_open(trained, tmp_path):
     artifact = shutil.copytree(trained, tmp_path / "artifact")
     template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>{% endfor %}"
