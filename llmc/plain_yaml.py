@@ -135,5 +135,5 @@ class _Reader:
             raise Problem(f"has the character {character!a}; write it without", line, location)
 
 
-def _line(event: yaml.Event) -> int:
-    return event.start_mark.line + 1 if event.start_mark else 1
+def _line(event: Any) -> int:
+    return int(event.start_mark.line) + 1

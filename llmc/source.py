@@ -22,7 +22,7 @@ from llmc.file_names import is_bare_file_name
 from llmc.files import open_regular, read_json
 from llmc.patterns import shown
 from llmc.recipe import unknown
-from llmc.visible import unseen
+from llmc.visible import unseen, visible_line
 
 if TYPE_CHECKING:
     from llmc.convert.safetensors_file import StoredTensor
@@ -57,7 +57,7 @@ def locate(model: str, base: Path) -> Source:
         return Source(model, None, path, _license(path))
     path = base / Path(model).expanduser()
     if path.exists():
-        return Source(path.resolve().name, None, path, _license(path))
+        return Source(visible_line(path.resolve().name), None, path, _license(path))
     repo, revision = _hub_id(model, path)
     with _hub(repo) as hub:
         wanted = [*_HUB_WEIGHTS, *_HUB_FILES]
@@ -183,7 +183,8 @@ def _builtin(name: str) -> Path:
 
 def _hub_id(model: str, path: Path) -> tuple[str, str | None]:
     """Repository and revision."""
-    match = re.fullmatch(r"(\w[\w.-]*/[\w.-]+)(?:@([\w./-]+))?", model)
+    # The client makes folders of both: no part of them is `..`, and a revision does not begin with a slash.
+    match = re.fullmatch(r"(?!.*\.\.)(\w[\w.-]*/[\w.-]+)(?:@(\w[\w./-]*))?", model)
     if match is None:
         raise InputError(f"model {model}: there is no folder {path}, and this is not a hub id such as org/name")
     return match[1], match[2]

@@ -21,6 +21,7 @@ from llmc.runtime.plugins.kernel_set import KernelSet, read
 from llmc.runtime.plugins.latent_attention import LatentAttention
 from llmc.runtime.plugins.mixture_of_experts import MixtureOfExperts
 from llmc.runtime.plugins.operation import Gpu, Operation
+from llmc.visible import visible
 
 NAMESPACE, VERSION = "llmc", "1"
 OPERATIONS: tuple[type[Operation], ...] = (LatentAttention, AppendFloat8, MixtureOfExperts)
@@ -68,7 +69,7 @@ def _creator_class(trt: Any) -> type:
             key = bytes(np.asarray(given["kernels"], np.int8)).decode().rstrip("\0")
             if key not in _kernels:
                 failures.append(f"{name}: the kernels {key!r} of {self._operation.name} are not registered")
-                print(failures[-1], file=sys.stderr)
+                print(visible(failures[-1]), file=sys.stderr)
                 return None
             scalars = {scalar: float(given[scalar][0]) for scalar in self._operation.scalars if scalar in given}
             return self._plugin(self._operation(_kernels[key], **scalars))

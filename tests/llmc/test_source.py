@@ -140,7 +140,9 @@ def test_hub_errors_are_one_line(hub: list[str], tmp_path: Path) -> None:
         locate("org/other", tmp_path)
 
 
-@pytest.mark.parametrize("model", ["nothing", "../x/y", "a/b/c", "/abs/x"])
+@pytest.mark.parametrize(
+    "model", ["nothing", "../x/y", "a/b/c", "/abs/x", "a/..", "a/b@../../c", "a/b@/c", "a/b@c/../../d"]
+)
 def test_neither_folder_nor_hub_id(tmp_path: Path, model: str) -> None:
     with pytest.raises(InputError, match="there is no folder"):
         locate(model, tmp_path)
@@ -150,6 +152,10 @@ def test_directory(embedded: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(embedded)
     source = locate("link", tmp_path)
     assert (source.id, source.revision) == ("tiny-deepseek-v3", None)
+    folder = tmp_path / os.fsdecode(b"\xff\x1b")
+    shutil.copytree(embedded, folder)
+    (tmp_path / "other").symlink_to(folder)
+    assert locate("other", tmp_path).id == r"\udcff\x1b"
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "README.md").write_text("---\nlicense: mit\ntags: [a]\n---\n# A model")
     assert locate("m", tmp_path).license == "mit"
