@@ -26,10 +26,11 @@ class Display:
         self.stage_start = self.phase_start = 0.0
 
     def line(self, text: str) -> None:
+        text = visible_line(text)
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
         if self.log is not None:
             with self.log.open("a", encoding="utf-8") as file:
-                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {visible_line(text)}\n")
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -82,7 +82,7 @@ def test_lines_of_a_build_and_its_log(monkeypatch: pytest.MonkeyPatch, tmp_path:
         Display(console, tmp_path / "log").line(f"target {CLIPBOARD}[/]\n2026-01-01 00:00:00 all is well")
 
     text = on_a_terminal(monkeypatch, work)
-    assert r"target \x1b]52;c;cm0gLXJmIH4=\x07[/]" in text and "\x1b]" not in text
+    assert r"target \x1b]52;c;cm0gLXJmIH4=\x07[/]\n2026-01-01 00:00:00 all is well" in text and "\x1b]" not in text
     (line,) = (tmp_path / "log").read_text().splitlines()
     assert line.endswith(r"target \x1b]52;c;cm0gLXJmIH4=\x07[/]\n2026-01-01 00:00:00 all is well")
 
