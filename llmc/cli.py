@@ -278,6 +278,9 @@ def run(
         bool | None, typer.Option(help="Use the chat template. Default: in conversations, if there is one.")
     ] = None,
     system: Annotated[str | None, typer.Option(help="The system message of a chat.")] = None,
+    chat_template: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A chat template (jinja) in place of the model's own.")
+    ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Default: 128; in a chat, what fits.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0.0, help="0 always takes the most likely token.")] = None,
     top_k: Annotated[int | None, typer.Option(min=0, help="0: no limit.")] = None,
@@ -312,7 +315,8 @@ def run(
     _verify(artifact, verify)
     prompt, system = streams.argument(prompt), streams.argument(system)
     stop = [text for each in stop or [] if (text := streams.argument(each)) is not None]
-    with load(artifact, backend, threads, speculative, draft_tokens) as model:
+    template = None if chat_template is None else _text(chat_template)
+    with load(artifact, backend, threads, speculative, draft_tokens, chat_template=template) as model:
         chat = (prompt is None and model.has_chat_template) if chat is None else chat
         if system and not chat:
             raise InputError("--system is for a chat; give --chat, too, if the model has a chat template")
@@ -407,6 +411,15 @@ def schema() -> None:
     from llmc.recipe import json_schema
 
     terminal.print_json(json_schema())
+
+
+def _text(path: Path) -> str:
+    from llmc.files import read_regular
+
+    try:
+        return read_regular(path, 1 << 24).decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: no UTF-8 text ({error})") from error
 
 
 def _verify(path: Path, wanted: bool) -> None:

@@ -93,6 +93,10 @@ class Artifact:
                 opened.file(name)
         return opened
 
+    def called(self, name: str) -> str:
+        """A file in messages; whatever reads one asks `file`, `read`, `verified` or `graph`."""
+        return str(self.path / name)
+
     def file(self, name: str) -> Path:
         """Where a file lies, that the manifest lists, and that is a regular one of the listed size inside the folder;
         InputError for all others."""

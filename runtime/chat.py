@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from llmc.errors import InputError
-from llmc.files import parse_json, read_regular
-from llmc.runtime.artifact import Artifact
+from llmc.runtime.origin import Origin, read, read_json, where
 from llmc.runtime.prefill import cut, opened
 
 Message = Mapping[str, Any]
@@ -24,9 +22,9 @@ class ChatTemplate:
     Whitespace, functions and variables are as in transformers, for which these templates are written.
     """
 
-    def __init__(self, origin: Artifact | Path) -> None:
-        directory = origin if isinstance(origin, Path) else origin.path
-        source = self.find(origin)
+    def __init__(self, origin: Origin, source: str | None = None) -> None:
+        """source: of another template than its own"""
+        directory, source = where(origin), self.find(origin) if source is None else source
         if source is None:
             raise InputError(f"{directory}: its tokenizer has no chat template; give it text to continue instead")
         from jinja2 import TemplateError
@@ -47,7 +45,7 @@ class ChatTemplate:
         environment.filters["tojson"] = _tojson
         environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
         self.source, self._directory = source, directory
-        config = _config(origin)
+        config = read_json(origin, _CONFIG, _MOST_BYTES)
         named = config.get("extra_special_tokens")
         self._special = {
             name: value["content"] if isinstance(value, dict) else value
@@ -60,12 +58,12 @@ class ChatTemplate:
             raise InputError(f"{directory}: its chat template is broken ({error}); replace {_TEMPLATE}") from error
 
     @staticmethod
-    def find(origin: Artifact | Path) -> str | None:
+    def find(origin: Origin) -> str | None:
         """The template's text, from a file of its own or the tokenizer's configuration."""
-        written = _read(origin, _TEMPLATE)
+        written = read(origin, _TEMPLATE, _MOST_BYTES)
         if written is not None:
             return written.decode("utf-8", "replace")
-        template = _config(origin).get("chat_template")
+        template = read_json(origin, _CONFIG, _MOST_BYTES).get("chat_template")
         if isinstance(template, list):  # several by name
             named = (each for each in template if isinstance(each, dict))
             template = {str(each.get("name")): each.get("template") for each in named}.get("default")
@@ -91,23 +89,6 @@ class ChatTemplate:
         except Exception as error:  # a template is a program
             raise InputError(f"{self._directory}: its chat template refuses these messages: {error}") from error
         return text if said is None else cut(text, said)
-
-
-def _read(origin: Artifact | Path, name: str) -> bytes | None:
-    """A file; None where there is none. Of an artifact only what its manifest lists counts."""
-    if isinstance(origin, Path):
-        return read_regular(origin / name, _MOST_BYTES) if (origin / name).exists() else None
-    return origin.read(name, _MOST_BYTES) if name in origin.files else None
-
-
-def _config(origin: Artifact | Path) -> dict[str, Any]:
-    data = _read(origin, _CONFIG)
-    try:
-        config = {} if data is None else parse_json(data)
-    except ValueError as error:
-        file = (origin if isinstance(origin, Path) else origin.path) / _CONFIG
-        raise InputError(f"{file}: broken ({error}); download it again") from error
-    return config if isinstance(config, dict) else {}
 
 
 def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:

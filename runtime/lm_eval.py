@@ -32,7 +32,6 @@ from tqdm import tqdm
 
 from llmc.errors import InputError
 from llmc.runtime import arguments
-from llmc.runtime.chat import ChatTemplate
 from llmc.runtime.model import Model, load
 from llmc.runtime.sampling import Parameters
 
@@ -100,7 +99,7 @@ class ArtifactLM(TemplateLM):
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Without a generation prompt the last message is the beginning of the answer, and stays open."""
-        template, go_on = ChatTemplate(self.model.artifact), not add_generation_prompt
+        template, go_on = self.model._chat_template, not add_generation_prompt
         try:
             return template.render(chat_history, add_generation_prompt, continue_final_message=go_on)
         except InputError as error:
@@ -112,7 +111,7 @@ class ArtifactLM(TemplateLM):
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """What identifies the template in the harness's results."""
-        return ChatTemplate(self.model.artifact).source if chat_template else None
+        return self.model._chat_template.source if chat_template else None
 
     def _loglikelihood_tokens(
         self, requests: Sequence[Pair], disable_tqdm: bool = False, **_: Any

@@ -40,6 +40,7 @@ class Model(Generator):
         self.reason = reason  # which backend was picked, and why no other
         self.draft_tokens = draft_tokens if speculative and backend.has_mtp else 0
         self.tokenizer = _tokenizer(artifact)
+        self.chat_template: str | None = None  # in place of its own
 
     @property
     def context(self) -> int:
@@ -48,7 +49,7 @@ class Model(Generator):
 
     @property
     def has_chat_template(self) -> bool:
-        return ChatTemplate.find(self.artifact) is not None
+        return self.chat_template is not None or ChatTemplate.find(self.artifact) is not None
 
     @cached_property
     def defaults(self) -> Parameters:
@@ -136,7 +137,7 @@ class Model(Generator):
 
     @cached_property
     def _chat_template(self) -> ChatTemplate:
-        return ChatTemplate(self.artifact)
+        return ChatTemplate(self.artifact, self.chat_template)
 
     @cached_property
     def _spaced(self) -> dict[str, IntArray]:
@@ -244,7 +245,7 @@ class Session(Generator):
 def _tokenizer(artifact: Artifact) -> Tokenizer:
     """InputError when there is none, or one that the library does not read."""
     if TOKENIZER not in artifact.files:
-        path = artifact.path / TOKENIZER
+        path = artifact.called(TOKENIZER)
         raise InputError(f"{path}: missing; an artifact cannot be run without its tokenizer")
     data = artifact.read(TOKENIZER)
     try:
@@ -254,7 +255,7 @@ def _tokenizer(artifact: Artifact) -> Tokenizer:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a panic of the library is no Exception
-        raise InputError(f"{artifact.path / TOKENIZER}: no tokenizer ({error}); download it again") from error
+        raise InputError(f"{artifact.called(TOKENIZER)}: no tokenizer ({error}); download it again") from error
     return tokenizer
 
 
@@ -265,6 +266,7 @@ def load(
     speculative: bool = True,
     draft_tokens: int = 1,
     verify: bool = False,
+    chat_template: str | None = None,
 ) -> Model:
     """Opens an artifact directory.
 
@@ -273,6 +275,8 @@ def load(
     threads: of the CPU backend; None: all cores
     speculative, draft_tokens: use the MTP layer where there is one, and how far it looks ahead
     verify: compare every file's sha256 with the manifest first, weights and engines too; others always are
+    chat_template: a template of jinja2 in place of the model's own, which cannot be edited where it lies: a file that
+        is not as it was built is refused
     InputError for a broken artifact or an argument of the wrong type, MachineError when nothing here can run it.
     """
     place = arguments.path("artifact", artifact)
@@ -281,8 +285,12 @@ def load(
     threads = None if threads is None else arguments.whole("threads", threads, 1, _MOST_THREADS)
     draft_tokens = arguments.whole("draft_tokens", draft_tokens, 0)
     speculative, verify = arguments.flag("speculative", speculative), arguments.flag("verify", verify)
+    if chat_template is not None and not isinstance(chat_template, str):
+        arguments.refuse("chat_template", chat_template, "the text of a template")
     opened = Artifact.open(place)
     if verify:
         opened.verify()
     started, reason = start(opened, backend, threads)
-    return Model(opened, started, reason, speculative, draft_tokens)
+    model = Model(opened, started, reason, speculative, draft_tokens)
+    model.chat_template = chat_template
+    return model

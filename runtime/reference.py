@@ -25,8 +25,8 @@ def read_reference(artifact: Artifact, file: str | Path | None = None) -> dict[s
 
     file: where it lies if it is not in the artifact
     """
-    path = artifact.path / REFERENCE if file is None else Path(file)
-    data = _own(artifact) if file is None else _given(artifact, path)
+    path = artifact.called(REFERENCE) if file is None else str(file)
+    data = _own(artifact) if file is None else _given(artifact, Path(file))
     try:
         found = load(data)
         _check(found, artifact)
@@ -39,7 +39,7 @@ def read_reference(artifact: Artifact, file: str | Path | None = None) -> dict[s
 def _own(artifact: Artifact) -> bytes:
     if REFERENCE in artifact.files:
         return artifact.read(REFERENCE, _MOST_BYTES)
-    path = artifact.path / REFERENCE
+    path = artifact.called(REFERENCE)
     if artifact.reference is None:
         raise InputError(f"{path}: missing; this artifact was published without it and cannot be checked")
     raise InputError(f"{path}: missing; the artifact was built without it, its builder has it; give --reference FILE")

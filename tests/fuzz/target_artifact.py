@@ -32,6 +32,7 @@ from llmc.tables import inspect
 HERE = Path(__file__).parent
 LOADED = 40  # one case in so many starts ONNX Runtime
 ENGINE, DESCRIPTION, KERNELS = "engines/a.engine", "engines/a.json", "engines/a.kernels.safetensors"
+SPOKEN = ("tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json", "generation_config.json")
 MESSAGES = [{"role": "user", "content": "Hi"}]
 TEMPLATE = (
     "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}{{ bos_token }}"
@@ -62,7 +63,7 @@ def target() -> Target:
         return made.map(lambda found: {name: found})
 
     often = ["llmc.json", "llmc.json", "reference.safetensors", DESCRIPTION, KERNELS, "tokenizer.json"]
-    names = [*often, "tokenizer_config.json", "chat_template.jinja", "model.onnx", "mtp.onnx"]
+    names = [*often, *sorted(contents.keys() & {"model.onnx", "mtp.onnx", *SPOKEN})]
 
     def run(folder: Path) -> None:
         changed = {path.relative_to(folder).as_posix() for path in files(folder)}
@@ -106,7 +107,7 @@ def use(folder: Path, changed: set[str]) -> None:
     readers: dict[tuple[str, ...], Callable[[Artifact], Any]] = {
         (REFERENCE,): read_reference,
         (TOKENIZER,): tokenize,
-        ("tokenizer_config.json", "chat_template.jinja"): lambda artifact: ChatTemplate(artifact).render(MESSAGES),
+        SPOKEN: lambda artifact: ChatTemplate(artifact).render(MESSAGES),
         (ENGINE, DESCRIPTION, KERNELS): engines,
         ("model.onnx", "mtp.onnx"): graphs,
     }

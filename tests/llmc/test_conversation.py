@@ -54,6 +54,14 @@ def test_a_conversation_remembers_and_forgets(chatty: Path) -> None:
     assert error.count(" new in ") == 3 and " of them known)" in error
 
 
+def test_a_template_of_ones_own(artifact: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.jinja").write_text("{{ messages[0].content }}?")
+    with load(artifact) as model:
+        expected = model.generate("hello?", max_new_tokens=5).text + "\n"
+    options = ("--chat", "--prompt", "hello", "--max-new-tokens", "5", "--chat-template", str(tmp_path / "mine.jinja"))
+    assert talk(artifact, "", *options)[0] == expected
+
+
 def test_system_message_and_chat_with_a_prompt(chatty: Path) -> None:
     messages = [{"role": "system", "content": "Be brief"}, {"role": "user", "content": "hello"}]
     with load(chatty) as model:

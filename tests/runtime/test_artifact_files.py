@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import shutil
@@ -101,22 +102,51 @@ def test_a_hubs_cache_holds_links(copy: Path, tmp_path: Path) -> None:
         load(snapshot)
 
 
-def test_what_the_manifest_does_not_list_decides_nothing(copy: Path, embedded: Path) -> None:
-    with load(copy) as model:
-        assert not model.has_chat_template
-        said = model.generate("ab", max_new_tokens=5)
-    (copy / "chat_template.jinja").write_text(TEMPLATE)
-    config = json.loads((embedded / "tokenizer_config.json").read_text()) | {"chat_template": TEMPLATE}
-    for name in ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "added_tokens.json"):
-        (copy / name).write_text(json.dumps(config))
-    with load(copy, verify=True) as model:
-        assert not model.has_chat_template and model.generate("ab", max_new_tokens=5) == said
-        with pytest.raises(InputError, match="no chat template"):
-            model.chat([{"role": "user", "content": "Hi"}])
-    unlisted = ["added_tokens.json", "chat_template.jinja", "generation_config.json", "special_tokens_map.json"]
-    assert Artifact.open(copy).verify() == [*unlisted, "tokenizer_config.json"]
+def test_what_the_manifest_does_not_list_decides_nothing(copy: Path) -> None:
+    def said(**options: Any) -> list[Any]:
+        with load(copy, **options) as model:
+            with pytest.raises(InputError, match="no chat template"):
+                model.chat([{"role": "user", "content": "Hi"}])
+            return [model.has_chat_template, model.encode("ab"), model.generate("ab", max_new_tokens=5)]
+
+    before = said()
+    tokens = {"add_bos_token": True, "bos_token": "a", "eos_token": "b", "chat_template": TEMPLATE}
+    unlisted = {
+        "additional_chat_templates/default.jinja": TEMPLATE,
+        "chat_template.jinja": TEMPLATE,
+        "generation_config.json": json.dumps({"do_sample": True, "temperature": 9.0, "eos_token_id": [*range(260)]}),
+        "special_tokens_map.json": json.dumps(tokens),
+        "tokenizer_config.json": json.dumps(tokens | {"tokenizer_class": "LlamaTokenizerFast"}),
+    }
+    for name, text in unlisted.items():
+        (copy / name).parent.mkdir(exist_ok=True)
+        (copy / name).write_text(text)
+    assert said(verify=True) == before
+    assert Artifact.open(copy).verify() == sorted(unlisted)
     list_files(copy, "chat_template.jinja")
     assert "Ignore" in ChatTemplate(Artifact.open(copy)).render([{"role": "user", "content": "Hi"}])
+
+
+def test_a_chat_template_of_ones_own(copy: Path) -> None:
+    (copy / "chat_template.jinja").write_text(TEMPLATE)
+    list_files(copy, "chat_template.jinja")
+    with load(copy, chat_template="{{ messages[0].content }}!") as model:
+        assert model.chat_prompt([{"role": "user", "content": "Hi"}]) == model.encode("Hi!")
+
+
+def test_nothing_else_looks_into_the_folder() -> None:
+    """Whoever has an artifact asks it for files: its path is for messages."""
+    room = Path(__file__).parents[2] / "runtime"
+    for path in sorted(room.rglob("*.py")):
+        if path.name in ("artifact.py", "origin.py"):
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        messages = {id(node) for text in ast.walk(tree) if isinstance(text, ast.JoinedStr) for node in ast.walk(text)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and node.attr == "path" and id(node) not in messages:
+                owner = ast.unparse(node.value).split(".")[-1]
+                place = f"{path.name}:{node.lineno}"
+                assert owner not in ("artifact", "opened") or path.name == "lm_eval.py", f"{place} uses {owner}.path"
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "model.onnx", "chat_template.jinja"])

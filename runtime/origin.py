@@ -1,0 +1,44 @@
+"""The files beside a model that say how it is spoken to (tokenizer, templates, settings), for those who read them: an
+artifact has those that its manifest lists, a checkpoint those that lie in its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from llmc.errors import InputError
+from llmc.files import parse_json, read_regular
+from llmc.runtime.artifact import Artifact
+
+Origin = Artifact | Path
+
+
+def where(origin: Origin) -> Path:
+    """For messages."""
+    return origin if isinstance(origin, Path) else origin.path
+
+
+def read(origin: Origin, name: str, limit: int) -> bytes | None:
+    """A file of at most `limit` bytes; None where there is none. InputError for one that cannot be trusted or read."""
+    if isinstance(origin, Path):
+        return read_regular(origin / name, limit) if (origin / name).exists() else None
+    return origin.read(name, limit) if name in origin.files else None
+
+
+def read_json(origin: Origin, name: str, limit: int) -> dict[str, Any]:
+    """The same of a JSON object, an empty one where there is no such file."""
+    data = read(origin, name, limit)
+    try:
+        value = {} if data is None else parse_json(data)
+    except ValueError as error:
+        raise InputError(f"{where(origin) / name}: broken ({error}); download it again") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{where(origin) / name}: broken, no JSON object; download it again")
+    return value
+
+
+def names(origin: Origin, folder: str) -> list[str]:
+    """Of the files in a folder, in order: `folder/file`."""
+    if isinstance(origin, Path):
+        return sorted(f"{folder}/{path.name}" for path in (origin / folder).glob("*") if path.is_file())
+    return sorted(name for name in origin.files if PurePosixPath(name).parent.as_posix() == folder)
