@@ -23,7 +23,7 @@ def verify(path: Path) -> None:
     if path != folder and path.absolute().relative_to(folder.absolute()).as_posix() not in artifact.files:
         raise InputError(f"{path}: is none of the files that {folder / MANIFEST} lists; leave out --verify")
     columns = TextColumn("verifying"), BarColumn(), DownloadColumn(binary_units=False), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("")
         unlisted = artifact.verify(lambda done, total: progress.update(task, completed=done, total=total))
     count = len(artifact.files)

@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 from cuda.bindings import driver as real_driver
+from safetensors.numpy import save
 
-from llmc.errors import MachineError
+from llmc.errors import InputError, MachineError
+from llmc.runtime.plugins import kernel_set
 from llmc.runtime.plugins.cubin import CubinKernel, Parameters
 
 DESCRIPTION = {
@@ -130,3 +132,21 @@ def test_sizes_are_those_that_the_cubin_says(tmp_path: Path) -> None:
         wanted += [8] * made.description["null_pointers"]
         assert [sizes[i] for i in sorted(sizes)] == wanted
         assert len(parameters.addresses) == len(wanted)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "{", "{}", "[1]", '[{"operation": "LatentAttention"}]', "[" * 5000,
+        '[{"operation": "A", "shape": {}, "sm": {}}]',
+        '[{"operation": "A", "shape": {}, "sm": {"80": {"layout": {}, "kernels": {"whole": {"name": "x"}}}}}]',
+        '[{"operation": "A", "shape": {}, "sm": {"eighty": {"layout": {}, "kernels": {}}}}]',
+    ],
+)  # fmt: skip
+def test_a_file_of_kernels_that_says_something_else(tmp_path: Path, told: str) -> None:
+    file = tmp_path / "a.kernels.safetensors"
+    file.write_bytes(save({"x": np.zeros(1, np.uint8)}, {"llmc": told}))
+    with pytest.raises(InputError, match=r"a\.kernels\.safetensors: no kernels of llmc \("):
+        kernel_set.read(file)
+    with pytest.raises(InputError, match="cannot be read"):
+        kernel_set._cubin(file, "0" * 64)

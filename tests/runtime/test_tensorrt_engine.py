@@ -96,6 +96,25 @@ def test_why_engines_cannot_run(dense, tmp_path, monkeypatch):
     assert re.search(r"pip install .*\[rtx\]'$", reason(other))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"engine": "other.engine"}, r"main\.json: refers to 'other\.engine', which llmc\.json does not list"),
+        ({"engine": "../main.engine"}, r"main\.json: broken \(engine: .*\)"),
+        ({"plugins": ["llmc.LatentAttention"], "kernels": "other.kernels"}, r"refers to 'other\.kernels'"),
+        ({"plugins": ["llmc.LatentAttention"]}, r"main\.json: broken \(plugins without kernels\)"),
+        ({"sm": "86"}, r"main\.json: broken \(sm: "),
+        ({"batch": 0}, r"main\.json: broken \(batch: "),
+        ({"profiles": []}, r"main\.json: broken \(profiles: "),
+        ({"inputs": []}, r"main\.json: broken \(no input "),
+        ({"inputs": [{"name": "past.0.key", "dtype": "bf16", "shape": [1]}]}, "caches have four axes"),
+    ],
+)
+def test_descriptions_that_describe_no_engine_of_the_artifact(dense, tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        load(add_engines(dense, tmp_path, **changes), backend="tensorrt-rtx")
+
+
 class HostMemory:
     """The functions of cuda.bindings.runtime that the backend calls. New memory holds NaN."""
 
