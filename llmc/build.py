@@ -3,8 +3,9 @@
 Each step is a stage with a key (see `stages`); quantisation also resumes within itself, layer by layer. All work
 happens in `<output>.work` and is renamed at the end, so that a build killed at any moment leaves either no artifact
 or a whole one, and the next run goes on where it stopped, or behind the last thing that is still as it was written.
-A resumed build ends in the same bytes, but for engines that are compiled anew: TensorRT-RTX numbers the values in an
-engine differently each time, a few bytes of it.
+An earlier artifact saves a build the stages whose keys are still the same (see `reuse`). A resumed build ends in the
+same bytes, but for engines that are compiled anew: TensorRT-RTX numbers the values in an engine differently each
+time, a few bytes of it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import errno
 import json
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,14 @@ from llmc.convert.targets import target
 from llmc.errors import InputError, MachineError, MissingPackageError, RefusedError
 from llmc.extras import install
 from llmc.job import Job, Limits, prepare
-from llmc.manifest import build_manifest, hash_files_of
+from llmc.manifest import build_manifest, describe_quantised, hash_files_of
 from llmc.measure import Speed, measure, peak_memory
 from llmc.output import MANIFEST, Output, is_whole, read_manifest
 from llmc.progress import Display
-from llmc.quant.durable import write_json
+from llmc.quant.durable import damage, write_json
 from llmc.quant.layerwise import quantise
-from llmc.reference import Reference
+from llmc.reference import Reference, beside
+from llmc.reuse import earlier, quantised_files
 from llmc.runtime.artifact import REFERENCE
 from llmc.sidecars import copy_sidecar
 from llmc.stages import Stages, versions
@@ -91,23 +93,29 @@ def build(
         display.line(f"{place.path}: files are missing or cut short; building again")
     if "onnxruntime" in job.targets and not versions("onnxruntime", "onnxruntime-gpu"):
         raise MachineError("the result is checked with ONNX Runtime, which is not installed; " + install("onnxruntime"))
-    home = place.work / keys["quantise"][:16]
+    home = place.work / keys["work"][:16]
     if not fresh:
         _refuse_other_work(place, home, job.fingerprint())
+    before = None if fresh else earlier(place, keys)
     already = sum(file.stat().st_size for file in home.rglob("*") if file.is_file())
+    already += before.nbytes() + job.plan.work_disk if before else 0
     job.plan.require(place.path, already)
     with place.lock():
         display.log = place.path.with_name(f"{place.path.name}.log")
         display.line(f"building {place.path}")
         try:
             work = _Build(job, place, keys, home, fresh, display)
+            if before:
+                before.take_up(work.stages, display.line)
             result = Result(place.path, work.run(), speed=work.speed)
             job.files.require_unchanged()
             passed = not result.missed_gates
             if not job.recipe.check.publish_text:
-                beside = work.reference.set_apart(place.path if passed else place.rejected)
-                display.line(f"the check text and what the original said about it: {beside}, not in the artifact")
+                apart = work.reference.set_apart(place.path if passed else place.rejected)
+                display.line(f"the check text and what the original said about it: {apart}, not in the artifact")
             result.path = place.place(work.artifact, passed)
+            if passed:
+                beside(place.rejected).unlink(missing_ok=True)
         except OSError as error:
             if error.errno not in _DISK_FULL:
                 job.files.require_unchanged()
@@ -158,29 +166,43 @@ class _Build:
 
     def run(self) -> dict[str, Any]:
         """The finished artifact's manifest."""
-        quantised = self.stages.run("quantise", self.keys["quantise"], self._quantise, self._quantised_files)
+        sidecars = self._copy_sidecars()
+        quantised = self.stages.run(
+            "quantise", self.keys["quantise"], self._quantise, lambda _: quantised_files(self.artifact)
+        )
         shutil.rmtree(self.home / "scratch", ignore_errors=True)
-        source = self.job.checkpoint
-        for name in self.job.source_files:
-            if source.path / name not in source.shards and name not in ("config.json", INDEX):  # tokenizer, licence, …
-                copy_sidecar(source.path / name, self.artifact)
-        self.job.files.require_unchanged()
+        self._remove_all_but({*sidecars, *self.stages.files()})  # what a killed run left
         checkpoint = Checkpoint.open(self.artifact)
         targets = {name: self._target(checkpoint, name) for name in self.job.targets}
-        self._remove_all_but(checkpoint, targets)
-        manifest = build_manifest(self.job, checkpoint, quantised, targets, self.keys["build"])
+        self.stages.forget_all_but({"quantise", "check", *targets})  # targets that the recipe no longer names
+        self._remove_all_but({*sidecars, *self.stages.files()})
+        manifest = build_manifest(self.job, checkpoint, quantised, targets, self.keys)
         manifest["files"] = hash_files_of(self.artifact)  # README.md is not among them: _remove_all_but
         if not self.job.recipe.check.publish_text:
             manifest["reference"] = manifest["files"].pop(REFERENCE)
         if "onnxruntime" in targets:
             write_json(self.artifact / MANIFEST, manifest)  # the runtime wants one
-            manifest["checks"] = self.stages.run("check", self.keys["check"], self._check)
+            manifest["checks"] = self._judged(self.stages.run("check", self.keys["check"], self._check))
         (self.artifact / "README.md").write_text(model_card(manifest), encoding="utf-8")
         manifest["files"] = hash_files_of(self.artifact, manifest["files"])
         if "reference" in manifest:
             del manifest["files"][REFERENCE]
         write_json(self.artifact / MANIFEST, manifest)
+        if found := damage(self.artifact, self.stages.files()):
+            raise MachineError(
+                f"{self.artifact}: {found}, though nothing wrote there; look after the disk, build again"
+            )
         return manifest
+
+    def _copy_sidecars(self) -> list[str]:
+        """Tokenizer, licence, … of the source, by their names."""
+        source = self.job.checkpoint
+        shards = {shard.name for shard in source.shards}
+        names = [name for name in self.job.source_files if name not in {*shards, "config.json", INDEX}]
+        for name in names:
+            copy_sidecar(source.path / name, self.artifact)
+        self.job.files.require_unchanged()
+        return names
 
     def _quantise(self) -> dict[str, Any]:
         job, checkpoint, scratch = self.job, self.job.checkpoint, self.home / "scratch"
@@ -198,11 +220,7 @@ class _Build:
                 if not any(scratch.glob("layer-*.json")):  # finished layers are kept, whatever became of the next one
                     shutil.rmtree(self.home)
                 raise
-        return result.to_json()
-
-    def _quantised_files(self, _: object) -> list[str]:
-        shards = [shard.name for shard in Checkpoint.open(self.artifact).shards]
-        return [*shards, INDEX, "config.json", "reference.safetensors"]
+        return describe_quantised(job, Checkpoint.open(self.artifact), result.to_json())
 
     def _target(self, checkpoint: Checkpoint, name: str) -> dict[str, Any]:
         module = target(name)
@@ -213,9 +231,7 @@ class _Build:
                 return vars(module.build(checkpoint, options, self.artifact, self.display.update))
 
         try:
-            result: dict[str, Any] = self.stages.run(
-                f"target-{name}", self.keys[name], work, lambda made: made["files"].values()
-            )
+            result: dict[str, Any] = self.stages.run(name, self.keys[name], work, lambda made: made["files"].values())
         except MissingPackageError as error:
             self.display.line(f"target {name}: skipped, {error}")
             result = {"name": name, "skipped": error.reason, "files": {}}
@@ -226,16 +242,13 @@ class _Build:
             raise InputError(f"target {name}: {error}{caused}") from error
         return result
 
-    def _remove_all_but(self, checkpoint: Checkpoint, targets: dict[str, dict[str, Any]]) -> None:
+    def _remove_all_but(self, kept: set[str]) -> None:
         """Removes what targets that the recipe no longer names, or a killed run, left in the artifact."""
-        wanted = {*checkpoint.files(), self.artifact / REFERENCE}
-        wanted |= {self.artifact / file for result in targets.values() for file in result["files"].values()}
         for path in sorted(self.artifact.rglob("*"), reverse=True):
-            if path.is_file() and path not in wanted:
+            if path.is_file() and path.relative_to(self.artifact).as_posix() not in kept:
                 path.unlink()
             elif path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
-        self.stages.forget_all_but({"quantise", "check", *(f"target-{name}" for name in targets)})
 
     def _check(self) -> dict[str, Any]:
         from llmc.runtime import load
@@ -243,12 +256,19 @@ class _Build:
         with self.display.stage("check"), load(self.artifact, backend="onnxruntime") as model:
             reference, update = self.artifact / REFERENCE, self.display.update
             report = model.check(lambda done, total: update("perplexity, KL", done / total, done), reference)
-            checks = report.to_json()
+            checks = report.to_json() | {"gates": []}
             self.display.update("decode", 1.0)
             self.speed, acceptance = measure(model, reference)
         if acceptance is not None:
             checks["mtp_acceptance"] = acceptance
         return checks
+
+    def _judged(self, checks: dict[str, Any]) -> dict[str, Any]:
+        """What was measured, held against the recipe's gates."""
+        from llmc.runtime.check import CheckReport, gates
+
+        report = CheckReport(**{field.name: checks[field.name] for field in fields(CheckReport)})
+        return checks | {"gates": [asdict(gate) for gate in gates(report, self.job.recipe.check.gates.limits())]}
 
 
 def _module(node: str) -> str:

@@ -21,7 +21,7 @@ from llmc.quant.prune import Pruning
 from llmc.recipe import Recipe, load_recipe
 from llmc.source import Source, hash_files, locate, locate_headers
 from llmc.source_files import SourceFiles
-from llmc.stages import code_version, key_of, versions
+from llmc.stages import code_version, key_of, module_version, versions
 from llmc.text import Texts, read_texts
 
 # Packages whose version may change the bytes of a stage's result.
@@ -91,14 +91,15 @@ class Job:
         }
 
     def keys(self) -> dict[str, str]:
-        """The key of every stage, and under "build" that of the whole: all are known before any work is done."""
-        quantised = key_of(self.fingerprint())
-        keys = {"quantise": quantised}
+        """The key of every stage, under "work" that of the quantised model and under "build" that of the whole: all are
+        known before any work is done. A stage's key is of what it reads; gates are judged afterwards."""
+        work = key_of(self.fingerprint())
+        keys = {"work": work, "quantise": key_of(work, module_version("llmc.manifest"))}
         code = [code_version("convert"), code_version("runtime.plugins")]
         for name, options in self.targets.items():
-            keys[name] = key_of(quantised, name, options, code, versions(*_TARGET_PACKAGES))
-        gates = self.recipe.check.gates.limits()
-        keys["check"] = key_of(keys, gates, code_version("runtime"), versions(*_CHECK_PACKAGES))
+            keys[name] = key_of(work, name, options, code, versions(*_TARGET_PACKAGES))
+        measured = [code_version("runtime"), module_version("llmc.measure")]
+        keys["check"] = key_of(work, keys.get("onnxruntime"), measured, versions(*_CHECK_PACKAGES))
         keys["build"] = key_of(keys, self.recipe.public(), self.source.id, code_version("llmc"))
         return keys
 

@@ -14,16 +14,31 @@ from llmc.runtime.artifact import FORMAT_VERSION
 from llmc.sizes import sizes_by_role
 from llmc.stages import versions
 
+# What is written of a quantised model, whatever is made of it.
+QUANTISED = ("quantised", "tensors", "pruned", "layer_errors")
+
+
+def describe_quantised(job: Job, artifact: Checkpoint, quantised: dict[str, Any]) -> dict[str, Any]:
+    """The parts QUANTISED of the manifest; `quantised` is what the pass reported."""
+    return {
+        "quantised": _roles(artifact, quantised),
+        "tensors": _tensors(artifact, quantised["modules"]),
+        "pruned": _pruned(job, quantised),
+        "layer_errors": quantised["layer_errors"],
+    }
+
 
 def build_manifest(
-    job: Job, artifact: Checkpoint, quantised: dict[str, Any], targets: dict[str, Any], key: str
+    job: Job, artifact: Checkpoint, quantised: dict[str, Any], targets: dict[str, Any], keys: dict[str, str]
 ) -> dict[str, Any]:
-    """The manifest without `files` and `checks`; `quantised` is what the pass reported."""
+    """The manifest without `files` and `checks`; `quantised` are its parts of that name."""
+    made = ["quantise", *(name for name, target in targets.items() if "skipped" not in target)]
     spec = artifact.spec
     return {
         "format_version": FORMAT_VERSION,
         "llmc_version": __version__,
-        "key": key,
+        "key": keys["build"],
+        "stages": {name: keys[name] for name in [*made, *(["check"] if "onnxruntime" in targets else [])]},
         "name": job.recipe.name,
         "recipe": job.recipe.public() | {"quantize": [vars(rule) for rule in job.rules]},
         "source": {
@@ -42,10 +57,7 @@ def build_manifest(
             "bos_token_id": spec.bos_token_id,
             "eos_token_ids": list(spec.eos_token_ids),
         },
-        "quantised": _roles(artifact, quantised),
-        "tensors": _tensors(artifact, quantised["modules"]),
-        "pruned": _pruned(job, quantised),
-        "layer_errors": quantised["layer_errors"],
+        **{part: quantised[part] for part in QUANTISED},
         "sizes": {"original": job.checkpoint.nbytes(), "artifact": artifact.nbytes()},
         "targets": targets,
         "checks": {},

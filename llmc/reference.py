@@ -13,6 +13,11 @@ from pathlib import Path
 from llmc.runtime.artifact import REFERENCE
 
 
+def beside(artifact: Path) -> Path:
+    """Where the file of an artifact lies that does not hold it."""
+    return artifact.with_name(f"{artifact.name}.{REFERENCE}")
+
+
 class Reference:
     """artifact: the one that is being built; home: the work directory, which ends with the build."""
 
@@ -26,11 +31,11 @@ class Reference:
 
     def set_apart(self, place: Path) -> Path:
         """Out of the artifact, to a file beside the place that the artifact will have, which is returned."""
-        beside = place.with_name(f"{place.name}.{REFERENCE}")
-        partial = beside.with_name(f"{beside.name}.partial")
+        file = beside(place)
+        partial = file.with_name(f"{file.name}.partial")
         shutil.copyfile(self.inside, partial)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(beside)
+        with partial.open("rb") as written:
+            os.fsync(written.fileno())
+        partial.replace(file)
         self.inside.replace(self.aside)
-        return beside
+        return file

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import importlib.util
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -36,6 +37,13 @@ def code_version(room: str, without: tuple[str, ...] = ()) -> str:
     return digest.hexdigest()
 
 
+def module_version(module: str) -> str:
+    """A hash of one module's source."""
+    found = importlib.util.find_spec(module)
+    assert found is not None and found.origin
+    return hashlib.sha256(Path(found.origin).read_bytes()).hexdigest()
+
+
 def versions(*packages: str) -> dict[str, str]:
     """Distribution → version of those that are installed."""
     found = {}
@@ -61,15 +69,11 @@ class Stages:
         self, name: str, key: str, work: Callable[[], Any], files: Callable[[Any], Iterable[str]] = lambda _: ()
     ) -> Any:
         """The JSON-able result of `work`, from the last run if that had the same key; `files` names what it wrote."""
-        try:
-            record = read_record(self._path(name))
-            found = record and record["key"] == key and damage(self.artifact, record["files"])
-        except Damaged as error:
-            record, found = None, str(error)
+        record, found = self._read(name, key)
+        if record and not found and record["key"] == key:
+            return record["result"]
         if found:
             self.tell(f"{name}: {found}; it is done again")
-        elif record and record["key"] == key:
-            return record["result"]
         self._path(name).unlink(missing_ok=True)  # what the stage writes is no longer what the record says
         for file in record["files"] if record else ():
             (self.artifact / file).unlink(missing_ok=True)  # never written over: it may be an earlier artifact's, too
@@ -77,6 +81,24 @@ class Stages:
         self.keep(name, key, result, seal(self.artifact, files(result)))
         # As read back, so that a resumed build goes on with the very same values.
         return read_record(self._path(name))["result"]
+
+    def holds(self, name: str, key: str) -> bool:
+        """Whether the stage need not be run."""
+        record, found = self._read(name, key)
+        return bool(record and not found and record["key"] == key)
+
+    def files(self) -> dict[str, dict[str, Any]]:
+        """Relative path → size and hash of what all records vouch for."""
+        records = [self._read(path.stem)[0] for path in self.directory.glob("*.json")]
+        return {name: entry for record in records if record for name, entry in record["files"].items()}
+
+    def _read(self, name: str, key: str | None = None) -> tuple[dict[str, Any] | None, str | None]:
+        """A stage's record, and what is damaged of what it says under this key."""
+        try:
+            record = read_record(self._path(name))
+        except Damaged as error:
+            return None, str(error)
+        return record, damage(self.artifact, record["files"]) if record and record["key"] == key else None
 
     def keep(self, name: str, key: str, result: Any, files: dict[str, Any]) -> None:
         """Records a result, with the sizes and hashes of its files, which are on the disk for good."""

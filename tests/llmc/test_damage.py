@@ -71,7 +71,7 @@ def test_damage_to_any_file_of_the_work_folder(stopped, tmp_path: Path, damage: 
         work / "README": False,
         home / "fingerprint.json": False,
         home / "stages" / "quantise.json": True,
-        home / "stages" / "target-onnxruntime.json": True,
+        home / "stages" / "onnxruntime.json": True,
         home / "stages" / "check.json": True,
         quantised: True,
         artifact / "config.json": True,

@@ -1,0 +1,112 @@
+"""What an earlier artifact, accepted or rejected, saves a build: the stages whose keys are still the same.
+
+A looser gate is judged on the measurements that were made, one target more is compiled from the model that was
+quantised. Files are linked, not copied, and are held against their hashes before they are taken.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmc.convert.checkpoint import INDEX, Checkpoint
+from llmc.errors import InputError
+from llmc.manifest import QUANTISED
+from llmc.output import Output, read_manifest
+from llmc.quant.durable import seal
+from llmc.reference import beside
+from llmc.runtime.artifact import REFERENCE
+from llmc.stages import Stages
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """same: stage → key, of the stages that need not be run again; `quantise` is one of them."""
+
+    path: Path
+    manifest: dict[str, Any]
+    same: dict[str, str]
+
+    def results(self) -> Iterator[tuple[str, Any, list[str]]]:
+        """Stage, result and files of what may be taken; KeyError, TypeError or InputError for a broken artifact."""
+        yield "quantise", {part: self.manifest[part] for part in QUANTISED}, quantised_files(self.path)
+        for name, result in self.manifest["targets"].items():
+            if name in self.same:
+                yield name, result, list(result["files"].values())
+        if "check" in self.same:
+            yield "check", self.manifest["checks"] | {"gates": []}, []
+
+    def nbytes(self) -> int:
+        """Of the files that may be taken; 0 where they cannot be told."""
+        try:
+            return sum(int(self._entry(name)["bytes"]) for _, _, names in self.results() for name in names)
+        except (KeyError, TypeError, ValueError, AttributeError, InputError):
+            return 0
+
+    def _entry(self, name: str) -> dict[str, Any]:
+        """Size and hash of a file."""
+        apart = name == REFERENCE and "reference" in self.manifest
+        entry: dict[str, Any] = self.manifest["reference"] if apart else self.manifest["files"][name]
+        return entry
+
+    def _file(self, name: str) -> Path:
+        """Where it lies: what is not published, beside the artifact. ValueError for a name that leads out of it."""
+        if name == REFERENCE and "reference" in self.manifest:
+            return beside(self.path)
+        path = self.path.resolve() / name
+        if path.resolve() != path or not path.is_relative_to(self.path.resolve()):
+            raise ValueError(name)
+        return path
+
+    def take_up(self, stages: Stages, tell: Callable[[str], None]) -> None:
+        """Puts into a build's work folder what of this artifact it need not make, unless it is there already."""
+        taken = []
+        try:
+            for name, result, files in self.results():
+                if stages.holds(name, self.same[name]):
+                    continue
+                entries = {file: self._entry(file) for file in files}
+                for file in files:
+                    _link(self._file(file), stages.artifact / file)
+                if seal(stages.artifact, files) != entries:
+                    for file in files:
+                        (stages.artifact / file).unlink()
+                    raise ValueError
+                stages.keep(name, self.same[name], result, entries)
+                taken.append(name)
+        except (KeyError, TypeError, ValueError, AttributeError, FileNotFoundError, InputError):
+            tell(f"{self.path}: not all of it is as it was built; what is missing is made again")
+        if taken:
+            tell(f"{self.path}: {', '.join(taken)} taken from there, since nothing that decides about it has changed")
+
+
+def earlier(place: Output, keys: dict[str, str]) -> Earlier | None:
+    """The artifact in the output's place or beside it that has most in common with a build of these keys."""
+    found = []
+    for path in (place.path, place.rejected):
+        stages = (read_manifest(path) or {}).get("stages")
+        same = {name: key for name, key in stages.items() if keys.get(name) == key} if isinstance(stages, dict) else {}
+        if "quantise" in same:
+            found.append(Earlier(path, read_manifest(path) or {}, same))
+    return max(found, key=lambda each: len(each.same), default=None)
+
+
+def quantised_files(artifact: Path) -> list[str]:
+    """What the pass over the model wrote."""
+    shards = [shard.name for shard in Checkpoint.open(artifact).shards]
+    return [*shards, INDEX, "config.json", REFERENCE]
+
+
+def _link(path: Path, new: Path) -> None:
+    new.parent.mkdir(parents=True, exist_ok=True)
+    new.unlink(missing_ok=True)
+    try:
+        os.link(path, new)
+    except FileNotFoundError:
+        raise
+    except OSError:  # a file system without links, or somebody else's file
+        shutil.copyfile(path, new)
