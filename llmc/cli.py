@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from llmc import __version__, extras, streams, terminal
 from llmc.errors import GateError, InputError, LlmcError, MachineError
+from llmc.output_path import current_folder
 from llmc.visible import visible
 
 
@@ -120,6 +121,7 @@ def options(
 
     Exit codes: 0 success, 2 wrong input, 3 a gate of the recipe was missed, 4 the machine lacks something.
     """
+    current_folder()
 
 
 @app.command()

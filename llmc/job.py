@@ -11,6 +11,7 @@ import torch
 from llmc import machine
 from llmc.convert.checkpoint import Checkpoint
 from llmc.output import Output
+from llmc.output_path import output_path, refuse_overlap
 from llmc.plan import Plan, plan, rules_of
 from llmc.progress import Display
 from llmc.quant.assign import Rule, assign
@@ -107,9 +108,12 @@ class Job:
 def plan_only(argument: str, output: Path | None, limits: Limits = Limits()) -> Plan:  # immutable
     """The plan of a build; reads and downloads no weight and no text."""
     recipe, base = load_recipe(argument)
+    place = _output(recipe, output)
     with locate_headers(recipe.model, base) as source:
+        if output is not None:  # what a build into build/NAME would say is no reason not to plan
+            refuse_overlap(Output(place).path, source.path)
         checkpoint = Checkpoint.open(source.path, headers_only=True)
-        return plan(checkpoint, recipe, _output(recipe, output), limits.memory, limits.gpu_memory)
+        return plan(checkpoint, recipe, place, limits.memory, limits.gpu_memory)
 
 
 def prepare(argument: str, output: Path | None, limits: Limits, display: Display) -> tuple[Job, Output]:
@@ -117,6 +121,7 @@ def prepare(argument: str, output: Path | None, limits: Limits, display: Display
     recipe, base = load_recipe(argument)
     place = Output(_output(recipe, output))
     source = locate(recipe.model, base)
+    refuse_overlap(place.path, source.path)
     files = SourceFiles(source.path)
     checkpoint = Checkpoint.open(source.path)
     if checkpoint.config.get("tie_word_embeddings") and not checkpoint.spec.tie_word_embeddings:
@@ -144,4 +149,4 @@ def _warn(layout_name: str, planned: Plan, display: Display) -> None:
 
 
 def _output(recipe: Recipe, output: Path | None) -> Path:
-    return output or Path("build") / str(recipe.name)
+    return output_path(str(recipe.name), output)

@@ -269,7 +269,8 @@ def load_recipe(argument: str) -> tuple[Recipe, Path]:
     if path.suffix in (".yaml", ".yml"):
         known = ", ".join(sorted(file.stem for file in shipped.glob("*.yaml")))
         raise InputError(f"{argument}: no such recipe; write one, or use one that ships with llmc: {known}")
-    return Recipe(name=_name_from(path.name), model=argument), Path()
+    name = path.name if path.name not in ("", "..") else path.resolve().name  # of `.`, and of what ends in `..`
+    return Recipe(name=_name_from(name), model=argument), Path()
 
 
 def _name_from(text: str) -> str:
