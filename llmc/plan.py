@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from llmc import machine
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.model.causal_lm import CACHE_SCALES, empty_layer
 from llmc.convert.quantised_weight import Activations, QuantisedWeight
-from llmc.convert.spec import LatentAttentionSpec, MixtureOfExpertsSpec, ModelSpec
+from llmc.convert.spec import LatentAttentionSpec, MixtureOfExpertsSpec, MLPSpec, ModelSpec
 from llmc.convert.targets import target
 from llmc.errors import InputError, MachineError
 from llmc.progress import size
@@ -143,6 +143,7 @@ def plan(
         if not found:
             raise InputError(f"{checkpoint.path}: this model has no experts to prune; remove `prune` from the recipe")
         experts[1] = kept_per_group(found[0], recipe.prune.keep) * found[0].num_groups
+    _check_targets(recipe, _pruned_spec(spec, experts[1]) if experts else spec, assigned)
     kept = experts[1] / experts[0] if experts else 1.0
 
     changes: dict[str, Change] = {}
@@ -199,6 +200,23 @@ def plan(
         memory_available=machine.memory() if memory is None else min(memory, machine.memory()),
         disk_free=machine.free_disk(output),
     )
+
+
+def _check_targets(recipe: Recipe, spec: ModelSpec, assigned: Mapping[str, Assignment]) -> None:
+    """InputError for what a target would refuse when everything else is done."""
+    schemes = {module: given.scheme.name for module, given in assigned.items()}
+    for name, options in (item for each in recipe.targets for item in each.items()):
+        module = target(name)
+        module.check(spec, module.Options.model_validate(options or {}), schemes)
+
+
+def _pruned_spec(spec: ModelSpec, experts: int) -> ModelSpec:
+    def pruned(mlp: MLPSpec) -> MLPSpec:
+        if not isinstance(mlp, MixtureOfExpertsSpec):
+            return mlp
+        return replace(mlp, router=replace(mlp.router, num_experts=experts))
+
+    return replace(spec, mlps=tuple(map(pruned, spec.mlps)))
 
 
 @functools.cache

@@ -18,6 +18,7 @@ Method = Literal["gptq", "gptaq", "rtn"]
 METHODS: tuple[str, ...] = get_args(Method)
 # The rest (embedding, head, norms, router) is small, sensitive or both, and stays as it is.
 QUANTISABLE: tuple[Role, ...] = ("experts", "shared_experts", "dense_mlp", "attention", "kv_b_proj", "mtp")
+_EXPERT = re.compile(r"(.+\.experts)\.\d+\.(.+)")
 
 
 @dataclass(frozen=True)
@@ -111,4 +112,20 @@ def assign(checkpoint: Checkpoint, rules: Sequence[Rule]) -> dict[str, Assignmen
         else:
             advice = f"this model has {', '.join(sorted({checkpoint.role(f'{module}.weight') for module in modules}))}"
         raise InputError(f"quantize rule `match: {idle[0].match}` matches nothing that an earlier rule left; {advice}")
+    _refuse_unlike_experts(checkpoint, result)
     return result
+
+
+def _refuse_unlike_experts(checkpoint: Checkpoint, assigned: dict[str, Assignment]) -> None:
+    """The same projection of all experts of a layer is stored, and computed with, as one stack."""
+    first: dict[tuple[str, str], tuple[str, str]] = {}
+    for module in linear_modules(checkpoint):
+        if match := _EXPERT.fullmatch(module):
+            given = assigned.get(module)
+            name = given.scheme.name if given else "as it is"
+            fellow, expected = first.setdefault((match[1], match[2]), (module, name))
+            if name != expected:
+                raise InputError(
+                    f"{module} is to become {name}, and {fellow} {expected}: experts of a layer lie in one stack; let "
+                    "one rule of `quantize` match this projection of all of them"
+                )

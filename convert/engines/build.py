@@ -16,7 +16,7 @@ import onnx_ir as ir
 from pydantic import BaseModel, Field
 
 from llmc.convert.checkpoint import Checkpoint
-from llmc.convert.engines.contents import Contents
+from llmc.convert.engines.contents import Contents, check
 from llmc.convert.engines.engine import Steps, build_engine
 from llmc.convert.engines.lowering import allow_decomposition, lower
 from llmc.convert.engines.package import Package
@@ -25,7 +25,6 @@ from llmc.convert.engines.windows import windows
 from llmc.convert.graph.build import graphs
 from llmc.convert.graph.write import write
 from llmc.convert.targets import Progress, TargetResult
-from llmc.errors import InputError
 from llmc.runtime.plugins import kernel_set
 
 DTYPE = ir.DataType.BFLOAT16
@@ -62,11 +61,8 @@ def build(
     times ten.
     """
     spec = checkpoint.spec
+    check(package.target, spec, options, {})
     context = options.context or min(spec.max_position_embeddings, 4096)
-    if context > spec.max_position_embeddings:
-        raise InputError(
-            f"target {package.target}: context is {context}, but the model ends at {spec.max_position_embeddings}"
-        )
     # A token per row, or two when a drafted one is verified with it.
     widths = (1, 2) if spec.num_mtp_layers else (1,)
     # At least two rows: for one, the compiler sees matrix times vector, which it does not fuse with FP8 weights.
@@ -74,7 +70,6 @@ def build(
     steps = Steps(context, max(2, options.batch), widths, prefill, windows(context, prefill))
 
     contents = Contents(checkpoint, options.plugins)
-    contents.check(package.target)
     groups = contents.groups(sms)
     notes = contents.notes(steps, options.batch, groups)
     result = TargetResult(package.target, files={}, weight_bytes=0, file_bytes=0, notes=notes)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
 
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.engines.engine import Steps
@@ -12,7 +13,8 @@ from llmc.convert.graph.build import graphs
 from llmc.convert.graph.rewrite import Rewriter
 from llmc.convert.graph.weight import WeightTensor
 from llmc.convert.kernels.expert_weights import PLAIN
-from llmc.convert.spec import LatentAttentionSpec, MixtureOfExpertsSpec, RouterSpec
+from llmc.convert.kernels.latent_attention_tiles import LARGEST_RANK, LARGEST_ROPE
+from llmc.convert.spec import LatentAttentionSpec, MixtureOfExpertsSpec, ModelSpec, RouterSpec
 from llmc.convert.targets import rounding_notes
 from llmc.errors import InputError
 
@@ -21,22 +23,53 @@ INTEGERS = {"int4", "int8"}
 MOST_DENSE_EXPERTS = 64  # that a step may compute for the sake of the chosen ones
 
 
+class Wanted(Protocol):
+    """What of a recipe's options decides whether there can be an engine."""
+
+    context: int | None
+    plugins: bool
+
+
+def router(spec: ModelSpec) -> RouterSpec | None:
+    return next((mlp.router for mlp in spec.mlps if isinstance(mlp, MixtureOfExpertsSpec)), None)
+
+
+def check(target: str, spec: ModelSpec, options: Wanted, schemes: Mapping[str, str]) -> None:
+    """InputError for what no engine can or should do. schemes: by module, of what is to be quantised."""
+    if options.context and options.context > spec.max_position_embeddings:
+        raise InputError(
+            f"target {target}: context is {options.context}, but the model ends at {spec.max_position_embeddings}"
+        )
+    routes, attention = router(spec), spec.attention
+    if routes and not options.plugins and routes.num_experts > MOST_DENSE_EXPERTS:
+        raise InputError(
+            f"target {target}: without plugins a prompt's step computes all {routes.num_experts} experts, "
+            f"{routes.num_experts // routes.top_k} times the chosen ones, which is not done for more than "
+            f"{MOST_DENSE_EXPERTS}; leave out `plugins: false`"
+        )
+    if options.plugins and isinstance(attention, LatentAttentionSpec):
+        rank, rope = attention.kv_lora_rank, attention.qk_rope_head_dim
+        if rank > LARGEST_RANK or rope > LARGEST_ROPE:
+            raise InputError(
+                f"target {target}: its plugin takes a `kv_lora_rank` of at most {LARGEST_RANK} and a "
+                f"`qk_rope_head_dim` of at most {LARGEST_ROPE}, not {rank} and {rope}; say `plugins: false`"
+            )
+    for module in schemes:
+        name, _, projection = module.rpartition(".")
+        fellow = {"gate_proj": "up_proj", "up_proj": "gate_proj"}.get(projection)
+        if ".experts." in name and fellow and schemes.get(f"{name}.{fellow}") != schemes[module]:
+            raise InputError(
+                f"target {target}: {module} is to become {schemes[module]}, and {fellow} is not, which an engine "
+                "computes together with it; let one line of the recipe's `quantize` match both"
+            )
+
+
 class Contents:
     """plugins: whether there are to be some"""
 
     def __init__(self, checkpoint: Checkpoint, plugins: bool) -> None:
         self.checkpoint, self.spec, self.plugins = checkpoint, checkpoint.spec, plugins
         self.cache_in_codes = self.spec.fp8_cache and plugins and isinstance(self.spec.attention, LatentAttentionSpec)
-
-    def check(self, target: str) -> None:
-        """InputError for what no engine should do."""
-        router = self._router()
-        if router and not self.plugins and router.num_experts > MOST_DENSE_EXPERTS:
-            raise InputError(
-                f"target {target}: without plugins a prompt's step computes all {router.num_experts} experts, "
-                f"{router.num_experts // router.top_k} times the chosen ones, which is not done for more than "
-                f"{MOST_DENSE_EXPERTS}; leave out `plugins: false`"
-            )
 
     def groups(self, sms: Sequence[int]) -> list[tuple[list[int], set[str]]]:
         """Which GPUs share an engine, and the kinds of stored codes that TensorRT keeps in it. Plugins keep theirs, and
@@ -54,8 +87,8 @@ class Contents:
             if "float8_e4m3fn" not in code_types:
                 names = " and ".join(map(str, sm))
                 notes.append(f"FP8 begins with SM {FP8_SM}: the engine for SM {names} computes in bfloat16 instead")
-        if (router := self._router()) and not self.plugins:
-            experts, top_k = router.num_experts, router.top_k
+        if (routes := self._router()) and not self.plugins:
+            experts, top_k = routes.num_experts, routes.top_k
             chosen = gathering_widths(steps.widths, batch, top_k, experts)
             where = f"steps of more than {max(chosen)} tokens per row" if chosen else "all steps"
             notes.append(
@@ -82,7 +115,7 @@ class Contents:
         return self.plugins and weight.layout.stacked
 
     def _router(self) -> RouterSpec | None:
-        return next((mlp.router for mlp in self.spec.mlps if isinstance(mlp, MixtureOfExpertsSpec)), None)
+        return router(self.spec)
 
     def _widened(self) -> set[str]:
         """What an engine has no codes for."""

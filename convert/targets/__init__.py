@@ -1,8 +1,9 @@
 """Targets: what a quantised checkpoint becomes in the end. One module or package each, named like the target.
 
-A target is a module with two names:
+A target is a module with three names:
 
     class Options(pydantic.BaseModel, extra="forbid")      what a recipe may say about it
+    def check(spec, options, schemes) -> None              InputError for what `build` would refuse, before any work
     def build(checkpoint, options, directory, progress) -> TargetResult
 
 `directory` is the artifact, in which the checkpoint's files already lie. A package that is not installed is a
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -21,6 +22,7 @@ from typing import Any, Protocol, cast
 from pydantic import BaseModel
 
 from llmc.convert.checkpoint import Checkpoint
+from llmc.convert.spec import ModelSpec
 from llmc.errors import InputError
 
 Progress = Callable[[str, float], None]  # phase, fraction of it that is done
@@ -50,6 +52,9 @@ def rounding_notes(checkpoint: Checkpoint, wider_cache: bool = True) -> list[str
 
 class Target(Protocol):
     Options: type[BaseModel]
+
+    def check(self, spec: ModelSpec, options: Any, schemes: Mapping[str, str]) -> None:
+        """spec: after pruning; schemes: by module, of what is to be quantised."""
 
     def build(self, checkpoint: Checkpoint, options: Any, directory: Path, progress: Progress) -> TargetResult: ...
 

@@ -6,6 +6,7 @@ ops carry their meaning as functions in standard ops: any runtime that knows the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx_ir as ir
@@ -16,11 +17,16 @@ from llmc.convert.graph.build import graphs
 from llmc.convert.graph.rewrite import Rewriter
 from llmc.convert.graph.weight import WeightTensor
 from llmc.convert.graph.write import write
+from llmc.convert.spec import ModelSpec
 from llmc.convert.targets import Progress, TargetResult, rounding_notes
 
 
 class Options(BaseModel, extra="forbid"):
     """This target has no options."""
+
+
+def check(spec: ModelSpec, options: Options, schemes: Mapping[str, str]) -> None:
+    """Takes every model."""
 
 
 def build(checkpoint: Checkpoint, options: Options, directory: Path, progress: Progress) -> TargetResult:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.engines import build as engines
+from llmc.convert.engines import contents
 from llmc.convert.engines.package import TENSORRT
+from llmc.convert.spec import ModelSpec
 from llmc.convert.targets import Progress, TargetResult
 from llmc.runtime.plugins.operation import Gpu
 
 Options = engines.EngineOptions
+
+
+def check(spec: ModelSpec, options: Options, schemes: Mapping[str, str]) -> None:
+    """See `llmc.convert.engines.contents`."""
+    contents.check(TENSORRT.target, spec, options, schemes)
 
 
 def build(checkpoint: Checkpoint, options: Options, directory: Path, progress: Progress) -> TargetResult:

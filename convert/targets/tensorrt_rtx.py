@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import Field, field_validator
 
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.engines import build as engines
+from llmc.convert.engines import contents
 from llmc.convert.engines.package import TENSORRT_RTX
+from llmc.convert.spec import ModelSpec
 from llmc.convert.targets import Progress, TargetResult
 from llmc.errors import InputError
 
@@ -31,6 +34,11 @@ class Options(engines.EngineOptions):
         if unknown or not sm:
             raise InputError(f"target tensorrt-rtx: sm is {unknown or sm}; it compiles for {', '.join(map(str, SM))}")
         return sorted(set(sm))
+
+
+def check(spec: ModelSpec, options: Options, schemes: Mapping[str, str]) -> None:
+    """See `llmc.convert.engines.contents`."""
+    contents.check(TENSORRT_RTX.target, spec, options, schemes)
 
 
 def build(checkpoint: Checkpoint, options: Options, directory: Path, progress: Progress) -> TargetResult:

@@ -139,3 +139,41 @@ def test_a_memory_limit_goes_to_the_hessians(small_model: Path, tmp_path: Path) 
     assert limited.memory <= limited.memory_available == free.memory + 1000
     with pytest.raises(MachineError, match=r"only 1\.0 MB are free or allowed; .*raise --memory"):
         planned(small_model, 1_000_000, quantize=rules).require(tmp_path, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "target", "said"),
+    [
+        ({}, {"tensorrt-rtx": {"context": 500}}, "target tensorrt-rtx: context is 500, but the model ends at 256"),
+        ({}, {"tensorrt": {"context": 500}}, "target tensorrt: context is 500, but the model ends at 256"),
+        ({"kv_lora_rank": 544}, {"tensorrt-rtx": {}}, "`kv_lora_rank` of at most 512"),
+        ({"qk_rope_head_dim": 66}, {"tensorrt": {}}, "`qk_rope_head_dim` of at most 64, not 32 and 66"),
+        ({"n_routed_experts": 96}, {"tensorrt-rtx": {"plugins": False}}, "computes all 96 experts"),
+    ],
+)
+def test_what_a_target_would_refuse_in_the_end(llmc, recipe, tmp_path: Path, changes, target, said: str) -> None:
+    """Headers and recipe tell it before anything is done."""
+    model = random_checkpoint(tmp_path / "odd", DEEPSEEK_V3, moe_intermediate_size=32, **changes)
+    quantize = [{"match": "re:.*experts.*_proj", "scheme": "int4-g32"}]
+    for command in ("plan", "build"):
+        made = llmc(command, recipe(model=str(model), quantize=quantize, prune=None, targets=[target]))
+        assert made.exit_code == 2, made.output
+        assert said in made.stderr
+        assert not Path("build").exists()
+
+
+def test_pruning_comes_before_targets(llmc, recipe, tmp_path: Path) -> None:
+    """What is left of 96 experts an engine can compute without plugins."""
+    model = random_checkpoint(tmp_path / "odd", DEEPSEEK_V3, moe_intermediate_size=32, n_routed_experts=96)
+    changes = {"quantize": [{"match": "experts", "scheme": "int4-g32"}], "prune": {"keep": 0.5}}
+    made = llmc("plan", recipe(model=str(model), targets=[{"tensorrt-rtx": {"plugins": False}}], **changes))
+    assert made.exit_code == 0, made.output
+
+
+def test_gate_and_up_of_experts_apart(llmc, recipe, tmp_path: Path) -> None:
+    model = random_checkpoint(tmp_path / "odd", DEEPSEEK_V3, moe_intermediate_size=32)
+    changes = {"model": str(model), "quantize": [{"match": "re:.*gate_proj", "scheme": "int4-g32"}], "prune": None}
+    assert llmc("plan", recipe(**changes)).exit_code == 0
+    planned = llmc("plan", recipe(**changes, targets=[{"tensorrt-rtx": {}}]))
+    assert planned.exit_code == 2
+    assert "gate_proj is to become int4-g32, and up_proj is not" in planned.stderr

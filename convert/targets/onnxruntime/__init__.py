@@ -7,6 +7,7 @@ cannot use as stored, FP8 and the head at accuracy level 4, is written again, to
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -35,6 +36,10 @@ class Options(BaseModel, extra="forbid"):
 
     accuracy_level: Literal[1, 4] = 4
     lm_head_bits: Literal[8] | None = 8
+
+
+def check(spec: ModelSpec, options: Options, schemes: Mapping[str, str]) -> None:
+    """Takes every model."""
 
 
 def build(checkpoint: Checkpoint, options: Options, directory: Path, progress: Progress) -> TargetResult:
