@@ -12,7 +12,6 @@ import math
 import re
 import time
 from collections.abc import Callable
-from typing import Any
 
 import regex
 
@@ -58,7 +57,7 @@ class Pattern:
         """Whether it matches all of `name`."""
         return self._run(self._pattern.fullmatch, name)
 
-    def _run(self, find: Callable[..., Any], name: str) -> bool:
+    def _run(self, find: Callable[..., object], name: str) -> bool:
         start = time.thread_time()
         try:
             return find(name, timeout=max(self._budget.left, 1e-3)) is not None

@@ -17,9 +17,11 @@ from llmc.convert.formats.pack_quantized import PackQuantized
 from llmc.convert.quantised_weight import Activations, QuantisedWeight
 from llmc.convert.safetensors_file import StoredTensor
 from llmc.errors import InputError
+from llmc.patterns import Budget
 
 Parts = Mapping[str, StoredTensor]
 
+_MAX_GROUPS = 256
 # What a quantised module stores; any other last name component (`bias`) is a tensor of its own.
 PART_NAMES = (
     "weight",
@@ -78,16 +80,35 @@ def formats(config: dict[str, Any]) -> tuple[Format, ...]:
     if method == "gptq":
         return GPTQ.from_config(quantization)
     if method != "compressed-tensors":
+        if method is None and (quantization.config.get("load_in_4bit") or quantization.config.get("load_in_8bit")):
+            method = "bitsandbytes"
         raise InputError(
             f"`quantization_config.quant_method` {method!r} cannot be read; "
             "use the unquantised checkpoint, or one in DeepSeek FP8, GPTQ or compressed-tensors layout"
         )
-    result: list[Format] = []
+    sparse = quantization.mapping("sparsity_config").config.get("format", "dense")
+    if sparse != "dense":
+        raise InputError(
+            f"`quantization_config.sparsity_config.format` {sparse!r} cannot be read; save the model uncompressed, or "
+            "use the checkpoint that it was made from"
+        )
     groups = quantization.mapping("config_groups")
-    for name in groups.config:
-        group = groups.mapping(name)
-        # The outer format is "mixed-precision" when the groups have one each.
-        default = quantization.config.get("format")
-        packed = group.one_of("format", "pack-quantized", "float-quantized", default=default) == "pack-quantized"
-        result.append((PackQuantized if packed else FloatQuantized).from_config(group))
-    return tuple(result)
+    if len(groups.config) > _MAX_GROUPS:
+        raise InputError(f"`{groups.prefix}` has {len(groups.config):,} groups; at most {_MAX_GROUPS} are read")
+    budget = Budget()
+    # The outer format is "mixed-precision" when the groups have one each.
+    default = quantization.config.get("format")
+    return tuple(_of_group(groups.mapping(name), default, budget) for name in groups.config)
+
+
+def _of_group(group: Fields, default: Any, budget: Budget) -> Format:
+    named = group.config.get("format") or default
+    if named == "pack-quantized":
+        return PackQuantized.from_config(group, budget)
+    if named == "float-quantized":
+        return FloatQuantized.from_config(group, budget)
+    where = f"{group.prefix}format" if group.config.get("format") else "quantization_config.format"
+    raise InputError(
+        f"`{where}` {named!r} cannot be read, of compressed-tensors' formats only pack-quantized (integers) and "
+        "float-quantized (FP8); use the checkpoint that it was made from"
+    )

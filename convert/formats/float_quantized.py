@@ -7,13 +7,14 @@ blocks ragged). Inputs that are rounded by a scale of their own have it in `inpu
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from llmc.convert.fields import Fields
-from llmc.convert.formats.targets import is_target, read_targets
+from llmc.convert.formats.targets import Targets, read_targets
 from llmc.convert.quantised_weight import FP8_GROUP, Activations, QuantisedWeight
 from llmc.convert.safetensors_file import StoredTensor
 from llmc.errors import InputError
+from llmc.patterns import Budget
 
 
 @dataclass(frozen=True)
@@ -23,22 +24,22 @@ class FloatQuantized:
     strategy: str
     block_size: tuple[int, int] | None = None
     activations: Activations | None = None
-    targets: tuple[str, ...] = ("Linear",)
+    targets: Targets = field(default_factory=Targets)
     key: str = "weight_scale"
 
     @classmethod
-    def from_config(cls, group: Fields) -> FloatQuantized:
-        """`group`: one config group."""
+    def from_config(cls, group: Fields, budget: Budget | None = None) -> FloatQuantized:
+        """`group`: one config group; `budget`: what the patterns of all groups may take."""
         weights = group.mapping("weights")
         weights.one_of("type", "float")
         weights.one_of("num_bits", 8)
         weights.one_of("symmetric", True, default=True)
         strategy = weights.one_of("strategy", "channel", "block", "tensor")
         block = weights.block("block_structure") if strategy == "block" else None
-        return cls(strategy, block, _activations(group.mapping("input_activations")), read_targets(group))
+        return cls(strategy, block, _activations(group.mapping("input_activations")), read_targets(group, budget))
 
     def matches(self, module: str) -> bool:
-        return is_target(module, self.targets)
+        return self.targets.match(module)
 
     def shape(self, parts: Mapping[str, StoredTensor]) -> tuple[int, int]:
         codes = parts.get("weight")

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
@@ -15,16 +14,18 @@ import torch
 
 from llmc.convert.bits import pack, unpack
 from llmc.convert.fields import Fields
+from llmc.convert.formats.targets import MAX_PATTERNS, pattern_of
 from llmc.convert.quantised_weight import CodeType, QuantisedWeight
 from llmc.convert.safetensors_file import StoredTensor
 from llmc.errors import InputError
+from llmc.patterns import Budget, Pattern
 
 
 @dataclass(frozen=True)
 class GPTQ:
     bits: int
     version: int
-    pattern: str = ""  # that the beginning of a module's name matches
+    pattern: Pattern | None = None  # that the beginning of a module's name matches
     key: str = "qweight"
 
     @classmethod
@@ -33,18 +34,18 @@ class GPTQ:
         layout = quantization.one_of("checkpoint_format", "gptq", "gptq_v2", default="gptq")
         version, bits = 2 if layout == "gptq_v2" else 1, quantization.one_of("bits", 4, 8, 3, 2)
         dynamic, exceptions = quantization.mapping("dynamic"), []
-        for pattern in dynamic.config:
-            try:
-                re.compile(pattern.removeprefix("+:").removeprefix("-:"))
-            except re.error as error:
-                raise InputError(f"`{dynamic.prefix}{pattern}` is no regular expression ({error})") from error
-            if not pattern.startswith("-:"):  # modules that are left as they are
-                its_bits = dynamic.mapping(pattern).one_of("bits", 4, 8, 3, 2, default=bits)
-                exceptions.append(cls(its_bits, version, pattern.removeprefix("+:")))
+        if len(dynamic.config) > MAX_PATTERNS:
+            raise InputError(f"`{dynamic.prefix}` has {len(dynamic.config):,} patterns, of at most {MAX_PATTERNS:,}")
+        budget = Budget()
+        for text in dynamic.config:
+            pattern = pattern_of(f"{dynamic.prefix}{text[:80]}", text.removeprefix("+:").removeprefix("-:"), budget)
+            if not text.startswith("-:"):  # modules that are left as they are
+                its_bits = dynamic.mapping(text).one_of("bits", 4, 8, 3, 2, default=bits)
+                exceptions.append(cls(its_bits, version, pattern))
         return (*exceptions, cls(bits, version))
 
     def matches(self, module: str) -> bool:
-        return re.match(self.pattern, module) is not None
+        return self.pattern is None or self.pattern.match(module)
 
     def shape(self, parts: Mapping[str, StoredTensor]) -> tuple[int, int]:
         codes = parts["qweight"]

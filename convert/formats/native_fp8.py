@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from llmc.convert.fields import Fields
 from llmc.convert.formats.float_quantized import FloatQuantized
+from llmc.patterns import Budget
 
 
 class NativeFP8(FloatQuantized):
     @classmethod
-    def from_config(cls, quantization: Fields) -> NativeFP8:
+    def from_config(cls, quantization: Fields, budget: Budget | None = None) -> NativeFP8:
         quantization.one_of("fmt", "e4m3", default="e4m3")
         quantization.one_of("activation_scheme", "dynamic", default="dynamic")
         return cls("block", quantization.block("weight_block_size"), key="weight_scale_inv")

@@ -13,32 +13,33 @@ from typing import cast
 
 from llmc.convert.bits import unpack
 from llmc.convert.fields import Fields
-from llmc.convert.formats.targets import is_target, read_targets
+from llmc.convert.formats.targets import Targets, read_targets
 from llmc.convert.quantised_weight import CodeType, QuantisedWeight
 from llmc.convert.safetensors_file import StoredTensor
 from llmc.errors import InputError
+from llmc.patterns import Budget
 
 
 @dataclass(frozen=True)
 class PackQuantized:
     bits: int
     symmetric: bool
-    targets: tuple[str, ...]
+    targets: Targets
     key: str = "weight_packed"
 
     @classmethod
-    def from_config(cls, group: Fields) -> PackQuantized:
-        """`group`: one config group."""
+    def from_config(cls, group: Fields, budget: Budget | None = None) -> PackQuantized:
+        """`group`: one config group; `budget`: what the patterns of all groups may take."""
         weights = group.mapping("weights")
         weights.one_of("type", "int")
         bits = weights.one_of("num_bits", 4, 8, 3, 2)
         weights.one_of("strategy", "group", "channel")
         symmetric = weights.boolean("symmetric", True)
         group.require("input_activations", None, "integer weights take inputs as they are")
-        return cls(bits, symmetric, read_targets(group))
+        return cls(bits, symmetric, read_targets(group, budget))
 
     def matches(self, module: str) -> bool:
-        return is_target(module, self.targets)
+        return self.targets.match(module)
 
     def shape(self, parts: Mapping[str, StoredTensor]) -> tuple[int, int]:
         packed, scale = parts["weight_packed"], parts.get("weight_scale")

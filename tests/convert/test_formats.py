@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers import AutoModelForCausalLM, FineGrainedFP8Config
 
 from llmc.convert.bits import pack, unpack
 from llmc.convert.checkpoint import Checkpoint
+from llmc.convert.formats import formats
 from llmc.convert.formats.gptq import gptq_tensors
 from llmc.convert.model import CausalLM
 from llmc.errors import InputError
@@ -249,8 +251,29 @@ UNREADABLE = {
         "group_0.weights.num_bits` must be 4 or 8 or 3 or 2, not 5",
     ),
     "no targets": (broken(lambda g: g.pop("targets")), "group_0.targets` is missing"),
-    "broken target": (broken(lambda g: g.update(targets=["re:("])), "'re:(' is no regular expression"),
-    "layout": (broken(lambda g: g.update(format="nvfp4-pack-quantized")), "group_0.format"),
+    "broken target": (broken(lambda g: g.update(targets=["re:("])), "group_0.targets`: '(' is no regular expression"),
+    "layout": (
+        broken(lambda g: g.update(format="nvfp4-pack-quantized")),
+        "group_0.format` 'nvfp4-pack-quantized' cannot be read, of compressed-tensors' formats only pack-quantized",
+    ),
+    "layout of all": (
+        broken(lambda g: g.pop("format", None)) | {"format": "int-quantized"},
+        "format` 'int-quantized' cannot be read",
+    ),
+    "sparse": (
+        config_of("int4 group") | {"sparsity_config": {"format": "sparse-24-bitmask"}},
+        "sparsity_config.format` 'sparse-24-bitmask' cannot be read",
+    ),
+    "bitsandbytes": ({"load_in_4bit": True}, "'bitsandbytes' cannot be read"),
+    "too many patterns": (broken(lambda g: g.update(targets=[f"re:{i}" for i in range(1001)])), "has 1,001 patterns"),
+    "too many groups": (
+        {"quant_method": "compressed-tensors", "config_groups": {f"g{i}": {} for i in range(257)}},
+        "has 257 groups",
+    ),
+    "GPTQ, broken pattern": (
+        {"quant_method": "gptq", "bits": 4, "dynamic": {"+:(": {"bits": 8}}},
+        "dynamic.+:(`: '(' is no regular expression",
+    ),
     "strategy": (
         broken(lambda g: g["weights"].update(strategy="tensor")),
         "strategy` must be 'group' or 'channel'",
@@ -319,6 +342,30 @@ def test_parts_that_do_not_fit_together_are_refused(tmp_path: Path, name: str) -
         Checkpoint.open(tmp_path)
     assert message in str(caught.value)
     assert "model.layers.0.mlp.gate_proj" in str(caught.value)
+
+
+SLOW = "(.*?[a-z0-9_.]){13}[A-Z]"  # tries all 20 million ways to choose 13 letters of a module's name
+
+
+def test_patterns_that_do_not_end_are_refused(tmp_path: Path) -> None:
+    module = "model.layers.0.mlp.gate_proj"
+    store(tmp_path, {module: "int4 group"})
+    config = json.loads((tmp_path / "config.json").read_text())
+    for group in config["quantization_config"]["config_groups"].values():
+        group["targets"] = [f"re:{SLOW}"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="takes too long to match"):
+        Checkpoint.open(tmp_path)
+    gptq = formats({"quantization_config": {"quant_method": "gptq", "bits": 4, "dynamic": {f"+:{SLOW}": {}}}})
+    with pytest.raises(InputError, match="takes too long to match"):
+        gptq[0].matches(module)
+
+
+def test_patterns_look_ahead_as_published_ones_do() -> None:
+    dynamic = {r"-:.*lm_head": {}, r"+:^(?!.*experts).*down_proj$": {"bits": 8}}
+    exceptions = formats({"quantization_config": {"quant_method": "gptq", "bits": 4, "dynamic": dynamic}})
+    assert exceptions[0].matches("model.layers.0.mlp.down_proj")
+    assert not exceptions[0].matches("model.layers.0.mlp.experts.3.down_proj")
 
 
 def test_quantised_tensors_without_a_quantization_config_are_refused(tmp_path: Path) -> None:
