@@ -6,7 +6,6 @@ with the right shape and a readable dtype. Work begun after that does not fail f
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,15 +16,21 @@ from llmc.convert import copies
 from llmc.convert.families import family_of
 from llmc.convert.families.family import Family
 from llmc.convert.fields import Fields
+from llmc.convert.folder import INDEX_LIMIT, read_json, require_sidecars
 from llmc.convert.formats import PART_NAMES, Format, Parts, formats, has_fp8_cache
-from llmc.convert.model.causal_lm import CACHE_SCALES, weight_shapes
+from llmc.convert.model.causal_lm import CACHE_SCALES, fewest_weights, weight_shapes
+from llmc.convert.other_folders import names_in, refuse_file, refuse_other_kinds, weight_files, whole_model
 from llmc.convert.quantised_weight import Activations, QuantisedWeight
+from llmc.convert.quantization_config import QUANTIZE_CONFIG, with_quantization_config
 from llmc.convert.safetensors_file import StoredTensor, read_header
 from llmc.convert.spec import ModelSpec, Role
 from llmc.errors import InputError
 from llmc.file_names import is_bare_file_name
 
 INDEX = "model.safetensors.index.json"
+# A quantised checkpoint has its own instead of a copy.
+REWRITTEN = ("config.json", INDEX, QUANTIZE_CONFIG)
+_MAX_MISSING = 10_000  # weights; of a model that lacks more, none is named
 _FLOATS = ("BF16", "F16", "F32")
 # Files beside weights and config that travel with a model.
 _SIDECARS = (
@@ -60,8 +65,10 @@ class Checkpoint:
         """
         path = Path(path)
         if not path.is_dir():
+            refuse_file(path)
             raise InputError(f"{path}: no such folder; a checkpoint is one that holds config.json and safetensors")
-        config = read_json(path / "config.json")
+        refuse_other_kinds(str(path), names_in(path))
+        config = with_quantization_config(path, read_json(path / "config.json"))
         try:
             family = family_of(config)
             spec = family.spec(config)
@@ -79,6 +86,9 @@ class Checkpoint:
             parts.setdefault(f"{module}.weight" if last in PART_NAMES else name, {})[last] = tensor
         shards = tuple(sorted({tensor.file for tensor in stored.values()}))
         checkpoint = cls(path, config, family, spec, shards, stored, parts, known_formats)
+        require_sidecars(
+            path, (file for file in checkpoint.files() if file not in shards and file.name not in REWRITTEN)
+        )
         checkpoint._check_complete()
         return checkpoint if headers_only else checkpoint._with_copies_compared()
 
@@ -156,8 +166,8 @@ class Checkpoint:
 
     def files(self) -> list[Path]:
         """Config, index, weights, tokenizer: every file that makes this checkpoint what it is."""
-        patterns = ("config.json", INDEX, *_SIDECARS)
-        return sorted({*self.shards, *(file for pattern in patterns for file in self.path.glob(pattern))})
+        found = {file for pattern in (*REWRITTEN, *_SIDECARS) for file in self.path.glob(pattern)}
+        return sorted({*self.shards, *(file for file in found if not file.is_dir())})
 
     def _layout(self, name: str) -> tuple[Format, Parts] | None:
         """How a quantised tensor is stored; None: plain."""
@@ -173,6 +183,12 @@ class Checkpoint:
         return None
 
     def _check_complete(self) -> None:
+        fewest = fewest_weights(self.spec)
+        if fewest > len(self._parts) + _MAX_MISSING:  # before a module is made for each of them
+            raise InputError(
+                f"{self.path}: config.json describes {len(self.spec.mlps):,} layers with at least {fewest:,} weights, "
+                f"and {len(self._parts):,} are there; one of the two belongs to another model"
+            )
         needed = weight_shapes(self.spec)
         if missing := [name for name in needed if name not in self]:
             advice = "download the checkpoint again"
@@ -223,32 +239,11 @@ class Checkpoint:
             raise InputError(f"{self.path}: tensor {name} holds NaN or infinity; download it again")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; InputError when the file is missing or holds something else."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); every checkpoint needs it") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON ({error}); download it again") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: must hold a JSON object, not {type(value).__name__}")
-    return value
-
-
 def _read_headers(path: Path) -> dict[str, StoredTensor]:
     """Every tensor of the checkpoint by name, shard by shard; the index decides when there is one."""
     if not (path / INDEX).exists():
-        if (path / "model.safetensors").exists():
-            return read_header(path / "model.safetensors")
-        pickles = sorted(file.name for suffix in ("bin", "pt", "pth") for file in path.glob(f"*.{suffix}"))
-        if pickles:
-            raise InputError(
-                f"{path / pickles[0]}: pickle files can run code and are not read; save the model as "
-                "safetensors first, with transformers' from_pretrained(…).save_pretrained(…)"
-            )
-        raise InputError(f"{path}: neither model.safetensors nor {INDEX} is there; download the weights")
-    weight_map = read_json(path / INDEX).get("weight_map")
+        return _read_all(path)
+    weight_map = read_json(path / INDEX, INDEX_LIMIT).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{path / INDEX}: `weight_map` is missing; download the file again")
     headers: dict[str, dict[str, StoredTensor]] = {}
@@ -258,6 +253,8 @@ def _read_headers(path: Path) -> dict[str, StoredTensor]:
                 f"{path / INDEX}: {name} is said to be in {shard!r}; only safetensors files in the same folder are read"
             )
         if shard not in headers:
+            if not (path / shard).exists():
+                raise _missing_shard(path, shard, weight_map)
             headers[shard] = read_header(path / shard)
         if name not in headers[shard]:
             raise InputError(f"{path / shard}: tensor {name} is missing, but in the index; download both again")
@@ -267,3 +264,29 @@ def _read_headers(path: Path) -> dict[str, StoredTensor]:
         for name, tensor in headers[shard].items()
         if weight_map.get(name) == shard
     }
+
+
+def _read_all(path: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a checkpoint without an index."""
+    names = names_in(path)
+    if not weight_files(names):
+        raise InputError(f"{path}: neither model.safetensors nor {INDEX} is there; download the weights")
+    stored: dict[str, StoredTensor] = {}
+    for file in whole_model(str(path), names):
+        header = read_header(path / file)
+        if twice := sorted(stored.keys() & header.keys()):
+            raise InputError(
+                f"{path / file}: tensor {twice[0]} is in {stored[twice[0]].file.name}, too; which one counts is "
+                f"said by {INDEX}, which is missing; download it, too"
+            )
+        stored |= header
+    return stored
+
+
+def _missing_shard(path: Path, shard: str, weight_map: dict[str, Any]) -> InputError:
+    shards = {name for name in weight_map.values() if isinstance(name, str)}
+    missing = [name for name in shards if not (path / name).exists()]
+    return InputError(
+        f"{path / shard}: cannot be read (No such file or directory); download it again "
+        f"({len(missing):,} of {len(shards):,} files of weights are missing)"
+    )

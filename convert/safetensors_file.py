@@ -19,7 +19,9 @@ from typing import Any
 
 import torch
 
+from llmc.convert.folder import open_file
 from llmc.errors import InputError, MachineError
+from llmc.files import open_regular, parse_json
 
 DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,
@@ -37,9 +39,10 @@ DTYPES: dict[str, torch.dtype] = {
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the reference implementation
+_MAX_DIMENSIONS, _MAX_NAME = 64, 1000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StoredTensor:
     """One tensor as it lies on disk; `offset` is absolute in `file`, `dtype` the safetensors name."""
 
@@ -53,7 +56,7 @@ class StoredTensor:
     def read(self) -> torch.Tensor:
         """A fresh tensor of the stored dtype and shape."""
         data = torch.empty(self.nbytes, dtype=torch.uint8)
-        with self.file.open("rb", buffering=0) as file:
+        with open_regular(self.file) as file:
             file.seek(self.offset)
             view, done = data.numpy().data, 0
             while done < self.nbytes:  # one read returns at most 2 GiB
@@ -67,15 +70,15 @@ class StoredTensor:
 def read_header(path: Path) -> dict[str, StoredTensor]:
     """The tensors of one file in the order of their bytes; InputError when header and file disagree."""
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_file(path) as file:
+            size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
                 raise InputError(f"{path}: truncated or not a safetensors file; download it again")
-            header = json.loads(file.read(length), object_pairs_hook=_unique)
+            header = parse_json(file.read(length))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); download it again") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"{path}: broken safetensors header ({error}); download it again") from error
     if not isinstance(header, dict):
         raise InputError(f"{path}: broken safetensors header (not an object); download it again")
@@ -94,21 +97,15 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     return {tensor.name: tensor for tensor in tensors}
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        raise ValueError("a name occurs twice")
-    return table
-
-
 def _stored_tensor(path: Path, name: str, entry: Any, data_start: int) -> StoredTensor:
     try:
         dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        whole = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+        whole = len(shape) <= _MAX_DIMENSIONS and len(name) <= _MAX_NAME
+        whole = whole and all(type(number) is int and 0 <= number < 1 << 63 for number in (*shape, begin, end))
     except (KeyError, TypeError, ValueError):
         whole = False
     if not whole:
-        raise InputError(f"{path}: broken safetensors header at {name}; download the file again")
+        raise InputError(f"{path}: broken safetensors header at {name[:_MAX_NAME]}; download the file again")
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise InputError(f"{path}: {name} has the unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
     if end - begin != math.prod(shape) * DTYPES[dtype].itemsize:

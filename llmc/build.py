@@ -22,7 +22,7 @@ import torch
 
 from llmc import machine
 from llmc.card import model_card
-from llmc.convert.checkpoint import INDEX, Checkpoint
+from llmc.convert.checkpoint import REWRITTEN, Checkpoint
 from llmc.convert.targets import target
 from llmc.errors import InputError, MachineError, MissingPackageError, RefusedError
 from llmc.extras import install
@@ -198,7 +198,7 @@ class _Build:
         """Tokenizer, licence, … of the source, by their names."""
         source = self.job.checkpoint
         shards = {shard.name for shard in source.shards}
-        names = [name for name in self.job.source_files if name not in {*shards, "config.json", INDEX}]
+        names = [name for name in self.job.source_files if name not in {*shards, *REWRITTEN}]
         for name in names:
             copy_sidecar(source.path / name, self.artifact)
         self.job.files.require_unchanged()

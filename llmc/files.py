@@ -14,8 +14,9 @@ import math
 import os
 import re
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from llmc.errors import InputError
 
@@ -32,7 +33,7 @@ _KINDS = {
 }
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """The file, to be read; a link is followed. InputError when it is missing, cannot be read, or is something else
     than a regular file; never waits."""
     try:
@@ -66,7 +67,11 @@ def read_regular(path: Path, limit: int) -> bytes:
 
 def read_json(path: Path, limit: int) -> dict[str, Any]:
     """A JSON object from a file of at most `limit` bytes; InputError for anything else."""
-    data = read_regular(path, limit)
+    return json_object(path, read_regular(path, limit))
+
+
+def json_object(path: Path, data: bytes) -> dict[str, Any]:
+    """A JSON object out of the bytes of `path`, which errors name."""
     try:
         value = parse_json(data)
     except ValueError as error:
@@ -95,18 +100,18 @@ def parse_json(data: bytes) -> Any:
     return value
 
 
-def leads_outside(path: Path) -> bool:
-    """Whether `path` is a link that ends outside the folder it is in: a copy of it might be a copy of anything on this
-    machine.
+def leads_outside(path: Path, *folders: Path) -> bool:
+    """Whether `path` is a link that ends outside `folders`, by default the one it is in: a copy of it might be a copy
+    of anything on this machine.
 
     A hub's cache, whose folders hold links into `blobs`, counts as inside: there files have the hash of their content
     for a name, which nobody knows who does not know the content.
     """
     try:
-        target, folder = path.resolve(strict=True), path.parent.resolve(strict=True)
+        target, homes = path.resolve(strict=True), [each.resolve(strict=True) for each in folders or (path.parent,)]
     except (OSError, RuntimeError, ValueError):  # nothing there, a circle of links, no name
         return True
-    if target.is_relative_to(folder):
+    if any(target.is_relative_to(home) for home in homes):
         return False
     return target.parent.name != "blobs" or not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", target.name)
 
@@ -120,7 +125,7 @@ def _require_regular(path: Path, status: os.stat_result) -> None:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) != len(pairs):
-        raise ValueError("a key is there twice")
+        raise ValueError("a name occurs twice")
     return table
 
 

@@ -10,6 +10,7 @@ import torch
 
 from llmc import machine
 from llmc.convert.checkpoint import Checkpoint
+from llmc.convert.other_folders import names_in, require_tokenizer
 from llmc.output import Output
 from llmc.output_path import output_path, refuse_overlap
 from llmc.plan import Plan, plan, rules_of
@@ -113,6 +114,7 @@ def plan_only(argument: str, output: Path | None, limits: Limits = Limits()) -> 
         if output is not None:  # what a build into build/NAME would say is no reason not to plan
             refuse_overlap(Output(place).path, source.path)
         checkpoint = Checkpoint.open(source.path, headers_only=True)
+        _require_tokenizer(source)
         return plan(checkpoint, recipe, place, limits.memory, limits.gpu_memory)
 
 
@@ -124,6 +126,7 @@ def prepare(argument: str, output: Path | None, limits: Limits, display: Display
     refuse_overlap(place.path, source.path)
     files = SourceFiles(source.path)
     checkpoint = Checkpoint.open(source.path)
+    _require_tokenizer(source)
     if checkpoint.config.get("tie_word_embeddings") and not checkpoint.spec.tie_word_embeddings:
         display.line("tie_word_embeddings is true, but lm_head.weight is not the embedding: both are kept")
     if limits.gpu_memory is not None:
@@ -146,6 +149,11 @@ def _warn(layout_name: str, planned: Plan, display: Display) -> None:
     plain = experts is not None and sum(planned.schemes.get("experts", {}).values()) < experts.after.parameters
     if obstacle := layout(layout_name).obstacle(planned.schemes, plain):
         display.line(f"transformers will not load the result: {obstacle}")
+
+
+def _require_tokenizer(source: Source) -> None:
+    on_hub = source.revision is not None
+    require_tokenizer(source.id if on_hub else str(source.path), names_in(source.path), on_hub)
 
 
 def _output(recipe: Recipe, output: Path | None) -> Path:

@@ -27,6 +27,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from llmc import plain_yaml
+from llmc.convert.other_folders import refuse_file
 from llmc.errors import InputError
 from llmc.file_names import is_bare_file_name
 from llmc.files import read_regular
@@ -281,6 +282,7 @@ def _name_from(text: str) -> str:
 
 def read_recipe(path: Path) -> Recipe:
     """InputError, with file, line and key, for whatever is wrong with it."""
+    refuse_file(path)
     value, lines = _read_yaml(path)
     try:
         return Recipe.model_validate(value)

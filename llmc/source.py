@@ -9,13 +9,14 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmc import plain_yaml
 from llmc.convert.finite import FiniteCheck
+from llmc.convert.other_folders import refuse_other_kinds, require_tokenizer, weight_files
 from llmc.errors import InputError, LlmcError, MachineError
 from llmc.extras import install
 from llmc.file_names import is_bare_file_name
@@ -59,6 +60,7 @@ def locate(model: str, base: Path) -> Source:
     if path.exists():
         return Source(visible_line(path.resolve().name), None, path, _license(path))
     repo, revision = _hub_id(model, path)
+    _look_first(repo, revision)
     with _hub(repo) as hub:
         wanted = [*_HUB_WEIGHTS, *_HUB_FILES]
         path = Path(hub.snapshot_download(repo, revision=revision, allow_patterns=wanted, ignore_patterns=_HUB_NEVER))
@@ -74,6 +76,7 @@ def locate_headers(model: str, base: Path) -> Iterator[Source]:
         yield locate(model, base)
         return
     repo, revision = _hub_id(model, path)
+    _look_first(repo, revision)
     with _hub(repo) as hub:
         files = Path(
             hub.snapshot_download(repo, revision=revision, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_NEVER)
@@ -132,6 +135,18 @@ def _check_shard(repo: str, name: str) -> None:
         )
 
 
+def _look_first(repo: str, revision: str | None) -> None:
+    """InputError for a repository that holds no checkpoint, or no tokenizer, before anything of it is downloaded."""
+    names = None
+    with suppress(MachineError), _hub(repo) as hub:  # without a network, what is in the cache may do
+        names = {name for name in hub.list_repo_files(repo, revision=revision) if "/" not in name}
+    if names is not None:
+        refuse_other_kinds(f"model {repo}", names)
+        if not weight_files(names):
+            raise InputError(f"model {repo}: holds no safetensors; choose a repository, or a @revision, that does")
+        require_tokenizer(repo, names, on_hub=True)
+
+
 def _write_header(path: Path, tensors: Mapping[str, Any]) -> None:
     """A safetensors file whose tensors are a hole; InputError when they would not fit into any file."""
     entries, end = {}, 0
@@ -178,7 +193,7 @@ def _builtin(name: str) -> Path:
     known = [path.parent.name for path in sorted(folder.glob("*/config.json"))]
     if name not in known:
         raise InputError(f"model {BUILTIN}{name}: {unknown(name, 'embedded checkpoint', known)}")
-    return folder / name
+    return (folder / name / "config.json").resolve().parent  # installers may lay packages out as links
 
 
 def _hub_id(model: str, path: Path) -> tuple[str, str | None]:

@@ -14,7 +14,7 @@ from llmc.convert.model.decoder_layer import DecoderLayer
 from llmc.convert.model.linear import Linear
 from llmc.convert.model.multi_token_prediction import MultiTokenPrediction
 from llmc.convert.model.rms_norm import RMSNorm
-from llmc.convert.spec import ModelSpec
+from llmc.convert.spec import MixtureOfExpertsSpec, MLPSpec, ModelSpec
 
 if TYPE_CHECKING:
     from llmc.convert.checkpoint import Checkpoint
@@ -29,6 +29,12 @@ def empty_layer(spec: ModelSpec, index: int) -> DecoderLayer:
         return (MultiTokenPrediction if spec.is_mtp(index) else DecoderLayer)(spec, index)
 
 
+def fewest_weights(spec: ModelSpec) -> int:
+    """A lower bound of how many tensors the model needs, without making any of them."""
+    experts = (mlp.router.num_experts if isinstance(mlp, MixtureOfExpertsSpec) else 1 for mlp in spec.mlps)
+    return sum(3 * count + 4 for count in experts)
+
+
 def weight_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     """Every tensor the model needs: name → shape."""
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (spec.vocab_size, spec.hidden_size)}
@@ -37,9 +43,9 @@ def weight_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     def layer_shapes(index: int) -> dict[str, tuple[int, ...]]:
         return {name: tuple(weight.shape) for name, weight in empty_layer(spec, index).named_parameters()}
 
-    kinds = [(mlp, spec.is_mtp(index)) for index, mlp in enumerate(spec.mlps)]
-    for index, kind in enumerate(kinds):
-        like = layer_shapes(kinds.index(kind))
+    first: dict[tuple[MLPSpec, bool], int] = {}
+    for index, mlp in enumerate(spec.mlps):
+        like = layer_shapes(first.setdefault((mlp, spec.is_mtp(index)), index))
         shapes |= {f"model.layers.{index}.{name}": shape for name, shape in like.items()}
         if spec.fp8_cache:
             shapes |= {f"model.layers.{index}.self_attn.{name}": (1,) for name in CACHE_SCALES}

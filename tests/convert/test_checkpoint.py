@@ -137,7 +137,8 @@ def test_broken_json(sharded: Path, name: str) -> None:
 
 
 def test_no_weights(sharded: Path) -> None:
-    (sharded / INDEX).unlink()
+    for file in (INDEX, "model-00001-of-00002.safetensors", SHARD):
+        (sharded / file).unlink()
     assert "neither model.safetensors nor" in refused(sharded)
 
 

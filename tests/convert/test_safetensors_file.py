@@ -106,6 +106,17 @@ BROKEN = {
     "not JSON": (b"{nonsense", 8, "broken safetensors header"),
     "not UTF-8": (b'{"\xff": 1}', 8, "broken safetensors header"),
     "deep nesting": (b"[" * 100_000, 8, "broken safetensors header"),
+    "sizes of thousands of digits": (
+        b'{"w":{"dtype":"F32","shape":[%s],"data_offsets":[0,8]}}' % b",".join([b"9" * 4300] * 9),
+        8,
+        "digits",
+    ),
+    "sizes of 60 digits": ({"w": entry(shape=[10**59] * 60)}, 8, "broken safetensors header at w"),
+    "many sizes": ({"w": entry(shape=[1] * 65)}, 8, "broken safetensors header at w"),
+    "an offset beyond 64 bits": ({"w": entry(offsets=(0, 2**64))}, 8, "broken safetensors header at w"),
+    "a long name": ({"w" * 1001: entry()}, 8, "broken safetensors header at www"),
+    "half a character": (b'{"\\ud800": 1}', 8, "half a character"),
+    "NaN": (b'{"w": NaN}', 8, "no finite number"),
     "a name twice": (b'{"w": 1, "w": 2}', 0, "a name occurs twice"),
 }
 

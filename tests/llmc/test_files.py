@@ -52,7 +52,7 @@ def test_a_file_that_does_not_tell_its_size_is_read_to_the_limit() -> None:
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (b'{"a": 1, "a": 2}', "there twice"),
+        (b'{"a": 1, "a": 2}', "occurs twice"),
         (b'{"a": NaN}', "NaN is no finite number"),
         (b'{"a": -Infinity}', "no finite number"),
         (b'{"a": 1e999}', "no finite number"),

@@ -50,6 +50,13 @@ def hub(embedded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list
         return SimpleNamespace(files_metadata=files)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+
+    def list_repo_files(repo: str, revision: str | None) -> list[str]:
+        if repo != "org/tiny":
+            raise OSError("404: no such model\nmore")
+        return [file.name for file in embedded.iterdir()]
+
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", list_repo_files)
     monkeypatch.setattr(huggingface_hub, "get_safetensors_metadata", get_safetensors_metadata)
     return downloaded
 

@@ -1,0 +1,39 @@
+"""What a checkpoint says about how it is quantised, where it does not say it in config.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from llmc.convert.folder import read_json
+from llmc.errors import InputError
+
+QUANTIZE_CONFIG = "quantize_config.json"  # AutoGPTQ's, before transformers had a place for it
+_MODELOPT = "hf_quant_config.json"
+_AWQ = "quant_config.json"
+_INSTEAD = "give the checkpoint that it was made from"
+
+
+def with_quantization_config(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """config.json of a folder, completed; InputError for what is described elsewhere and cannot be read."""
+    if config.get("quantization_config") is not None:
+        return config
+    if isinstance(config.get("quantization"), dict):
+        raise InputError(f"{path / 'config.json'}: `quantization` is MLX's, which is not read; {_INSTEAD}")
+    if isinstance(config.get("compression_config"), dict):
+        raise InputError(
+            f"{path / 'config.json'}: `compression_config` is what early versions of compressed-tensors wrote, which "
+            f"is not read; save the model again with a recent one, or {_INSTEAD}"
+        )
+    if (path / _MODELOPT).exists():
+        raise InputError(f"{path / _MODELOPT}: quantised with NVIDIA's ModelOpt, which is not read; {_INSTEAD}")
+    if (path / _AWQ).exists():
+        raise InputError(f"{path / _AWQ}: quantised with AutoAWQ, which is not read; {_INSTEAD}")
+    if not (path / QUANTIZE_CONFIG).exists():
+        return config
+    described = read_json(path / QUANTIZE_CONFIG)
+    method = described.get("quant_method", "gptq")
+    if method != "gptq" or described.get("is_marlin_format") or "bits" not in described:
+        kind = "GPTQ for Marlin" if method == "gptq" and "bits" in described else repr(method)
+        raise InputError(f"{path / QUANTIZE_CONFIG}: quantised in a way that is not read ({kind}); {_INSTEAD}")
+    return {**config, "quantization_config": {**described, "quant_method": "gptq"}}
