@@ -19,7 +19,15 @@ from llmc.convert.fields import Fields
 from llmc.convert.folder import INDEX_LIMIT, read_json, require_sidecars
 from llmc.convert.formats import PART_NAMES, Format, Parts, formats, has_fp8_cache
 from llmc.convert.model.causal_lm import CACHE_SCALES, fewest_weights, weight_shapes
-from llmc.convert.other_folders import names_in, refuse_file, refuse_other_kinds, weight_files, whole_model
+from llmc.convert.other_folders import (
+    names_in,
+    refuse_file,
+    refuse_folder_above,
+    refuse_other_kinds,
+    refuse_other_tasks,
+    weight_files,
+    whole_model,
+)
 from llmc.convert.quantised_weight import Activations, QuantisedWeight
 from llmc.convert.quantization_config import QUANTIZE_CONFIG, with_quantization_config
 from llmc.convert.safetensors_file import StoredTensor, read_header
@@ -68,8 +76,10 @@ class Checkpoint:
             refuse_file(path)
             raise InputError(f"{path}: no such folder; a checkpoint is one that holds config.json and safetensors")
         refuse_other_kinds(str(path), names_in(path))
+        refuse_folder_above(path, names_in(path))
         config = with_quantization_config(path, read_json(path / "config.json"))
         try:
+            refuse_other_tasks(config)
             family = family_of(config)
             spec = family.spec(config)
             known_formats = formats(config)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from llmc.errors import InputError
 
@@ -74,6 +75,31 @@ def refuse_other_kinds(where: str, names: Collection[str]) -> None:
         return
     if kind := _kind(set(names)):
         raise InputError(f"{where}: {kind}")
+
+
+def refuse_other_tasks(config: dict[str, Any]) -> None:
+    """InputError for a config.json of something else than a language model that continues text."""
+    named = config.get("architectures")
+    if not isinstance(named, list) or not named or any(str(name).endswith("ForCausalLM") for name in named):
+        return
+    kind = f"{', '.join(map(str, named))[:80]!r} (`architectures`) "
+    if config.get("is_encoder_decoder"):
+        kind += "is an encoder with a decoder"
+    elif any(isinstance(config.get(f"{sense}_config"), dict) for sense in ("vision", "audio", "visual")):
+        kind += "takes images or sound, too"
+    else:
+        kind += "is for another task"
+    raise InputError(f"{kind}; llmc builds models that continue text and nothing else (…ForCausalLM)")
+
+
+def refuse_folder_above(path: Path, names: Collection[str]) -> None:
+    """InputError for the folder in which checkpoints lie."""
+    if "config.json" in names or weight_files(names):
+        return
+    inside = sorted(file.parent for file in path.glob("*/config.json"))
+    if inside:
+        more = f" (and {len(inside) - 1} other folders)" if len(inside) > 1 else ""
+        raise InputError(f"{path}: there is no config.json, but in {inside[0].name}{more}; give that: {inside[0]}")
 
 
 def refuse_file(path: Path) -> None:

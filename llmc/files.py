@@ -22,6 +22,7 @@ from llmc.errors import InputError
 
 # Of JSON: tensors have three brackets and seven commas, so this is a header of 400,000 of them.
 _MAX_ITEMS = 4_000_000
+_MAX_WIDE_BYTES = 64 << 20  # of text beyond ASCII, which takes up to four times as much memory
 _MAX_DEPTH = 64
 _MAX_DIGITS = 64  # tokenizers say "no limit" as 1000000000000000019884624838656
 _KINDS = {
@@ -86,6 +87,8 @@ def parse_json(data: bytes) -> Any:
     a character, and for what would take long or much memory (deep nesting, very long numbers, millions of items)."""
     if sum(map(data.count, b",[{")) > _MAX_ITEMS:
         raise ValueError(f"more than {_MAX_ITEMS:,} items")
+    if len(data) > _MAX_WIDE_BYTES and not data.isascii():
+        raise ValueError(f"more than {_MAX_WIDE_BYTES:,} bytes with characters beyond ASCII")
     try:
         value = json.loads(
             data.decode("utf-8"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from random_checkpoint import LLAMA, random_checkpoint
@@ -42,6 +43,28 @@ def test_folders(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match=said) as caught:
         Checkpoint.open(tmp_path)
     assert str(caught.value).startswith(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"architectures": ["LlamaForSequenceClassification"]}, "'LlamaForSequenceClassification' .* another task"),
+        ({"architectures": ["LlamaModel"]}, "'LlamaModel' .* another task"),
+        ({"architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True}, "an encoder with a decoder"),
+        ({"architectures": ["XForConditionalGeneration"], "vision_config": {}}, "takes images or sound, too"),
+    ],
+)
+def test_configs_of_other_tasks(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    path = random_checkpoint(tmp_path, LLAMA)
+    (path / "config.json").write_text(json.dumps(LLAMA | changes))
+    with pytest.raises(InputError, match=rf"config\.json: .*{said}; llmc builds models that continue text"):
+        Checkpoint.open(path)
+
+
+def test_the_folder_that_models_lie_in(tmp_path: Path) -> None:
+    random_checkpoint(tmp_path / "llama", LLAMA)
+    with pytest.raises(InputError, match=r"no config\.json, but in llama; give that: .*/llama"):
+        Checkpoint.open(tmp_path)
 
 
 @pytest.fixture

@@ -64,6 +64,7 @@ def test_a_file_that_does_not_tell_its_size_is_read_to_the_limit() -> None:
         (b"[" * 100 + b"]" * 100, "nested more than 64 deep"),
         (b'{"a":' * 100_000, "nested more than 64 deep"),
         (b"[" + b"[]," * 2_000_001 + b"[]]", "items"),
+        (b'"' + b"a" * (64 << 20) + "é".encode() + b'"', "beyond ASCII"),
         (b'{"a": "\xff"}', "utf-8"),
         (b"{", "line 1"),
         (b"", "line 1"),
@@ -74,7 +75,7 @@ def test_json_that_is_refused(data: bytes, said: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=said):
         parse_json(data)
     with pytest.raises(InputError, match=f"config.json: not valid JSON .*{said}"):
-        read_json(tmp_path / "config.json", limit=1 << 24)
+        read_json(tmp_path / "config.json", limit=1 << 27)
 
 
 def test_json_that_is_read(tmp_path: Path) -> None:
