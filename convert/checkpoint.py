@@ -49,6 +49,7 @@ _SIDECARS = (
     "vocab.*",
     "merges.txt",
     "chat_template.*",
+    "additional_chat_templates/*.jinja",
     "LICENSE*",
 )
 

@@ -200,7 +200,7 @@ class _Build:
         shards = {shard.name for shard in source.shards}
         names = [name for name in self.job.source_files if name not in {*shards, *REWRITTEN}]
         for name in names:
-            copy_sidecar(source.path / name, self.artifact)
+            copy_sidecar(source.path, name, self.artifact)
         self.job.files.require_unchanged()
         return names
 

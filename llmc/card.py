@@ -24,6 +24,8 @@ _MEASURES = {
 }
 
 
+_BAR = "\\|"  # a character, in a table
+
 _CRITERIA = {
     "reap": "the mean of their routing weight times the norm of their output (REAP)",
     "ean": "the sum of the norms of their outputs (EAN)",

@@ -291,6 +291,9 @@ def run(
     repetition_penalty: Annotated[float | None, typer.Option(min=0.0, help="1: none.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; repeat it.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    add_bos: Annotated[
+        bool | None, typer.Option(help="Begin texts with the beginning-of-text token. Default: as it was built.")
+    ] = None,
     speculative: Speculative = True,
     draft_tokens: DraftTokens = 1,
     statistics: Annotated[bool, typer.Option("--statistics", help="Say what an answer took.")] = False,
@@ -318,7 +321,7 @@ def run(
     prompt, system = streams.argument(prompt), streams.argument(system)
     stop = [text for each in stop or [] if (text := streams.argument(each)) is not None]
     template = None if chat_template is None else _text(chat_template)
-    with load(artifact, backend, threads, speculative, draft_tokens, chat_template=template) as model:
+    with load(artifact, backend, threads, speculative, draft_tokens, chat_template=template, add_bos=add_bos) as model:
         chat = (prompt is None and model.has_chat_template) if chat is None else chat
         if system and not chat:
             raise InputError("--system is for a chat; give --chat, too, if the model has a chat template")
@@ -432,6 +435,7 @@ def _verify(path: Path, wanted: bool) -> None:
 
 
 def _print_rows(title: str, lines: list[tuple[str, str]]) -> None:
+
     from llmc.tables import table
 
     made = table(title, "", "", numbers=False)

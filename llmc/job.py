@@ -21,6 +21,7 @@ from llmc.quant.layerwise import Options
 from llmc.quant.layouts import layout
 from llmc.quant.prune import Pruning
 from llmc.recipe import Recipe, load_recipe
+from llmc.runtime.tokenizer import Tokenizer
 from llmc.source import Source, hash_files, locate, locate_headers
 from llmc.source_files import SourceFiles
 from llmc.stages import code_version, key_of, module_version, versions
@@ -50,6 +51,7 @@ class Job:
     source: Source
     checkpoint: Checkpoint
     rules: list[Rule]
+    tokenizer: Tokenizer
     texts: Texts
     source_files: dict[str, str]  # name → sha256
     plan: Plan
@@ -133,14 +135,18 @@ def prepare(argument: str, output: Path | None, limits: Limits, display: Display
         machine.require_gpu()
     planned = plan(checkpoint, recipe, place.path, limits.memory, limits.gpu_memory)
     _warn(recipe.layout, planned, display)
-    texts = read_texts(recipe.calibration, recipe.check, checkpoint, base)
+    tokenizer = Tokenizer(checkpoint.path, checkpoint.spec.vocab_size, recipe.add_bos)
+    texts = read_texts(recipe.calibration, recipe.check, checkpoint, base, tokenizer)
     with display.stage("read the checkpoint"):
         hashes = hash_files(
-            checkpoint.files(), lambda done, total: display.update("sha256", done / total), checkpoint.used()
+            checkpoint.path,
+            checkpoint.files(),
+            lambda done, total: display.update("sha256", done / total),
+            checkpoint.used(),
         )
     files.hashed(hashes)
     rules = rules_of(recipe, checkpoint.spec)
-    return Job(recipe, source, checkpoint, rules, texts, hashes, planned, limits, files), place
+    return Job(recipe, source, checkpoint, rules, tokenizer, texts, hashes, planned, limits, files), place
 
 
 def _warn(layout_name: str, planned: Plan, display: Display) -> None:

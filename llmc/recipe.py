@@ -36,6 +36,10 @@ from llmc.plain_yaml import Location
 from llmc.visible import unseen
 
 PYTHON_DOCS = "builtin:python-docs"
+_TEXT = (
+    f"{PYTHON_DOCS}, or the path of a text file, or of JSON lines or a JSON list whose records have `text`, "
+    "`messages`, `conversations`, `prompt` and `completion`, or `instruction` and `output`"
+)
 
 _MAX_BYTES = 1 << 18  # of a recipe
 _T = TypeVar("_T")
@@ -94,7 +98,7 @@ class Section(BaseModel):
 class Calibration(Section):
     """The text that pruning and GPTQ measure the model's activations on."""
 
-    text: PathOrId = Field(default=PYTHON_DOCS, description=f"{PYTHON_DOCS}, or the path of a text file")
+    text: PathOrId = Field(default=PYTHON_DOCS, description=_TEXT)
     samples: int = Field(default=128, ge=1, le=1 << 20, description="windows of text")
     length: int | None = Field(
         default=None, ge=16, le=1 << 24, description="tokens per window; default 2048, or the model's context"
@@ -163,8 +167,8 @@ class Check(Section):
 
     text: PathOrId = Field(
         default=PYTHON_DOCS,
-        description=f"{PYTHON_DOCS}, or the path of a text file; what is taken of it is in the artifact word for word, "
-        "as tokens, and published with it, unless publish_text is false",
+        description=f"{_TEXT}; what is taken of it is in the artifact word for word, as tokens, and published with it, "
+        "unless publish_text is false",
     )
     publish_text: bool = Field(
         default=True,
@@ -192,6 +196,11 @@ class Recipe(Section):
         None, pattern=r"^[\w.-]+$", description="default: the recipe's file name; the output is build/NAME"
     )
     model: PathOrId = Field(description="a directory, builtin:tiny-deepseek-v3, or a hub id with optional @revision")
+    add_bos: bool | None = Field(
+        default=None,
+        description="whether texts begin with the model's beginning-of-text token, in calibration, check and use; "
+        "default: what the files of its tokenizer say",
+    )
     calibration: Calibration = Field(default_factory=Calibration)
     prune: Prune | None = None
     quantize: list[Quantize] = Field(

@@ -7,14 +7,15 @@ import shutil
 from pathlib import Path
 
 
-def copy_sidecar(file: Path, directory: Path) -> None:
+def copy_sidecar(folder: Path, name: str, directory: Path) -> None:
     """Byte for byte; but tokenizer_config.json loses `auto_map`, which names Python files of the checkpoint.
 
     They are not copied: artifacts hold no code. tokenizer.json is the whole tokenizer, and without `auto_map`
     transformers takes that.
     """
-    target = directory / file.name
-    if file.name == "tokenizer_config.json":
+    file, target = folder / name, directory / name
+    target.parent.mkdir(exist_ok=True)
+    if name == "tokenizer_config.json":
         try:
             settings = json.loads(file.read_text(encoding="utf-8"))
         except (ValueError, RecursionError):

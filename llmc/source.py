@@ -33,8 +33,16 @@ _INDEX = "model.safetensors.index.json"
 # Never pickles or code.
 _HUB_WEIGHTS = ["*.safetensors"]
 _HUB_FILES = ["*.json", "*.jinja", "tokenizer*", "vocab.*", "merges.txt", "LICENSE*", "README.md"]
-# Nor what lies in folders or is hidden, nor names that a terminal would obey when the download's progress shows them.
-_HUB_NEVER = ["*[/\\]*", ".*", "*[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]*"]
+# Nor what lies in folders (but additional_chat_templates/) or is hidden, nor names that a terminal would obey when the
+# download's progress shows them.
+_HUB_NEVER = [
+    "[!a]*[/\\]*",
+    "a[!d]*[/\\]*",
+    "*[/\\]*[/\\]*",
+    "consolidated*",
+    ".*",
+    "*[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]*",
+]
 # A repository's index and headers are promises; these limits are far above any that was ever kept.
 _MAX_SHARDS, _MAX_SHARD_BYTES, _MAX_INDEX_BYTES = 4096, 1 << 42, 1 << 28
 _MAX_FRONT_MATTER = 1 << 16  # bytes of a model card
@@ -163,9 +171,9 @@ def _write_header(path: Path, tensors: Mapping[str, Any]) -> None:
 
 
 def hash_files(
-    files: list[Path], progress: Callable[[int, int], None], weights: Iterable[StoredTensor] = ()
+    folder: Path, files: list[Path], progress: Callable[[int, int], None], weights: Iterable[StoredTensor] = ()
 ) -> dict[str, str]:
-    """File name → sha256; progress gets bytes done and bytes in all.
+    """File name, relative to `folder` → sha256; progress gets bytes done and bytes in all.
 
     InputError, when all is read, for `weights` in these files that hold NaN or infinity: files whose hashes were
     returned once need no second look.
@@ -179,7 +187,7 @@ def hash_files(
                 digest.update(piece)
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-        hashes[path.name] = digest.hexdigest()
+        hashes[path.relative_to(folder).as_posix()] = digest.hexdigest()
         done += path.stat().st_size
         progress(done, total)
     check.refuse()

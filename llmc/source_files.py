@@ -14,7 +14,8 @@ class SourceFiles:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.stamps = {path.name: stamp(path) for path in folder.glob("*") if path.is_file()}
+        files = [path for pattern in ("*", "*/*.jinja") for path in folder.glob(pattern) if path.is_file()]
+        self.stamps = {path.relative_to(folder).as_posix(): stamp(path) for path in files}
         self.hashes: Mapping[str, str] = {}
 
     def hashed(self, hashes: Mapping[str, str]) -> None:

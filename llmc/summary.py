@@ -27,6 +27,7 @@ def rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
             result.append((role, f"{counts['quantised']:,} parameters as {', '.join(counts['schemes'])}"))
     if manifest["recipe"].get("kv_cache") == "fp8":
         result.append(("attention cache", "FP8, one calibrated scale per layer"))
+    result += tokenizer_rows(manifest)
     if checks:
         result += check_rows(checks)
     told = f"its tokens are in {REFERENCE}" if REFERENCE in manifest["files"] else "is not in the artifact"
@@ -34,6 +35,24 @@ def rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
     for name, target in manifest["targets"].items():
         result.append((f"target {name}", target_line(target)))
     return result
+
+
+def tokenizer_rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
+    """With which tokens texts begin and answers end; nothing of an artifact whose llmc did not write it down."""
+    if not (told := manifest.get("tokenizer")):
+        return []
+    first, last = (", ".join(_token(*each) for each in told[key]) for key in ("begins_with", "ends_with"))
+    never = "nothing: the model names no end token, so that they go on to max_new_tokens or the end of the context"
+    return [
+        ("texts begin with", f"{first or 'no token of their own'} ({told['because']})"),
+        ("answers end with", last or never),
+    ]
+
+
+def _token(number: int, text: str | None) -> str:
+    """`</s>` (2); what could steer a terminal is written out."""
+    shown = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text or "?")
+    return f"`{shown}` ({number})"
 
 
 def check_rows(checks: dict[str, Any]) -> list[tuple[str, str]]:

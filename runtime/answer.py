@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from llmc.runtime.backends import FloatArray, IntArray
 from llmc.runtime.detokeniser import Detokeniser
 from llmc.runtime.logprobs import TokenLogprob, token_logprobs
 from llmc.runtime.sampling import Parameters, Probabilities, draw, verify, verify_greedy
+from llmc.runtime.tokenizer import Tokenizer
 
 _NEVER = np.float32(-1e30)  # a logit of probability 0 that still is a number
 

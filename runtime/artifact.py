@@ -25,7 +25,6 @@ FORMAT_VERSION = 1
 MANIFEST = "llmc.json"
 CARD = "README.md"
 REFERENCE = "reference.safetensors"
-TOKENIZER = "tokenizer.json"
 _MANIFEST_BYTES = 1 << 25  # of 70,000 experts' matrices
 _SMALL_BYTES = 1 << 28
 _GRAPH_BYTES = 1 << 31  # of a protobuf
@@ -53,6 +52,7 @@ class Artifact:
     context: int
     vocab_size: int
     eos_token_ids: frozenset[int]
+    add_bos: bool | None  # whether texts begin with the beginning-of-text token; None: an older llmc did not say
     gates: dict[str, float]
     targets: dict[str, dict[str, str]]
     files: dict[str, Listed]
@@ -83,6 +83,7 @@ class Artifact:
             said.model.max_position_embeddings,
             said.model.vocab_size,
             frozenset(said.model.eos_token_ids),
+            said.tokenizer.add_bos if said.tokenizer else None,
             dict(said.recipe.check.gates or {}) if said.recipe.check else {},
             {name: dict(target.files) for name, target in said.targets.items()},
             {name: Listed(entry.bytes, entry.sha256) for name, entry in said.files.items()},

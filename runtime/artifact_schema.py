@@ -83,6 +83,10 @@ class Recipe(Part):
     check: Check | None = None
 
 
+class Spoken(Part):
+    add_bos: bool | None = None
+
+
 class Manifest(Part):
     """What running it depends on."""
 
@@ -91,6 +95,7 @@ class Manifest(Part):
     targets: dict[str, Target]
     model: Model
     recipe: Recipe
+    tokenizer: Spoken | None = None
     reference: File | None = None  # where it is not among the files
 
     @model_validator(mode="after")

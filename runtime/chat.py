@@ -1,73 +1,46 @@
-"""Messages to a prompt: the tokenizer's own chat template, rendered by jinja2 in a sandbox."""
+"""Messages to a prompt: the tokenizer's own chat template, rendered by jinja2, sandboxed and confined."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
 from llmc.errors import InputError
-from llmc.runtime.origin import Origin, read, read_json, where
+from llmc.runtime.confined import Confined
+from llmc.runtime.origin import Origin, names, read, where
 from llmc.runtime.prefill import cut, opened
+from llmc.runtime.special_tokens import special_tokens, tokenizer_config
 
 Message = Mapping[str, Any]
-_CONFIG, _TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
-_MOST_BYTES = 1 << 24
+_TEMPLATE, _MORE_TEMPLATES = "chat_template.jinja", "additional_chat_templates"
+_DEFAULT, _FOR_TOOLS = "default", "tool_use"
+_MOST_BYTES = 1 << 20  # of a template
+_process = Confined(seconds=2, memory=1 << 29)
 
 
 class ChatTemplate:
-    """The template of an artifact, or of a checkpoint's folder; InputError when it has none.
-
-    Whitespace, functions and variables are as in transformers, for which these templates are written.
-    """
+    """The templates of an artifact, or of a checkpoint's folder; InputError when it has none."""
 
     def __init__(self, origin: Origin, source: str | None = None) -> None:
         """source: of another template than its own"""
-        directory, source = where(origin), self.find(origin) if source is None else source
-        if source is None:
-            raise InputError(f"{directory}: its tokenizer has no chat template; give it text to continue instead")
-        from jinja2 import TemplateError
-        from jinja2.ext import Extension, loopcontrols
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
+        self._directory = where(origin)
+        self._sources = _templates(origin) if source is None else {_DEFAULT: source}
+        if not self._sources:
+            raise InputError(f"{self._directory}: its tokenizer has no chat template; give it text to continue instead")
+        self._special = special_tokens(origin)
+        for source in self._sources.values():
+            self._ask(source)
 
-        class Marked(Extension):
-            """{% generation %} … {% endgeneration %}: for training, what an assistant says; here it is only said."""
-
-            tags = {"generation"}  # noqa: RUF012
-
-            def parse(self, parser: Any) -> Any:
-                next(parser.stream)
-                return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-        extensions = [loopcontrols, Marked]
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
-        environment.filters["tojson"] = _tojson
-        environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
-        self.source, self._directory = source, directory
-        config = read_json(origin, _CONFIG, _MOST_BYTES)
-        named = config.get("extra_special_tokens")
-        self._special = {
-            name: value["content"] if isinstance(value, dict) else value
-            for name, value in (config | (named if isinstance(named, dict) else {})).items()
-            if name.endswith("_token") and isinstance(value.get("content") if isinstance(value, dict) else value, str)
-        }
-        try:
-            self._template = environment.from_string(source)
-        except (TemplateError, RecursionError, ValueError, OverflowError) as error:
-            raise InputError(f"{directory}: its chat template is broken ({error}); replace {_TEMPLATE}") from error
+    @property
+    def source(self) -> str:
+        """The text of the one that is used without tools."""
+        return self._chosen(None)
 
     @staticmethod
     def find(origin: Origin) -> str | None:
-        """The template's text, from a file of its own or the tokenizer's configuration."""
-        written = read(origin, _TEMPLATE, _MOST_BYTES)
-        if written is not None:
-            return written.decode("utf-8", "replace")
-        template = read_json(origin, _CONFIG, _MOST_BYTES).get("chat_template")
-        if isinstance(template, list):  # several by name
-            named = (each for each in template if isinstance(each, dict))
-            template = {str(each.get("name")): each.get("template") for each in named}.get("default")
-        return template if isinstance(template, str) else None
+        """The text of a template, the default one if there are several; None: there is none."""
+        found = _templates(origin)
+        return found.get(_DEFAULT, next(iter(found.values()), None))
 
     def render(
         self,
@@ -78,25 +51,53 @@ class ChatTemplate:
     ) -> str:
         """The text of a conversation, up to where the answer begins, or goes on: with `continue_final_message` (and
         without `add_generation_prompt`) the last message is its beginning. variables: `tools` and what else the
-        template knows, such as `enable_thinking`. InputError when the template refuses the messages."""
+        template knows, such as `enable_thinking`. With tools, the template `tool_use` is taken, if there is one.
+        InputError when the template refuses the messages."""
         if continue_final_message and add_generation_prompt:
             raise InputError("an answer either begins or goes on: continue_final_message needs no generation prompt")
         shown, said = opened(messages) if continue_final_message else (messages, None)
         values: dict[str, Any] = {"tools": None, "documents": None, "add_generation_prompt": add_generation_prompt}
         values |= self._special | variables
-        try:
-            text: str = self._template.render(messages=shown, **values)
-        except Exception as error:  # a template is a program
-            raise InputError(f"{self._directory}: its chat template refuses these messages: {error}") from error
+        text = self._ask(self._chosen(values["tools"]), values | {"messages": shown})
         return text if said is None else cut(text, said)
 
+    def _chosen(self, tools: Any) -> str:
+        name = _FOR_TOOLS if tools is not None and _FOR_TOOLS in self._sources else _DEFAULT
+        if name not in self._sources:
+            names = ", ".join(sorted(self._sources))
+            raise InputError(f"{self._directory}: none of its chat templates ({names}) is for a chat without tools")
+        return self._sources[name]
 
-def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-    """Unlike jinja2's own it escapes nothing for HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
+    def _ask(self, source: str, values: dict[str, Any] | None = None) -> str:
+        try:
+            reply = _process.ask("template", source=source, values=values)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InputError(f"{self._directory}: not what a chat template can be given: {error}") from error
+        if "error" not in reply:
+            return reply["result"]
+        if values is None or reply.get("broken"):
+            raise InputError(f"{self._directory}: its chat template is broken ({reply['error']}); replace {_TEMPLATE}")
+        raise InputError(f"{self._directory}: its chat template refuses these messages: {reply['error']}")
 
 
-def _refuse(message: str) -> None:
-    from jinja2 import TemplateError
+def _templates(origin: Origin) -> dict[str, str]:
+    """Name → text: from files of their own or, where there are none, the tokenizer's configuration."""
+    more = [file for file in names(origin, _MORE_TEMPLATES) if file.endswith(".jinja")]
+    files = {file.removeprefix(f"{_MORE_TEMPLATES}/").removesuffix(".jinja"): file for file in more}
+    files[_DEFAULT] = _TEMPLATE
+    written = {name: _read(origin, file) for name, file in files.items()}
+    found: Any = {name: source for name, source in written.items() if source is not None}
+    if not found:
+        found = tokenizer_config(origin).get("chat_template")
+    if isinstance(found, list):
+        found = {str(each.get("name")): each.get("template") for each in found if isinstance(each, dict)}
+    named = found if isinstance(found, dict) else {_DEFAULT: found}
+    return {name: source for name, source in named.items() if isinstance(source, str)}
 
-    raise TemplateError(message)
+
+def _read(origin: Origin, name: str) -> str | None:
+    data = read(origin, name, _MOST_BYTES)
+    try:
+        return None if data is None else data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where(origin) / name}: not UTF-8 text ({error}); download it again") from error

@@ -12,7 +12,7 @@ import codecs
 import re
 from collections.abc import Callable
 
-from tokenizers import Tokenizer
+from llmc.runtime.tokenizer import Tokenizer
 
 _LOOK_BACK = 8  # pieces that decoders see again; they decide by what is in front whether a word starts with a space
 _FRONT = "a"  # stands for all that is before those: what follows is not the beginning of a text

@@ -78,13 +78,17 @@ class ArtifactLM(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        return min(self.model.artifact.eos_token_ids)
+        return min(self.model.artifact.eos_token_ids, default=self.prefix_token_id)
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands in front of a text without context: the beginning of text, if the model has such a token."""
+        """What stands in front of a text without context: the beginning of text, if the model has such a token, or the
+        end of another text, or of a line."""
         first = self.model.artifact.manifest["model"].get("bos_token_id")
-        return self.eot_token_id if first is None else int(first)
+        for token in (first, self.model.tokenizer.bos_token_id, *sorted(self.model.artifact.eos_token_ids)):
+            if token is not None:
+                return int(token)
+        return self.model.encode("\n")[-1]
 
     @property
     def tokenizer_name(self) -> str:
@@ -93,9 +97,7 @@ class ArtifactLM(TemplateLM):
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """A beginning-of-text token that a chat template wrote is not doubled."""
-        encode = self.model.tokenizer.encode
-        bare, begun = encode(string, add_special_tokens=False).ids, encode(string).ids
-        return bare if add_special_tokens is False or bare[:1] == begun[:1] else begun
+        return self.model.tokenizer.encode(string, add_special_tokens is not False).ids
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Without a generation prompt the last message is the beginning of the answer, and stays open."""

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from llmc.errors import InputError
 from llmc.runtime import arguments, generation_config
 from llmc.runtime.answer import Answer
-from llmc.runtime.artifact import TOKENIZER, Artifact
+from llmc.runtime.artifact import Artifact
 from llmc.runtime.backends import Backend, IntArray, start
 from llmc.runtime.chat import ChatTemplate, Message
 from llmc.runtime.check import CheckReport, Progress, check
@@ -23,6 +23,7 @@ from llmc.runtime.fork import watch
 from llmc.runtime.generator import Cancelled, Generator, Prompt
 from llmc.runtime.logprobs import TokenLogprob, score
 from llmc.runtime.sampling import Parameters
+from llmc.runtime.tokenizer import Tokenizer
 
 _MOST_THREADS = 1024
 _SPACES = ("Ġ", "▁")  # how byte-level and SentencePiece vocabularies write a token that is one space
@@ -35,11 +36,18 @@ class Model(Generator):
     after it was loaded: InputError there.
     """
 
-    def __init__(self, artifact: Artifact, backend: Backend, reason: str, speculative: bool, draft_tokens: int) -> None:
-        self.artifact, self.backend = artifact, backend
+    def __init__(
+        self,
+        artifact: Artifact,
+        tokenizer: Tokenizer,
+        backend: Backend,
+        reason: str,
+        speculative: bool,
+        draft_tokens: int,
+    ) -> None:
+        self.artifact, self.tokenizer, self.backend = artifact, tokenizer, backend
         self.reason = reason  # which backend was picked, and why no other
         self.draft_tokens = draft_tokens if speculative and backend.has_mtp else 0
-        self.tokenizer = _tokenizer(artifact)
         self.chat_template: str | None = None  # in place of its own
 
     @property
@@ -113,7 +121,7 @@ class Model(Generator):
     def _tokens(self, prompt: Prompt) -> list[int]:
         prompt = arguments.prompt(prompt)
         if isinstance(prompt, str):
-            return self.tokenizer.encode(prompt).ids
+            return self.tokenizer.encode(prompt, fits=self.context).ids
         if prompt and isinstance(prompt[0], Mapping):
             return self.chat_prompt(cast(list[Message], prompt))
         return cast(list[int], prompt)
@@ -124,7 +132,8 @@ class Model(Generator):
         messages = arguments.messages(messages)
         text = self._chat_template.render(messages, add_generation_prompt, **template)
         arguments.well_formed(text)
-        return self.tokenizer.encode(text, add_special_tokens=False).ids  # the template writes them itself
+        # The template writes special tokens itself.
+        return self.tokenizer.encode(text, add_special_tokens=False, fits=self.context).ids
 
     def close(self) -> None:
         self.backend.close()
@@ -242,23 +251,6 @@ class Session(Generator):
             yield
 
 
-def _tokenizer(artifact: Artifact) -> Tokenizer:
-    """InputError when there is none, or one that the library does not read."""
-    if TOKENIZER not in artifact.files:
-        path = artifact.called(TOKENIZER)
-        raise InputError(f"{path}: missing; an artifact cannot be run without its tokenizer")
-    data = artifact.read(TOKENIZER)
-    try:
-        tokenizer = Tokenizer.from_buffer(data)
-        tokenizer.no_truncation()  # whatever a training run has left in the file
-        tokenizer.no_padding()
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # a panic of the library is no Exception
-        raise InputError(f"{artifact.called(TOKENIZER)}: no tokenizer ({error}); download it again") from error
-    return tokenizer
-
-
 def load(
     artifact: str | Path,
     backend: str | None = None,
@@ -267,6 +259,7 @@ def load(
     draft_tokens: int = 1,
     verify: bool = False,
     chat_template: str | None = None,
+    add_bos: bool | None = None,
 ) -> Model:
     """Opens an artifact directory.
 
@@ -277,6 +270,8 @@ def load(
     verify: compare every file's sha256 with the manifest first, weights and engines too; others always are
     chat_template: a template of jinja2 in place of the model's own, which cannot be edited where it lies: a file that
         is not as it was built is refused
+    add_bos: whether texts begin with the beginning-of-text token; None: as when it was built (`Model.tokenizer.because`
+        says who wants it so)
     InputError for a broken artifact or an argument of the wrong type, MachineError when nothing here can run it.
     """
     place = arguments.path("artifact", artifact)
@@ -285,12 +280,15 @@ def load(
     threads = None if threads is None else arguments.whole("threads", threads, 1, _MOST_THREADS)
     draft_tokens = arguments.whole("draft_tokens", draft_tokens, 0)
     speculative, verify = arguments.flag("speculative", speculative), arguments.flag("verify", verify)
+    add_bos = None if add_bos is None else arguments.flag("add_bos", add_bos)
     if chat_template is not None and not isinstance(chat_template, str):
         arguments.refuse("chat_template", chat_template, "the text of a template")
     opened = Artifact.open(place)
     if verify:
         opened.verify()
+    tokenizer = Tokenizer(opened, opened.vocab_size, opened.add_bos if add_bos is None else add_bos)
+    opened = replace(opened, eos_token_ids=opened.eos_token_ids | set(tokenizer.eos_token_ids))
     started, reason = start(opened, backend, threads)
-    model = Model(opened, started, reason, speculative, draft_tokens)
+    model = Model(opened, tokenizer, started, reason, speculative, draft_tokens)
     model.chat_template = chat_template
     return model

@@ -20,13 +20,13 @@ from hypothesis import strategies as st
 
 from llmc.errors import LlmcError
 from llmc.runtime import load
-from llmc.runtime.artifact import REFERENCE, TOKENIZER, Artifact
+from llmc.runtime.artifact import REFERENCE, Artifact
 from llmc.runtime.backends import tensorrt_engine, tensorrt_rtx
 from llmc.runtime.chat import ChatTemplate
-from llmc.runtime.model import _tokenizer
 from llmc.runtime.plugins import kernel_set
 from llmc.runtime.plugins.tensorrt import OPERATIONS
 from llmc.runtime.reference import read_reference
+from llmc.runtime.tokenizer import TOKENIZER, Tokenizer
 from llmc.tables import inspect
 
 HERE = Path(__file__).parent
@@ -128,7 +128,7 @@ def graphs(artifact: Artifact) -> None:
 
 
 def tokenize(artifact: Artifact) -> None:
-    tokenizer = _tokenizer(artifact)
+    tokenizer = Tokenizer(artifact, artifact.vocab_size, artifact.add_bos)
     tokenizer.decode(tokenizer.encode("The first two words. \u00e9\u4f60").ids)
 
 
@@ -164,7 +164,8 @@ def vouch(folder: Path, names: set[str] | None = None) -> None:
 def make(base: Path) -> None:
     """base/artifact: a DeepSeek-V3 of a few parameters, quantised, with engines that are none."""
     from random_checkpoint import DEEPSEEK_V3, random_checkpoint
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer as Library
+    from tokenizers import decoders, models, pre_tokenizers
 
     sizes = {
         "vocab_size": 260,
@@ -177,7 +178,7 @@ def make(base: Path) -> None:
     model = random_checkpoint(base / "model", DEEPSEEK_V3, max_position_embeddings=64, **sizes)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: number for number, token in enumerate(["<bos>", "<eos>", *alphabet, "th", "the"])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[("t", "h"), ("th", "e")]))
+    tokenizer = Library(models.BPE(vocab=vocabulary, merges=[("t", "h"), ("th", "e")]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<bos>", "<eos>"])

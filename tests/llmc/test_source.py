@@ -207,7 +207,7 @@ def test_a_card_that_is_no_text(tmp_path: Path) -> None:
 def test_hashes(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     seen: list[tuple[int, int]] = []
-    assert hash_files([tmp_path / "a"], lambda *at: seen.append(at)) == {
+    assert hash_files(tmp_path, [tmp_path / "a"], lambda *at: seen.append(at)) == {
         "a": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     }
     assert seen == [(3, 3)]

@@ -121,6 +121,83 @@ def test_of_several_templates_the_default_one_is_used(directory):
     assert ChatTemplate(directory).render(MESSAGES) == "yes"
 
 
+def named(**templates):
+    return [{"name": name, "template": template} for name, template in templates.items()]
+
+
+def in_files(directory, **templates):
+    with_template(directory, "of the configuration")
+    (directory / "additional_chat_templates").mkdir()
+    for name, template in templates.items():
+        at_root = name == "default"
+        path = directory / ("chat_template.jinja" if at_root else f"additional_chat_templates/{name}.jinja")
+        path.write_text(template)
+    return directory
+
+
+@pytest.mark.parametrize("put", [lambda directory, **each: with_template(directory, named(**each)), in_files])
+@pytest.mark.parametrize("tools", [None, [], [TOOL]])
+def test_of_several_templates_the_one_for_tools_is_used_with_tools(directory, put, tools):
+    put(directory, tool_use="tools {{ tools | tojson }}", default="default", rag="rag")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
+    expected = tokenizer.apply_chat_template(MESSAGES, tools=tools, tokenize=False, add_generation_prompt=True)
+    template = ChatTemplate(directory)
+    assert template.render(MESSAGES, tools=tools) == expected
+    assert expected.startswith("default" if tools is None else "tools") and template.source == "default"
+
+
+def test_templates_for_something_else_only(directory):
+    template = ChatTemplate(with_template(directory, named(tool_use="tools", rag="rag")))
+    assert template.render(MESSAGES, tools=[TOOL]) == "tools"
+    with pytest.raises(InputError, match=r"none of its chat templates \(rag, tool_use\) is for a chat without tools"):
+        template.render(MESSAGES)
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_special_tokens_of_older_checkpoints(directory, listed):
+    with_template(directory, "{{ bos_token }}[{{ messages[0].content }}]{{ eos_token }}{{ pad_token }}")
+    config = json.loads((directory / "tokenizer_config.json").read_text()) | {"pad_token": "<pad>"}
+    del config["eos_token"]
+    if listed:
+        config["added_tokens_decoder"] = {}
+    else:
+        del config["bos_token"]
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    older = {"bos_token": "<|older|>", "eos_token": {"content": "<|end|>", "lstrip": False}, "pad_token": "<older>"}
+    (directory / "special_tokens_map.json").write_text(json.dumps(older))
+    rendered = ChatTemplate(directory).render(MESSAGES)
+    if listed:
+        assert rendered == "<|begin|>[Be brief.  ]<|end|><pad>"
+    else:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
+        assert (
+            rendered
+            == tokenizer.apply_chat_template(MESSAGES, tokenize=False)
+            == "<|older|>[Be brief.  ]<|end|><older>"
+        )
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ 'a' * 10**10 }}", "MiB would be needed"),
+        ("{{ messages[0].content * (messages | length) ** 17 }}", "refuses these messages: .*MiB would be needed"),
+        ("{% for i in range(10**9) %}{% endfor %}", "refuses these messages: Range too big"),
+        ("{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", "is broken .*recursion"),
+        ("x" * (1 << 20) + "x", "larger than"),
+    ],
+)
+def test_templates_that_would_take_everything(directory, template, message):
+    with pytest.raises(InputError, match=message):
+        ChatTemplate(with_template(directory, template, as_file=True)).render(MESSAGES)
+
+
+def test_variables_are_plain_data(directory):
+    template = ChatTemplate(with_template(directory, "{{ x }}"))
+    with pytest.raises(InputError, match="not what a chat template can be given: object is neither text nor"):
+        template.render(MESSAGES, x=object())
+
+
 def test_what_a_template_refuses_and_what_it_may_not_do(directory):
     template = ChatTemplate(with_template(directory, HEADERS))
     with pytest.raises(InputError, match="refuses these messages: Begin with the system message"):

@@ -1,0 +1,139 @@
+"""Documents of a text file: of plain text, pieces of it; of JSON, its records, chats among them.
+
+JSON lines and JSON lists are what other quantizers calibrate on. Their records are read by the names that data sets
+use; one that has none of them is refused, since braces, keys and escapes are no text that a model was made for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from llmc.errors import InputError
+from llmc.files import read_regular
+
+_MOST_BYTES = 1 << 34
+_PIECE_CHARACTERS = 8000
+_JSON, _JSON_LINES = (".json",), (".jsonl", ".ndjson")
+_ADVICE = {
+    **dict.fromkeys((".gz", ".bz2", ".xz", ".zst", ".zip"), "unpack it first"),
+    **dict.fromkeys(
+        (".parquet", ".arrow", ".csv", ".tsv", ".xlsx"),
+        "turn it into JSON lines, with pandas' `to_json(…, orient='records', lines=True)` or datasets' `to_json`",
+    ),
+}
+_TEXTS = ("text", "content")
+_CHATS = ("messages", "conversations", "conversation")
+# What is asked (with what belongs to it) and what is answered.
+_PAIRS = (
+    (("prompt",), ("completion", "response")),
+    (("instruction", "input"), ("output", "response")),
+    (("question",), ("answer", "response")),
+)
+_READ = "`text`, `messages`, `conversations`, `prompt` and `completion`, `instruction` and `output`"
+# ShareGPT's names.
+_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "chatgpt": "assistant"}
+
+Chat: TypeAlias = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Documents:
+    """A document is text, or the messages of a chat. `kind` says what they are, for people."""
+
+    found: Sequence[str | Chat]
+    kind: str
+
+
+def read_documents(path: Path) -> Documents:
+    """InputError, with file and line, for what is no text or has none that llmc knows how to read."""
+    if advice := _ADVICE.get(path.suffix.lower()):
+        raise InputError(f"text {path}: {path.suffix} files are not read; {advice}")
+    try:
+        text = read_regular(path, _MOST_BYTES).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"text {path}: cannot be read as UTF-8 text ({error})") from error
+    if path.suffix.lower() not in _JSON + _JSON_LINES:
+        found = pieces(text.replace("\r\n", "\n").replace("\r", "\n"), _PIECE_CHARACTERS)
+        return Documents(found if not found or found[-1].strip() else found[:-1], "pieces of text")
+    records = [_document(where, record) for where, record in _records(path, text)]
+    keys = sorted({key for key, _ in records})
+    return Documents([document for _, document in records], f"records read by {' and '.join(keys)}" if keys else "none")
+
+
+def pieces(text: str, characters: int, within_lines: bool = False) -> list[str]:
+    """Cuts text at line ends into documents of about so many characters; within lines at spaces, if there are any."""
+    found, start = [], 0
+    while start < len(text):
+        end = text.find("\n", start + characters - 1) + 1 or len(text)
+        if within_lines and end - start > 2 * characters:
+            space = text.find(" ", start + characters, start + 2 * characters)
+            end = space if space > 0 else start + characters
+        found.append(text[start:end])
+        start = end
+    return found
+
+
+def _records(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+    """(where, record)"""
+    if path.suffix.lower() in _JSON:
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            if not str(error).startswith("Extra data"):
+                raise InputError(f"text {path}: not valid JSON ({error})") from error
+            # JSON lines under another name, as is usual.
+        else:
+            records = value if isinstance(value, list) else [value]
+            yield from ((f"{path}: record {number}", record) for number, record in enumerate(records, 1))
+            return
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines() cuts at characters that JSON strings may hold
+        if line.strip():
+            try:
+                yield f"{path}:{number}", json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"text {path}:{number}: not valid JSON ({error}); one record a line") from error
+
+
+def _document(where: str, record: Any) -> tuple[str, str | Chat]:
+    """The keys it is read by, and the document."""
+    if isinstance(record, str):
+        return "place", record
+    if not isinstance(record, Mapping):
+        raise InputError(f"text {where}: is a {type(record).__name__}; a record is text or an object with {_READ}")
+    for key in _TEXTS:
+        if isinstance(record.get(key), str):
+            return f"`{key}`", record[key]
+    for key in _CHATS:
+        if isinstance(record.get(key), list):
+            return f"`{key}`", [_message(where, key, each) for each in record[key]]
+    for asked, answered in _PAIRS:
+        answer = next((key for key in answered if record.get(key)), None)
+        if answer and record.get(asked[0]):
+            return f"`{asked[0]}` and `{answer}`", _pair(where, record, asked, answer)
+    raise InputError(f"text {where}: has {_named(record)}; give it one of {_READ}")
+
+
+def _pair(where: str, record: Mapping[str, Any], asked: tuple[str, ...], answer: str) -> Chat:
+    if isinstance(record[asked[0]], list) and isinstance(record[answer], list):  # messages on both sides
+        return [_message(where, key, each) for key in (asked[0], answer) for each in record[key]]
+    parts = [record[key] for key in asked if record.get(key)]
+    if not all(isinstance(part, str) for part in (*parts, record[answer])):
+        raise InputError(f"text {where}: {asked[0]} and {answer} must both be text, or both be lists of messages")
+    return [{"role": "user", "content": "\n".join(parts)}, {"role": "assistant", "content": record[answer]}]
+
+
+def _message(where: str, key: str, message: Any) -> dict[str, Any]:
+    if isinstance(message, Mapping) and isinstance(message.get("role"), str):
+        return dict(message)
+    if isinstance(message, Mapping) and isinstance(message.get("from"), str) and "value" in message:
+        return {"role": _ROLES.get(message["from"], message["from"]), "content": message["value"]}
+    raise InputError(f"text {where}: {key} must hold messages with role and content, or from and value")
+
+
+def _named(record: Mapping[str, Any]) -> str:
+    names = [repr(key)[:40] for key in list(record)[:8]]
+    return f"the keys {', '.join(names)}" if names else "no keys"
