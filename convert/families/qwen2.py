@@ -21,9 +21,10 @@ class Qwen2(Llama):
         """Layers from `max_window_layers` on have a window, unless `layer_types` says which have."""
         self._refuse_layer_types(fields)
         windows = fields.boolean("use_sliding_window", False) and fields.config.get("sliding_window", 4096) is not None
-        full_layers = fields.integer("max_window_layers", 28, minimum=0)
-        if windows and not fields.has("layer_types") and full_layers < fields.integer("num_hidden_layers"):
-            raise InputError("`use_sliding_window` is true, but sliding-window attention is not supported")
+        if windows and not fields.has("layer_types"):
+            full_layers = fields.integer("max_window_layers", 28, minimum=0)
+            if full_layers < fields.integer("num_hidden_layers"):
+                raise InputError("`use_sliding_window` is true, but sliding-window attention is not supported")
 
 
 FAMILY = Qwen2()

@@ -75,7 +75,7 @@ def test_the_defaults_that_cost_most() -> None:
     assert (router.scaling_factor, router.num_groups, router.top_k_groups) == (2.5, 8, 4)
 
 
-NULLS = [(family, "rms_norm_eps") for family in CONFIGS] + [("qwen2", "max_window_layers")]
+NULLS = [(family, "rms_norm_eps") for family in CONFIGS]
 NULLS += [("deepseek_v3", name) for name in ("norm_topk_prob", "rope_interleave", "routed_scaling_factor", "n_group")]
 
 
