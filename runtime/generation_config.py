@@ -23,7 +23,7 @@ def read(artifact: Artifact) -> Parameters:
     try:
         return Parameters(**_settings(artifact.read_json(FILE)))
     except InputError as error:
-        file = artifact.path / FILE
+        file = artifact.called(FILE)
         reason = str(error).removeprefix(f"{file}: ")
         raise InputError(f"{file}: {reason}; give Parameters of your own") from error
 

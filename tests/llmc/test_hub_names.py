@@ -72,25 +72,28 @@ def shard(**entry: object) -> bytes:
     return len(header).to_bytes(8, "little") + header + bytes(4)
 
 
+def spoken(checkpoint: Path) -> dict[str, bytes]:
+    return {name: (checkpoint / name).read_bytes() for name in ("config.json", "tokenizer.json")}
+
+
 @pytest.mark.parametrize("kind", ["absolute", "above"])
 def test_an_index_names_no_file_outside(plan: Plan, embedded: Path, tmp_path: Path, kind: str) -> None:
     victim = tmp_path / "victim.safetensors"
     victim.write_text("precious")
     name = str(victim) if kind == "absolute" else f"../../../../../../../..{victim}"
     index = json.dumps({"metadata": {}, "weight_map": {"w": name}}).encode()
-    config = (embedded / "config.json").read_bytes()
-    files = {"config.json": config, "model.safetensors.index.json": index, name: shard(), name.lstrip("/"): shard()}
+    files = spoken(embedded) | {"model.safetensors.index.json": index}
+    files |= dict.fromkeys(("model.safetensors", name, name.lstrip("/")), shard())
     made = plan(files | {"../above.json": b"{}", ESCAPE: b"{}", "folder/x.json": b"{}"})
     assert made.returncode == 2, made.stderr
     assert "only safetensors files in the repository's main folder are read" in made.stderr
     assert victim.read_text() == "precious"
     assert "\x1b]52" not in made.stderr
     downloaded = {path.name for path in (tmp_path / "hf").rglob("snapshots/*/**/*")}
-    assert downloaded == {"config.json", "model.safetensors.index.json"}
+    assert downloaded == {*spoken(embedded), "model.safetensors.index.json"}
 
 
 def test_headers_promise_no_more_than_a_file_can_hold(plan: Plan, embedded: Path) -> None:
-    config = (embedded / "config.json").read_bytes()
-    made = plan({"config.json": config, "model.safetensors": shard(data_offsets=[0, 1 << 60])})
+    made = plan(spoken(embedded) | {"model.safetensors": shard(data_offsets=[0, 1 << 60])})
     assert made.returncode == 2, made.stderr
     assert "model.safetensors: broken safetensors header at 'w'" in made.stderr

@@ -59,7 +59,7 @@ def test_the_tokenizer_needs_no_code_either(tmp_path: Path, embedded: Path) -> N
     for name in ("tokenizer.json", "config.json"):
         (source / name).write_bytes((embedded / name).read_bytes())
     for file in source.iterdir():
-        copy_sidecar(file, target)
+        copy_sidecar(file.parent, file.name, target)
     assert (target / "tokenizer.json").read_bytes() == (embedded / "tokenizer.json").read_bytes()
     expected = AutoTokenizer.from_pretrained(embedded)("The first").input_ids
     for trust_remote_code in (False, True):
@@ -71,5 +71,5 @@ def test_the_tokenizer_needs_no_code_either(tmp_path: Path, embedded: Path) -> N
 def test_other_settings_are_copied_byte_for_byte(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "tokenizer_config.json").write_bytes(content)
     (tmp_path / "out").mkdir()
-    copy_sidecar(tmp_path / "tokenizer_config.json", tmp_path / "out")
+    copy_sidecar(tmp_path, "tokenizer_config.json", tmp_path / "out")
     assert (tmp_path / "out" / "tokenizer_config.json").read_bytes() == content

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import types
+from dataclasses import dataclass
 
 import pytest
 from listed_files import list_files
@@ -62,10 +63,11 @@ def test_missing_and_cut_files(copy):
 
 def test_a_tampered_file_is_found_when_asked_for(copy):
     load(copy, verify=True).close()
-    data = (copy / "config.json").read_bytes()
-    (copy / "config.json").write_bytes(data.replace(b"llama", b"lIama"))
+    weights = sorted(copy.glob("*.safetensors"))[0]
+    data = weights.read_bytes()
+    weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     load(copy).close()
-    with pytest.raises(InputError, match=r"config\.json: not the file that was built"):
+    with pytest.raises(InputError, match=rf"{weights.name}: not the file that was built"):
         load(copy, verify=True)
 
 
@@ -93,22 +95,29 @@ def test_backends_by_name(copy):
         load(copy)
 
 
+@dataclass(frozen=True)
+class Started:
+    name: str
+    threads: int | None = None
+    provider: str | None = None
+
+
 def test_the_preferred_backend_that_can_run_it_is_picked(copy, monkeypatch):
     def backend(name, preference, reason):
         return types.SimpleNamespace(
             NAME=name,
             PREFERENCE=preference,
             unavailable=lambda artifact, provider: reason,
-            start=lambda artifact, threads, provider: (name, threads, provider),
+            start=lambda artifact, threads, provider: Started(name, threads, provider),
         )
 
     fast, slow = backend("fast", 2, None), backend("slow", 1, None)
     monkeypatch.setattr(llmc.runtime.backends, "backends", lambda: {"fast": fast, "slow": slow})
-    assert start(Artifact.open(copy)) == (("fast", None, None), "fast")
-    assert start(Artifact.open(copy), "slow", 2) == (("slow", 2, None), "slow")
-    assert start(Artifact.open(copy), "slow:cuda") == (("slow", None, "cuda"), "slow:cuda")
+    assert start(Artifact.open(copy)) == (Started("fast"), "fast")
+    assert start(Artifact.open(copy), "slow", 2) == (Started("slow", 2), "slow")
+    assert start(Artifact.open(copy), "slow:cuda") == (Started("slow", None, "cuda"), "slow:cuda")
     fast.unavailable = lambda artifact, provider: "no GPU"
-    assert start(Artifact.open(copy)) == (("slow", None, None), "slow (fast: no GPU)")
+    assert start(Artifact.open(copy)) == (Started("slow"), "slow (fast: no GPU)")
     with pytest.raises(MachineError, match="fast: no GPU"):
         start(Artifact.open(copy), "fast")
 

@@ -133,6 +133,7 @@ def test_the_beginning_of_an_answer_stays_open(trained, tmp_path):
     artifact = shutil.copytree(trained, tmp_path / "artifact")
     template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>{% endfor %}"
     (artifact / "chat_template.jinja").write_text(template + "{% if add_generation_prompt %}<assistant>{% endif %}")
+    list_files(artifact, "chat_template.jinja")
     chat = [{"role": "user", "content": "Which?"}, {"role": "assistant", "content": "The best is"}]
     with load(artifact, threads=1) as model:
         lm = ArtifactLM(model, batch_size="auto:4")
@@ -146,6 +147,7 @@ def test_templates_without_a_place_for_the_system_message(trained, tmp_path):
     artifact = shutil.copytree(trained, tmp_path / "artifact")
     refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('none') }}{% endif %}{{ messages[0].content }}"
     (artifact / "chat_template.jinja").write_text(refusing)
+    list_files(artifact, "chat_template.jinja")
     with load(artifact, threads=1) as model:
         lm, chat = ArtifactLM(model), [{"role": "system", "content": "Be brief"}, {"role": "user", "content": "hi"}]
         assert lm.apply_chat_template(chat) == "hi"
@@ -155,6 +157,7 @@ def test_chats_have_one_beginning_of_text(trained, embedded, tmp_path):
     artifact = shutil.copytree(trained, tmp_path / "artifact")
     template = "{{ bos_token }}{% for m in messages %}#{{ m.role }} {{ m.content }}\n{% endfor %}"
     (artifact / "chat_template.jinja").write_text(template)
+    list_files(artifact, "chat_template.jinja")
     shutil.copy(embedded / "tokenizer_config.json", artifact)
     list_files(artifact)
     with load(artifact, threads=1) as model:

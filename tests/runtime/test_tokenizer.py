@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from listed_files import list_files
 from tokenizers import Tokenizer as Library
 from tokenizers import processors
 
@@ -127,6 +128,7 @@ def test_an_artifact_does_as_it_was_built_and_ends_as_its_tokenizer_says(trained
         assert model.encode("a") == [0, 67] and model.artifact.eos_token_ids == {1}
     change(artifact, "llmc.json", tokenizer={"add_bos": False})
     configure(artifact, bos_token=BOS, eos_token=PAD)
+    list_files(artifact, "tokenizer_config.json")
     with load(artifact, threads=1) as model:
         assert model.encode("a") == [67] and model.artifact.eos_token_ids == {1, 2}
     with load(artifact, threads=1, add_bos=True) as model:
