@@ -57,8 +57,11 @@ def read_regular(path: Path, limit: int) -> bytes:
     """All of a file of at most `limit` bytes; InputError as `open_regular`, and for a larger one."""
     with open_regular(path) as file:
         try:
-            large = os.fstat(file.fileno()).st_size > limit
-            data = b"" if large else file.read(limit + 1)  # one that grows, or whose size is not told
+            size = os.fstat(file.fileno()).st_size
+            large = size > limit
+            data = b"" if large else file.read(size + 1)  # not the limit, which would be allocated at once
+            if len(data) > size:  # it grows, or does not tell its size
+                data += file.read(limit + 1 - len(data))
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     if large or len(data) > limit:

@@ -52,5 +52,6 @@ def say(text: str) -> None:
 
 
 def print_json(value: Any) -> None:
+    value = json.loads(json.dumps(value), parse_constant=lambda _: None)  # JSON knows neither NaN nor infinity
     text = visible_json(json.dumps(value, indent=2, ensure_ascii=False))
     streams.write((text if streams.shows(text) else json.dumps(value, indent=2)) + "\n")

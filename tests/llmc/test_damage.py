@@ -1,10 +1,10 @@
 """Whatever happens to the work folder of an interrupted build: the next run ends in the same bytes."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from damaged_files import DAMAGES, flip
 from rich.console import Console
 
 from llmc.build import _Build, build
@@ -16,21 +16,6 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {
         file.relative_to(directory).as_posix(): file.read_bytes() for file in directory.rglob("*") if file.is_file()
     }
-
-
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0x40
-    path.write_bytes(content)
-
-
-DAMAGES: dict[str, Callable[[Path], object]] = {
-    "empty": lambda path: path.write_bytes(b""),
-    "cut": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
-    "flipped bit": flip,
-    "missing": lambda path: path.unlink(),
-    "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
-}
 
 
 def run(recipe: Path, output: Path) -> str:

@@ -128,3 +128,9 @@ def test_an_artifact_of_a_stranger(recipe, tmp_path: Path) -> None:
     assert looked.wait() == 0, shown
     assert rb"[link=http://evil.example]org/model[/link]\x1b]52;c;cm0gLXJmIH4=\x07[/]" in shown
     assert b"\x1b]" not in shown
+
+
+def test_json_has_no_numbers_that_it_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.print_json({"kl": float("nan"), "ppl": [float("inf"), 1.5]})
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert found == {"kl": None, "ppl": [None, 1.5]}

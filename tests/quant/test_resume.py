@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from damaged_files import DAMAGES, flip
 from random_checkpoint import DEEPSEEK_V3, random_checkpoint
 
 from llmc.convert.checkpoint import Checkpoint
@@ -72,19 +73,6 @@ def stopped(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
     return stopped_in
 
 
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0x40
-    path.write_bytes(content)
-
-
-DAMAGES: dict[str, Callable[[Path], object]] = {
-    "empty": lambda path: path.write_bytes(b""),
-    "cut": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
-    "flipped bit": flip,
-    "missing": lambda path: path.unlink(),
-    "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
-}
 # Layers are numbered from 0: 0 to 2, and the MTP layer 3. What is damaged, and the first layer that is done again.
 LAST_BUT_ONE, MTP = 2, 3
 FILES = {
