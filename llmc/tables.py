@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from llmc.files import read_json
@@ -89,7 +88,7 @@ def _artifact(path: Path) -> Found:
     checked(Described, manifest, f"{path / MANIFEST}: broken manifest")
     overview = table(str(path), "", "", numbers=False)
     for row in rows(manifest):
-        overview.add_row(*map(escape, row))
+        overview.add_row(*row)
     files = table("files", "file", "bytes")
     for name, entry in manifest["files"].items():
         files.add_row(name, f"{entry['bytes']:,}")
