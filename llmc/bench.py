@@ -117,7 +117,7 @@ def _text(model: Model) -> NDArray[np.int64]:
     if REFERENCE in model.artifact.files:
         return read_reference(model.artifact)["input_ids"].ravel()
     documents = (text for _, text in islice(python_documents(), _DOCUMENTS))
-    return np.array([token for text in documents for token in model.encode(text)], np.int64)
+    return np.array([token for text in documents for token in model.tokenizer.encode(text).ids], np.int64)
 
 
 def _check(model: Model, prompt_tokens: int, new_tokens: int, batch: int) -> None:

@@ -24,6 +24,7 @@ OPTIONAL = {
     "onnx_ir": "build",
     "ml_dtypes": "build",
     "psutil": "build",
+    "xxhash": "build",
     "triton": "build",
     "onnxruntime": "cpu",
     "tensorrt_rtx": "rtx",

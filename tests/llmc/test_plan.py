@@ -1,5 +1,6 @@
 """The plan's numbers against numbers worked out by hand."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,13 @@ def test_a_memory_limit_goes_to_the_hessians(small_model: Path, tmp_path: Path) 
         planned(small_model, 1_000_000, quantize=rules).require(tmp_path, 0)
 
 
+def odd_model(small_model: Path, folder: Path, **changes: object) -> Path:
+    """With another model's tokenizer: its text is not read."""
+    model = random_checkpoint(folder / "odd", DEEPSEEK_V3, **changes)
+    shutil.copy(small_model / "tokenizer.json", model)
+    return model
+
+
 @pytest.mark.parametrize(
     ("changes", "target", "said"),
     [
@@ -151,9 +159,11 @@ def test_a_memory_limit_goes_to_the_hessians(small_model: Path, tmp_path: Path) 
         ({"n_routed_experts": 96}, {"tensorrt-rtx": {"plugins": False}}, "computes all 96 experts"),
     ],
 )
-def test_what_a_target_would_refuse_in_the_end(llmc, recipe, tmp_path: Path, changes, target, said: str) -> None:
+def test_what_a_target_would_refuse_in_the_end(
+    llmc, recipe, small_model: Path, tmp_path: Path, changes, target, said: str
+) -> None:
     """Headers and recipe tell it before anything is done."""
-    model = random_checkpoint(tmp_path / "odd", DEEPSEEK_V3, moe_intermediate_size=32, **changes)
+    model = odd_model(small_model, tmp_path, moe_intermediate_size=32, **changes)
     quantize = [{"match": "re:.*experts.*_proj", "scheme": "int4-g32"}]
     for command in ("plan", "build"):
         made = llmc(command, recipe(model=str(model), quantize=quantize, prune=None, targets=[target]))
@@ -162,16 +172,16 @@ def test_what_a_target_would_refuse_in_the_end(llmc, recipe, tmp_path: Path, cha
         assert not Path("build").exists()
 
 
-def test_pruning_comes_before_targets(llmc, recipe, tmp_path: Path) -> None:
+def test_pruning_comes_before_targets(llmc, recipe, small_model: Path, tmp_path: Path) -> None:
     """What is left of 96 experts an engine can compute without plugins."""
-    model = random_checkpoint(tmp_path / "odd", DEEPSEEK_V3, moe_intermediate_size=32, n_routed_experts=96)
+    model = odd_model(small_model, tmp_path, moe_intermediate_size=32, n_routed_experts=96)
     changes = {"quantize": [{"match": "experts", "scheme": "int4-g32"}], "prune": {"keep": 0.5}}
     made = llmc("plan", recipe(model=str(model), targets=[{"tensorrt-rtx": {"plugins": False}}], **changes))
     assert made.exit_code == 0, made.output
 
 
-def test_gate_and_up_of_experts_apart(llmc, recipe, tmp_path: Path) -> None:
-    model = random_checkpoint(tmp_path / "odd", DEEPSEEK_V3, moe_intermediate_size=32)
+def test_gate_and_up_of_experts_apart(llmc, recipe, small_model: Path, tmp_path: Path) -> None:
+    model = odd_model(small_model, tmp_path, moe_intermediate_size=32)
     changes = {"model": str(model), "quantize": [{"match": "re:.*gate_proj", "scheme": "int4-g32"}], "prune": None}
     assert llmc("plan", recipe(**changes)).exit_code == 0
     planned = llmc("plan", recipe(**changes, targets=[{"tensorrt-rtx": {}}]))

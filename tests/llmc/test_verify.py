@@ -47,11 +47,12 @@ def test_it_finds_what_was_changed_and_names_what_was_added(artifact: Path, comm
     assert done.exit_code == 0, done.stderr
     assert "files are as they were built" in done.stderr
     assert "not listed in llmc.json, and not used: 'chat_template.jinja'" in done.stderr
-    config = (artifact / "config.json").read_text()
-    (artifact / "config.json").write_text(config.replace("deepseek", "deepzeek"))
+    weights = sorted(artifact.glob("model-*.safetensors"))[0]
+    data = weights.read_bytes()
+    weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     assert CliRunner().invoke(app, arguments).exit_code == 0
     done = CliRunner().invoke(app, [*arguments, "--verify"])
-    assert done.exit_code == 2 and "config.json: not the file that was built" in done.stderr
+    assert done.exit_code == 2 and f"{weights.name}: not the file that was built" in done.stderr
 
 
 def test_what_belongs_to_no_artifact(artifact: Path, small_model: Path) -> None:
