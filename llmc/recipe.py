@@ -175,7 +175,12 @@ class Check(Section):
         description="false: reference.safetensors, in which even the original's answers tell the text, is left out of "
         "the artifact and lies beside it as OUTPUT.reference.safetensors; `llmc check --reference` takes it",
     )
-    tokens: int = Field(default=16384, ge=16, le=1 << 30)
+    tokens: int = Field(
+        default=16384,
+        ge=32,
+        le=1 << 30,
+        description="of fewer than a thousand, little follows: see the standard errors",
+    )
     length: int | None = Field(
         default=None, ge=16, le=1 << 24, description="tokens per window; default 1024, or the model's context"
     )

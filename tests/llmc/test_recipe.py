@@ -55,6 +55,7 @@ from llmc.recipe import PYTHON_DOCS, json_schema, load_recipe, read_recipe
         ("model: x\ncalibration: {seed: 9223372036854775808}", 2, ["calibration.seed", "less than"]),
         ("model: x\ncheck: {tokens: 1e300}", 2, ["check.tokens", "not '1e300'"]),
         ("model: x\ncheck: {tokens: 1073741825}", 2, ["check.tokens"]),
+        ("model: x\ncheck: {tokens: 31}", 2, ["check.tokens", "32"]),
         ("model: x\ncheck: {gates: {kl_mean: .inf}}", 2, ["check.gates.kl_mean", "finite"]),
         ("model: x\ncheck: {gates: {top1: .nan}}", 2, ["check.gates.top1"]),
         ("model: x\ntargets:\n- tensorrt-rtx: {batch: 4097}", 3, ["targets[0].tensorrt-rtx.batch"]),
