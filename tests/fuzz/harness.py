@@ -22,6 +22,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -60,9 +61,10 @@ class Finding:
 
 @dataclass
 class Findings:
-    """Of one run, by where they come from."""
+    """Of one run, by where they come from; cases: how many were tried."""
 
     groups: dict[str, Finding] = field(default_factory=dict)
+    cases: int = 0
 
     def add(self, error: BaseException, case: Case) -> None:
         frames = traceback.extract_tb(error.__traceback__)
@@ -84,15 +86,14 @@ def load_target(name: str) -> Target:
     return target
 
 
-def fuzz(target: Target, cases: int, first_seed: int, folder: Path, progress: Callable[[int], None]) -> Findings:
-    """Runs so many cases. The process may take MEMORY more than it has now."""
-    findings, done = Findings(), 0
+def fuzz(target: Target, cases: int, first_seed: int, folder: Path, progress: Callable[[Findings], None]) -> Findings:
+    """Runs so many cases, or until Ctrl-C. The process may take MEMORY more than it has now."""
+    findings = Findings()
     signal.signal(signal.SIGPROF, _too_slow)
     _limit_memory()
 
     def try_one(case: Case) -> None:
-        nonlocal done
-        done += 1
+        findings.cases += 1
         faulthandler.dump_traceback_later(HANG, exit=True)
         try:
             _write(folder / "input", case)
@@ -107,19 +108,20 @@ def fuzz(target: Target, cases: int, first_seed: int, folder: Path, progress: Ca
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
             faulthandler.cancel_dump_traceback_later()
-        if done % 500 == 0:
-            progress(done)
+        if findings.cases % 500 == 0:
+            progress(findings)
 
-    for batch in range(0, cases, BATCH):
-        run: Any = given(target.cases)(try_one)
-        run = seed(first_seed + batch)(run)
-        settings(
-            max_examples=min(BATCH, cases - batch),
-            database=None,
-            deadline=None,
-            phases=[Phase.generate],
-            suppress_health_check=list(HealthCheck),
-        )(run)()
+    with suppress(KeyboardInterrupt):
+        for batch in range(0, cases, BATCH):
+            run: Any = given(target.cases)(try_one)
+            run = seed(first_seed + batch)(run)
+            settings(
+                max_examples=min(BATCH, cases - batch),
+                database=None,
+                deadline=None,
+                phases=[Phase.generate],
+                suppress_health_check=list(HealthCheck),
+            )(run)()
     return findings
 
 
@@ -153,12 +155,10 @@ def main() -> int:
     arguments = parser.parse_args()
     start = time.monotonic()
 
-    def progress(done: int) -> None:
-        seconds = time.monotonic() - start
-        left = seconds / done * (arguments.cases - done)
-        print(
-            f"\r{done:,} of {arguments.cases:,} cases, {left / 60:.0f} min left ", end="", file=sys.stderr, flush=True
-        )
+    def progress(so_far: Findings) -> None:
+        left = (time.monotonic() - start) / so_far.cases * (arguments.cases - so_far.cases)
+        done = f"{so_far.cases:,} of {arguments.cases:,} cases, {len(so_far.groups)} findings, {left / 60:.0f} min left"
+        print(f"\r{done} ", end="", file=sys.stderr, flush=True)
 
     in_memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
     with tempfile.TemporaryDirectory(dir=in_memory) as folder:
@@ -168,7 +168,7 @@ def main() -> int:
         if arguments.keep:
             _write(arguments.keep / f"{arguments.target}-{number}", found.case)
     took = time.monotonic() - start
-    print(f"{arguments.target}: {arguments.cases:,} cases, {len(findings.groups)} findings, {took:.0f} s")
+    print(f"{arguments.target}: {findings.cases:,} cases, {len(findings.groups)} findings, {took:.0f} s")
     return 1 if findings.groups else 0
 
 
