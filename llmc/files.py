@@ -43,6 +43,8 @@ def open_regular(path: Path) -> BufferedReader:
         descriptor = os.open(path, flags)
         try:
             _require_regular(path, os.fstat(descriptor))  # it may have been replaced meanwhile
+            if hasattr(os, "pread"):
+                os.pread(descriptor, 1, 0)  # /proc/kmsg is said to be regular, and has nothing to read
             return os.fdopen(descriptor, "rb")
         except BaseException:
             os.close(descriptor)
@@ -88,8 +90,7 @@ def json_object(path: Path, data: bytes) -> dict[str, Any]:
 def parse_json(data: bytes) -> Any:
     """The value, when it is JSON that means one thing: ValueError for a key that is there twice, NaN and infinity, half
     a character, and for what would take long or much memory (deep nesting, very long numbers, millions of items)."""
-    if sum(map(data.count, b",[{")) > _MAX_ITEMS:
-        raise ValueError(f"more than {_MAX_ITEMS:,} items")
+    count_items(data)
     if len(data) > _MAX_WIDE_BYTES and not data.isascii():
         raise ValueError(f"more than {_MAX_WIDE_BYTES:,} bytes with characters beyond ASCII")
     try:
@@ -104,6 +105,14 @@ def parse_json(data: bytes) -> Any:
         raise ValueError(f"nested more than {_MAX_DEPTH} deep") from None
     _check_values(value)
     return value
+
+
+def count_items(data: bytes) -> int:
+    """At most how many items some JSON has; ValueError for more than fit into memory."""
+    items = sum(map(data.count, b",[{"))
+    if items > _MAX_ITEMS:
+        raise ValueError(f"more than {_MAX_ITEMS:,} items")
+    return items
 
 
 def leads_outside(path: Path, *folders: Path) -> bool:

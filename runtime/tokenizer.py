@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from llmc.errors import InputError
+from llmc.files import count_items
 from llmc.runtime.origin import Origin, read, where
 from llmc.runtime.special_tokens import CONFIG, added_tokens, end_token_ids, special_tokens, tokenizer_config
 from llmc.runtime.tokenizer_hazards import harmless
@@ -60,13 +61,13 @@ class Tokenizer:
         if data is None:
             raise InputError(f"{self.path}: missing; a model without it can be neither calibrated nor run")
         try:
-            described = json.loads(data)
+            items, described = count_items(data), json.loads(data)
             if not isinstance(described, dict):
                 raise ValueError("no JSON object")
         except (ValueError, RecursionError) as error:
             raise InputError(f"{self.path}: not a tokenizer ({error}); download it again") from error
         added = added_tokens(origin)
-        self._library: Methods = Here(self.path, data, added) if harmless(described) else Apart(self.path, added)
+        self._library: Methods = Here(self.path, data, added) if harmless(described, items) else Apart(self.path, added)
         self.decoder = None if described.get("decoder") is None else _Decoder(self._library)
         special, config = special_tokens(origin), tokenizer_config(origin)
         self.bos_token = special.get("bos_token")

@@ -31,6 +31,9 @@ _PARTS: dict[str, set[str]] = {
     "decoder": {"Sequence", "BPEDecoder", "ByteFallback", "ByteLevel", "Fuse", "Metaspace", "Replace", "Strip"},
 }
 _NESTED = ("normalizers", "pretokenizers", "processors", "decoders")
+_MOST_PARTS = 32  # in a row; each goes through the whole text
+_LONGEST_TOKEN = 1000  # characters; a Unigram model looks for tokens this long at every place of a text
+_MOST_ITEMS = 2_500_000  # of JSON; of known models Gemma has the most, 1.9 million for 262,000 tokens
 
 # A character of a class, or one character; a few of them, then at most one run that nothing has to follow: the search
 # goes through a text once. `(?!\S)` gives back one character.
@@ -47,13 +50,16 @@ _BRANCHES = (
 _EXPRESSION = re.compile(r"(?:{0})(?:\|(?:{0}))*".format("|".join(_BRANCHES)))
 
 
-def harmless(described: dict[str, Any]) -> bool:
-    """Whether all parts of a tokenizer.json are of a known kind."""
+def harmless(described: dict[str, Any], items: int) -> bool:
+    """Whether all parts of a tokenizer.json, which has so many items of JSON, are of a known kind."""
     try:
         return (
-            all(_known(described.get(part), kinds) for part, kinds in _PARTS.items())
-            and _growth(described.get("normalizer")) <= _MOST_GROWTH
-            and _growth(described.get("decoder")) <= _MOST_GROWTH
+            items <= _MOST_ITEMS
+            and all(_known(described.get(part), kinds) for part, kinds in _PARTS.items())
+            and all(_count(described.get(part)) <= _MOST_PARTS for part in _PARTS)
+            and all(_growth(described.get(part)) <= _MOST_GROWTH for part in ("normalizer", "pre_tokenizer", "decoder"))
+            and _text_occurs_once(described.get("post_processor"))
+            and _longest(described) <= _LONGEST_TOKEN
         )
     except (AttributeError, KeyError, TypeError, RecursionError):  # not the form that it should have
         return False
@@ -75,10 +81,36 @@ def linear(expression: str) -> bool:
     return len(expression) <= 1000 and _EXPRESSION.fullmatch(expression) is not None
 
 
+def _count(part: Any) -> int:
+    """How many parts are in it, itself included."""
+    below = [each for name in _NESTED for each in part.get(name, ())] if part is not None else []
+    return 1 + sum(_count(each) for each in below)
+
+
+def _text_occurs_once(processor: Any) -> bool:
+    """A template may ask for the tokens of a text as often as it likes."""
+    if processor is None:
+        return True
+    pieces = processor["single"] if processor["type"] == "TemplateProcessing" else ()
+    once = len(pieces) <= _LONGEST_TOKEN and sum("Sequence" in piece for piece in pieces) <= 1
+    return once and all(_text_occurs_once(each) for each in processor.get("processors", ()))
+
+
+def _longest(described: dict[str, Any]) -> int:
+    """Characters of the longest token."""
+    vocabulary = described["model"].get("vocab", ())
+    if isinstance(vocabulary, list):  # of a Unigram model: token and its logarithm
+        vocabulary = [token for token, _ in vocabulary]
+    added = [each["content"] for each in described.get("added_tokens") or ()]
+    return max(map(len, (*vocabulary, *added)), default=0)
+
+
 def _growth(part: Any) -> float:
     """How many times longer a text may become."""
     if part is None:
         return 1
+    if part["type"] == "ByteLevel":
+        return 2  # bytes beyond ASCII become characters of two
     if part["type"] == "Sequence":
         return math.prod(_growth(each) for name in _NESTED for each in part.get(name, ()))
     if part["type"] in ("NFKC", "NFKD"):

@@ -49,6 +49,14 @@ def test_a_file_that_does_not_tell_its_size_is_read_to_the_limit() -> None:
         read_regular(status, limit=10)
 
 
+def test_what_is_said_to_be_regular_and_has_nothing_to_read() -> None:
+    log = Path("/proc/kmsg")
+    if not os.access(log, os.R_OK):
+        pytest.skip("no kernel log that may be read")
+    with pytest.raises(InputError, match=r"cannot be read|larger than"):
+        read_regular(log, limit=0)
+
+
 @pytest.mark.parametrize(
     ("data", "said"),
     [

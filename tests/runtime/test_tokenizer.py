@@ -236,6 +236,39 @@ def test_tokenizers_made_to_do_harm_and_broken_ones(folder, change_to):
         tokenizer.decode([67, 67, 67])
 
 
+TEXT = {"Sequence": {"id": "A", "type_id": 0}}
+
+
+def row(part, kind, count):
+    return {"type": "Sequence", kind: [part] * count}
+
+
+@pytest.mark.parametrize(
+    "change_to",
+    [
+        {"pre_tokenizer": row(BYTE_LEVEL | {"use_regex": False}, "pretokenizers", 30)},  # each doubles what is no ASCII
+        {"normalizer": row({"type": "Prepend", "prepend": "x" * 16}, "normalizers", 100_000)},
+        {"post_processor": template("A") | {"single": [TEXT] * 500_000}},
+        {"post_processor": {"type": "Sequence", "processors": [template("A") | {"single": [TEXT] * 9}] * 9}},
+        {"model": {"type": "Unigram", "unk_id": 0, "byte_fallback": False, "vocab": [["b", 0.0], ["é" * 10**6, -1.0]]}},
+    ],
+)
+def test_parts_that_are_harmless_only_once_or_short_run_apart(folder, change_to):
+    change(folder, **change_to)
+    try:
+        tokenizer = Tokenizer(folder, 4096)
+        assert isinstance(tokenizer._library, Apart)
+        tokenizer.encode("é" * 10)
+    except InputError as error:
+        assert "tokenizer.json: this tokenizer fails" in str(error)
+
+
+def test_more_items_than_any_tokenizer_has(folder):
+    (folder / "tokenizer.json").write_text('{"model": [' + "[]," * 2_000_001 + "[]]}")
+    with pytest.raises(InputError, match=r"tokenizer\.json: not a tokenizer \(more than 4,000,000 items\)"):
+        Tokenizer(folder, 4096)
+
+
 @pytest.mark.parametrize("confined", [False, True])
 @pytest.mark.parametrize("older", [False, True])
 def test_tokens_that_only_the_configuration_adds(folder, older, confined):
