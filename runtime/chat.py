@@ -28,8 +28,8 @@ class ChatTemplate:
         if not self._sources:
             raise InputError(f"{self._directory}: its tokenizer has no chat template; give it text to continue instead")
         self._special = special_tokens(origin)
-        for source in self._sources.values():
-            self._ask(source)
+        for name in self._sources.keys() & {_DEFAULT, _FOR_TOOLS}:  # the only ones that are ever used
+            self._ask(self._sources[name])
 
     @property
     def source(self) -> str:

@@ -146,6 +146,13 @@ def test_of_several_templates_the_one_for_tools_is_used_with_tools(directory, pu
     assert expected.startswith("default" if tools is None else "tools") and template.source == "default"
 
 
+def test_templates_that_nobody_asks_for_are_not_compiled(directory):
+    """Each may take seconds, and a configuration has room for thousands."""
+    others = [{"name": f"other{number}", "template": "{{ broken"} for number in range(3)]
+    with_template(directory, [*others, {"name": "default", "template": "{{ messages[0].content }}"}])
+    assert ChatTemplate(directory).render(MESSAGES) == "Be brief.  "
+
+
 def test_templates_for_something_else_only(directory):
     template = ChatTemplate(with_template(directory, named(tool_use="tools", rag="rag")))
     assert template.render(MESSAGES, tools=[TOOL]) == "tools"
