@@ -17,6 +17,8 @@ from llmc.runtime.artifact import REFERENCE, Artifact
 Array = NDArray[Any]
 _MOST_BYTES = 1 << 32
 _ROUNDING = 1e-4  # of a log-probability that is 0, and of a sum of probabilities that is 1
+_SAME = 1e-2  # between two that were written from one number
+_LARGEST_SURPRISE = 700.5  # nats per token: what a build accepts, and the perplexity still is a number
 
 
 def read_reference(artifact: Artifact, file: str | Path | None = None) -> dict[str, Array]:
@@ -77,3 +79,20 @@ def _check(found: dict[str, Array], artifact: Artifact) -> None:
             raise ValueError(f"{name} holds what is no log-probability")
     if np.exp(top.astype(np.float64)).sum(-1).max() > 1 + 100 * _ROUNDING:
         raise ValueError("top_logprobs are of more than one in sum")
+    _check_agreement(found["input_ids"][:, 1:, None], top_ids, top, found["true_logprobs"])
+
+
+def _check_agreement(following: Array, top_ids: Array, top: Array, true: Array) -> None:
+    """ValueError when the parts contradict one another; following: [N, P, 1], the true tokens."""
+    if (np.diff(np.sort(top_ids)) == 0).any():
+        raise ValueError("top_ids names a token twice")
+    if top.shape[-1] > 1 and np.diff(top.astype(np.float64)).max() > _SAME:
+        raise ValueError("top_logprobs are not in order")
+    same = top_ids == following
+    said = np.where(same, top, 0).sum(-1)
+    most = np.where(same.any(-1), said + _SAME, top[..., -1] + _SAME)
+    least = np.where(same.any(-1), said - _SAME, -np.inf)
+    if not ((least <= true) & (true <= most)).all():
+        raise ValueError("true_logprobs are not those of top_logprobs")
+    if true.astype(np.float64).mean() < -_LARGEST_SURPRISE:
+        raise ValueError("true_logprobs hold the text for impossible")

@@ -40,6 +40,14 @@ def every(change: Callable[[Any], Any]) -> Callable[[Tensors], None]:
     return damage
 
 
+def impossible(tensors: Tensors) -> None:
+    """None of the true tokens is among the likely ones."""
+    following = tensors["input_ids"][:, 1:, None]
+    tensors["top_ids"] = (following + np.arange(1, 5, dtype=following.dtype)) % 260
+    tensors["top_logprobs"] = tensors["top_logprobs"][..., :4].copy()
+    tensors["true_logprobs"][...] = -1e4
+
+
 DAMAGES: dict[str, tuple[Callable[[Tensors], Any], str]] = {
     "NaN": (put("top_logprobs", np.nan), "top_logprobs holds what is no log-probability"),
     "NaN of a true token": (put("true_logprobs", np.nan), "true_logprobs holds what is no log-probability"),
@@ -54,6 +62,10 @@ DAMAGES: dict[str, tuple[Callable[[Tensors], Any], str]] = {
     "no true token for the last": (replace("input_ids", lambda array: array[:, 1:]), "input_ids is int32"),
     "flat": (replace("top_ids", np.ravel), "top_ids is "),
     "tokens as fractions": (replace("input_ids", lambda array: array.astype(np.float32)), "input_ids is float32"),
+    "a token twice": (lambda tensors: put("top_ids", tensors["top_ids"][0, 0, 1], (0, 0, 0))(tensors), "a token twice"),
+    "out of order": (replace("top_logprobs", lambda array: array[..., ::-1]), "top_logprobs are not in order"),
+    "two numbers for a token": (replace("true_logprobs", np.zeros_like), "true_logprobs are not those of top_logprobs"),
+    "an impossible text": (impossible, "true_logprobs hold the text for impossible"),
     "a tensor is missing": (lambda tensors: tensors.pop("true_logprobs"), "lacks 'true_logprobs'"),
 }
 
