@@ -6,6 +6,7 @@ copied as it is and gets published: a link that leaves the folder might point to
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from io import BufferedReader
 from pathlib import Path
@@ -54,8 +55,8 @@ def require_sidecars(folder: Path, sidecars: Iterable[Path]) -> None:
     for path in sidecars:
         if files.leads_outside(path, *homes):
             raise InputError(
-                f"{path}: leads out of the checkpoint's folder, to {path.resolve()}, and would be published with the "
-                "result; put the file itself in its place, or remove the link"
+                f"{path}: leads out of the checkpoint's folder, to {os.path.realpath(path)}, and would be published "
+                "with the result; put the file itself in its place, or remove the link"
             )
         open_file(path).close()
         if path.stat().st_size > SIDECAR_LIMIT:

@@ -72,7 +72,7 @@ def check_rows(checks: dict[str, Any]) -> list[tuple[str, str]]:
 def target_line(target: dict[str, Any]) -> str:
     if reason := target.get("skipped"):
         return f"skipped: {reason}"
-    return f"{size(target['file_bytes'])} in {len(target['files'])} files"
+    return f"{size(target.get('file_bytes', 0))} in {len(target['files'])} files"
 
 
 def gate_line(gate: dict[str, Any]) -> str:

@@ -50,6 +50,12 @@ def test_weights_that_became_a_fifo_are_not_waited_for(model: Path) -> None:
         checkpoint.tensor("lm_head.weight")
 
 
+def test_a_circle_of_links_is_refused(model: Path) -> None:
+    (model / "LICENSE").symlink_to("LICENSE")
+    with pytest.raises(InputError, match="LICENSE: leads out of the checkpoint's folder"):
+        Checkpoint.open(model)
+
+
 @pytest.mark.parametrize("name", ["LICENSE", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"])
 def test_what_would_be_published_does_not_come_from_outside(model: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / ".netrc").write_text("machine example.org password hunter2")

@@ -80,6 +80,14 @@ def test_a_manifest_whose_parts_are_of_other_types(artifact: Path, key: str, val
         assert done.exit_code == 2 and "llmc.json: broken manifest (" in done.stderr, done.stderr
 
 
+def test_a_target_that_does_not_say_how_large_it_is(artifact: Path) -> None:
+    manifest = json.loads((artifact / "llmc.json").read_text())
+    manifest["targets"]["another"] = {"files": {}}
+    (artifact / "llmc.json").write_text(json.dumps(manifest))
+    done = CliRunner().invoke(app, ["inspect", str(artifact)])
+    assert done.exit_code == 0 and "0 B in 0 files" in done.stdout, done.stderr
+
+
 @pytest.mark.parametrize("text", ["[]", "{", '{"engine": "a.engine"}', "\x00"])
 def test_the_description_of_an_engine(artifact: Path, text: str) -> None:
     (artifact / "a.engine").write_bytes(b"")
