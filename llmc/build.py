@@ -29,7 +29,7 @@ from llmc.extras import install
 from llmc.job import Job, Limits, prepare
 from llmc.manifest import build_manifest, describe_quantised, hash_files_of
 from llmc.measure import Speed, measure, peak_memory
-from llmc.output import MANIFEST, Output, is_whole, read_manifest
+from llmc.output import MANIFEST, Output, digest, is_whole, read_manifest
 from llmc.progress import Display
 from llmc.quant.durable import damage, write_json
 from llmc.quant.layerwise import quantise
@@ -187,6 +187,7 @@ class _Build:
         manifest["files"] = hash_files_of(self.artifact, manifest["files"])
         if "reference" in manifest:
             del manifest["files"][REFERENCE]
+        manifest["digest"] = digest(manifest)
         write_json(self.artifact / MANIFEST, manifest)
         if found := damage(self.artifact, self.stages.files()):
             raise MachineError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import shutil
 from contextlib import AbstractContextManager
@@ -78,11 +80,19 @@ def read_manifest(artifact: Path) -> dict[str, Any] | None:
     return manifest if "format_version" in manifest else None
 
 
+def digest(manifest: dict[str, Any]) -> str:
+    """What a manifest says of itself, under `digest`: a bit that flipped in its results is noticed."""
+    said = {name: value for name, value in manifest.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
 def is_whole(artifact: Path, manifest: dict[str, Any]) -> bool:
-    """Whether all files of an artifact are there in their size, and its manifest says what one says."""
+    """Whether all files of an artifact are there in their size, and its manifest says what was written into it."""
     from llmc.runtime.artifact import Artifact
     from llmc.runtime.artifact_schema import Described, checked
 
+    if manifest.get("digest", digest(manifest)) != digest(manifest):
+        return False
     try:
         checked(Described, manifest, str(artifact))
         opened = Artifact.open(artifact)

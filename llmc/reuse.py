@@ -16,7 +16,7 @@ from typing import Any
 from llmc.convert.checkpoint import INDEX, Checkpoint
 from llmc.errors import InputError
 from llmc.manifest import QUANTISED
-from llmc.output import Output, read_manifest
+from llmc.output import Output, digest, read_manifest
 from llmc.quant.durable import seal
 from llmc.reference import beside
 from llmc.runtime.artifact import REFERENCE
@@ -85,13 +85,15 @@ class Earlier:
 
 
 def earlier(place: Output, keys: dict[str, str]) -> Earlier | None:
-    """The artifact in the output's place or beside it that has most in common with a build of these keys."""
+    """The artifact in the output's place or beside it that has most in common with a build of these keys. One whose
+    manifest says something else than was written into it has nothing: its results would be believed."""
     found = []
     for path in (place.path, place.rejected):
-        stages = (read_manifest(path) or {}).get("stages")
+        manifest = read_manifest(path) or {}
+        stages = manifest.get("stages") if manifest.get("digest") == digest(manifest) else None
         same = {name: key for name, key in stages.items() if keys.get(name) == key} if isinstance(stages, dict) else {}
         if "quantise" in same:
-            found.append(Earlier(path, read_manifest(path) or {}, same))
+            found.append(Earlier(path, manifest, same))
     return max(found, key=lambda each: len(each.same), default=None)
 
 

@@ -119,6 +119,26 @@ def test_damaged_files_are_not_taken(llmc, recipe, made: list[str], file: str, e
     same_as_fresh(llmc, path, "build/small")
 
 
+@pytest.mark.parametrize(
+    ("part", "value"), [("checks", {}), ("tensors", None), ("pruned", {"x": 1}), ("checks.kl_mean", 1e-9)]
+)
+def test_results_that_say_something_else_than_was_written_are_not_believed(
+    llmc, recipe, made: list[str], part: str, value: Any
+) -> None:
+    """One of them would pass the gate; the others ended every later build in an error."""
+    assert llmc("build", with_gates(recipe, kl_mean=1e-9)).exit_code == 3
+    file = Path("build/small.rejected/llmc.json")
+    manifest = json.loads(file.read_text())
+    name, _, key = part.partition(".")
+    manifest[name] = manifest[name] | {key: value} if key else value
+    file.write_text(json.dumps(manifest))
+    made.clear()
+    path = with_gates(recipe, kl_mean=1e-8)
+    assert llmc("build", path).exit_code == 3
+    assert made == ["quantise", "onnxruntime", "check"]
+    same_as_fresh(llmc, path, "build/small.rejected")
+
+
 def test_files_outside_of_the_artifact_are_not_taken(llmc, recipe, tmp_path: Path) -> None:
     assert llmc("build", recipe()).exit_code == 0
     manifest = json.loads(Path("build/small/llmc.json").read_text())
