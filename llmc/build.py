@@ -101,7 +101,7 @@ def build(
     already += before.nbytes() + job.plan.work_disk if before else 0
     job.plan.require(place.path, already)
     with place.lock():
-        display.log = place.path.with_name(f"{place.path.name}.log")
+        display.log = place.log
         display.line(f"building {place.path}")
         try:
             work = _Build(job, place, keys, home, fresh, display)

@@ -13,6 +13,7 @@ from typing import Any
 from llmc.errors import InputError
 from llmc.files import read_json
 from llmc.quant.durable import sync
+from llmc.reference import beside
 from llmc.work_folder import WorkFolder
 
 MANIFEST = "llmc.json"
@@ -28,9 +29,12 @@ class Output:
         self.path = path
         self.work = path.with_name(f"{path.name}.work")
         self.rejected = path.with_name(f"{path.name}.rejected")
+        self.log = path.with_name(f"{path.name}.log")
         self.folder = WorkFolder(self.work, _WORK)
         for existing in (self.path, self.rejected):
             _refuse_others(existing)
+        for existing in (self.log, beside(self.path), beside(self.rejected)):
+            _refuse_no_file(existing)
         self.folder.refuse_others()
 
     def lock(self) -> AbstractContextManager[None]:
@@ -69,6 +73,14 @@ class Output:
 def _refuse_others(existing: Path) -> None:
     if existing.exists() and read_manifest(existing) is None:
         raise InputError(f"{existing}: exists and is not an llmc artifact; it is left alone, choose another --output")
+
+
+def _refuse_no_file(existing: Path) -> None:
+    """What is written beside the artifact goes through no link, and waits for no reader of a FIFO."""
+    if existing.is_symlink() or (existing.exists() and not existing.is_file()):
+        raise InputError(
+            f"{existing}: exists and is no file; it is left alone: move it away, or choose another --output"
+        )
 
 
 def read_manifest(artifact: Path) -> dict[str, Any] | None:

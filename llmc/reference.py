@@ -33,6 +33,7 @@ class Reference:
         """Out of the artifact, to a file beside the place that the artifact will have, which is returned."""
         file = beside(place)
         partial = file.with_name(f"{file.name}.partial")
+        partial.unlink(missing_ok=True)  # it may be a link, to somebody's file
         shutil.copyfile(self.inside, partial)
         with partial.open("rb") as written:
             os.fsync(written.fileno())

@@ -10,6 +10,7 @@ import yaml
 
 from llmc import build
 from llmc.convert.targets import onnx, onnxruntime
+from llmc.output import digest
 
 BOTH = [{"onnxruntime": {}}, {"onnx": {}}]
 
@@ -145,6 +146,7 @@ def test_files_outside_of_the_artifact_are_not_taken(llmc, recipe, tmp_path: Pat
     name = "../../../small.yaml"
     manifest["targets"]["onnxruntime"]["files"]["main"] = name
     manifest["files"][name] = manifest["files"]["model.onnx"]
+    manifest["digest"] = digest(manifest)
     Path("build/small/llmc.json").write_text(json.dumps(manifest))
     path = recipe(targets=BOTH)
     before = path.read_bytes()

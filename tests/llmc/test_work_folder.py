@@ -1,5 +1,6 @@
 """What llmc did not make, it neither empties nor removes."""
 
+import os
 import re
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from llmc.errors import InputError
 from llmc.output import Output
+from llmc.reference import Reference
 from llmc.work_folder import LOCK, README, WorkFolder
 
 
@@ -53,6 +55,26 @@ def test_a_file_or_a_link_of_that_name_is_left_alone(llmc, recipe, tmp_path: Pat
     work.symlink_to(tmp_path / "elsewhere")
     assert llmc("build", recipe()).exit_code == 2
     assert work.is_symlink()
+
+
+@pytest.mark.parametrize("name", ["out.log", "out.reference.safetensors", "out.rejected.reference.safetensors"])
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("mine")])
+def test_what_lies_beside_the_output_and_is_no_file_is_left_alone(tmp_path: Path, name: str, make) -> None:
+    (tmp_path / "mine").write_text("precious")
+    make(tmp_path / name)
+    with pytest.raises(InputError, match=f"{name}: exists and is no file; it is left alone"):
+        Output(tmp_path / "out")
+    assert (tmp_path / "mine").read_text() == "precious"
+
+
+def test_what_is_left_out_is_not_written_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("precious")
+    (tmp_path / "artifact").mkdir()
+    (tmp_path / "artifact" / "reference.safetensors").write_text("said")
+    (tmp_path / "out.reference.safetensors.partial").symlink_to("mine")
+    Reference(tmp_path / "artifact", tmp_path).set_apart(tmp_path / "out")
+    assert (tmp_path / "mine").read_text() == "precious"
+    assert (tmp_path / "out.reference.safetensors").read_text() == "said"
 
 
 def test_what_is_put_into_the_work_folder_survives_the_build(llmc, recipe) -> None:
