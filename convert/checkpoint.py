@@ -40,6 +40,7 @@ INDEX = "model.safetensors.index.json"
 REWRITTEN = ("config.json", INDEX, QUANTIZE_CONFIG)
 _MAX_MISSING = 10_000  # weights; of a model that lacks more, none is named
 _FLOATS = ("BF16", "F16", "F32")
+_CODE = (".py", ".pyc", ".so", ".pkl", ".pickle", ".pt", ".pth", ".bin", ".sh")
 # Files beside weights and config that travel with a model.
 _SIDECARS = (
     "generation_config.json",
@@ -178,7 +179,8 @@ class Checkpoint:
     def files(self) -> list[Path]:
         """Config, index, weights, tokenizer: every file that makes this checkpoint what it is."""
         found = {file for pattern in (*REWRITTEN, *_SIDECARS) for file in self.path.glob(pattern)}
-        return sorted({*self.shards, *(file for file in found if not file.is_dir())})
+        # `tokenizer*` and `LICENSE*` are other programs' names, too; nothing that could be run goes along.
+        return sorted({*self.shards, *(file for file in found if file.suffix not in _CODE and not file.is_dir())})
 
     def _layout(self, name: str) -> tuple[Format, Parts] | None:
         """How a quantised tensor is stored; None: plain."""

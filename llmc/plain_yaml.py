@@ -16,6 +16,7 @@ from llmc.visible import unseen
 Location = tuple[str | int, ...]
 
 _MAX_DEPTH, _MAX_KEY, _MAX_WORD, _MAX_DIGITS = 32, 200, 8192, 40
+_EXPONENT = re.compile(r"[-+]?[0-9]{1,20}(?:\.[0-9]{0,20})?[eE][-+]?[0-9]{1,4}")
 # The parser in C, where PyYAML was built with it: a hundred times as fast.
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _NOT_TEXT = re.compile("[^\t\n\r -~\x85\xa0-\ud7ff\ue000-\uffff\U00010000-\U0010ffff]")
@@ -106,6 +107,8 @@ class _Reader:
         if len(text) > _MAX_WORD:
             raise Problem(f"a word of {len(text):,} characters; at most {_MAX_WORD:,}", _line(event), location)
         self._refuse_unseen(text, _line(event), location)
+        if event.implicit[0] and _EXPONENT.fullmatch(text):  # text to YAML 1.1, which wants a dot and a sign
+            return float(text)
         tag = self.loader.resolve(yaml.ScalarNode, text, event.implicit)
         if tag not in _CONSTRUCTED:  # text, and dates, which nobody here asks for
             return text

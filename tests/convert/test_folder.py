@@ -108,6 +108,12 @@ def test_the_cache_of_a_hub(model: Path, tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_code_does_not_travel(model: Path) -> None:
+    for name in ("tokenizer.py", "tokenizer.pkl", "LICENSE.sh", "LICENSE"):
+        (model / name).write_text("x")
+    assert [file.name for file in Checkpoint.open(model).files() if file.read_bytes() == b"x"] == ["LICENSE"]
+
+
 def test_folders_do_not_travel(model: Path) -> None:
     (model / "tokenizer").mkdir()
     (model / "LICENSES").mkdir()

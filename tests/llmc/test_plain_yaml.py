@@ -53,3 +53,9 @@ def test_refused(text: str, line: int, location: tuple[str | int, ...], said: st
         read(text)
     assert (caught.value.line, caught.value.location) == (line, location)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("text", "number"), [("1e-6", 1e-6), ("5E3", 5e3), ("-1.5e2", -150.0), ("1.e+2", 100.0)])
+def test_numbers_with_an_exponent_are_numbers(text: str, number: float) -> None:
+    assert read(f"a: {text}")[0] == {"a": number}
+    assert read(f"a: '{text}'")[0] == {"a": text}
