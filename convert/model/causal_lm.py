@@ -35,17 +35,17 @@ def fewest_weights(spec: ModelSpec) -> int:
     return sum(3 * count + 4 for count in experts)
 
 
+@functools.lru_cache(64)  # hundreds of experts, in dozens of equal layers, for whoever opens the checkpoint again
+def _layer_shapes(spec: ModelSpec, index: int) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(weight.shape) for name, weight in empty_layer(spec, index).named_parameters()}
+
+
 def weight_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     """Every tensor the model needs: name → shape."""
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (spec.vocab_size, spec.hidden_size)}
-
-    @functools.cache  # hundreds of experts in dozens of equal layers
-    def layer_shapes(index: int) -> dict[str, tuple[int, ...]]:
-        return {name: tuple(weight.shape) for name, weight in empty_layer(spec, index).named_parameters()}
-
     first: dict[tuple[MLPSpec, bool], int] = {}
     for index, mlp in enumerate(spec.mlps):
-        like = layer_shapes(first.setdefault((mlp, spec.is_mtp(index)), index))
+        like = _layer_shapes(spec, first.setdefault((mlp, spec.is_mtp(index)), index))
         shapes |= {f"model.layers.{index}.{name}": shape for name, shape in like.items()}
         if spec.fp8_cache:
             shapes |= {f"model.layers.{index}.self_attn.{name}": (1,) for name in CACHE_SCALES}
