@@ -87,9 +87,12 @@ def _records(path: Path, text: str) -> Iterator[tuple[str, Any]]:
                 raise InputError(f"text {path}: not valid JSON ({error})") from error
             # JSON lines under another name, as is usual.
         else:
-            records = value if isinstance(value, list) else [value]
-            yield from ((f"{path}: record {number}", record) for number, record in enumerate(records, 1))
+            records = value if isinstance(value, list) else _rows(value)
+            yield from _numbered(path, records)
             return
+    elif (records := _list(text)) is not None:
+        yield from _numbered(path, records)
+        return
     for number, line in enumerate(text.split("\n"), 1):  # splitlines() cuts at characters that JSON strings may hold
         if line.strip():
             try:
@@ -98,22 +101,72 @@ def _records(path: Path, text: str) -> Iterator[tuple[str, Any]]:
                 raise InputError(f"text {path}:{number}: not valid JSON ({error}); one record a line") from error
 
 
+def _numbered(path: Path, records: Sequence[Any]) -> Iterator[tuple[str, Any]]:
+    return ((f"{path}: record {number}", record) for number, record in enumerate(records, 1))
+
+
+def _list(text: str) -> list[Any] | None:
+    """A JSON list that is called JSON lines."""
+    if not text[:100].lstrip().startswith("["):
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, list) else None
+
+
+def _rows(value: Any) -> list[Any]:
+    """The records of a table by columns: {"text": ["…", "…"], "id": [1, 2]}; what is none is one record."""
+    if not isinstance(value, dict):
+        return [value]
+    columns = [value.get(key) for key in _TEXTS]
+    found = [each for each in columns if isinstance(each, list) and all(isinstance(cell, str) for cell in each)]
+    columns = [value.get(key) for key in _CHATS]
+    found += [each for each in columns if isinstance(each, list) and all(isinstance(cell, list) for cell in each)]
+    pairs = [(value.get(asked[0]), value.get(key)) for asked, answered in _PAIRS for key in answered]
+    found += [a for a, b in pairs if isinstance(a, list) and isinstance(b, list) and _are_cells(a) and _are_cells(b)]
+    if not found or not (count := len(found[0])):
+        return [value]
+    whole = {key: column for key, column in value.items() if isinstance(column, list) and len(column) == count}
+    return [{key: column[row] for key, column in whole.items()} for row in range(count)]
+
+
+def _are_cells(column: list[Any]) -> bool:
+    """Of texts or chats, and not the messages of one chat."""
+    return all(isinstance(cell, (str, list)) for cell in column)
+
+
 def _document(where: str, record: Any) -> tuple[str, str | Chat]:
     """The keys it is read by, and the document."""
+    keys, document = _found(where, record)
+    texts = [document] if isinstance(document, str) else [message.get("content") for message in document]
+    for text in texts:
+        try:
+            _ = text.encode() if isinstance(text, str) else b""
+        except UnicodeEncodeError as error:
+            raise InputError(f"text {where}: half a character at place {error.start} of its text; repair it") from error
+    return keys, document
+
+
+def _found(where: str, record: Any) -> tuple[str, str | Chat]:
     if isinstance(record, str):
         return "place", record
     if not isinstance(record, Mapping):
-        raise InputError(f"text {where}: is a {type(record).__name__}; a record is text or an object with {_READ}")
+        raise InputError(f"text {where}: is {_kind(record)}; a record is text or an object with {_READ}")
     for key in _TEXTS:
         if isinstance(record.get(key), str):
             return f"`{key}`", record[key]
     for key in _CHATS:
         if isinstance(record.get(key), list):
-            return f"`{key}`", [_message(where, key, each) for each in record[key]]
+            return f"`{key}`", _with_system(record, [_message(where, key, each) for each in record[key]])
     for asked, answered in _PAIRS:
         answer = next((key for key in answered if record.get(key)), None)
         if answer and record.get(asked[0]):
-            return f"`{asked[0]}` and `{answer}`", _pair(where, record, asked, answer)
+            return f"`{asked[0]}` and `{answer}`", _with_system(record, _pair(where, record, asked, answer))
+    for keys, wanted in ((_TEXTS, "text"), (_CHATS, "a list of messages")):
+        if key := next((key for key in keys if key in record), None):
+            raise InputError(f"text {where}: `{key}` is {_kind(record[key])}; it has to be {wanted}")
     raise InputError(f"text {where}: has {_named(record)}; give it one of {_READ}")
 
 
@@ -132,6 +185,22 @@ def _message(where: str, key: str, message: Any) -> dict[str, Any]:
     if isinstance(message, Mapping) and isinstance(message.get("from"), str) and "value" in message:
         return {"role": _ROLES.get(message["from"], message["from"]), "content": message["value"]}
     raise InputError(f"text {where}: {key} must hold messages with role and content, or from and value")
+
+
+def _with_system(record: Mapping[str, Any], chat: Chat) -> Chat:
+    """The chat behind its system prompt, for which some data sets have a key of its own."""
+    told = record.get("system")
+    if not isinstance(told, str) or not told.strip() or not chat or chat[0]["role"] == "system":
+        return chat
+    return [{"role": "system", "content": told}, *chat]
+
+
+def _kind(value: Any) -> str:
+    """For people."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    kinds = {str: "text", list: "a list", dict: "an object", int: "a number", float: "a number"}
+    return kinds[type(value)]
 
 
 def _named(record: Mapping[str, Any]) -> str:

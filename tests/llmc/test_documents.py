@@ -36,13 +36,24 @@ def lines(folder: Path, *records: object, name: str = "t.jsonl") -> Path:
          "`instruction` and `output`"),
         ({"instruction": "你好", "input": "", "output": "Hi\u2028!"}, [ASK, SAY], "`instruction` and `output`"),
         ({"question": "你好", "answer": "Hi\u2028!"}, [ASK, SAY], "`question` and `answer`"),
+        ({"system": "Be brief", "conversations": [{"from": "human", "value": "你好"}]},
+         [{"role": "system", "content": "Be brief"}, ASK], "`conversations`"),
+        ({"system": "", "messages": [ASK, SAY]}, [ASK, SAY], "`messages`"),
+        ({"system": "No", "messages": [{"role": "system", "content": "Yes"}, ASK]},
+         [{"role": "system", "content": "Yes"}, ASK], "`messages`"),
     ],
 )  # fmt: skip
 def test_records(tmp_path: Path, record, document, key: str) -> None:
+    columns = []
+    if isinstance(record, dict):
+        table = {key: [value, value] for key, value in record.items()}
+        columns = [lines(tmp_path, table, name="columns.json")]
     for path in (
         lines(tmp_path, record, record),
         lines(tmp_path, record, record, name="lines.json"),
         lines(tmp_path, [record, record], name="list.json"),
+        lines(tmp_path, [record, record], name="list.jsonl"),
+        *columns,
     ):
         read = read_documents(path)
         assert list(read.found) == [document, document] and read.kind == f"records read by {key}"
@@ -56,9 +67,15 @@ def test_records(tmp_path: Path, record, document, key: str) -> None:
             '{"text": "a"}\n{"body": "a", "id": 1}\n',
             r"t\.jsonl:2: has the keys 'body', 'id'; give it one of `t",
         ),
-        ("t.jsonl", '{"text": "a"}\n{"text": 1}\n', r"t\.jsonl:2: has the keys 'text'; give"),
+        ("t.jsonl", '{"text": "a"}\n{"text": 1}\n', r"t\.jsonl:2: `text` is a number; it has to be text"),
+        ("t.jsonl", '{"text": null}\n', r"t\.jsonl:1: `text` is null; it has to be text"),
+        ("t.jsonl", '{"text": ["a"]}\n', r"t\.jsonl:1: `text` is a list; it has to be text"),
+        ("t.jsonl", '{"messages": "[{}]"}\n', r"t\.jsonl:1: `messages` is text; it has to be a list of messages"),
+        ("t.jsonl", '{"text": "a"}\n{"text": "ab\\ud83d"}\n', r"t\.jsonl:2: half a character at place 2 of its text"),
+        ("t.jsonl", '{"messages": [{"role": "a", "content": "\\udc00"}]}\n', r"t\.jsonl:1: half a character at place 0"),
+        ("t.jsonl", '[1]\n[2]\n', r"t\.jsonl:1: is a list; a record is text"),
         ("t.jsonl", '{"text": "a"}\n{"text": \n', r"t\.jsonl:2: not valid JSON"),
-        ("t.jsonl", "5\n", r"t\.jsonl:1: is a int; a record is text or an object"),
+        ("t.jsonl", "5\n", r"t\.jsonl:1: is a number; a record is text or an object"),
         ("t.jsonl", '{"messages": ["a"]}\n', r"t\.jsonl:1: messages must hold messages with role and content"),
         ("t.jsonl", '{"prompt": [1], "completion": "a"}\n', r"t\.jsonl:1: prompt and completion must both be text"),
         ("t.jsonl", "{}\n", r"t\.jsonl:1: has no keys"),
