@@ -74,7 +74,7 @@ def _yarn(periods: torch.Tensor, theta: float, scaling: Fields, length: int) -> 
         return dim * math.log(length / (rotations * 2 * math.pi)) / (2 * math.log(theta))
 
     low, high = channel(scaling.number("beta_fast", 32)), channel(scaling.number("beta_slow", 1))
-    if scaling.boolean("truncate", True):
+    if scaling.boolean("truncate", "truncate" not in scaling.config):  # null is false, to transformers
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, dim - 1)
     high += 0.001 if low == high else 0

@@ -121,6 +121,7 @@ ROPES: dict[str, tuple[float, int, int, dict[str, Any]]] = {
         {"type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096, "finetuned": True},
     ),
     "YaRN, not truncated": (150000, 64, 131072, YARN | {"factor": 32.0, "truncate": False}),
+    "YaRN, null": (150000, 64, 131072, YARN | {"beta_fast": None, "attention_factor": None, "truncate": None}),
     "YaRN, no length": (10000, 96, 8192, {"rope_type": "yarn", "factor": 3.7}),
     "YaRN, one channel": (10000, 64, 4096, YARN | {"beta_fast": 1.0, "beta_slow": 1.0, "truncate": False}),
     "YaRN, attention factor": (10000, 80, 65536, YARN | {"attention_factor": 0.9}),
