@@ -65,7 +65,7 @@ def function(name: str, value: object) -> None:
 
 def path(name: str, value: object) -> str:
     found = os.fspath(value) if isinstance(value, (str, os.PathLike)) else value
-    if not isinstance(found, str):
+    if not isinstance(found, str) or not found:
         refuse(name, value, "a path, as text or pathlib.Path")
     return found
 
@@ -114,6 +114,14 @@ def prompt(value: Any, name: str = "the prompt") -> Any:
         if abs(int(each)) > _MOST:
             refuse(f"one of {name}'s tokens", each, "below the size of the vocabulary")
     return [int(each) for each in value]
+
+
+def tokens(name: str, value: Any) -> list[int]:
+    if isinstance(value, np.ndarray) and value.ndim:
+        value = value.tolist()
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes, bytearray, memoryview)):
+        refuse(name, value, "a list of whole numbers")
+    return [whole(f"one of {name}", each, 0) for each in value]
 
 
 def several_prompts(value: Any) -> list[Any]:

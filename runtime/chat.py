@@ -24,6 +24,7 @@ class ChatTemplate:
     def __init__(self, origin: Origin, source: str | None = None) -> None:
         """source: of another template than its own"""
         self._directory = where(origin)
+        self._its_own = source is None
         self._sources = _templates(origin) if source is None else {_DEFAULT: source}
         if not self._sources:
             raise InputError(f"{self._directory}: its tokenizer has no chat template; give it text to continue instead")
@@ -75,9 +76,11 @@ class ChatTemplate:
             raise InputError(f"{self._directory}: not what a chat template can be given: {error}") from error
         if "error" not in reply:
             return reply["result"]
+        name = f"{self._directory}: its chat template" if self._its_own else "the chat template that was given"
         if values is None or reply.get("broken"):
-            raise InputError(f"{self._directory}: its chat template is broken ({reply['error']}); replace {_TEMPLATE}")
-        raise InputError(f"{self._directory}: its chat template refuses these messages: {reply['error']}")
+            advice = f"replace {_TEMPLATE}" if self._its_own else "correct it"
+            raise InputError(f"{name} is broken ({reply['error']}); {advice}")
+        raise InputError(f"{name} refuses these messages: {reply['error']}")
 
 
 def _templates(origin: Origin) -> dict[str, str]:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from llmc.errors import InputError
 from llmc.files import count_items
+from llmc.runtime import arguments
 from llmc.runtime.origin import Origin, read, where
 from llmc.runtime.special_tokens import CONFIG, added_tokens, end_token_ids, special_tokens, tokenizer_config
 from llmc.runtime.tokenizer_hazards import harmless
@@ -93,6 +94,8 @@ class Tokenizer:
 
         fits: InputError as soon as it is certain that there are more tokens than this. Also for half a character.
         """
+        if not isinstance(text, str):
+            arguments.refuse("the text", text, "text")
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -103,7 +106,7 @@ class Tokenizer:
         return Encoding(ids if ids[: len(first)] == first else first + ids)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        return self._library.decode(list(ids), skip_special_tokens)
+        return self._library.decode(arguments.tokens("the tokens", ids), skip_special_tokens)
 
     def id_to_token(self, token: int) -> str | None:
         return self._library.id_to_token(token)
@@ -154,18 +157,25 @@ class Tokenizer:
 
 def _beginning(in_front: list[int], bos: int | None, config: dict[str, Any], asked: bool | None) -> tuple[bool, str]:
     """Whether texts begin with tokens of their own, and who says so."""
-    flag, kind = config.get("add_bos_token"), config.get("tokenizer_class")
+    flag, kind = _flag(config.get("add_bos_token")), config.get("tokenizer_class")
     if asked is not None:
         return asked, "as asked for"
     if in_front and not (flag is False and kind in _BEGIN_BY_DEFAULT and in_front == [bos]):
         return True, "tokenizer.json"
     if flag is True and bos is None:
         return False, f"add_bos_token in {CONFIG}, which names no token for it"
-    if isinstance(flag, bool):
+    if flag is not None:
         return flag, f"add_bos_token in {CONFIG}"
     if kind in _BEGIN_BY_DEFAULT and bos is not None:
         return True, f"what a {kind} does by default"
     return False, "no file asks for one"
+
+
+def _flag(value: Any) -> bool | None:
+    """True and false, as some files write them; None: neither."""
+    if isinstance(value, str):
+        return {"true": True, "false": False}.get(value.lower())
+    return bool(value) if value in (0, 1) else None
 
 
 def _special_ids(described: dict[str, Any]) -> set[int]:

@@ -132,6 +132,15 @@ def test_a_chat_template_of_ones_own(copy: Path) -> None:
     list_files(copy, "chat_template.jinja")
     with load(copy, chat_template="{{ messages[0].content }}!") as model:
         assert model.chat_prompt([{"role": "user", "content": "Hi"}]) == model.encode("Hi!")
+    for broken, said in (
+        ("{% if", "is broken .*; correct it"),
+        ("{{ raise_exception('no') }}", "refuses these messages: no"),
+    ):
+        with (
+            load(copy, chat_template=broken) as model,
+            pytest.raises(InputError, match=f"the chat template that was given {said}"),
+        ):
+            model.chat_prompt([{"role": "user", "content": "Hi"}])
 
 
 def test_nothing_else_looks_into_the_folder() -> None:
