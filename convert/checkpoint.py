@@ -89,8 +89,12 @@ class Checkpoint:
         except InputError as error:
             raise InputError(f"{path / 'config.json'}: {error}") from error
         if (path / "generation_config.json").exists():  # chat models list their end-of-turn tokens only there
-            generation = Fields(read_json(path / "generation_config.json"))
-            spec = replace(spec, eos_token_ids=generation.token_ids("eos_token_id") or spec.eos_token_ids)
+            file = path / "generation_config.json"
+            try:
+                ends = Fields(read_json(file)).token_ids("eos_token_id")
+            except InputError as error:
+                raise InputError(f"{file}: {str(error).removeprefix(f'{file}: ')}") from error
+            spec = replace(spec, eos_token_ids=ends or spec.eos_token_ids)
         stored = _read_headers(path)
         parts: dict[str, dict[str, StoredTensor]] = {}
         for name, tensor in stored.items():

@@ -43,4 +43,6 @@ def _settings(config: dict[str, Any]) -> dict[str, Any]:
         found |= {name: config.get(name) for name in _SAMPLING}
         if found["temperature"] is None:
             found["temperature"] = 1.0
+        if found["top_k"] == -1:  # vLLM's way to write no limit
+            found["top_k"] = 0
     return found

@@ -83,6 +83,15 @@ def test_files_are_all_that_make_the_model(sharded: Path) -> None:
     assert names == ["config.json", "model-00001-of-00002.safetensors", SHARD, INDEX, "tokenizer.json"]
 
 
+@pytest.mark.parametrize("content", ['{"eos_token_id": "1"}', "{"])
+def test_a_broken_generation_config_is_named(tmp_path: Path, content: str) -> None:
+    path = random_checkpoint(tmp_path, LLAMA)
+    (path / "generation_config.json").write_text(content)
+    with pytest.raises(InputError, match=r"generation_config\.json: ") as told:
+        Checkpoint.open(path)
+    assert str(told.value).count("generation_config.json") == 1
+
+
 def test_end_of_turn_tokens_come_from_the_generation_config(tmp_path: Path) -> None:
     path = random_checkpoint(tmp_path, LLAMA)
     assert Checkpoint.open(path).spec.eos_token_ids == (1, 2)

@@ -33,6 +33,7 @@ def settings(folder: Path) -> Parameters:
         ({"temperature": 0.6}, Parameters()),  # transformers samples only when told to
         ({"do_sample": None, "temperature": None}, Parameters()),
         ({"do_sample": True}, Parameters(temperature=1.0)),
+        ({"do_sample": True, "top_k": -1}, Parameters(temperature=1.0)),  # vLLM's "all"
         ({"do_sample": True, "temperature": None, "top_k": None, "min_p": 0.1}, Parameters(temperature=1.0, min_p=0.1)),
         ({"do_sample": True, "temperature": 1, "max_new_tokens": 5, "max_length": 20}, Parameters(temperature=1.0)),
         ({}, Parameters()),
