@@ -176,8 +176,15 @@ class ArtifactLM(TemplateLM):
     def _parameters(self, wanted: dict[str, Any]) -> Parameters:
         """From the harness's names; greedy unless they say otherwise. InputError for what cannot be done."""
         known = {name: value for name, value in wanted.items() if value is not None}
-        known = dict(normalize_gen_kwargs(known, self.max_gen_toks))
+        if isinstance(known.get("until"), tuple):
+            known["until"] = list(known["until"])
+        try:
+            known = dict(normalize_gen_kwargs(known, self.max_gen_toks))
+        except (TypeError, ValueError) as error:
+            raise InputError(f"the generation_kwargs {wanted} cannot be read: {error}") from error
         sampled, length = known.pop("do_sample"), known.pop("max_gen_toks")
+        if isinstance(sampled, str):
+            sampled = arguments.flag("do_sample", {"true": True, "false": False}.get(sampled.lower(), sampled))
         temperature = known.pop("temperature", 1.0)  # transformers' default, and vLLM's
         stop = [text for text in known.pop("until") if text]
         options = {name: known.pop(name) for name in _SAMPLING if name in known}

@@ -97,6 +97,9 @@ def test_repeats_of_a_sampled_request_are_drawn_anew_and_stay_the_same_in_any_or
         ({"max_completion_tokens": 17, "max_new_tokens": 18}, {"max_new_tokens": 18}),
         ({"max_gen_toks": 10_000}, {"max_new_tokens": 512}),  # half of the context
         ({"until": None}, {"stop": ()}),
+        ({"until": ("a", "b")}, {"stop": ("a", "b")}),
+        ({"do_sample": "False", "temperature": 0.8}, {"temperature": 0.0}),
+        ({"do_sample": "true", "temperature": 0.8}, {"temperature": 0.8}),
         ({"until": ["a", ""], "seed": 7, "temperature": 1, "top_k": -1}, {"stop": ("a",), "seed": 7, "top_k": 0}),
         ({"num_beams": 1, "use_cache": True, "repetition_penalty": 1.1}, {"repetition_penalty": 1.1}),
     ],
@@ -110,6 +113,19 @@ def test_what_a_task_asks_for_is_done(lm, wanted, expected):
 def test_what_cannot_be_done_is_told(lm, wanted):
     with pytest.raises(InputError, match=f"cannot generate with {next(iter(wanted))}="):
         lm.generate_until(requests("generate_until", ("x", wanted)), disable_tqdm=True)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({"max_tokens": "many"}, "cannot be read: invalid literal"),
+        ({"temperature": "hot"}, "cannot be read: could not convert"),
+        ({"do_sample": "perhaps"}, "do_sample is 'perhaps'; it has to be True or False"),
+    ],
+)
+def test_what_cannot_be_read_is_told(lm, wanted, message):
+    with pytest.raises(InputError, match=message):
+        lm._parameters(wanted)
 
 
 @pytest.mark.parametrize(
