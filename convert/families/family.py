@@ -94,11 +94,11 @@ class Family(ABC):
     def native_config(self, config: dict[str, Any]) -> dict[str, Any]:
         """config.json by which transformers and vLLM find the architecture in themselves.
 
-        Without `auto_map`: it names Python files of the checkpoint, which are not copied (artifacts hold no code), and
-        nothing is lost with them, since only architectures that both programs have are read. With the `model_type`
-        that they know, where the checkpoint's is one of its own or absent.
+        Without `auto_map` and `custom_pipelines`: they name Python files of the checkpoint, which are not copied
+        (artifacts hold no code), and nothing is lost with them, since only architectures that both programs have are
+        read. With the `model_type` that they know, where the checkpoint's is one of its own or absent.
         """
-        native = {key: value for key, value in config.items() if key != "auto_map"}
+        native = {key: value for key, value in config.items() if key not in ("auto_map", "custom_pipelines")}
         return native | {"architectures": [self.architectures[0]], "model_type": self.name}
 
     def pruned_config(self, config: dict[str, Any], num_experts: int) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from llmc.sidecars import copy_sidecar
 AUTO_MAP = {"AutoConfig": "configuration_my.MyConfig", "AutoModelForCausalLM": "modeling_my.MyModel"}
 # As the checkpoints of Kimi-K2 are; as old ones without model_type are.
 CASES: dict[str, dict[str, Any]] = {
-    "auto_map": LLAMA | {"auto_map": AUTO_MAP},
+    "auto_map": LLAMA | {"auto_map": AUTO_MAP, "custom_pipelines": {"mine": {"impl": "pipeline_my.Mine"}}},
     "kimi_k2": DEEPSEEK_V3 | {"model_type": "kimi_k2", "auto_map": AUTO_MAP, "num_nextn_predict_layers": 0},
     "no model_type": {key: value for key, value in LLAMA.items() if key != "model_type"},
     "no architectures": {key: value for key, value in LLAMA.items() if key != "architectures"},
@@ -33,7 +33,7 @@ CASES: dict[str, dict[str, Any]] = {
 def test_transformers_loads_with_its_own_class(tmp_path: Path, case: str, trust_remote_code: bool) -> None:
     source = random_checkpoint(tmp_path / "source", CASES[case] | {"v_head_dim": 16})
     made = quantised_copy(Checkpoint.open(source), {"attention": "fp8-channel"}, tmp_path)
-    assert "auto_map" not in made.config
+    assert not {"auto_map", "custom_pipelines"} & made.config.keys()
     theirs = AutoModelForCausalLM.from_pretrained(
         made.path, dtype=torch.float32, trust_remote_code=trust_remote_code, local_files_only=True
     )
@@ -61,6 +61,8 @@ def test_the_tokenizer_needs_no_code_either(tmp_path: Path, embedded: Path) -> N
     for file in source.iterdir():
         copy_sidecar(file.parent, file.name, target)
     assert (target / "tokenizer.json").read_bytes() == (embedded / "tokenizer.json").read_bytes()
+    settings = json.loads((target / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"  # transformers 4 stops at a class it does not have
     expected = AutoTokenizer.from_pretrained(embedded)("The first").input_ids
     for trust_remote_code in (False, True):
         loaded = AutoTokenizer.from_pretrained(target, trust_remote_code=trust_remote_code, local_files_only=True)
