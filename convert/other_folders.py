@@ -18,6 +18,7 @@ _SLOW_TOKENIZERS = {
     "tokenizer.model": "SentencePiece",
     "spiece.model": "SentencePiece",
     "sentencepiece.bpe.model": "SentencePiece",
+    "tiktoken.model": "tiktoken",
     "tekken.json": "Mistral's tekken",
     "vocab.json": "a vocabulary without its rules",
     "vocab.txt": "a vocabulary without its rules",
@@ -124,6 +125,12 @@ def require_tokenizer(where: str, names: Collection[str], on_hub: bool = False) 
         return
     known = {name: kind for name, kind in _SLOW_TOKENIZERS.items() if name in names}
     known |= {name: "tiktoken" for name in sorted(names) if name.endswith(".tiktoken")}
+    if code := min((name for name in names if re.fullmatch(r"tokenization_\w+\.py", name)), default=None):
+        only = f", only {', '.join([*known][:1])} and code that reads it" if known else ", only code"
+        raise InputError(
+            f"{where}: there is no tokenizer.json{only} ({code}), which llmc does not run; look for a copy of the "
+            "model that has a tokenizer.json, and put that beside the weights"
+        )
     if not known:
         raise InputError(
             f"{where}: there is no tokenizer.json, and a model without it can be neither calibrated nor run; "

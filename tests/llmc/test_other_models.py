@@ -37,6 +37,12 @@ def test_files(llmc, tmp_path: Path, name: str, said: str) -> None:
         (["tokenizer.model"], r"only tokenizer\.model \(SentencePiece\); let transformers write one: AutoTokenizer"),
         (["qwen.tiktoken", "tokenizer_config.json"], r"only qwen\.tiktoken \(tiktoken\)"),
         (["vocab.json", "merges.txt"], "only vocab.json"),
+        (["tiktoken.model"], r"only tiktoken\.model \(tiktoken\)"),
+        (
+            ["tiktoken.model", "tokenization_kimi.py"],
+            r"only tiktoken\.model and code that reads it \(tokenization_kimi\.py\), which llmc does not run; look for",
+        ),
+        (["tokenization_my.py"], r"only code \(tokenization_my\.py\)"),
     ],
 )
 def test_without_a_tokenizer(llmc, tmp_path: Path, files: list[str], said: str) -> None:
