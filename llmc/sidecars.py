@@ -22,7 +22,7 @@ def copy_sidecar(folder: Path, name: str, directory: Path) -> None:
         except (ValueError, RecursionError):
             settings = None
         if isinstance(settings, dict) and (code := settings.pop("auto_map", None)) is not None:
-            if f".{settings.get('tokenizer_class')}\"" in json.dumps(code):
+            if f'.{settings.get("tokenizer_class")}"' in json.dumps(code):
                 settings["tokenizer_class"] = "PreTrainedTokenizerFast"
             target.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
             return
