@@ -90,8 +90,8 @@ def _records(path: Path, text: str) -> Iterator[tuple[str, Any]]:
             records = value if isinstance(value, list) else _rows(value)
             yield from _numbered(path, records)
             return
-    elif (records := _list(text)) is not None:
-        yield from _numbered(path, records)
+    elif (listed := _list(text)) is not None:
+        yield from _numbered(path, listed)
         return
     for number, line in enumerate(text.split("\n"), 1):  # splitlines() cuts at characters that JSON strings may hold
         if line.strip():
@@ -165,8 +165,8 @@ def _found(where: str, record: Any) -> tuple[str, str | Chat]:
         if answer and record.get(asked[0]):
             return f"`{asked[0]}` and `{answer}`", _with_system(record, _pair(where, record, asked, answer))
     for keys, wanted in ((_TEXTS, "text"), (_CHATS, "a list of messages")):
-        if key := next((key for key in keys if key in record), None):
-            raise InputError(f"text {where}: `{key}` is {_kind(record[key])}; it has to be {wanted}")
+        if wrong := next((key for key in keys if key in record), None):
+            raise InputError(f"text {where}: `{wrong}` is {_kind(record[wrong])}; it has to be {wanted}")
     raise InputError(f"text {where}: has {_named(record)}; give it one of {_READ}")
 
 
