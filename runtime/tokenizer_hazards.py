@@ -61,7 +61,7 @@ def harmless(described: dict[str, Any], items: int) -> bool:
             and _text_occurs_once(described.get("post_processor"))
             and _longest(described) <= _LONGEST_TOKEN
         )
-    except (AttributeError, KeyError, TypeError, RecursionError):  # not the form that it should have
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):  # not the form that it should have
         return False
 
 

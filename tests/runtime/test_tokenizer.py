@@ -256,6 +256,7 @@ def row(part, kind, count):
         {"post_processor": template("A") | {"single": [TEXT] * 500_000}},
         {"post_processor": {"type": "Sequence", "processors": [template("A") | {"single": [TEXT] * 9}] * 9}},
         {"model": {"type": "Unigram", "unk_id": 0, "byte_fallback": False, "vocab": [["b", 0.0], ["é" * 10**6, -1.0]]}},
+        {"model": {"type": "Unigram", "unk_id": 0, "byte_fallback": False, "vocab": [["b", 0.0, 1], ["c"]]}},
     ],
 )
 def test_parts_that_are_harmless_only_once_or_short_run_apart(folder, change_to):
