@@ -25,6 +25,7 @@ from llmc.terminal import console
 from llmc.text import python_documents
 
 _DOCUMENTS = 20
+_PROMPT_TOKENS = (32, 512)
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Timing:
 
 def bench(
     artifact: Path,
-    prompt_tokens: Sequence[int],
+    prompt_tokens: Sequence[int] | None,
     new_tokens: int,
     batches: Sequence[int],
     draft_tokens: Sequence[int] | None,
@@ -54,7 +55,10 @@ def bench(
     backend: str | None,
     threads: int | None,
 ) -> Found:
-    """Greedy answers to pieces of the check text; the median of `rounds`, after one that does not count."""
+    """Greedy answers to pieces of the check text; the median of `rounds`, after one that does not count.
+
+    prompt_tokens: None for 32 and 512, as far as they fit the context with the answer
+    """
     start = time.perf_counter()
     with load(artifact, backend, threads) as model:
         loaded, after_load = time.perf_counter() - start, peak_memory()
@@ -62,7 +66,7 @@ def bench(
         drafts = list(draft_tokens) if draft_tokens else [0] + [model.draft_tokens] * (model.draft_tokens > 0)
         if max(drafts) and not model.backend.has_mtp:
             raise InputError(f"{artifact}: has no MTP layer that could draft {max(drafts)} tokens; leave it at 0")
-        sizes = list(product(prompt_tokens, batches, drafts))
+        sizes = list(product(prompt_tokens or _usual(model.context - new_tokens + 1), batches, drafts))
         for prompt, batch, _ in sizes:
             _check(model, prompt, new_tokens, batch)
         columns = TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn()
@@ -118,6 +122,10 @@ def _text(model: Model) -> NDArray[np.int64]:
         return read_reference(model.artifact)["input_ids"].ravel()
     documents = (text for _, text in islice(python_documents(), _DOCUMENTS))
     return np.array([token for text in documents for token in model.tokenizer.encode(text).ids], np.int64)
+
+
+def _usual(room: int) -> list[int]:
+    return [length for length in _PROMPT_TOKENS if length <= room] or [max(1, min(*_PROMPT_TOKENS, room // 2))]
 
 
 def _check(model: Model, prompt_tokens: int, new_tokens: int, batch: int) -> None:

@@ -353,7 +353,7 @@ def run(
 def bench(
     artifact: Artifact,
     prompt_tokens: Annotated[
-        list[int] | None, typer.Option(min=1, help="Length of the prompt; repeat it. Default: 32 and 512.")
+        list[int] | None, typer.Option(min=1, help="Length of the prompt; repeat it. Default: 32 and 512, if they fit.")
     ] = None,
     new_tokens: Annotated[int, typer.Option(min=2, help="Length of the answer.")] = 64,
     batch: Annotated[list[int] | None, typer.Option(min=1, help="Prompts at once; repeat it. Default: 1.")] = None,
@@ -375,8 +375,7 @@ def bench(
     from llmc.bench import bench as run_bench
 
     _verify(artifact, verify)
-    sizes = prompt_tokens or [32, 512]
-    found = run_bench(artifact, sizes, new_tokens, batch or [1], draft_tokens, rounds, backend, threads)
+    found = run_bench(artifact, prompt_tokens, new_tokens, batch or [1], draft_tokens, rounds, backend, threads)
     if as_json:
         terminal.print_json(found.data)
     else:

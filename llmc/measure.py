@@ -45,14 +45,18 @@ class Run:
 
 
 def measure(model: Model, reference: Path | None = None) -> tuple[Speed, float | None]:
-    """Continues the beginnings of some check windows, with and without speculation. reference: see `Model.check`.
+    """Continues the beginnings of some check windows, with and without speculation, as far as the context goes.
+
+    reference: see `Model.check`.
 
     Returns the speeds, which vary from run to run, and the share of drafts that the model agreed to, which does not.
     """
-    prompts = read_reference(model.artifact, reference)["input_ids"][:_PROMPTS, :_PROMPT_TOKENS].tolist()
+    length = min(_PROMPT_TOKENS, model.context // 2)
+    prompts = read_reference(model.artifact, reference)["input_ids"][:_PROMPTS, :length].tolist()
+    new_tokens = min(_NEW_TOKENS, model.context - length)
 
     def tokens_per_second(draft_tokens: int) -> tuple[float, float | None]:
-        runs = [run(model, [prompt], _NEW_TOKENS, draft_tokens) for prompt in prompts]
+        runs = [run(model, [prompt], new_tokens, draft_tokens) for prompt in prompts]
         speed = sum(len(run.answers[0].tokens) for run in runs) / sum(run.prefill + run.decode for run in runs)
         return speed, acceptance(runs)
 

@@ -5,11 +5,13 @@ A build writes beside that folder, too: into <name>.work, and into <name>.reject
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from llmc.errors import InputError
 
 _ENDINGS = ("", ".work", ".rejected")
+_LONGEST = ".rejected.reference.safetensors.partial"  # of all that is put behind the name
 
 
 def output_path(name: str, given: Path | None) -> Path:
@@ -19,11 +21,13 @@ def output_path(name: str, given: Path | None) -> Path:
         path = path.expanduser()
         if path.name in ("", ".."):
             path = path.resolve()
-        path.exists()
+        path.with_name(f"{path.name}{_LONGEST}").exists() if path.name else path.exists()
         written = _written(path) if path.name else [path]
     except (OSError, RuntimeError) as error:  # no such user, links in a circle
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise InputError(f"--output {path}: {reason}") from error
+    if given is not None:  # a plan needs no place to write to
+        _refuse_unwritable(path)
     here = current_folder()
     if any(here.is_relative_to(folder) for folder in written):
         raise InputError(
@@ -47,6 +51,21 @@ def refuse_overlap(output: Path, model: Path) -> None:
                 f"--output {output}: that is inside the folder of the model, {model}, which is only read; choose "
                 "another --output"
             )
+
+
+def _refuse_unwritable(path: Path) -> None:
+    """What no build can write to, and what it could only fail to use when all else is done."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:  # bytes that are not UTF-8, or another locale; ONNX Runtime opens no such file
+        raise InputError(f"--output {path}: is not a name in UTF-8; choose another --output") from error
+    for folder in path.parents:
+        if folder.exists():
+            if not folder.is_dir():
+                raise InputError(f"--output {path}: {folder} is not a folder; choose another --output")
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise InputError(f"--output {path}: {folder} cannot be written to; choose another --output")
+            return
 
 
 def _written(path: Path) -> list[Path]:

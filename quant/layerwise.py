@@ -95,7 +95,7 @@ def quantise(
     with `quantization_config`, and reference.safetensors into `output_dir`. InputError for rules that do not fit.
 
     unchanged: raises when the checkpoint's files are not what they were; called before what was made of them counts
-    tell: is told in a line what of an interrupted pass is damaged and done again
+    tell: is told in a line what of an interrupted pass is damaged and done again, and what a layout loses
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     work_dir.mkdir(parents=True, exist_ok=True)
@@ -165,6 +165,7 @@ class _Pass:
     def _require_range(self) -> None:
         """One reading of all weights before any work, for a layout that may have no place for their scales."""
         modules = linear_modules(self.checkpoint) if self.layout.narrows else []
+        narrowed: dict[str, int] = {}
         for number, module in enumerate(modules):
             self.progress(0, self.layers, f"range of scales, module {number} of {len(modules)}", 0, len(modules))
             given, codes = self.assigned.get(module), self.checkpoint.quantised(module)
@@ -173,7 +174,15 @@ class _Pass:
             if codes is not None and kept is not None and wanted in (None, kept):
                 self.layout.tensors(module, kept, codes)
             elif given is not None:
-                self.layout.require_range(module, self.checkpoint.tensor(f"{module}.weight"), given.scheme)
+                weight = self.checkpoint.tensor(f"{module}.weight")
+                if lossy := self.layout.require_range(module, weight, given.scheme):
+                    narrowed[module] = lossy
+        if narrowed:
+            self.tell(
+                f"layout {self.layout.name}: {sum(narrowed.values()):,} groups of weights in {len(narrowed):,} modules "
+                f"({next(iter(narrowed))}, …) have scales that its float16 rounds to few bits or to none; look at the "
+                f"check's KL, or use layout {DEFAULT_LAYOUT}"
+            )
 
     def _last_calibrated(self) -> int:
         """The last layer that the calibration text has to reach; -1: none."""

@@ -44,13 +44,14 @@ class GPTQ(Layout):
             _require_small(module, (narrowed - exact).square().sum(), exact.square().sum())
         return gptq_tensors(module, weight)
 
-    def require_range(self, module: str, weight: torch.Tensor, scheme: Scheme) -> None:
+    def require_range(self, module: str, weight: torch.Tensor, scheme: Scheme) -> int:
         """By the largest weight of each group: its scale is that, at most half of it shared off, by the steps."""
         groups = weight.unflatten(-1, (-1, scheme.block((weight.shape[0], weight.shape[1]))[1]))
         largest, energy = groups.abs().amax(-1) / scheme.highest, groups.double().square().sum(-1)
         ends = torch.stack([largest, largest / 2]).double()
         lost = ((ends.half() - ends) / ends.clamp(min=torch.finfo(torch.float64).tiny)).square().amax(0)
         _require_small(module, (lost * energy).sum(), energy.sum())
+        return int(((lost > _LOST) & (energy > 0)).sum())
 
     def config(self, schemes: dict[str, str], all_modules: Iterable[str], fp8_cache: bool) -> dict[str, Any]:
         usual = Counter(schemes.values()).most_common(1)[0][0]

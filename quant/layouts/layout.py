@@ -25,8 +25,10 @@ class Layout(ABC):
     def takes(self, scheme: Scheme) -> bool:
         """Whether weights of this scheme can be stored."""
 
-    def require_range(self, module: str, weight: torch.Tensor, scheme: Scheme) -> None:
-        """InputError where the scales that float32 `weight` [out, in] will have cannot be stored."""
+    def require_range(self, module: str, weight: torch.Tensor, scheme: Scheme) -> int:
+        """InputError where the scales that float32 `weight` [out, in] will have cannot be stored. Returns how many of
+        its groups lose precision all the same: too little of this weight to tell whether the model makes much of it,
+        with a large norm before it or a large weight behind it, or nothing."""
         raise NotImplementedError  # of layouts that narrow
 
     def obstacle(self, schemes: Mapping[str, Collection[str]], plain_experts: bool) -> str:

@@ -185,3 +185,6 @@ def test_bench(artifact: Path) -> None:
     for wrong, message in ((("--prompt-tokens", "9999"), "do not fit"), (("--batch", "99"), "more than the 32")):
         refused = CliRunner().invoke(app, ["bench", str(artifact), *wrong])
         assert refused.exit_code == 2 and message in refused.stderr
+    # A context of 128 has no room for the usual 512.
+    usual = CliRunner().invoke(app, ["bench", str(artifact), "--rounds", "1", "--new-tokens", "4", "--json"])
+    assert {each["prompt_tokens"] for each in json.loads(usual.stdout)["timings"]} == {32}

@@ -80,6 +80,21 @@ def test_rescaling_changes_nothing_or_is_refused(
         assert torch.equal(quantised(directory, power, layout_name, name, method), expected)
 
 
+@pytest.mark.parametrize("power", [0, -20])
+def test_groups_that_lose_precision_are_told(tmp_path: Path, power: int) -> None:
+    """A few channels that the norm makes large again are too little of a weight to refuse it."""
+    weights = random_weights(CONFIG)
+    for name, weight in weights.items():
+        if "post_attention" in name or name.endswith(("gate_proj.weight", "up_proj.weight")):
+            weight[..., :32] *= 2.0**-power if "norm" in name else 2.0**power
+    source = Checkpoint.open(write_checkpoint(tmp_path / "source", CONFIG, weights))
+    rules, told = [Rule("dense_mlp", "int4-g32", "rtn")], list[str]()
+    out, options = tmp_path / "out", Options(layout="gptq")
+    quantise(source, rules, None, IDS, IDS[:1], out, tmp_path / "work", lambda *_: None, options, tell=told.append)
+    assert len(told) == (power < 0)
+    assert not told or "256 groups of weights in 2 modules (model.layers.0.mlp.gate_proj, …)" in told[0]
+
+
 def test_large_scales_are_refused_too(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="float16"):
         quantised(tmp_path, 24, "gptq", "int4-g32")
