@@ -22,7 +22,7 @@ _DISTRIBUTIONS = {"cuda": "cuda-bindings", "tensorrt": "tensorrt-cu13", "tensorr
 
 
 def install(module: str) -> str:
-    """`pip install 'llmc[build]'`: how the package of a module that can be imported gets here."""
+    """`pip install 'llmc-toolchain[build]'`: how the package of a module that can be imported gets here."""
     distribution = _distribution()
     extra = _extra(distribution, module)
     if extra is None:

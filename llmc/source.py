@@ -195,9 +195,9 @@ def hash_files(
 
 
 def _builtin(name: str) -> Path:
-    import llmc.recipes
+    from llmc.recipes import checkpoints
 
-    folder = Path(llmc.recipes.__file__).parent / "checkpoints"
+    folder = Path(checkpoints.__file__).parent
     known = [path.parent.name for path in sorted(folder.glob("*/config.json"))]
     if name not in known:
         raise InputError(f"model {BUILTIN}{name}: {unknown(name, 'embedded checkpoint', known)}")

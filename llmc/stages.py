@@ -16,8 +16,6 @@ from typing import Any
 
 from llmc.quant.durable import Damaged, damage, read_record, seal, write_record
 
-_OTHER_ROOMS = ("convert/", "quant/", "runtime/", "recipes/")
-
 
 def key_of(*parts: Any) -> str:
     """A hash of JSON-able values."""
@@ -29,10 +27,9 @@ def code_version(room: str, without: tuple[str, ...] = ()) -> str:
     module = importlib.import_module("llmc" if room == "llmc" else f"llmc.{room}")
     assert module.__file__
     root, digest = Path(module.__file__).parent, hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
+    for path in sorted(root.glob("*.py" if room == "llmc" else "**/*.py")):
         name = path.relative_to(root).as_posix()
-        # An installed llmc holds the other rooms as folders of its own.
-        if not name.startswith(_OTHER_ROOMS if room == "llmc" else without):
+        if not name.startswith(without):
             digest.update(f"{name}\0{path.stat().st_size}\0".encode() + path.read_bytes())
     return digest.hexdigest()
 

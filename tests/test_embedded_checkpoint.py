@@ -13,8 +13,9 @@ from tokenizers import Tokenizer
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.model import CausalLM
 
-SCRIPTS = Path(__file__).parents[1] / "recipes" / "checkpoints"
-EMBEDDED = SCRIPTS / "tiny-deepseek-v3"
+REPOSITORY = Path(__file__).parents[1]
+SCRIPTS = REPOSITORY / "ci/training"
+EMBEDDED = REPOSITORY / "recipes/checkpoints/tiny-deepseek-v3"
 
 
 def test_layout_is_that_of_the_release():

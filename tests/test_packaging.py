@@ -1,49 +1,118 @@
-"""What pyproject.toml packs: every package folder, the recipes and the embedded checkpoint."""
+"""What pyproject.toml packs, and that type checkers see it: as a wheel, as an editable install, as a bare tree."""
 
+import json
+import os
+import re
+import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
+import venv
 import zipfile
 from pathlib import Path
 
+import pytest
+
 REPOSITORY = Path(__file__).parents[1]
 ROOMS = ("llmc", "convert", "quant", "runtime", "recipes")
+PROGRAM = """
+from typing import assert_type
+
+from llmc.runtime import Generation, Parameters, load
+
+with load("artifact") as model:
+    assert_type(model.generate("a"), Generation)
+    assert_type(model.generate(["a", "b"], Parameters(seed=1)), list[Generation])
+"""
 
 
-def test_no_package_is_missing_from_the_list() -> None:
-    listed = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    found = {"llmc.recipes.checkpoints"}  # scripts and data, no __init__.py
-    for room in ROOMS:
-        for init in (REPOSITORY / room).rglob("__init__.py"):
-            parts = init.parent.relative_to(REPOSITORY).parts
-            found.add(".".join(parts if room == "llmc" else ("llmc", *parts)))
-        for source in (REPOSITORY / room).rglob("*.py"):
-            inside = (source.parent / "__init__.py").exists() or "checkpoints" in source.parts
-            assert inside, f"{source.parent} has no __init__.py"
-    assert sorted(listed) == sorted(found)
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone without a history; setuptools leaves build/ and egg-info behind."""
+    tree = tmp_path_factory.mktemp("tree")
+    for name in ROOMS:
+        shutil.copytree(REPOSITORY / name, tree / name, True, shutil.ignore_patterns("__pycache__", "*.safetensors"))
+    for weights in (REPOSITORY / "recipes").rglob("*.safetensors"):
+        (tree / weights.relative_to(REPOSITORY)).symlink_to(weights)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, tree / name)
+    return tree
 
 
-def test_wheel_carries_recipes_and_checkpoint(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def wheel(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
     build = "import setuptools.build_meta as backend, sys; print(backend.build_wheel(sys.argv[1]))"
-    tree = tmp_path / "tree"  # setuptools leaves build/ and egg-info behind
-    tree.mkdir()
-    for name in (*ROOMS, "pyproject.toml", "README.md", "LICENSE"):
-        (tree / name).symlink_to(REPOSITORY / name)
-    command = [sys.executable, "-c", build, str(tmp_path)]
-    made = subprocess.run(command, cwd=tree, check=True, capture_output=True, text=True)
+    made = subprocess.run([sys.executable, "-c", build, folder], cwd=tree, check=True, capture_output=True, text=True)
     assert "Warning" not in made.stderr
-    (wheel,) = tmp_path.glob("*.whl")
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def test_wheel_carries_code_recipes_and_checkpoint(tree: Path, wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as packed:
         names = set(packed.namelist())
+    expected = {"llmc/py.typed"}
     for room in ROOMS:
-        for source in (REPOSITORY / room).rglob("*.py"):
-            path = source.relative_to(REPOSITORY).as_posix()
-            assert (path if room == "llmc" else f"llmc/{path}") in names
-    for recipe in (REPOSITORY / "recipes").glob("*.yaml"):
-        assert f"llmc/recipes/{recipe.name}" in names
-    for file in (REPOSITORY / "recipes" / "checkpoints" / "tiny-deepseek-v3").iterdir():
-        assert f"llmc/recipes/checkpoints/tiny-deepseek-v3/{file.name}" in names
-    assert "llmc/py.typed" in names
+        inside = room if room == "llmc" else f"llmc/{room}"
+        sources = list((tree / room).rglob("*.py"))
+        assert all((source.parent / "__init__.py").exists() for source in sources)
+        expected |= {f"{inside}/{source.relative_to(tree / room)}" for source in sources}
+    data = [*(tree / "recipes").glob("*.yaml"), *(tree / "recipes/checkpoints").rglob("tiny-deepseek-v3/*")]
+    expected |= {f"llmc/{path.relative_to(tree)}" for path in (*data, tree / "recipes/checkpoints/README.md")}
+    assert {name for name in names if ".dist-info/" not in name} == expected
+
+
+@pytest.mark.parametrize("way", ["wheel", "editable", "tree"])
+def test_type_checkers_see_the_package(way: str, tree: Path, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    venv.create(tmp_path / "venv")
+    python = tmp_path / "venv/bin/python"
+    site_packages = Path(sysconfig.get_path("purelib", vars={"base": str(tmp_path / "venv")}))
+    (site_packages / "others.pth").write_text(sysconfig.get_path("purelib"))
+    environment = {**os.environ, "MYPYPATH": "", "PYTHONPATH": ""}
+    if way == "wheel":
+        with zipfile.ZipFile(request.getfixturevalue("wheel")) as packed:
+            packed.extractall(site_packages)
+    elif way == "editable":
+        pip = [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-build-isolation"]
+        subprocess.run([*pip, "--ignore-installed", "-e", tree], check=True, capture_output=True)
+    else:
+        environment |= {"MYPYPATH": str(tree), "PYTHONPATH": str(tree)}
+
+    def run(*command: str | Path) -> str:
+        ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+        return ran.stdout
+
+    found = run(python, "-c", "import llmc.runtime, llmc.convert as a, llmc.quant as b; print(a.__file__, b.__file__)")
+    assert all(str(tmp_path if way == "wheel" else tree) in path for path in found.split())
+    (tmp_path / "use.py").write_text(PROGRAM)
+    (tmp_path / "wrong.py").write_text(PROGRAM.replace("list[Generation]", "list[str]"))
+    mypy = [sys.executable, "-m", "mypy", "--strict", "--python-executable", python, "--cache-dir", os.devnull]
+    run(*mypy, "use.py")
+    pyright = {"typeCheckingMode": "strict", "include": ["use.py"], "extraPaths": [str(tree)] if way == "tree" else []}
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps(pyright))
+    run(sys.executable, "-m", "basedpyright", "--pythonpath", python)
+    for checker in ([*mypy, "wrong.py"], [sys.executable, "-m", "basedpyright", "--pythonpath", python, "wrong.py"]):
+        assert subprocess.run(checker, cwd=tmp_path, env=environment, capture_output=True).returncode
+
+
+def test_one_name_of_the_distribution() -> None:
+    """`llmc` on the package index is somebody else's: nothing here sends anybody there."""
+    name = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["name"]
+    files = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True)
+    if files.returncode:
+        pytest.skip("not a clone")
+    wrong = re.compile(
+        r"pip install\S*\s+(?:-\S+\s+)*['\"]?llmc(?:\[|['\"\s`])|(?<![\w-])llmc\[(?:cpu|gpu|build|hub|eval|rtx|dev)"
+    )
+    found = []
+    for path in files.stdout.split():
+        if (REPOSITORY / path).suffix in {".py", ".md", ".toml", ".yaml", ".sh"} and path != "tests/test_packaging.py":
+            text = (REPOSITORY / path).read_text()
+            found += [f"{path}: {match[0]}" for match in wrong.finditer(text)]
+    assert not found and name == "llmc-toolchain"
 
 
 def test_templates_cannot_leave_their_sandbox() -> None:

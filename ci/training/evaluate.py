@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """How good is a small checkpoint? Measured on what ships, through llmc's own blocks.
 
-python recipes/checkpoints/evaluate.py recipes/checkpoints/tiny-deepseek-v3
-python recipes/checkpoints/evaluate.py CHECKPOINT --text book.txt      # the text it was trained on
+python ci/training/evaluate.py recipes/checkpoints/tiny-deepseek-v3
+python ci/training/evaluate.py CHECKPOINT --text book.txt      # the text it was trained on
 """
 
 import argparse

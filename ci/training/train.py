@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Train the embedded checkpoint, or one like it: a small DeepSeek-V3 in the exact layout of the release.
 
-    python recipes/checkpoints/train.py OUTPUT                         # the embedded one
-    python recipes/checkpoints/train.py OUTPUT --text book.txt --set hidden_size=192 --set vocab_size=2048
+    python ci/training/train.py OUTPUT                         # the embedded one
+    python ci/training/train.py OUTPUT --text book.txt --set hidden_size=192 --set vocab_size=2048
 
 Data-parallel over single-thread processes on this machine (gloo). Same seed, number of processes, Python patch release
 and torch: the same bytes. Matrices are updated by Muon (orthogonalised momentum, Jordan 2024), the rest by AdamW.

@@ -1,0 +1,1 @@
+"""Checkpoints that ship with recipes; ci/training/ made them."""
