@@ -28,15 +28,15 @@ from llmc.convert.other_folders import (
     weight_files,
     whole_model,
 )
-from llmc.convert.quantised_weight import Activations, QuantisedWeight
 from llmc.convert.quantization_config import QUANTIZE_CONFIG, with_quantization_config
+from llmc.convert.quantized_weight import Activations, QuantizedWeight
 from llmc.convert.safetensors_file import StoredTensor, read_header
 from llmc.convert.spec import ModelSpec, Role
 from llmc.errors import InputError
 from llmc.file_names import is_bare_file_name
 
 INDEX = "model.safetensors.index.json"
-# A quantised checkpoint has its own instead of a copy.
+# A quantized checkpoint has its own instead of a copy.
 REWRITTEN = ("config.json", INDEX, QUANTIZE_CONFIG)
 _MAX_MISSING = 10_000  # weights; of a model that lacks more, none is named
 _FLOATS = ("BF16", "F16", "F32")
@@ -109,7 +109,7 @@ class Checkpoint:
         return checkpoint if headers_only else checkpoint._with_copies_compared()
 
     def names(self) -> list[str]:
-        """Logical tensor names in file order; what a quantised module stores counts as `<module>.weight`."""
+        """Logical tensor names in file order; what a quantized module stores counts as `<module>.weight`."""
         return list(self._parts)
 
     def __contains__(self, name: object) -> bool:
@@ -120,26 +120,26 @@ class Checkpoint:
         return self.family.role(name, self.spec)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape after dequantisation, from headers; InputError for a missing or unreadable tensor."""
+        """The shape after dequantization, from headers; InputError for a missing or unreadable tensor."""
         if layout := self._layout(name):
             return layout[0].shape(layout[1])
         tensor = self.stored(name)
         if tensor.dtype not in _FLOATS:
             raise InputError(
                 f"{tensor.file}: {name} is {tensor.dtype} with no scale that quantization_config in "
-                f"config.json explains; an unquantised weight must be {', '.join(_FLOATS)}"
+                f"config.json explains; an unquantized weight must be {', '.join(_FLOATS)}"
             )
         return tensor.shape
 
     def tensor(self, name: str, dtype: torch.dtype | None = torch.float32) -> torch.Tensor:
-        """A fresh tensor, dequantised, in `dtype` (None: as it is stored); InputError when it holds NaN or infinity."""
-        if weight := self.quantised(name.removesuffix(".weight")):
-            return weight.dequantise(dtype or torch.float32)
+        """A fresh tensor, dequantized, in `dtype` (None: as it is stored); InputError when it holds NaN or infinity."""
+        if weight := self.quantized(name.removesuffix(".weight")):
+            return weight.dequantize(dtype or torch.float32)
         tensor = self.stored(name).read()
         self._refuse_nan(name, tensor)
         return tensor if dtype is None else tensor.to(dtype)
 
-    def quantised(self, module: str) -> QuantisedWeight | None:
+    def quantized(self, module: str) -> QuantizedWeight | None:
         """The codes and scales of `<module>.weight` as they are stored; None when it is stored plain."""
         name = f"{module}.weight"
         layout = self._layout(name)
@@ -187,7 +187,7 @@ class Checkpoint:
         return sorted({*self.shards, *(file for file in found if file.suffix not in _CODE and not file.is_dir())})
 
     def _layout(self, name: str) -> tuple[Format, Parts] | None:
-        """How a quantised tensor is stored; None: plain."""
+        """How a quantized tensor is stored; None: plain."""
         parts = self._parts.get(name, {})
         for known in self._formats:
             if known.key in parts and known.matches(name.removesuffix(".weight")):

@@ -25,7 +25,7 @@ _PIECE = 1 << 22  # elements
 def equal(checkpoint: Checkpoint, name: str, other: str) -> bool:
     """Whether two tensors of one shape hold the same numbers, in whatever type or format each is stored.
 
-    Takes memory only where one is quantised and the other not, or in another way.
+    Takes memory only where one is quantized and the other not, or in another way.
     """
     mine, others = checkpoint.parts(name), checkpoint.parts(other)
     if mine.keys() == others.keys() and all(_same(part, others[last]) for last, part in mine.items()):

@@ -1,4 +1,4 @@
-"""What a checkpoint says about how it is quantised, where it does not say it in config.json."""
+"""What a checkpoint says about how it is quantized, where it does not say it in config.json."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def with_quantization_config(path: Path, config: dict[str, Any]) -> dict[str, An
             f"is not read; save the model again with a recent one, or {_INSTEAD}"
         )
     if (path / _MODELOPT).exists():
-        raise InputError(f"{path / _MODELOPT}: quantised with NVIDIA's ModelOpt, which is not read; {_INSTEAD}")
+        raise InputError(f"{path / _MODELOPT}: quantized with NVIDIA's ModelOpt, which is not read; {_INSTEAD}")
     if (path / _AWQ).exists():
-        raise InputError(f"{path / _AWQ}: quantised with AutoAWQ, which is not read; {_INSTEAD}")
+        raise InputError(f"{path / _AWQ}: quantized with AutoAWQ, which is not read; {_INSTEAD}")
     if not (path / QUANTIZE_CONFIG).exists():
         return config
     described = read_json(path / QUANTIZE_CONFIG)
     method = described.get("quant_method", "gptq")
     if method != "gptq" or described.get("is_marlin_format") or "bits" not in described:
         kind = "GPTQ for Marlin" if method == "gptq" and "bits" in described else repr(method)
-        raise InputError(f"{path / QUANTIZE_CONFIG}: quantised in a way that is not read ({kind}); {_INSTEAD}")
+        raise InputError(f"{path / QUANTIZE_CONFIG}: quantized in a way that is not read ({kind}); {_INSTEAD}")
     return {**config, "quantization_config": {**described, "quant_method": "gptq"}}

@@ -1,4 +1,4 @@
-"""What a model is, in numbers: the one description that torch blocks, graph and quantiser all read.
+"""What a model is, in numbers: the one description that torch blocks, graph and quantizer all read.
 
 A family (`convert/families/`) turns a checkpoint's config.json into a `ModelSpec`; nothing after it looks at
 config.json again. Tensor names are the Hugging Face names of the released checkpoints.

@@ -1,6 +1,6 @@
-"""The build: checkpoint → quantised checkpoint → targets → check → manifest → artifact directory.
+"""The build: checkpoint → quantized checkpoint → targets → check → manifest → artifact directory.
 
-Each step is a stage with a key (see `stages`); quantisation also resumes within itself, layer by layer. All work
+Each step is a stage with a key (see `stages`); quantization also resumes within itself, layer by layer. All work
 happens in `<output>.work` and is renamed at the end, so that a build killed at any moment leaves either no artifact
 or a whole one, and the next run goes on where it stopped, or behind the last thing that is still as it was written.
 An earlier artifact saves a build the stages whose keys are still the same (see `reuse`). A resumed build ends in the
@@ -27,19 +27,19 @@ from llmc.convert.targets import target
 from llmc.errors import InputError, MachineError, MissingPackageError, RefusedError
 from llmc.extras import install
 from llmc.job import Job, Limits, prepare
-from llmc.manifest import build_manifest, describe_quantised, hash_files_of
+from llmc.manifest import build_manifest, describe_quantized, hash_files_of
 from llmc.measure import Speed, measure, peak_memory
 from llmc.output import MANIFEST, Output, digest, is_whole, read_manifest
 from llmc.progress import Display
 from llmc.quant.durable import damage, write_json
-from llmc.quant.layerwise import quantise
+from llmc.quant.layerwise import quantize
 from llmc.reference import Reference, beside
-from llmc.reuse import earlier, quantised_files
+from llmc.reuse import earlier, quantized_files
 from llmc.runtime.artifact import REFERENCE
 from llmc.sidecars import copy_sidecar
 from llmc.stages import Stages, versions
 
-FINGERPRINT = "fingerprint.json"  # of the quantisation that a work directory is for
+FINGERPRINT = "fingerprint.json"  # of the quantization that a work directory is for
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -133,7 +133,7 @@ def _refuse_other_work(place: Output, home: Path, fingerprint: dict[str, Any]) -
     """InputError, with what differs, when an interrupted build of something else has layers to lose."""
     for other in place.work.glob("*"):
         record = other / FINGERPRINT
-        done = any(other.glob("scratch/layer-*.json")) or (other / "stages" / "quantise.json").exists()
+        done = any(other.glob("scratch/layer-*.json")) or (other / "stages" / "quantize.json").exists()
         if other == home or not record.exists() or not done:
             continue
         try:
@@ -167,16 +167,16 @@ class _Build:
     def run(self) -> dict[str, Any]:
         """The finished artifact's manifest."""
         sidecars = self._copy_sidecars()
-        quantised = self.stages.run(
-            "quantise", self.keys["quantise"], self._quantise, lambda _: quantised_files(self.artifact)
+        quantized = self.stages.run(
+            "quantize", self.keys["quantize"], self._quantize, lambda _: quantized_files(self.artifact)
         )
         shutil.rmtree(self.home / "scratch", ignore_errors=True)
         self._remove_all_but({*sidecars, *self.stages.files()})  # what a killed run left
         checkpoint = Checkpoint.open(self.artifact)
         targets = {name: self._target(checkpoint, name) for name in self.job.targets}
-        self.stages.forget_all_but({"quantise", "check", *targets})  # targets that the recipe no longer names
+        self.stages.forget_all_but({"quantize", "check", *targets})  # targets that the recipe no longer names
         self._remove_all_but({*sidecars, *self.stages.files()})
-        manifest = build_manifest(self.job, checkpoint, quantised, targets, self.keys)
+        manifest = build_manifest(self.job, checkpoint, quantized, targets, self.keys)
         manifest["files"] = hash_files_of(self.artifact)  # README.md is not among them: _remove_all_but
         if not self.job.recipe.check.publish_text:
             manifest["reference"] = manifest["files"].pop(REFERENCE)
@@ -196,7 +196,7 @@ class _Build:
         return manifest
 
     def _copy_sidecars(self) -> list[str]:
-        """Tokenizer, licence, … of the source, by their names."""
+        """Tokenizer, license, … of the source, by their names."""
         source = self.job.checkpoint
         shards = {shard.name for shard in source.shards}
         names = [name for name in self.job.source_files if name not in {*shards, *REWRITTEN}]
@@ -205,14 +205,14 @@ class _Build:
         self.job.files.require_unchanged()
         return names
 
-    def _quantise(self) -> dict[str, Any]:
+    def _quantize(self) -> dict[str, Any]:
         job, checkpoint, scratch = self.job, self.job.checkpoint, self.home / "scratch"
         weights = [checkpoint.nbytes(f"model.layers.{index}.") for index in range(checkpoint.spec.num_all_layers)]
         calibration, check = (torch.from_numpy(ids) for ids in (job.texts.calibration, job.texts.check))
-        with self.display.stage("quantise"):
+        with self.display.stage("quantize"):
             progress = self.display.layers(weights)
             try:
-                result = quantise(
+                result = quantize(
                     checkpoint, job.rules, job.pruning, calibration, check, self.artifact, scratch, progress,
                     job.options, job.files.require_unchanged, self.display.line,
                 )  # fmt: skip
@@ -221,7 +221,7 @@ class _Build:
                 if not any(scratch.glob("layer-*.json")):  # finished layers are kept, whatever became of the next one
                     shutil.rmtree(self.home)
                 raise
-        return describe_quantised(job, Checkpoint.open(self.artifact), result.to_json())
+        return describe_quantized(job, Checkpoint.open(self.artifact), result.to_json())
 
     def _target(self, checkpoint: Checkpoint, name: str) -> dict[str, Any]:
         module = target(name)

@@ -48,7 +48,7 @@ def model_card(manifest: dict[str, Any]) -> str:
         f"{made} and compared with it before it was released.\n",
         _table(("", ""), rows(manifest)),
         "## Use\n",
-        _usage(name, layout(manifest["recipe"]["layout"]), manifest["quantised"]),
+        _usage(name, layout(manifest["recipe"]["layout"]), manifest["quantized"]),
         "## What was done to the tensors\n",
         _table(("role", "scheme", "method", "modules", "error, median", "error, largest"), _tensor_rows(manifest)),
         "The error is the relative squared error of a module's output on the calibration text (gptq, gptaq) or of its "
@@ -86,9 +86,9 @@ def _repeating(manifest: dict[str, Any]) -> str:
 
 
 def _usage(name: str, layout: Layout, roles: dict[str, Any]) -> str:
-    experts = roles.get("experts", {"parameters": 0, "quantised": 0})
+    experts = roles.get("experts", {"parameters": 0, "quantized": 0})
     schemes = {role: counts["schemes"] for role, counts in roles.items()}
-    obstacle = layout.obstacle(schemes, experts["quantised"] < experts["parameters"])
+    obstacle = layout.obstacle(schemes, experts["quantized"] < experts["parameters"])
     return (
         f"```python\nfrom llmc.runtime import load\n\nmodel = load({name!r})\n"
         'for piece in model.stream("The first", max_new_tokens=64):\n    print(piece, end="")\n```\n\n'

@@ -114,7 +114,7 @@ def options(
         bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version.")
     ] = False,
 ) -> None:
-    """Prune, quantise and compile open LLM checkpoints, and prove that what comes out is still the same model.
+    """Prune, quantize and compile open LLM checkpoints, and prove that what comes out is still the same model.
 
     `llmc plan RECIPE` says what a build will take, `llmc build RECIPE` makes an artifact directory,
     `llmc run ARTIFACT` generates text with it.
@@ -133,7 +133,7 @@ def build(
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what an earlier or interrupted run left.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Build an artifact: quantised checkpoint, graphs, engines, and the measurement against the original.
+    """Build an artifact: quantized checkpoint, graphs, engines, and the measurement against the original.
 
     A build that was interrupted, even by kill -9, goes on where it stopped when the same command is given again; one
     that is up to date does nothing. What misses a gate of the recipe ends with exit code 3 and is kept as
@@ -200,7 +200,7 @@ def sweep(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE|MODEL", help="A recipe, for its texts too, or a model.")],
     keep: Annotated[list[float] | None, typer.Option(help="Share of the experts; repeat it. Default: eighths.")] = None,
     method: Annotated[list[str] | None, typer.Option(help="reap, ean, frequency; repeat it. Default: reap.")] = None,
-    quantize: Annotated[bool, typer.Option(help="Quantise as the recipe says, too.")] = False,
+    quantize: Annotated[bool, typer.Option(help="Quantize as the recipe says, too.")] = False,
     as_json: Json = False,
 ) -> None:
     """Say what pruning costs: perplexity and KL divergence for more and fewer experts, before anything is built.

@@ -28,11 +28,11 @@ from llmc.stages import code_version, key_of, module_version, versions
 from llmc.text import Texts, read_texts
 
 # Packages whose version may change the bytes of a stage's result.
-_QUANTISE_PACKAGES = ("torch", "numpy")
+_QUANTIZE_PACKAGES = ("torch", "numpy")
 _TARGET_PACKAGES = ("onnx", "onnx_ir", "ml_dtypes", "triton", "tensorrt-rtx-cu13", "tensorrt-cu13")
-_AFTER_QUANTISING = ("graph/", "targets/", "engines/", "kernels/")  # of convert
+_AFTER_QUANTIZING = ("graph/", "targets/", "engines/", "kernels/")  # of convert
 _CHECK_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "tokenizers", "numpy")
-ALL_PACKAGES = tuple(dict.fromkeys((*_QUANTISE_PACKAGES, *_TARGET_PACKAGES, *_CHECK_PACKAGES)))
+ALL_PACKAGES = tuple(dict.fromkeys((*_QUANTIZE_PACKAGES, *_TARGET_PACKAGES, *_CHECK_PACKAGES)))
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Job:
         return Options(self.plan.hessian_memory, recipe.calibration.experts, recipe.layout, fp8_cache, device)
 
     def rules_at(self, path: str) -> list[Rule]:
-        """The rules by which modules within `path`, as graphs name their nodes, are quantised."""
+        """The rules by which modules within `path`, as graphs name their nodes, are quantized."""
         found = assign(self.checkpoint, self.rules)
         inside = [each.rule for module, each in found.items() if f"{module}.".startswith(f"{path}.")]
         return [rule for rule in dict.fromkeys(inside) if rule is not None]
@@ -80,7 +80,7 @@ class Job:
         return {name: options or {} for entry in self.recipe.targets for name, options in entry.items()}
 
     def fingerprint(self) -> dict[str, Any]:
-        """What decides how the model is quantised, by names that a user knows it by."""
+        """What decides how the model is quantized, by names that a user knows it by."""
         return {
             "model": key_of(self.source_files),
             "quantize": [vars(rule) for rule in self.rules],
@@ -90,15 +90,15 @@ class Job:
             "kv_cache": self.recipe.kv_cache,
             "layout": self.recipe.layout,
             "device": [self.options.device.type, str(calibration_dtype(self.options.device))],
-            "version of llmc": [code_version("convert", without=_AFTER_QUANTISING), code_version("quant")],
-            "versions of python, torch or numpy": versions("python", *_QUANTISE_PACKAGES),
+            "version of llmc": [code_version("convert", without=_AFTER_QUANTIZING), code_version("quant")],
+            "versions of python, torch or numpy": versions("python", *_QUANTIZE_PACKAGES),
         }
 
     def keys(self) -> dict[str, str]:
-        """The key of every stage, under "work" that of the quantised model and under "build" that of the whole: all are
+        """The key of every stage, under "work" that of the quantized model and under "build" that of the whole: all are
         known before any work is done. A stage's key is of what it reads; gates are judged afterwards."""
         work = key_of(self.fingerprint())
-        keys = {"work": work, "quantise": key_of(work, module_version("llmc.manifest"))}
+        keys = {"work": work, "quantize": key_of(work, module_version("llmc.manifest"))}
         code = [code_version("convert"), code_version("runtime.plugins")]
         for name, options in self.targets.items():
             keys[name] = key_of(work, name, options, code, versions(*_TARGET_PACKAGES))

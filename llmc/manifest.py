@@ -14,25 +14,25 @@ from llmc.runtime.artifact import FORMAT_VERSION
 from llmc.sizes import sizes_by_role
 from llmc.stages import versions
 
-# What is written of a quantised model, whatever is made of it.
-QUANTISED = ("quantised", "tensors", "pruned", "layer_errors")
+# What is written of a quantized model, whatever is made of it.
+QUANTIZED = ("quantized", "tensors", "pruned", "layer_errors")
 
 
-def describe_quantised(job: Job, artifact: Checkpoint, quantised: dict[str, Any]) -> dict[str, Any]:
-    """The parts QUANTISED of the manifest; `quantised` is what the pass reported."""
+def describe_quantized(job: Job, artifact: Checkpoint, quantized: dict[str, Any]) -> dict[str, Any]:
+    """The parts QUANTIZED of the manifest; `quantized` is what the pass reported."""
     return {
-        "quantised": _roles(artifact, quantised),
-        "tensors": _tensors(artifact, quantised["modules"]),
-        "pruned": _pruned(job, quantised),
-        "layer_errors": quantised["layer_errors"],
+        "quantized": _roles(artifact, quantized),
+        "tensors": _tensors(artifact, quantized["modules"]),
+        "pruned": _pruned(job, quantized),
+        "layer_errors": quantized["layer_errors"],
     }
 
 
 def build_manifest(
-    job: Job, artifact: Checkpoint, quantised: dict[str, Any], targets: dict[str, Any], keys: dict[str, str]
+    job: Job, artifact: Checkpoint, quantized: dict[str, Any], targets: dict[str, Any], keys: dict[str, str]
 ) -> dict[str, Any]:
-    """The manifest without `files` and `checks`; `quantised` are its parts of that name."""
-    made = ["quantise", *(name for name, target in targets.items() if "skipped" not in target)]
+    """The manifest without `files` and `checks`; `quantized` are its parts of that name."""
+    made = ["quantize", *(name for name, target in targets.items() if "skipped" not in target)]
     spec = artifact.spec
     return {
         "format_version": FORMAT_VERSION,
@@ -58,7 +58,7 @@ def build_manifest(
             "eos_token_ids": list(job.tokenizer.eos_token_ids),
         },
         "tokenizer": job.tokenizer.to_json(),
-        **{part: quantised[part] for part in QUANTISED},
+        **{part: quantized[part] for part in QUANTIZED},
         "sizes": {"original": job.checkpoint.nbytes(), "artifact": artifact.nbytes()},
         "targets": targets,
         "checks": {},
@@ -66,15 +66,15 @@ def build_manifest(
     }
 
 
-def _roles(artifact: Checkpoint, quantised: dict[str, Any]) -> dict[str, Any]:
-    """Role → parameters and bytes in the artifact, and how many were to be and are quantised, in which schemes."""
+def _roles(artifact: Checkpoint, quantized: dict[str, Any]) -> dict[str, Any]:
+    """Role → parameters and bytes in the artifact, and how many were to be and are quantized, in which schemes."""
     schemes: dict[str, set[str]] = {}
-    for module, report in quantised["modules"].items():
+    for module, report in quantized["modules"].items():
         schemes.setdefault(artifact.role(f"{module}.weight"), set()).add(report["scheme"])
-    none = {"expected": 0, "quantised": 0}
+    none = {"expected": 0, "quantized": 0}
     return {
         role: {"parameters": found.parameters, "bytes": found.bytes}
-        | {key: quantised["roles"].get(role, none)[key] for key in none}
+        | {key: quantized["roles"].get(role, none)[key] for key in none}
         | {"schemes": sorted(schemes.get(role, ()))}
         for role, found in sizes_by_role(artifact).items()
     }
@@ -92,16 +92,16 @@ def _tensors(artifact: Checkpoint, modules: dict[str, dict[str, Any]]) -> dict[s
     return tensors
 
 
-def _pruned(job: Job, quantised: dict[str, Any]) -> dict[str, Any]:
-    if not quantised["survivors"] or job.pruning is None:
+def _pruned(job: Job, quantized: dict[str, Any]) -> dict[str, Any]:
+    if not quantized["survivors"] or job.pruning is None:
         return {}
     before, after = job.plan.experts
     return {
         "method": job.pruning.method,
         "experts_before": before,
         "experts_after": after,
-        "survivors": quantised["survivors"],
-        "calibration_tokens": quantised["expert_tokens"],
+        "survivors": quantized["survivors"],
+        "calibration_tokens": quantized["expert_tokens"],
     }
 
 

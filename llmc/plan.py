@@ -14,7 +14,7 @@ import torch
 from llmc import machine
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.model.causal_lm import CACHE_SCALES, empty_layer
-from llmc.convert.quantised_weight import Activations, QuantisedWeight
+from llmc.convert.quantized_weight import Activations, QuantizedWeight
 from llmc.convert.spec import LatentAttentionSpec, MixtureOfExpertsSpec, MLPSpec, ModelSpec
 from llmc.convert.targets import target
 from llmc.errors import InputError, MachineError
@@ -51,7 +51,7 @@ _NOTHING = Change(Size(0, 0), Size(0, 0))
 
 @dataclass(frozen=True)
 class Plan:
-    """roles: what becomes of each; quantised, in parameters, counts what is left after pruning.
+    """roles: what becomes of each; quantized, in parameters, counts what is left after pruning.
 
     cache_bytes: per token, as it is kept; cache_bytes_expanded: as keys and values per head.
     memory, work_disk and target_bytes are estimates; everything else is exact.
@@ -121,7 +121,7 @@ class Plan:
 
 
 def default_rules(spec: ModelSpec) -> list[Rule]:
-    """What is quantised when a recipe does not say: experts, or the MLPs of a dense model."""
+    """What is quantized when a recipe does not say: experts, or the MLPs of a dense model."""
     return [Rule("experts" if routers(spec.mlps) else "dense_mlp", "int4-g128")]
 
 
@@ -228,8 +228,8 @@ def _stored_bytes(layout_name: str, scheme: Scheme, shape: tuple[int, int]) -> i
     groups = torch.empty(shape[1], dtype=torch.int32, device="meta") if scheme.dynamic_groups else None
     activations = Activations("tensor", 1.0) if scheme.measures_inputs else scheme.activations
     block = scheme.block(shape)
-    quantised = QuantisedWeight(codes, scales, block, scheme.code_type, zeros, groups, activations)
-    stored = layout(layout_name).tensors("m", scheme, quantised)
+    quantized = QuantizedWeight(codes, scales, block, scheme.code_type, zeros, groups, activations)
+    stored = layout(layout_name).tensors("m", scheme, quantized)
     return sum(tensor.nbytes for tensor in stored.values())
 
 
@@ -248,7 +248,7 @@ def _streams(spec: ModelSpec, assigned: Mapping[str, Assignment], calibration: i
     """Most bytes of activations between a layer's stations, float32.
 
     Of the check text what enters and leaves a layer, and what entered the one before it, in both models; of the
-    calibration text that, what `o_proj` and what the MLP reads, in the quantised model and, where calibration is
+    calibration text that, what `o_proj` and what the MLP reads, in the quantized model and, where calibration is
     asymmetric, in the original. An MTP layer reads one more.
     """
     attention, models = spec.attention, 1 + any(given.method == "gptaq" for given in assigned.values())

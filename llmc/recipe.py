@@ -133,7 +133,7 @@ class Quantize(Section):
     scheme: str
     method: Literal["gptq", "gptaq", "rtn"] = Field(
         default="gptaq",
-        description="gptaq approximates the original's outputs where gptq takes what the quantised layers before make "
+        description="gptaq approximates the original's outputs where gptq takes what the quantized layers before make "
         "of the text; it is closer to the original and takes twice the time; rtn rounds to nearest",
     )
 
@@ -312,7 +312,7 @@ def read_recipe(path: Path) -> Recipe:
 def json_schema() -> dict[str, Any]:
     """JSON Schema of the recipe, for editors; schemes, layouts and targets are those that are installed."""
     from llmc.convert.targets import target, target_names
-    from llmc.quant.assign import QUANTISABLE
+    from llmc.quant.assign import QUANTIZABLE
     from llmc.quant.layouts import layouts
     from llmc.quant.schemes import schemes
 
@@ -320,7 +320,7 @@ def json_schema() -> dict[str, Any]:
     rule = schema["$defs"]["Quantize"]["properties"]
     rule["scheme"]["enum"] = sorted(schemes())
     schema["properties"]["layout"]["enum"] = sorted(layouts())
-    rule["match"]["anyOf"] = [{"enum": list(QUANTISABLE)}, {"pattern": "^re:"}]
+    rule["match"]["anyOf"] = [{"enum": list(QUANTIZABLE)}, {"pattern": "^re:"}]
     options = {}
     for name in target_names():
         options[name] = {"anyOf": [target(name).Options.model_json_schema(), {"type": "null"}]}

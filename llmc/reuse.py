@@ -1,7 +1,7 @@
 """What an earlier artifact, accepted or rejected, saves a build: the stages whose keys are still the same.
 
 A looser gate is judged on the measurements that were made, one target more is compiled from the model that was
-quantised. Files are linked, not copied, and are held against their hashes before they are taken.
+quantized. Files are linked, not copied, and are held against their hashes before they are taken.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from llmc.convert.checkpoint import INDEX, Checkpoint
 from llmc.errors import InputError
-from llmc.manifest import QUANTISED
+from llmc.manifest import QUANTIZED
 from llmc.output import Output, digest, read_manifest
 from llmc.quant.durable import seal
 from llmc.reference import beside
@@ -25,7 +25,7 @@ from llmc.stages import Stages
 
 @dataclass(frozen=True)
 class Earlier:
-    """same: stage → key, of the stages that need not be run again; `quantise` is one of them."""
+    """same: stage → key, of the stages that need not be run again; `quantize` is one of them."""
 
     path: Path
     manifest: dict[str, Any]
@@ -33,7 +33,7 @@ class Earlier:
 
     def results(self) -> Iterator[tuple[str, Any, list[str]]]:
         """Stage, result and files of what may be taken; KeyError, TypeError or InputError for a broken artifact."""
-        yield "quantise", {part: self.manifest[part] for part in QUANTISED}, quantised_files(self.path)
+        yield "quantize", {part: self.manifest[part] for part in QUANTIZED}, quantized_files(self.path)
         for name, result in self.manifest["targets"].items():
             if name in self.same:
                 yield name, result, list(result["files"].values())
@@ -92,12 +92,12 @@ def earlier(place: Output, keys: dict[str, str]) -> Earlier | None:
         manifest = read_manifest(path) or {}
         stages = manifest.get("stages") if manifest.get("digest") == digest(manifest) else None
         same = {name: key for name, key in stages.items() if keys.get(name) == key} if isinstance(stages, dict) else {}
-        if "quantise" in same:
+        if "quantize" in same:
             found.append(Earlier(path, manifest, same))
     return max(found, key=lambda each: len(each.same), default=None)
 
 
-def quantised_files(artifact: Path) -> list[str]:
+def quantized_files(artifact: Path) -> list[str]:
     """What the pass over the model wrote."""
     shards = [shard.name for shard in Checkpoint.open(artifact).shards]
     return [*shards, INDEX, "config.json", REFERENCE]

@@ -21,7 +21,7 @@ class Size:
 
 
 def tensor_sizes(checkpoint: Checkpoint) -> dict[str, Size]:
-    """By logical name; the scales of a quantised weight count as bytes, not as parameters."""
+    """By logical name; the scales of a quantized weight count as bytes, not as parameters."""
     stored: Counter[str] = Counter()
     for shard in checkpoint.shards:
         for name, tensor in read_header(shard).items():

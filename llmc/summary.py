@@ -22,9 +22,9 @@ def rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
         result.append(
             ("experts per layer", f"{pruned['experts_before']} → {pruned['experts_after']} ({pruned['method']})")
         )
-    for role, counts in manifest["quantised"].items():
-        if counts["quantised"]:
-            result.append((role, f"{counts['quantised']:,} parameters as {', '.join(counts['schemes'])}"))
+    for role, counts in manifest["quantized"].items():
+        if counts["quantized"]:
+            result.append((role, f"{counts['quantized']:,} parameters as {', '.join(counts['schemes'])}"))
     if manifest["recipe"].get("kv_cache") == "fp8":
         result.append(("attention cache", "FP8, one calibrated scale per layer"))
     result += tokenizer_rows(manifest)

@@ -13,7 +13,7 @@ import torch
 from llmc.errors import InputError
 from llmc.job import Limits, prepare
 from llmc.progress import Display
-from llmc.quant.layerwise import quantise
+from llmc.quant.layerwise import quantize
 from llmc.quant.prune import Criterion, Pruning, fractions, routers
 from llmc.work_folder import WorkFolder
 
@@ -36,11 +36,11 @@ class Step:
 
 
 def sweep(
-    argument: str, keeps: Sequence[float], methods: Sequence[Criterion], quantised: bool, output: Path, display: Display
+    argument: str, keeps: Sequence[float], methods: Sequence[Criterion], quantized: bool, output: Path, display: Display
 ) -> list[Step]:
     """One step per method and fraction; `keeps` empty: the eighths that the router can do with.
 
-    quantised: with the recipe's rules, otherwise experts are pruned and nothing else is changed.
+    quantized: with the recipe's rules, otherwise experts are pruned and nothing else is changed.
     Works in `<output>.sweep` and leaves nothing there; InputError for a model without experts.
     """
     job, _ = prepare(argument, output, Limits(), display)
@@ -59,8 +59,8 @@ def sweep(
                 for keep in keeps or [float(each) for each in reversed(possible)]:
                     folder.clear()
                     with display.stage(f"keep {keep:g} by {method}"):
-                        result = quantise(
-                            job.checkpoint, job.rules if quantised else [], Pruning(keep, method), calibration, check,
+                        result = quantize(
+                            job.checkpoint, job.rules if quantized else [], Pruning(keep, method), calibration, check,
                             place / "model", place / "scratch", display.layers(weights), job.options,
                             unchanged=job.files.require_unchanged,
                         )  # fmt: skip

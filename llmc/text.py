@@ -1,4 +1,4 @@
-"""Calibration and check texts: documents, tokenised and cut into windows.
+"""Calibration and check texts: documents, tokenized and cut into windows.
 
 The two texts never share a document. `builtin:python-docs` is text that every CPython carries: the sources of
 its standard library and its documentation topics, split by a hash of each document's name, which is also how the

@@ -1,4 +1,4 @@
-"""Which module is quantised how: rules of the recipe, resolved against a checkpoint."""
+"""Which module is quantized how: rules of the recipe, resolved against a checkpoint."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from llmc.quant.schemes.scheme import Scheme
 Method = Literal["gptq", "gptaq", "rtn"]
 METHODS: tuple[str, ...] = get_args(Method)
 # The rest (embedding, head, norms, router) is small, sensitive or both, and stays as it is.
-QUANTISABLE: tuple[Role, ...] = ("experts", "shared_experts", "dense_mlp", "attention", "kv_b_proj", "mtp")
+QUANTIZABLE: tuple[Role, ...] = ("experts", "shared_experts", "dense_mlp", "attention", "kv_b_proj", "mtp")
 _EXPERT = re.compile(r"(.+\.experts)\.\d+\.(.+)")
 
 
@@ -51,10 +51,10 @@ def check_rules(rules: Iterable[Rule]) -> None:
             raise InputError(f"unknown method {rule.method!r}; use one of {', '.join(METHODS)}")
         if rule.match.startswith("re:"):
             compile_pattern(rule.match[3:])
-        elif rule.match not in QUANTISABLE:
+        elif rule.match not in QUANTIZABLE:
             raise InputError(
-                f"match {shown(rule.match)} is not a role that can be quantised; "
-                f"use one of {', '.join(QUANTISABLE)}, or re:…"
+                f"match {shown(rule.match)} is not a role that can be quantized; "
+                f"use one of {', '.join(QUANTIZABLE)}, or re:…"
             )
 
 

@@ -1,4 +1,4 @@
-"""GPTQ (Frantar et al. 2022), batched over experts: one factorisation and one column loop for all of them."""
+"""GPTQ (Frantar et al. 2022), batched over experts: one factorization and one column loop for all of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from llmc.convert.quantised_weight import QuantisedWeight
+from llmc.convert.quantized_weight import QuantizedWeight
 from llmc.quant.schemes.scheme import Grid, Scheme
 
 Wide = tuple[torch.Tensor, torch.Tensor | None]  # [E, columns, out], scales and zeros
@@ -24,14 +24,14 @@ ASYMMETRY = 0.75  # how far asymmetric calibration goes from the weight to the b
 
 
 @dataclass(frozen=True)
-class Quantised:
+class Quantized:
     """The result of `solve`, with the leading experts dimension E of its input.
 
     codes:   [E, out, in]; scales and zeros: [E, out / rows, in / columns] as the scheme stores them
     groups:  [E, in] int32, the group of each input channel after dynamic act-order; None: j // columns
     order:   [E, in] int64, the order in which columns were fixed
     error:   [E], relative output error tr(dW H dW') / tr(W H W')
-    damping: [E], the share of the mean diagonal that made H factorise; infinity: never, rounded to nearest
+    damping: [E], the share of the mean diagonal that made H factorize; infinity: never, rounded to nearest
     """
 
     codes: torch.Tensor
@@ -43,16 +43,16 @@ class Quantised:
     damping: torch.Tensor
     scheme: Scheme
 
-    def weight(self, expert: int = 0, rows: slice = slice(None)) -> QuantisedWeight:
+    def weight(self, expert: int = 0, rows: slice = slice(None)) -> QuantizedWeight:
         """Of one expert; `rows` only where no scale is shared by several."""
         codes, scales = self.codes[expert, rows].clone(), self.scales[expert, rows].clone()
         zeros = None if self.zeros is None else self.zeros[expert, rows].clone()
         groups = None if self.groups is None else self.groups[expert].clone()
         block = self.scheme.block((codes.shape[0], codes.shape[1]))
-        return QuantisedWeight(codes, scales, block, self.scheme.code_type, zeros, groups, self.scheme.activations)
+        return QuantizedWeight(codes, scales, block, self.scheme.code_type, zeros, groups, self.scheme.activations)
 
 
-def round_to_nearest(weight: torch.Tensor, scheme: Scheme) -> QuantisedWeight:
+def round_to_nearest(weight: torch.Tensor, scheme: Scheme) -> QuantizedWeight:
     """[out, in] float32, each weight to its nearest code."""
     shape = (weight.shape[0], weight.shape[1])
     scales, zeros = scheme.grid(weight)
@@ -61,7 +61,7 @@ def round_to_nearest(weight: torch.Tensor, scheme: Scheme) -> QuantisedWeight:
     groups = None
     if scheme.dynamic_groups:
         groups = (torch.arange(shape[1], device=weight.device) // scheme.block(shape)[1]).int()
-    return QuantisedWeight(codes, scales, scheme.block(shape), scheme.code_type, zeros, groups, scheme.activations)
+    return QuantizedWeight(codes, scales, scheme.block(shape), scheme.code_type, zeros, groups, scheme.activations)
 
 
 @torch.no_grad()
@@ -70,8 +70,8 @@ def solve(
     hessian: torch.Tensor,
     scheme: Scheme,
     cross: torch.Tensor | None = None,
-) -> Quantised:
-    """Quantises [E, out, in] weights so that outputs on the calibration inputs change least.
+) -> Quantized:
+    """Quantizes [E, out, in] weights so that outputs on the calibration inputs change least.
 
     hessian:   [E, in, in], the sum over calibration tokens of x x' (float32; a common factor does not matter), or
                [1, in, in] for all experts
@@ -79,7 +79,7 @@ def solve(
                original's output W x0, for which W (1 + cross inverse(hessian)) is the best weight; asymmetric
                calibration (GPTAQ, Li et al. 2025; QEP, Arai and Ichikawa 2025)
     Columns are fixed in order of falling diagonal (act-order). Groups and scales are those of the original order, so
-    nothing has to be reordered at run time, unless the scheme's groups are dynamic: then they are of neighbours in the
+    nothing has to be reordered at run time, unless the scheme's groups are dynamic: then they are of neighbors in the
     new order, and their scales are found when the first is reached.
     Pure; float32; deterministic.
     """
@@ -134,7 +134,7 @@ def solve(
     whole = ((weight @ hessian) * weight).sum((-2, -1))
     error = torch.where(whole > 0, lost.clamp_min(0) / whole, 0.0)
     groups = (back // group).int() if scheme.dynamic_groups else None
-    return Quantised(scheme.to_codes(steps, zeros), *grid, groups, order, error, damping, scheme)
+    return Quantized(scheme.to_codes(steps, zeros), *grid, groups, order, error, damping, scheme)
 
 
 def _columns_by(order: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -226,7 +226,7 @@ def _inverse_factor(hessian: torch.Tensor, dead: torch.Tensor) -> tuple[torch.Te
     """Upper U with `inverse(H + damping) = U' U`, and the damping used, both per expert.
 
     With J the exchange matrix, J H J = L L' gives H = R R' for the upper triangular R = J L J, and so U = inverse(R):
-    one factorisation and one triangular solve. Damping grows tenfold until it succeeds; where it never
+    one factorization and one triangular solve. Damping grows tenfold until it succeeds; where it never
     does, U is the identity, which is rounding to nearest, and the damping is infinite.
     """
     experts, size, _ = hessian.shape

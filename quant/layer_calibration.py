@@ -1,8 +1,8 @@
-"""One decoder layer on its way through the calibration text, quantised as the text goes by.
+"""One decoder layer on its way through the calibration text, quantized as the text goes by.
 
 Every linear layer is solved before the text passes it, and passes it as it is then stored: queries, keys and values,
 then what reads them, then the output projection, gate and up, and down (true sequential, as in GPTQ). Activations
-between such stations lie on disk, so that a product is computed once, by the quantised weight; attention goes by
+between such stations lie on disk, so that a product is computed once, by the quantized weight; attention goes by
 micro-batches of rows, an MLP by its tokens, however few of all a routed expert has.
 
 With asymmetric calibration the original layer runs beside it, over the same tokens.
@@ -66,7 +66,7 @@ View = Callable[[ModelPath, slice], torch.Tensor]
 class Unit:
     """A gated MLP and the calibration tokens it is for; the dense MLP and the shared experts are for all of them.
 
-    names:  of its module in the quantised model, which may be pruned, and in the original
+    names:  of its module in the quantized model, which may be pruned, and in the original
     tokens: [n] int64, numbers of tokens
     weight: [n], of a routed expert's outputs
     """
@@ -86,7 +86,7 @@ UnitView = Callable[[Unit, torch.Tensor], list[torch.Tensor]]
 @dataclass
 class LayerCalibration:
     """
-    paths:         the quantised model, and the original where anything is calibrated asymmetrically
+    paths:         the quantized model, and the original where anything is calibrated asymmetrically
     few_tokens:    inputs → an expert that saw fewer tokens is calibrated on others, too
     memory_budget: bytes, three quarters for moments, one for what an MLP need not compute twice
     tick:          called with a phase and how many tokens of how many it is through
@@ -152,7 +152,7 @@ class LayerCalibration:
 
     @torch.no_grad()
     def prune(self, method: str, per_group: int) -> ExpertScores:
-        """Removes experts from the quantised model's layer, by what each does with the tokens routed to it."""
+        """Removes experts from the quantized model's layer, by what each does with the tokens routed to it."""
         moe, hidden = self.layer.mlp, self.paths[0].hidden
         assert isinstance(moe, MixtureOfExperts)
         scores = ExpertScores.empty(len(moe.experts))
@@ -278,7 +278,7 @@ class LayerCalibration:
         ]
 
     def _measure(self, measured: Measured, unit: Unit, name: str, view: UnitView) -> list[torch.Tensor]:
-        """Moments of what `view` makes of a unit's tokens; returns that of the quantised model, chunk by chunk, unless
+        """Moments of what `view` makes of a unit's tokens; returns that of the quantized model, chunk by chunk, unless
         other tokens than the unit's own were looked at.
 
         An expert that saw too few tokens gets the moments of others blended in, as if it had seen enough.

@@ -1,4 +1,4 @@
-"""Quantises linear layers from the moments of their inputs, many experts at a time."""
+"""Quantizes linear layers from the moments of their inputs, many experts at a time."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from llmc.convert.model import Linear
-from llmc.convert.quantised_weight import LARGEST_FP8, Activations, QuantisedWeight
+from llmc.convert.quantized_weight import LARGEST_FP8, Activations, QuantizedWeight
 from llmc.quant.assign import Assignment
-from llmc.quant.gptq import Quantised, round_to_nearest, solve
+from llmc.quant.gptq import Quantized, round_to_nearest, solve
 from llmc.quant.hessian import Measured, expert_of, source
 from llmc.quant.schemes.scheme import Scheme
 from llmc.quant.stream import CPU
@@ -59,7 +59,7 @@ class Job:
 
 @dataclass
 class Solved:
-    weights: dict[str, QuantisedWeight] = field(default_factory=dict)
+    weights: dict[str, QuantizedWeight] = field(default_factory=dict)
     reports: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -71,7 +71,7 @@ def jobs(assigned: dict[str, Assignment]) -> list[Job]:
             continue
         read, last = source(name), name.rpartition(".")[2]
         kind = read if expert_of(read) is None else "experts." + ("down" if last == "down_proj" else "input")
-        # Rows that share a scale with their neighbours cannot be stacked.
+        # Rows that share a scale with their neighbors cannot be stacked.
         alone = last if assignment.scheme.block((2, 2))[0] > 1 else ""
         key = kind, assignment.scheme.name, assignment.method, alone
         groups.setdefault(key, {}).setdefault(read, []).append(name)
@@ -102,17 +102,17 @@ def _round(
 ) -> None:
     for name, assignment in assigned.items():
         weight = modules[name].full()
-        quantised = _with_input_scale(round_to_nearest(weight, assignment.scheme), peaks.get(name, 0.0))
-        modules[name].hold(quantised)
-        lost = (quantised.dequantise() - weight).square().sum() / weight.square().sum().clamp_min(1e-30)
-        solved.weights[name] = quantised.to(CPU)
+        quantized = _with_input_scale(round_to_nearest(weight, assignment.scheme), peaks.get(name, 0.0))
+        modules[name].hold(quantized)
+        lost = (quantized.dequantize() - weight).square().sum() / weight.square().sum().clamp_min(1e-30)
+        solved.weights[name] = quantized.to(CPU)
         solved.reports[name] = {"method": "rtn", "weight_error": lost.item()}
 
 
 def solve_modules(
     modules: dict[str, Linear], assigned: dict[str, Assignment], measured: Measured, solved: Solved
 ) -> None:
-    """Quantises the calibrated modules of `assigned`, in `modules` too, from the moments of their sources."""
+    """Quantizes the calibrated modules of `assigned`, in `modules` too, from the moments of their sources."""
     for job in jobs(assigned):
         if job.method == "rtn":  # measured for the sake of the inputs' scale
             rounded = {name: Assignment(job.scheme, "rtn") for names in job.members for name in names}
@@ -153,14 +153,14 @@ def _solve_job(job: Job, modules: dict[str, Linear], measured: Measured, solved:
 
 
 def _take_apart(
-    result: Quantised,
+    result: Quantized,
     number: int,
     names: list[str],
     modules: dict[str, Linear],
     peak: float,
-) -> dict[str, QuantisedWeight]:
+) -> dict[str, QuantizedWeight]:
     """Cuts matrix `number` back into the layers that were stacked in it."""
-    weights: dict[str, QuantisedWeight] = {}
+    weights: dict[str, QuantizedWeight] = {}
     start = 0
     for name in names:
         end = start + modules[name].out_features
@@ -170,7 +170,7 @@ def _take_apart(
     return weights
 
 
-def _with_input_scale(weight: QuantisedWeight, peak: float) -> QuantisedWeight:
+def _with_input_scale(weight: QuantizedWeight, peak: float) -> QuantizedWeight:
     """A weight whose inputs are rounded by one scale, with that."""
     if weight.activations is None or weight.activations.per != "tensor":
         return weight

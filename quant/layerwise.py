@@ -1,8 +1,8 @@
-"""The single pass: every layer is loaded once, measured, pruned, calibrated, quantised, written and freed.
+"""The single pass: every layer is loaded once, measured, pruned, calibrated, quantized, written and freed.
 
 Two activations flow side by side, each through its own kind of layer: the original's (over the check text: they end in
-the reference that every later check is held against) and the quantised model's (over calibration and check text:
-what enters a layer is what the quantised layers before it made of the text, so errors are seen and compensated).
+the reference that every later check is held against) and the quantized model's (over calibration and check text:
+what enters a layer is what the quantized layers before it made of the text, so errors are seen and compensated).
 After each layer its shard, the next layer's inputs and a record are on disk; a killed pass goes on behind the last
 record that everything agrees with (see `resume`) and ends in the same bytes.
 """
@@ -40,7 +40,7 @@ from llmc.quant.memory import release_memory
 from llmc.quant.overflow import OverflowInModelError, explained
 from llmc.quant.prune import Pruning, kept_per_group, original_name, renumber, routers
 from llmc.quant.reference import write_reference
-from llmc.quant.result import QuantiseResult
+from llmc.quant.result import QuantizeResult
 from llmc.quant.resume import finish_layer, finished_layers
 from llmc.quant.shard import scheme_of, shard_path, write_ends, write_index, write_layer
 from llmc.quant.stream import CPU, Stream
@@ -75,7 +75,7 @@ class Options:
     device: torch.device = CPU
 
 
-def quantise(
+def quantize(
     checkpoint: Checkpoint,
     rules: Sequence[Rule],
     pruning: Pruning | None,
@@ -87,8 +87,8 @@ def quantise(
     options: Options = Options(),  # immutable
     unchanged: Callable[[], None] = _nothing,
     tell: Callable[[str], None] = _nothing,
-) -> QuantiseResult:
-    """Prunes experts (None: none), quantises by `rules`, writes a checkpoint.
+) -> QuantizeResult:
+    """Prunes experts (None: none), quantizes by `rules`, writes a checkpoint.
 
     calibration_ids [N, L] and check_ids [M, L'] int64. `work_dir` belongs to this checkpoint, these rules and these
     texts alone: what an interrupted pass left there is taken up. Writes `model-*.safetensors` with index, config.json
@@ -138,13 +138,13 @@ class _Pass:
         self.layer = 0  # the one at work, for progress
         self.place: tuple[str, ...] = ("model.embed_tokens",)  # the modules at work, for errors
 
-    def run(self) -> QuantiseResult:
+    def run(self) -> QuantizeResult:
         try:
             return self._run()
         except OverflowInModelError as error:
             raise explained(error, self.checkpoint, self.place) from error
 
-    def _run(self) -> QuantiseResult:
+    def _run(self) -> QuantizeResult:
         records = finished_layers(self.work_dir, self.output_dir, self.layers, self.spec.num_layers, self.tell)
         if not records:
             self._require_range()
@@ -168,7 +168,7 @@ class _Pass:
         narrowed: dict[str, int] = {}
         for number, module in enumerate(modules):
             self.progress(0, self.layers, f"range of scales, module {number} of {len(modules)}", 0, len(modules))
-            given, codes = self.assigned.get(module), self.checkpoint.quantised(module)
+            given, codes = self.assigned.get(module), self.checkpoint.quantized(module)
             wanted = given.scheme if given else None
             kept = scheme_of(codes, self.layout, wanted) if codes is not None else None
             if codes is not None and kept is not None and wanted in (None, kept):
@@ -237,7 +237,7 @@ class _Pass:
         calibration = self._calibration(layer, index)
 
         def begin(part: str) -> dict[str, Assignment]:
-            """What of a part of the layer is to be calibrated; what needs no calibration is quantised."""
+            """What of a part of the layer is to be calibrated; what needs no calibration is quantized."""
             assigned = {name: given for name, given in mine.items() if name.split(".")[0] == part}
             stored = self._stored_alike(prefix, assigned, calibration.kept)
             as_stored.update(stored)
@@ -357,7 +357,7 @@ class _Pass:
         """Modules that the checkpoint already stores in the scheme asked for: codes are kept, not rounded twice."""
         names = set()
         for name, assignment in mine.items():
-            weight = self.checkpoint.quantised(prefix + original_name(name, kept))
+            weight = self.checkpoint.quantized(prefix + original_name(name, kept))
             if weight is not None and assignment.scheme.stores(weight):
                 names.add(name)
         return names
@@ -365,33 +365,33 @@ class _Pass:
     def _distance(self, index: int) -> float:
         """Relative distance between the two models' activations that enter layer `index`, over the check text."""
         apart = whole = 0.0
-        quantised = self._stream("check", index)
+        quantized = self._stream("check", index)
         original = self._stream("original", index)
         for rows in original.micro_batches():
             x = original.read(rows)
-            apart += (quantised.read(rows) - x).double().square().sum().item()
+            apart += (quantized.read(rows) - x).double().square().sum().item()
             whole += x.double().square().sum().item()
         return (apart / whole) ** 0.5 if whole else 0.0
 
     def _count(
         self, prefix: str, mine: dict[str, Assignment], schemes: dict[str, str], layer: DecoderLayer
     ) -> dict[str, dict[str, int]]:
-        """Parameters that were to be quantised and that are, per role."""
+        """Parameters that were to be quantized and that are, per role."""
         roles: dict[str, dict[str, int]] = {}
         for name, assignment in mine.items():
             role = self.checkpoint.role(f"{prefix}{name}.weight")
-            counts = roles.setdefault(role, {"expected": 0, "quantised": 0})
+            counts = roles.setdefault(role, {"expected": 0, "quantized": 0})
             linear = layer.get_submodule(name)
             assert isinstance(linear, Linear)
             size = linear.in_features * linear.out_features
             counts["expected"] += size
-            counts["quantised"] += size if schemes.get(prefix + name) == assignment.scheme.name else 0
+            counts["quantized"] += size if schemes.get(prefix + name) == assignment.scheme.name else 0
         return roles
 
     # The end -----------------------------------------------------------------------------------------------------
 
-    def _finish(self, records: list[dict[str, Any]]) -> QuantiseResult:
-        result = QuantiseResult.of(records)
+    def _finish(self, records: list[dict[str, Any]]) -> QuantizeResult:
+        result = QuantizeResult.of(records)
         schemes = {module: name for record in records for module, name in record["schemes"].items()}
         last = self.spec.num_layers
         self.place = ("model.norm", "model.embed_tokens" if self.spec.tie_word_embeddings else "lm_head")
@@ -418,7 +418,7 @@ class _Pass:
         write_json(self.output_dir / "config.json", config)
         return result
 
-    def _surviving_modules(self, result: QuantiseResult) -> list[str]:
+    def _surviving_modules(self, result: QuantizeResult) -> list[str]:
         """All linear layers of the result."""
         modules = []
         for module in linear_modules(self.checkpoint):

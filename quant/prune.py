@@ -54,7 +54,7 @@ def fractions(router: RouterSpec) -> list[Fraction]:
 class ExpertScores:
     """What the tokens routed to each expert [E] say of it; sums in float64.
 
-    The routing weight is the model's own: scored, normalised and scaled as its router does.
+    The routing weight is the model's own: scored, normalized and scaled as its router does.
     """
 
     tokens: torch.Tensor  # int64

@@ -35,15 +35,15 @@ def write_reference(
     checkpoint: Checkpoint,
     ids: torch.Tensor,
     original: Stream,
-    quantised: Stream,
+    quantized: Stream,
     path: Path,
     progress: Callable[[int, int], None],
 ) -> Distance:
-    """Writes reference.safetensors, and measures how far the quantised model is from it, before any target rounds.
+    """Writes reference.safetensors, and measures how far the quantized model is from it, before any target rounds.
 
     ids [N, L]; the streams hold what enters the final norm. Position i predicts token i + 1:
     input_ids int32 [N, L], top_ids int32 and top_logprobs float32 [N, L-1, 64], true_logprobs float32 [N, L-1].
-    OverflowInModelError for logits of either model that are no numbers to compute with; a quantised model's perplexity
+    OverflowInModelError for logits of either model that are no numbers to compute with; a quantized model's perplexity
     is cut at e^700.
     """
     norm, head = load_final_norm(checkpoint).to(original.device), load_lm_head(checkpoint).to(original.device)
@@ -51,32 +51,32 @@ def write_reference(
     kept = min(KEPT, head.shape[0])
     top_ids = torch.empty(rows, length - 1, kept, dtype=torch.int32)
     top_logprobs = torch.empty(rows, length - 1, kept)
-    true, true_quantised, divergence = torch.empty(3, rows, length - 1).unbind()
+    true, true_quantized, divergence = torch.empty(3, rows, length - 1).unbind()
     step = max(1, _LOGITS_BYTES // (4 * head.shape[0]))
     for row in range(rows):
-        hidden = [norm(stream.read(slice(row, row + 1)))[0, :-1] for stream in (original, quantised)]
+        hidden = [norm(stream.read(slice(row, row + 1)))[0, :-1] for stream in (original, quantized)]
         for start in range(0, length - 1, step):
             part = slice(start, min(start + step, length - 1))
             logits = [functional.linear(x[part], head) for x in hidden]
             for model, each in zip(("original", "quantized"), logits, strict=True):
                 refuse_overflow(each, f"the {model} model's logits over the check text")
-            said, said_quantised = (each.log_softmax(-1) for each in logits)
+            said, said_quantized = (each.log_softmax(-1) for each in logits)
             following = ids[row, 1:][part, None].to(original.device)
             true[row, part] = said.gather(-1, following)[:, 0]
-            true_quantised[row, part] = said_quantised.gather(-1, following)[:, 0]
+            true_quantized[row, part] = said_quantized.gather(-1, following)[:, 0]
             top = said.topk(kept, dim=-1)
             top_ids[row, part], top_logprobs[row, part] = top.indices.int(), top.values
-            divergence[row, part] = (said.exp() * (said - said_quantised)).sum(-1)
+            divergence[row, part] = (said.exp() * (said - said_quantized)).sum(-1)
         progress((row + 1) * length, rows * length)
     with SafetensorsWriter(path) as writer:
         writer.add("input_ids", ids.int())
         writer.add("top_ids", top_ids)
         writer.add("top_logprobs", top_logprobs)
         writer.add("true_logprobs", true)
-    surprise, surprise_quantised = (-each.double().mean().item() for each in (true, true_quantised))
+    surprise, surprise_quantized = (-each.double().mean().item() for each in (true, true_quantized))
     if surprise > LARGEST_SURPRISE:
         raise OverflowInModelError(
             f"the original model holds the check text for impossible, by {surprise:.3g} nats a token"
         )
-    ppl = math.exp(min(surprise_quantised, LARGEST_SURPRISE))
+    ppl = math.exp(min(surprise_quantized, LARGEST_SURPRISE))
     return Distance(math.exp(surprise), ppl, divergence.double().mean().item())

@@ -10,17 +10,17 @@ from llmc.errors import LlmcError
 
 
 @dataclass
-class QuantiseResult:
+class QuantizeResult:
     """JSON-able; what was done to every module and what it cost.
 
     modules:  name → {scheme, method, output_error | weight_error, tokens, damping, fallback?}
-    roles:    role → {expected, quantised (parameters), bytes}
+    roles:    role → {expected, quantized (parameters), bytes}
     survivors: layer → original numbers of the experts that stayed; empty when nothing was pruned
-    layer_errors: relative distance of the quantised model's check activations from the original's, after each layer
+    layer_errors: relative distance of the quantized model's check activations from the original's, after each layer
     expert_tokens: layer → calibration tokens per expert, before pruning
     super_experts: layer → original numbers of experts that pruning had to spare
-    ppl_original, ppl: perplexity of the check text, original and quantised model (torch, float32)
-    kl: mean KL divergence of the quantised model's predictions from the original's over that text, nats
+    ppl_original, ppl: perplexity of the check text, original and quantized model (torch, float32)
+    kl: mean KL divergence of the quantized model's predictions from the original's over that text, nats
     """
 
     modules: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -34,15 +34,15 @@ class QuantiseResult:
     kl: float = 0.0
 
     @classmethod
-    def of(cls, records: Sequence[dict[str, Any]]) -> QuantiseResult:
-        """What the layers' records say together; LlmcError where less was quantised than was to be."""
+    def of(cls, records: Sequence[dict[str, Any]]) -> QuantizeResult:
+        """What the layers' records say together; LlmcError where less was quantized than was to be."""
         result = cls()
         for index, record in enumerate(records):
             prefix = f"model.layers.{index}."
             for name, report in record["reports"].items():
                 result.modules[prefix + name] = {"scheme": record["schemes"].get(prefix + name)} | report
             for role, counts in record["roles"].items():
-                total = result.roles.setdefault(role, {"expected": 0, "quantised": 0})
+                total = result.roles.setdefault(role, {"expected": 0, "quantized": 0})
                 for key, count in counts.items():
                     total[key] += count
             if "survivors" in record:
@@ -52,9 +52,9 @@ class QuantiseResult:
             if "error" in record:
                 result.layer_errors.append(record["error"])
         for role, counts in result.roles.items():
-            if counts["expected"] != counts["quantised"]:
+            if counts["expected"] != counts["quantized"]:
                 raise LlmcError(
-                    f"{role}: {counts['quantised']:,} of {counts['expected']:,} parameters were quantised; "
+                    f"{role}: {counts['quantized']:,} of {counts['expected']:,} parameters were quantized; "
                     "this is a bug in llmc"
                 )
         return result

@@ -59,5 +59,5 @@ def finished_layers(
             path.unlink()
     if found:
         again = f"layer {len(records) + 1} and what is behind it are" if records else "all layers are"
-        tell(f"  {found}: {again} quantised again")
+        tell(f"  {found}: {again} quantized again")
     return records

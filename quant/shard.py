@@ -1,4 +1,4 @@
-"""Writing the quantised checkpoint: one shard per layer, in an order that keeps equal experts' tensors together."""
+"""Writing the quantized checkpoint: one shard per layer, in an order that keeps equal experts' tensors together."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from llmc.convert.checkpoint import INDEX, Checkpoint
 from llmc.convert.model import DecoderLayer
-from llmc.convert.quantised_weight import QuantisedWeight
+from llmc.convert.quantized_weight import QuantizedWeight
 from llmc.convert.safetensors_file import SafetensorsWriter, read_header
 from llmc.quant.durable import write_json
 from llmc.quant.layouts.layout import Layout
@@ -22,7 +22,7 @@ def shard_path(directory: Path, number: int, count: int) -> Path:
     return directory / f"model-{number + 1:05d}-of-{count:05d}.safetensors"
 
 
-def scheme_of(weight: QuantisedWeight, layout: Layout, wanted: Scheme | None = None) -> Scheme | None:
+def scheme_of(weight: QuantizedWeight, layout: Layout, wanted: Scheme | None = None) -> Scheme | None:
     """The scheme that stores these codes as they are, `wanted` if it does; None when none of the layout's does."""
     known = [*([wanted] if wanted else []), *schemes().values()]
     return next((scheme for scheme in known if scheme.stores(weight) and layout.takes(scheme)), None)
@@ -33,8 +33,8 @@ def write_ends(checkpoint: Checkpoint, path: Path) -> None:
     with SafetensorsWriter(path) as writer:
         for name in checkpoint.names():
             if not name.startswith("model.layers."):
-                codes = checkpoint.quantised(name.removesuffix(".weight"))
-                writer.add(name, codes.dequantise(torch.bfloat16) if codes else checkpoint.stored(name).read())
+                codes = checkpoint.quantized(name.removesuffix(".weight"))
+                writer.add(name, codes.dequantize(torch.bfloat16) if codes else checkpoint.stored(name).read())
 
 
 def write_layer(
@@ -42,16 +42,16 @@ def write_layer(
     index: int,
     layer: DecoderLayer | None,
     kept: list[int] | None,
-    weights: dict[str, QuantisedWeight],
+    weights: dict[str, QuantizedWeight],
     assigned: dict[str, Scheme],
     path: Path,
     layout: Layout,
 ) -> dict[str, str]:
-    """Writes `model.layers.<index>`; returns module → scheme for all that is stored quantised.
+    """Writes `model.layers.<index>`; returns module → scheme for all that is stored quantized.
 
     kept: the surviving experts by their original numbers, None: all
-    weights: quantised modules by name inside the layer, experts renumbered; all else is copied from the
-        checkpoint, quantised modules of its own included, and the router from `layer`, where it is pruned
+    weights: quantized modules by name inside the layer, experts renumbered; all else is copied from the
+        checkpoint, quantized modules of its own included, and the router from `layer`, where it is pruned
     assigned: the scheme that each module is to be stored in, by the same names
     """
     prefix = f"model.layers.{index}."
@@ -63,13 +63,13 @@ def write_layer(
         module = new.removesuffix(".weight").removeprefix(prefix)
         weight = weights.get(module)
         if weight is None and old.endswith(".weight"):
-            weight = checkpoint.quantised(old.removesuffix(".weight"))
+            weight = checkpoint.quantized(old.removesuffix(".weight"))
         if weight is not None:
             scheme = scheme_of(weight, layout, assigned.get(module))
             if scheme is not None:
                 used[prefix + module] = scheme.name
                 return layout.tensors(prefix + module, scheme, weight)
-            return {new: weight.dequantise(torch.bfloat16)}
+            return {new: weight.dequantize(torch.bfloat16)}
         stored = checkpoint.stored(old).read()
         if layer is not None and kept is not None and new.startswith(f"{prefix}mlp.gate."):
             stored = stored[kept]

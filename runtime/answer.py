@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from llmc.runtime.backends import FloatArray, IntArray
-from llmc.runtime.detokeniser import Detokeniser
+from llmc.runtime.detokenizer import Detokenizer
 from llmc.runtime.logprobs import TokenLogprob, token_logprobs
 from llmc.runtime.sampling import Parameters, Probabilities, draw, verify, verify_greedy
 from llmc.runtime.tokenizer import Tokenizer
@@ -61,7 +61,7 @@ class Answer:
 
     def __post_init__(self) -> None:
         self._generator = np.random.default_rng(self.parameters.seed)
-        self._detokeniser = Detokeniser(self.tokenizer, self.prompt)
+        self._detokenizer = Detokenizer(self.tokenizer, self.prompt)
         self._healed = self.first_tokens is not None  # the prompt has the space already that the answer begins with
         self._pending = ""  # the beginning of a stop string, perhaps
 
@@ -87,7 +87,7 @@ class Answer:
         """A token after `drafts`, from logits [V], and the distribution it was drawn from, unless that is greedy."""
         seen = self._seen(drafts)
         if self.parameters.greedy:
-            return int(self.parameters.penalised(logits, seen).argmax()), None
+            return int(self.parameters.penalized(logits, seen).argmax()), None
         distribution = self.parameters.distribution(logits, seen)
         return draw(distribution, self._generator), distribution
 
@@ -97,7 +97,7 @@ class Answer:
         self.drafted += len(drafts)
         rows = [(row, self._seen(drafts[:place])) for place, row in enumerate(logits)]
         if self.parameters.greedy:
-            wanted = [int(self.parameters.penalised(row, seen).argmax()) for row, seen in rows]
+            wanted = [int(self.parameters.penalized(row, seen).argmax()) for row, seen in rows]
             chosen = verify_greedy(drafts, wanted)
         else:
             distributions = [self.parameters.distribution(row, seen) for row, seen in rows]
@@ -113,7 +113,7 @@ class Answer:
         self.tokens.append(token)
         if self.parameters.logprobs is not None:
             self.logprobs += token_logprobs(logits[None], np.array([token]), self.parameters.logprobs)
-        self._append(self._detokeniser.push(token))
+        self._append(self._detokenizer.push(token))
         if not self.done and not self.room:
             self._end("length")
 
@@ -153,7 +153,7 @@ class Answer:
 
     def _end(self, reason: Literal["stop", "length"], flush: bool = True) -> None:
         if flush:
-            self._append(self._detokeniser.rest())
+            self._append(self._detokenizer.rest())
         if not self.done:
             self.text += self._pending
             self._pending = ""

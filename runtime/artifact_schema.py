@@ -123,7 +123,7 @@ class DescribedRecipe(Part):
 
 
 class Role(Part):
-    quantised: Count
+    quantized: Count
     schemes: list[str]
 
 
@@ -178,7 +178,7 @@ class Described(Part):
     source: Source
     model: DescribedModel
     recipe: DescribedRecipe
-    quantised: dict[str, Role]
+    quantized: dict[str, Role]
     pruned: Pruned | Nothing
     sizes: Sizes
     targets: dict[str, DescribedTarget]

@@ -140,9 +140,9 @@ def check(
                     "backend computes with, or a file is damaged; try another backend, or build it again"
                 )
             peak = logits.max(-1, keepdims=True)
-            normaliser = peak + np.log(np.exp(logits - peak).sum(-1, keepdims=True, dtype=np.float64))
-            top[row, part] = np.take_along_axis(logits, top_ids[row, part], -1) - normaliser
-            true[row, part] = (np.take_along_axis(logits, ids[row, 1:][part, None], -1) - normaliser)[:, 0]
+            normalizer = peak + np.log(np.exp(logits - peak).sum(-1, keepdims=True, dtype=np.float64))
+            top[row, part] = np.take_along_axis(logits, top_ids[row, part], -1) - normalizer
+            true[row, part] = (np.take_along_axis(logits, ids[row, 1:][part, None], -1) - normalizer)[:, 0]
             best[row, part] = logits.argmax(-1)
         if progress:
             progress((row + 1) * predictions, windows * predictions)

@@ -32,8 +32,8 @@ def token_logprobs(logits: FloatArray, tokens: IntArray, top: int) -> list[Token
             "file is damaged; `llmc check` says whether it ever worked here"
         )
     shifted = logits - logits.max(-1, keepdims=True)
-    normaliser = np.log(np.exp(shifted).sum(-1, dtype=np.float64))
-    chosen = np.take_along_axis(shifted, tokens[:, None], -1)[:, 0] - normaliser
+    normalizer = np.log(np.exp(shifted).sum(-1, dtype=np.float64))
+    chosen = np.take_along_axis(shifted, tokens[:, None], -1)[:, 0] - normalizer
     count = min(top, logits.shape[-1])
     best = (
         np.argpartition(-shifted, max(count - 1, 0), axis=-1)[:, :count] if count else np.empty((len(tokens), 0), int)
@@ -41,7 +41,7 @@ def token_logprobs(logits: FloatArray, tokens: IntArray, top: int) -> list[Token
     found = []
     for row, token in enumerate(tokens):
         likely = sorted(((float(shifted[row, other]), int(other)) for other in best[row]), key=lambda p: (-p[0], p[1]))
-        tops = {other: value - float(normaliser[row]) for value, other in likely}
+        tops = {other: value - float(normalizer[row]) for value, other in likely}
         found.append(TokenLogprob(int(token), float(chosen[row]), tops))
     return found
 

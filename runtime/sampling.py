@@ -81,7 +81,7 @@ class Parameters:
     def greedy(self) -> bool:
         return self.temperature == 0
 
-    def penalised(self, logits: FloatArray, seen: Sequence[int]) -> FloatArray:
+    def penalized(self, logits: FloatArray, seen: Sequence[int]) -> FloatArray:
         """[V] logits after the repetition penalty for the tokens `seen`. InputError for logits that are not finite."""
         if not np.isfinite(logits).all():
             raise InputError(
@@ -94,14 +94,14 @@ class Parameters:
         changed = logits[tokens]
         logits = logits.copy()
         with np.errstate(over="ignore", divide="ignore"):  # of penalties far from 1
-            penalised = np.where(changed > 0, changed / self.repetition_penalty, changed * self.repetition_penalty)
-        logits[tokens] = penalised.clip(-_LARGEST, _LARGEST)
+            penalized = np.where(changed > 0, changed / self.repetition_penalty, changed * self.repetition_penalty)
+        logits[tokens] = penalized.clip(-_LARGEST, _LARGEST)
         return logits
 
     def distribution(self, logits: FloatArray, seen: Sequence[int] = ()) -> Probabilities:
         """[V] logits → [V] probabilities: penalty, temperature, top-k, top-p, min-p, in this order. Ties at the k-th
         place are all kept. InputError for logits that are not finite."""
-        logits = self.penalised(logits, seen)
+        logits = self.penalized(logits, seen)
         if self.greedy:
             chosen = np.zeros(len(logits))
             chosen[logits.argmax()] = 1.0

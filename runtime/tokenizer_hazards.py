@@ -1,7 +1,7 @@
 """Which tokenizers may be used in this process: those whose work grows with the text and no faster.
 
 A tokenizer.json is a small program: chains of replacements that multiply a text, expressions that backtrack, searches
-that take the square of a word's length. What published models use is known to be harmless and is recognised here by
+that take the square of a word's length. What published models use is known to be harmless and is recognized here by
 its form; everything else is not refused, but runs confined.
 """
 

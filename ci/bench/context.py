@@ -23,7 +23,7 @@ from statistics import median
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from synthesise import CONFIGS, synthesise
+from synthesize import CONFIGS, synthesize
 
 from llmc.measure import peak_memory
 from llmc.runtime import load
@@ -64,7 +64,7 @@ def main() -> None:
     source, artifact, recipe = (args.work / name for name in ("latent", "latent-built", "latent.yaml"))
     args.work.mkdir(parents=True, exist_ok=True)
     if not (source / "config.json").exists():
-        synthesise(CONFIG, source)
+        synthesize(CONFIG, source)
     recipe.write_text(RECIPE.format(model=source.resolve()))
     _llmc("build", recipe, "--output", artifact, "--json")
     planned = _llmc("plan", recipe, "--json")

@@ -29,7 +29,7 @@ import torch
 from decode_tools import MTP, NEW, SHORT, TOOLS, Bench, Failed
 from evaluate import logits
 from onnx_traffic import traffic
-from quantise import MODELS
+from quantize import MODELS
 from rich.console import Console
 from rich.table import Table
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from environment import TORCH, interpreter
-from quantise import make_source, texts_of
+from quantize import make_source, texts_of
 
 HERE = Path(__file__).parent / "decoders"
 TOOLS = (

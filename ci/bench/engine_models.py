@@ -1,4 +1,4 @@
-"""Small quantised checkpoints for benchmarks of engines: random weights, rounded to nearest."""
+"""Small quantized checkpoints for benchmarks of engines: random weights, rounded to nearest."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from synthesise import CONFIGS, synthesise
+from synthesize import CONFIGS, synthesize
 
 from llmc.convert.checkpoint import Checkpoint
 from llmc.quant.assign import Rule
-from llmc.quant.layerwise import Options, quantise
+from llmc.quant.layerwise import Options, quantize
 from llmc.quant.layouts import DEFAULT_LAYOUT
 
 _SIZES = {"vocab_size": 512, "hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 2}
@@ -36,10 +36,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
-def quantised(config: dict[str, Any], roles: dict[str, str], directory: Path, fp8_cache: bool = False) -> Checkpoint:
+def quantized(config: dict[str, Any], roles: dict[str, str], directory: Path, fp8_cache: bool = False) -> Checkpoint:
     """{role: scheme}; `directory` is emptied. Groups in act-order only exist in GPTQ's layout."""
     shutil.rmtree(directory, ignore_errors=True)
-    source = synthesise(config, directory / "source")
+    source = synthesize(config, directory / "source")
     # Only GPTQ puts channels in another order.
     rules = [Rule(role, scheme, "gptq" if scheme.endswith("-actorder") else "rtn") for role, scheme in roles.items()]
     ids = torch.arange(64).reshape(2, 32)
@@ -47,5 +47,5 @@ def quantised(config: dict[str, Any], roles: dict[str, str], directory: Path, fp
     options = Options(fp8_cache=fp8_cache, layout="gptq" if actorder else DEFAULT_LAYOUT)
     output = directory / "artifact"
     output.mkdir()
-    quantise(Checkpoint.open(source), rules, None, ids, ids, output, directory / "work", lambda *_: None, options)
+    quantize(Checkpoint.open(source), rules, None, ids, ids, output, directory / "work", lambda *_: None, options)
     return Checkpoint.open(output)

@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from engine_models import FAMILIES, quantised
+from engine_models import FAMILIES, quantized
 from rich.console import Console
 from rich.table import Table
 
@@ -48,7 +48,7 @@ def cells(family: str, scheme: str, plugins: bool, work: Path) -> dict[int, str]
     roles = {} if name == "bfloat16" else dict.fromkeys(ROLES[family], name)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            checkpoint = quantised(FAMILIES[family], roles, work, fp8_cache="FP8 cache" in scheme)
+            checkpoint = quantized(FAMILIES[family], roles, work, fp8_cache="FP8 cache" in scheme)
         options = rtx.Options(sm=list(SMS), context=32, plugins=plugins)
         result = rtx.build(checkpoint, options, checkpoint.path, lambda *_: None)
     except LlmcError as error:

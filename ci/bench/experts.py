@@ -21,7 +21,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from engine_models import FAMILIES, quantised
+from engine_models import FAMILIES, quantized
 from rich.console import Console
 from rich.table import Table
 
@@ -56,7 +56,7 @@ def measure(experts: int, plugin: bool, work: Path) -> Measured:
         "num_hidden_layers": 1, "first_k_dense_replace": 0, "num_nextn_predict_layers": 0, "n_shared_experts": None,
     }  # fmt: skip
     with contextlib.redirect_stdout(io.StringIO()):
-        checkpoint = quantised(config, {"experts": "int4-g128"}, work)
+        checkpoint = quantized(config, {"experts": "int4-g128"}, work)
     start = time.perf_counter()
     rtx.build(checkpoint, rtx.Options(sm=[89], context=1024, plugins=plugin), checkpoint.path, lambda *_: None)
     seconds = time.perf_counter() - start

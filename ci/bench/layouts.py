@@ -16,14 +16,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from quantise import make_source, python_of, texts_of
+from quantize import make_source, python_of, texts_of
 from rich.console import Console
 from rich.table import Table
 
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.model import CausalLM
 from llmc.quant.assign import Rule
-from llmc.quant.layerwise import Options, quantise
+from llmc.quant.layerwise import Options, quantize
 
 LIMIT = 0.05  # nats
 RULES = {
@@ -42,14 +42,14 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/bench"))
     work = parser.parse_args().work.resolve()
     work.mkdir(parents=True, exist_ok=True)
-    reader = Path(__file__).parent / "quantisers" / "read_with_gptqmodel.py"
+    reader = Path(__file__).parent / "quantizers" / "read_with_gptqmodel.py"
     table = Table("model", "schemes", "modules read", "KL", title="llmc's GPTQ layout in GPTQModel")
     worst = 0.0
     for model, rules in RULES.items():
         source, output = make_source(model, work), work / f"{model}-layout"
         subprocess.run(["rm", "-rf", output], check=True)
         ids = torch.from_numpy(texts_of(source, 8).calibration)
-        quantise(
+        quantize(
             Checkpoint.open(source), rules, None, ids, ids[:1], output, output / "work", lambda *_: None,
             Options(layout="gptq"),
         )  # fmt: skip

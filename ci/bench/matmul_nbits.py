@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""ONNX Runtime's product with quantised weights alone: microseconds and GB/s by bits, block size and tokens.
+"""ONNX Runtime's product with quantized weights alone: microseconds and GB/s by bits, block size and tokens.
 
 python ci/bench/matmul_nbits.py                 # a layer of `dense`, 24 of them after one another; half a minute
 python ci/bench/matmul_nbits.py --rows 7168 --columns 2048 --threads 4

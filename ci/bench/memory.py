@@ -22,7 +22,7 @@ from pathlib import Path
 from pydantic import ByteSize, TypeAdapter
 from rich.console import Console
 from rich.table import Table
-from synthesise import CONFIGS, synthesise
+from synthesize import CONFIGS, synthesize
 
 RECIPE = """
 model: {model}
@@ -74,7 +74,7 @@ def main() -> None:
     for layers in args.layers:
         source, output = args.work / f"large-{layers}", args.work / f"large-{layers}-built"
         if not (source / "config.json").exists():
-            synthesise(CONFIGS["large"] | {"num_hidden_layers": layers}, source)
+            synthesize(CONFIGS["large"] | {"num_hidden_layers": layers}, source)
         shutil.rmtree(output, ignore_errors=True)
         recipe = args.work / f"large-{layers}.yaml"
         recipe.write_text(RECIPE.format(model=source.resolve()))

@@ -19,7 +19,7 @@ def traffic(path: Path, experts: int, active: int) -> dict[str, float]:
     as float32. Of `experts` stacked in one tensor only the `active` ones count, and of an embedding nothing.
     """
     with tempfile.TemporaryDirectory() as directory:
-        file = Path(directory) / "optimised.onnx"
+        file = Path(directory) / "optimized.onnx"
         options = onnxruntime.SessionOptions()
         options.optimized_model_filepath = str(file)
         options.log_severity_level = 3

@@ -10,7 +10,7 @@ import torch
 from this_gpu import DEVICE, TYPES
 
 from llmc.convert.kernels import expert_weights
-from llmc.convert.quantised_weight import QuantisedWeight
+from llmc.convert.quantized_weight import QuantizedWeight
 from llmc.runtime.plugins.mixture_of_experts import ExpertsShape, Weights
 
 PLAIN, INT4, FP8 = Weights("plain"), Weights("int4", 128, 1, "bf16"), Weights("fp8", 128, 128, "fp32")
@@ -22,11 +22,11 @@ class Stack:
     """stored: as the kernels take it; exact: float64 [out, in] of each expert, made where it is used."""
 
     stored: list[torch.Tensor]
-    experts: Sequence[QuantisedWeight | torch.Tensor]
+    experts: Sequence[QuantizedWeight | torch.Tensor]
 
     def exact(self, expert: int) -> torch.Tensor:
         weight = self.experts[expert]
-        return weight.double() if isinstance(weight, torch.Tensor) else weight.dequantise(torch.float64)
+        return weight.double() if isinstance(weight, torch.Tensor) else weight.dequantize(torch.float64)
 
 
 def known(form: Weights, experts: int, out: int, columns: int, generator: torch.Generator) -> Stack:
@@ -35,21 +35,21 @@ def known(form: Weights, experts: int, out: int, columns: int, generator: torch.
         plain = torch.randn(experts, out, columns, device=DEVICE, generator=generator) / columns**0.5
         plain = plain.bfloat16()
         return Stack([plain], plain)
-    made = [_quantised(form, out, columns, generator) for _ in range(experts)]
+    made = [_quantized(form, out, columns, generator) for _ in range(experts)]
     if (like := expert_weights.stored_as(made[0])) != form:
         raise AssertionError(f"stored as {like}, not {form}")
     words = torch.stack([expert_weights.words(each, form) for each in made])
     return Stack([words, torch.stack([expert_weights.scales(each, form) for each in made])], made)
 
 
-def _quantised(form: Weights, out: int, columns: int, generator: torch.Generator) -> QuantisedWeight:
+def _quantized(form: Weights, out: int, columns: int, generator: torch.Generator) -> QuantizedWeight:
     scales = torch.rand(-(-out // form.rows), -(-columns // form.group), device=DEVICE, generator=generator)
     if form.form == "int4":
         codes = torch.randint(-8, 8, (out, columns), dtype=torch.int8, device=DEVICE, generator=generator)
-        return QuantisedWeight(codes, (scales / 4 / columns**0.5).bfloat16(), (1, form.group), "int4")
+        return QuantizedWeight(codes, (scales / 4 / columns**0.5).bfloat16(), (1, form.group), "int4")
     numbers = 8 * torch.randn(out, columns, device=DEVICE, generator=generator)
     codes = numbers.to(torch.float8_e4m3fn)
-    return QuantisedWeight(codes, scales / 8 / columns**0.5, (form.rows, form.group), "float8_e4m3fn")
+    return QuantizedWeight(codes, scales / 8 / columns**0.5, (form.rows, form.group), "float8_e4m3fn")
 
 
 def random(shape: ExpertsShape, generator: torch.Generator) -> list[torch.Tensor]:

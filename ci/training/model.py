@@ -1,6 +1,6 @@
 """DeepSeek-V3 for training: multi-head latent attention, grouped sigmoid routing, multi-token prediction.
 
-The released files are read by `llmc.convert`, whose blocks are built to be streamed and quantised; this definition is
+The released files are read by `llmc.convert`, whose blocks are built to be streamed and quantized; this definition is
 built to be trained: experts are stacked so that their gradients and updates are a few large tensors, and attention is
 the expanded form. Parameter names are those of the checkpoint, except that stacked experts are split on export.
 """

@@ -35,7 +35,7 @@ def router(spec: ModelSpec) -> RouterSpec | None:
 
 
 def check(target: str, spec: ModelSpec, options: Wanted, schemes: Mapping[str, str]) -> None:
-    """InputError for what no engine can or should do. schemes: by module, of what is to be quantised."""
+    """InputError for what no engine can or should do. schemes: by module, of what is to be quantized."""
     if options.context and options.context > spec.max_position_embeddings:
         raise InputError(
             f"target {target}: context is {options.context}, but the model ends at {spec.max_position_embeddings}"

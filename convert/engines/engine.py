@@ -42,7 +42,7 @@ class Steps:
     windows: tuple[int, ...] = ()
 
     def profiles(self, model: ir.Model) -> list[dict[str, Any]]:
-        """An optimisation profile for each decode width, and one for everything wider, and each window: {"tokens":
+        """An optimization profile for each decode width, and one for everything wider, and each window: {"tokens":
         [least, most], "window": entries, "shapes": {input: [smallest, usual, largest]}}."""
         has_window = any(value.name == "window" for value in model.graph.inputs)
         spans = [(width, width) for width in self.widths] + [(max(self.widths) + 1, self.prefill)]
@@ -128,7 +128,7 @@ def _check_codes(name: str, description: dict[str, Any]) -> None:
             if (found := program["constant_bytes"].get(compiled, 0)) < weights.get(stored, 0):
                 raise MachineError(
                     f"{name}: of {weights[stored]} bytes of {stored} weights only {found} are in the program for "
-                    f"{profile['tokens']} tokens; the compiler widened the rest, so quantise them differently"
+                    f"{profile['tokens']} tokens; the compiler widened the rest, so quantize them differently"
                 )
 
 
@@ -138,7 +138,7 @@ def _check_size(name: str, description: dict[str, Any], overhead: int) -> None:
     if held > limit:
         raise MachineError(
             f"{name}: holds {held} bytes for {sum(weights.values())} bytes of weights; the compiler widened or "
-            "copied some, so quantise them differently"
+            "copied some, so quantize them differently"
         )
 
 
@@ -162,9 +162,9 @@ def _decoding(value: ir.Value | None) -> ir.Node | None:
 def _is_float8(decoding: ir.Node) -> bool:
     codes = decoding.inputs[0]
     assert codes is not None
-    quantising = codes.producer()
-    if quantising is not None:
-        return quantising.attributes["output_dtype"].as_int() == ir.DataType.FLOAT8E4M3FN
+    quantizing = codes.producer()
+    if quantizing is not None:
+        return quantizing.attributes["output_dtype"].as_int() == ir.DataType.FLOAT8E4M3FN
     return codes.dtype == ir.DataType.FLOAT8E4M3FN
 
 

@@ -30,7 +30,7 @@ def lower(
     """Rewrite a graph of `convert.graph.build` in place.
 
     dtype:      that the graph was built with
-    code_types: kinds of stored codes that go into the engine; other quantised weights become plain ones
+    code_types: kinds of stored codes that go into the engine; other quantized weights become plain ones
     widths:     tokens per row of the decode profiles
     batch:      rows of the largest step
     plugins:    where to note those that are used; None: there are to be none

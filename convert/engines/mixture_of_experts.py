@@ -16,13 +16,13 @@ from llmc.convert.graph.rewrite import Rewriter, producer, weight_of
 from llmc.convert.graph.weight import Pieces, WeightTensor, tensor_of
 from llmc.convert.kernels import expert_weights
 from llmc.convert.kernels.kernel_sets import Wanted
-from llmc.convert.quantised_weight import QuantisedWeight
+from llmc.convert.quantized_weight import QuantizedWeight
 from llmc.errors import InputError
 from llmc.runtime.plugins.mixture_of_experts import ExpertsShape
 from llmc.runtime.plugins.mixture_of_experts import Weights as Stored
 from llmc.runtime.plugins.operation import Input
 
-_Part = Callable[[QuantisedWeight, Stored], torch.Tensor]
+_Part = Callable[[QuantizedWeight, Stored], torch.Tensor]
 
 
 def mixture_of_experts_plugin(b: Rewriter, node: ir.Node, dtype: ir.DataType, plugins: Plugins) -> None:
@@ -35,7 +35,7 @@ def mixture_of_experts_plugin(b: Rewriter, node: ir.Node, dtype: ir.DataType, pl
     of_gate, of_down = stored_in_engine(gate), stored_in_engine(down)
     if stored_in_engine(up) != of_gate:
         raise InputError(
-            f"{up.names[0]} is not quantised like {gate.names[0]}, and their kernel takes both alike; "
+            f"{up.names[0]} is not quantized like {gate.names[0]}, and their kernel takes both alike; "
             "let one line of the recipe's `quantize` match both"
         )
     kind = TYPES[dtype]
@@ -47,7 +47,7 @@ def mixture_of_experts_plugin(b: Rewriter, node: ir.Node, dtype: ir.DataType, pl
 
 def stored_in_engine(weight: WeightTensor) -> Stored:
     """How the plugin's weights lie in an engine: decoded where its kernels do not know the codes."""
-    found = expert_weights.stored_as(weight.checkpoint.quantised(weight.modules[0]))
+    found = expert_weights.stored_as(weight.checkpoint.quantized(weight.modules[0]))
     return expert_weights.PLAIN if found is None else found
 
 

@@ -1,7 +1,7 @@
 """Decode and prefill in one engine, each in the form that suits it, without a branch at run time.
 
 A step's tokens are cut in two along their axis: all of them are the decode part when the step is narrow, all of
-them the prefill part when it is wide, and the other part has no rows. Every optimisation profile is either narrow
+them the prefill part when it is wide, and the other part has no rows. Every optimization profile is either narrow
 or wide throughout, so its program is compiled for one of the two and holds nothing of the other. The weights are
 in the engine once, because both forms read them in the same order. ONNX's If does not do this: the compiler
 refuses int4 weights in it, or keeps a copy per branch.

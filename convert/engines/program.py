@@ -1,6 +1,6 @@
 """What an engine is made of, read from the file itself: the compiled program lies in it as text.
 
-Deserialising needs the GPU the engine is for; this needs nothing. There is one program per optimisation profile, in
+Deserializing needs the GPU the engine is for; this needs nothing. There is one program per optimization profile, in
 several parts where plugins that change their inputs stand between them.
 """
 

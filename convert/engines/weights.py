@@ -11,7 +11,7 @@ import torch
 
 from llmc.convert.graph.rewrite import Rewriter
 from llmc.convert.graph.weight import CODE_TYPES, Pieces, WeightTensor, tensor_of
-from llmc.convert.quantised_weight import QuantisedWeight
+from llmc.convert.quantized_weight import QuantizedWeight
 from llmc.errors import InputError
 
 # Groups of int4 that the compiler fuses into products: 32, 64 or 128. Others it decodes in each call.
@@ -83,7 +83,7 @@ class Weights:
         return self.b.op("DequantizeLinear", codes, scale, output_dtype=int(self.dtype), **blocks)
 
     def decode(self) -> None:
-        """Replace every initialiser that is stored as codes by the codes and what decodes them."""
+        """Replace every initializer that is stored as codes by the codes and what decodes them."""
         b = self.b
         for value, weight in b.weights():
             if not self.keeps(weight) or not value.uses():
@@ -105,11 +105,11 @@ def in_groups(weight: WeightTensor) -> bool:
     return weight.block[1] < weight.checkpoint.shape(weight.names[0])[1]
 
 
-def _stored(like: WeightTensor, name: str) -> QuantisedWeight:
-    weight = like.checkpoint.quantised(name.removesuffix(".weight"))
+def _stored(like: WeightTensor, name: str) -> QuantizedWeight:
+    weight = like.checkpoint.quantized(name.removesuffix(".weight"))
     if weight is None or weight.kind != like.kind:
         raise InputError(
-            f"{name} is not quantised like {like.names[0]}, and an engine holds them in one tensor; "
+            f"{name} is not quantized like {like.names[0]}, and an engine holds them in one tensor; "
             "let one line of the recipe's `quantize` match both"
         )
     return weight

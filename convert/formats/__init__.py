@@ -1,4 +1,4 @@
-"""How quantised weights lie on disk: one file per format, each decoding to a `QuantisedWeight`.
+"""How quantized weights lie on disk: one file per format, each decoding to a `QuantizedWeight`.
 
 A format sees the stored tensors of one module (`parts`: last name component → tensor, for instance
 `{"weight": …, "weight_scale_inv": …}`) and works from headers until `decode` is called.
@@ -14,7 +14,7 @@ from llmc.convert.formats.float_quantized import FloatQuantized
 from llmc.convert.formats.gptq import GPTQ
 from llmc.convert.formats.native_fp8 import NativeFP8
 from llmc.convert.formats.pack_quantized import PackQuantized
-from llmc.convert.quantised_weight import Activations, QuantisedWeight
+from llmc.convert.quantized_weight import Activations, QuantizedWeight
 from llmc.convert.safetensors_file import StoredTensor
 from llmc.errors import InputError
 from llmc.patterns import Budget
@@ -22,7 +22,7 @@ from llmc.patterns import Budget
 Parts = Mapping[str, StoredTensor]
 
 _MAX_GROUPS = 256
-# What a quantised module stores; any other last name component (`bias`) is a tensor of its own.
+# What a quantized module stores; any other last name component (`bias`) is a tensor of its own.
 PART_NAMES = (
     "weight",
     "weight_packed",
@@ -53,7 +53,7 @@ class Format(Protocol):
     def activations_of(self, parts: Parts) -> Activations | None:
         """How inputs are rounded; None: they stay as they are."""
 
-    def decode(self, parts: Parts) -> QuantisedWeight:
+    def decode(self, parts: Parts) -> QuantizedWeight:
         """Reads codes and scales as they are stored."""
 
 
@@ -84,7 +84,7 @@ def formats(config: dict[str, Any]) -> tuple[Format, ...]:
             method = "bitsandbytes"
         raise InputError(
             f"`quantization_config.quant_method` {method!r} cannot be read; "
-            "use the unquantised checkpoint, or one in DeepSeek FP8, GPTQ or compressed-tensors layout"
+            "use the unquantized checkpoint, or one in DeepSeek FP8, GPTQ or compressed-tensors layout"
         )
     sparse = quantization.mapping("sparsity_config").config.get("format", "dense")
     if sparse != "dense":

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from llmc.convert.fields import Fields
 from llmc.convert.formats.targets import Targets, read_targets
-from llmc.convert.quantised_weight import FP8_GROUP, Activations, QuantisedWeight
+from llmc.convert.quantized_weight import FP8_GROUP, Activations, QuantizedWeight
 from llmc.convert.safetensors_file import StoredTensor
 from llmc.errors import InputError
 from llmc.patterns import Budget
@@ -63,10 +63,10 @@ class FloatQuantized:
         self._block(parts)
         return codes.shape[0], codes.shape[1]
 
-    def decode(self, parts: Mapping[str, StoredTensor]) -> QuantisedWeight:
+    def decode(self, parts: Mapping[str, StoredTensor]) -> QuantizedWeight:
         codes, scales, block = parts["weight"].read(), parts[self.key].read(), self._block(parts)
         scales = scales.reshape(-(-codes.shape[0] // block[0]), -(-codes.shape[1] // block[1]))
-        return QuantisedWeight(codes, scales, block, "float8_e4m3fn", activations=self.activations_of(parts))
+        return QuantizedWeight(codes, scales, block, "float8_e4m3fn", activations=self.activations_of(parts))
 
     def activations_of(self, parts: Mapping[str, StoredTensor]) -> Activations | None:
         if "input_scale" not in parts:

@@ -15,7 +15,7 @@ import torch
 from llmc.convert.bits import pack, unpack
 from llmc.convert.fields import Fields
 from llmc.convert.formats.targets import MAX_PATTERNS, pattern_of
-from llmc.convert.quantised_weight import CodeType, QuantisedWeight
+from llmc.convert.quantized_weight import CodeType, QuantizedWeight
 from llmc.convert.safetensors_file import StoredTensor
 from llmc.errors import InputError
 from llmc.patterns import Budget, Pattern
@@ -65,7 +65,7 @@ class GPTQ:
     def activations_of(self, _: Mapping[str, StoredTensor]) -> None:
         return None
 
-    def decode(self, parts: Mapping[str, StoredTensor]) -> QuantisedWeight:
+    def decode(self, parts: Mapping[str, StoredTensor]) -> QuantizedWeight:
         rows, columns = self.shape(parts)
         scales = parts["scales"].read().T.contiguous()
         size, limit = columns // scales.shape[1], 1 << self.bits - 1
@@ -77,7 +77,7 @@ class GPTQ:
         if not ((groups >= 0) & (groups < scales.shape[1])).all():
             raise InputError(f"{parts['g_idx'].file}: {parts['g_idx'].name} names groups that have no scale")
         plain = torch.equal(groups, torch.arange(columns, dtype=torch.int32) // size)
-        return QuantisedWeight(
+        return QuantizedWeight(
             codes,
             scales,
             (1, size),
@@ -87,7 +87,7 @@ class GPTQ:
         )
 
 
-def gptq_tensors(module: str, weight: QuantisedWeight) -> dict[str, torch.Tensor]:
+def gptq_tensors(module: str, weight: QuantizedWeight) -> dict[str, torch.Tensor]:
     """A weight in version 2 of the layout, whose zeros are what they are; scales become float16."""
     bits, groups, columns = weight.bits, weight.groups, weight.shape[1]
     zeros = weight.zeros if weight.zeros is not None else torch.zeros_like(weight.scales, dtype=torch.int8)

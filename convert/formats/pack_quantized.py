@@ -14,7 +14,7 @@ from typing import cast
 from llmc.convert.bits import unpack
 from llmc.convert.fields import Fields
 from llmc.convert.formats.targets import Targets, read_targets
-from llmc.convert.quantised_weight import CodeType, QuantisedWeight
+from llmc.convert.quantized_weight import CodeType, QuantizedWeight
 from llmc.convert.safetensors_file import StoredTensor
 from llmc.errors import InputError
 from llmc.patterns import Budget
@@ -65,7 +65,7 @@ class PackQuantized:
     def activations_of(self, _: Mapping[str, StoredTensor]) -> None:
         return None
 
-    def decode(self, parts: Mapping[str, StoredTensor]) -> QuantisedWeight:
+    def decode(self, parts: Mapping[str, StoredTensor]) -> QuantizedWeight:
         rows, columns = self.shape(parts)
         packed = parts["weight_packed"]
         stored = parts["weight_shape"].read().tolist() if "weight_shape" in parts else [rows, columns]
@@ -80,4 +80,4 @@ class PackQuantized:
                 raise InputError(f"{packed.file}: {packed.name}: weight_g_idx names groups that have no scale")
         codes = unpack(packed.read(), self.bits, columns)
         block, code_type = (1, columns // scales.shape[1]), cast(CodeType, f"int{self.bits}")
-        return QuantisedWeight(codes, scales, block, code_type, zeros, groups)
+        return QuantizedWeight(codes, scales, block, code_type, zeros, groups)

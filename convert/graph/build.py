@@ -87,7 +87,7 @@ def _finish(b: GraphBuilder, hidden_state: ir.Value, step: Step, hidden: bool) -
     wanted = b.op("Unsqueeze", step.logits_index, b.constant([-1]))
     chosen = b.op("GatherND", hidden_state, wanted, batch_dims=1)
     if b.spec.tie_word_embeddings:
-        # One initialiser serves as table and head.
+        # One initializer serves as table and head.
         table = _embedding(b)
         logits = b.op("MatMul", chosen, b.transpose(b.cast(table, b.dtype, table.dtype), 1, 0))
     else:

@@ -46,7 +46,7 @@ class GraphBuilder(Nodes):
         name: str | None = None,
         dtype: ir.DataType | None = None,
     ) -> ir.Value:
-        """The initialiser made of the checkpoint tensors `names`; asked for twice, it is the same one."""
+        """The initializer made of the checkpoint tensors `names`; asked for twice, it is the same one."""
         names = (names,) if isinstance(names, str) else tuple(names)
         tensor = WeightTensor(self.checkpoint, names, layout, name or names[0], dtype or self.dtype)
         return self.initializer(tensor)
@@ -61,7 +61,7 @@ class GraphBuilder(Nodes):
 
 
 class FunctionBuilder(Nodes):
-    """The body of an `llmc` function: standard ops only, no initialisers, types left to the inputs."""
+    """The body of an `llmc` function: standard ops only, no initializers, types left to the inputs."""
 
     def __init__(self, name: str, inputs: Sequence[str], attributes: dict[str, ir.AttributeType]) -> None:
         values = [ir.Value(name=i) for i in inputs]

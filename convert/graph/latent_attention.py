@@ -40,7 +40,7 @@ def latent_attention(b: GraphBuilder, x: ir.Value, path: str, layer: int, step: 
     """[B, S, H] -> [B, S, H].
 
     kv_b_proj never meets the cache: its key half is folded into the query, its value half into the output
-    (section 2.1.2), so the cache holds R + P numbers per token: the normalised latent, then the rotated key.
+    (section 2.1.2), so the cache holds R + P numbers per token: the normalized latent, then the rotated key.
     """
     spec = b.spec.attention
     assert isinstance(spec, LatentAttentionSpec)

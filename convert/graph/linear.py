@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from llmc.convert.graph.builder import FunctionBuilder, GraphBuilder
 from llmc.convert.graph.weight import Layout
-from llmc.convert.quantised_weight import FP8_GROUP, LARGEST_FP8, Activations
+from llmc.convert.quantized_weight import FP8_GROUP, LARGEST_FP8, Activations
 
 _FLOAT, _FLOAT8 = ir.DataType.FLOAT, int(ir.DataType.FLOAT8E4M3FN)
 

@@ -57,7 +57,7 @@ class Nodes:
         self.graph.append(node)
 
     def initializer(self, tensor: ir.TensorProtocol) -> ir.Value:
-        """The initialiser named like `tensor`; an earlier one of that name is taken to be the same."""
+        """The initializer named like `tensor`; an earlier one of that name is taken to be the same."""
         assert tensor.name is not None
         if tensor.name not in self.graph.initializers:
             shape = ir.Shape(tensor.shape.numpy())

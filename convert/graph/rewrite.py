@@ -51,7 +51,7 @@ class Rewriter(Nodes):
         self.graph.remove(node, safe=True)
 
     def weights(self) -> list[tuple[ir.Value, WeightTensor]]:
-        """The initialisers that are checkpoint weights and still in use."""
+        """The initializers that are checkpoint weights and still in use."""
         found = [(value, weight_of(value)) for value in self.graph.initializers.values() if value.uses()]
         return [(value, weight) for value, weight in found if weight is not None]
 
@@ -60,7 +60,7 @@ class Rewriter(Nodes):
         return next(node for node in self.graph if node in users)
 
     def clean(self) -> None:
-        """Drop the nodes, initialisers, functions and domains that nothing uses any more."""
+        """Drop the nodes, initializers, functions and domains that nothing uses any more."""
         for cleaning in (RemoveUnusedNodesPass(), RemoveUnusedFunctionsPass(), RemoveUnusedOpsetsPass()):
             cleaning(self.model)
 

@@ -1,4 +1,4 @@
-"""Initialisers that know the checkpoint tensors they are made of, and read them only when written."""
+"""Initializers that know the checkpoint tensors they are made of, and read them only when written."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import onnx_ir as ir
 import torch
 
 from llmc.convert.checkpoint import Checkpoint
-from llmc.convert.quantised_weight import Kind, QuantisedWeight
+from llmc.convert.quantized_weight import Kind, QuantizedWeight
 from llmc.errors import InputError
 
 CODE_TYPES = {"int4": ir.DataType.INT4, "int8": ir.DataType.INT8, "float8_e4m3fn": ir.DataType.FLOAT8E4M3FN}
@@ -80,7 +80,7 @@ class Pieces(ir.LazyTensor):
 class WeightTensor(Pieces):
     """One or more tensors of a checkpoint, laid out for the graph; nothing is read before it is written out.
 
-    As a tensor it is the dequantised weight in `dtype`. A lowering that wants the stored numbers looks at
+    As a tensor it is the dequantized weight in `dtype`. A lowering that wants the stored numbers looks at
     `code_type` and `block` and takes `codes()` and `scales()`, which are laid out the same way.
 
     names:  checkpoint tensor names; more than one only for a stacked layout
@@ -95,7 +95,7 @@ class WeightTensor(Pieces):
         self.checkpoint = checkpoint
         self.names = names
         self.layout = layout
-        super().__init__(self._dequantised, dtype, layout.shape(shape, len(names)), name)
+        super().__init__(self._dequantized, dtype, layout.shape(shape, len(names)), name)
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -103,8 +103,8 @@ class WeightTensor(Pieces):
 
     @cached_property
     def kind(self) -> Kind | None:
-        """How the codes are stored, see `QuantisedWeight.kind`; None: as plain floats."""
-        weight = self.checkpoint.quantised(self.modules[0])
+        """How the codes are stored, see `QuantizedWeight.kind`; None: as plain floats."""
+        weight = self.checkpoint.quantized(self.modules[0])
         return None if weight is None else weight.kind
 
     @property
@@ -128,16 +128,16 @@ class WeightTensor(Pieces):
 
     @property
     def block(self) -> tuple[int, int]:
-        """(output channels, input channels) that share one scale; see `QuantisedWeight`."""
+        """(output channels, input channels) that share one scale; see `QuantizedWeight`."""
         return (1, 1) if self.kind is None else self.kind.block
 
     @property
     def stored_dtype(self) -> ir.DataType:
-        """The float type of an unquantised weight on disk."""
+        """The float type of an unquantized weight on disk."""
         return stored_dtype(self.checkpoint, self.names[0])
 
     def as_stored(self) -> WeightTensor:
-        """An unquantised weight in the type it is stored in, under another name."""
+        """An unquantized weight in the type it is stored in, under another name."""
         name = f"{self.name}.stored"
         return WeightTensor(self.checkpoint, self.names, self.layout, name, self.stored_dtype)
 
@@ -148,7 +148,7 @@ class WeightTensor(Pieces):
     def zeros(self) -> Pieces:
         """Laid out like `scales`, in the type of `codes`."""
 
-        def read(weight: QuantisedWeight) -> torch.Tensor:
+        def read(weight: QuantizedWeight) -> torch.Tensor:
             assert weight.zeros is not None
             return weight.zeros
 
@@ -160,7 +160,7 @@ class WeightTensor(Pieces):
         scheme looks the same: blocked along `layout.input_axis`.
         """
 
-        def per_channel(weight: QuantisedWeight) -> torch.Tensor:
+        def per_channel(weight: QuantizedWeight) -> torch.Tensor:
             rows = weight.scales.float().repeat_interleave(weight.block[0], 0)
             return rows[: weight.codes.shape[0]]
 
@@ -176,7 +176,7 @@ class WeightTensor(Pieces):
         kind: str,
         dtype: ir.DataType,
         shape: tuple[int, ...],
-        part: Callable[[QuantisedWeight], torch.Tensor],
+        part: Callable[[QuantizedWeight], torch.Tensor],
     ) -> Pieces:
         def read() -> Iterator[ir.TensorProtocol]:
             return (tensor_of(self.layout.apply(part(weight)), dtype) for weight in self.stored_weights())
@@ -188,25 +188,25 @@ class WeightTensor(Pieces):
         """Whether the codes lie in the checkpoint as compressed-tensors packs them."""
         return f"{self.modules[0]}.weight_packed" in self.checkpoint
 
-    def stored_weights(self) -> Iterator[QuantisedWeight]:
+    def stored_weights(self) -> Iterator[QuantizedWeight]:
         """Each module's codes, as it is in the checkpoint; all of one kind."""
         for module in self.modules:
-            weight = self.checkpoint.quantised(module)
+            weight = self.checkpoint.quantized(module)
             if weight is None or weight.kind != self.kind:
-                raise InputError(f"{module}: quantised differently from {self.modules[0]}, its fellow expert")
+                raise InputError(f"{module}: quantized differently from {self.modules[0]}, its fellow expert")
             yield weight
 
     def read(self) -> Iterator[torch.Tensor]:
-        """Each module's tensor, dequantised in float32, as it is in the checkpoint."""
+        """Each module's tensor, dequantized in float32, as it is in the checkpoint."""
         return map(self.checkpoint.tensor, self.names)
 
-    def _dequantised(self) -> Iterator[ir.TensorProtocol]:
+    def _dequantized(self) -> Iterator[ir.TensorProtocol]:
         return (tensor_of(self.layout.apply(tensor), self.dtype) for tensor in self.read())
 
 
 def stored_dtype(checkpoint: Checkpoint, name: str) -> ir.DataType:
-    """The float type a tensor is stored in; FLOAT where it is quantised."""
-    if checkpoint.quantised(name.removesuffix(".weight")) is not None:
+    """The float type a tensor is stored in; FLOAT where it is quantized."""
+    if checkpoint.quantized(name.removesuffix(".weight")) is not None:
         return ir.DataType.FLOAT
     return FLOAT_TYPES[checkpoint.stored(name).dtype]
 

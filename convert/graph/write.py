@@ -23,7 +23,7 @@ def write(
 ) -> TargetResult:
     """Write each model to its file under `directory`, the weights of all to `<file of main>.data`.
 
-    Initialisers of one name are one tensor, written once. Those that are external already, because they point
+    Initializers of one name are one tensor, written once. Those that are external already, because they point
     into the checkpoint's files, stay where they are.
     """
     weights: dict[str, ir.TensorProtocol] = {}

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from llmc.convert.quantised_weight import QuantisedWeight
+from llmc.convert.quantized_weight import QuantizedWeight
 from llmc.runtime.plugins.mixture_of_experts import CODES, WORDS, Weights
 
 _FORMS = {"int2": "int4", "int3": "int4", "int4": "int4", "float8_e4m3fn": "fp8"}
@@ -22,7 +22,7 @@ _TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 PLAIN = Weights("plain")
 
 
-def stored_as(weight: QuantisedWeight | None) -> Weights | None:
+def stored_as(weight: QuantizedWeight | None) -> Weights | None:
     """How the kernels read weights that are stored like this one; None: they do not. PLAIN for none, without codes."""
     if weight is None:
         return PLAIN
@@ -37,7 +37,7 @@ def stored_as(weight: QuantisedWeight | None) -> Weights | None:
     return Weights(form, group, rows, _TYPES[weight.scales.dtype])
 
 
-def words(weight: QuantisedWeight, like: Weights) -> torch.Tensor:
+def words(weight: QuantizedWeight, like: Weights) -> torch.Tensor:
     """int32 [out, 16 blocks]"""
     if like.form == "fp8":
         return _across(weight.codes.view(torch.uint8), 0, CODES["fp8"]).view(torch.int32)
@@ -45,7 +45,7 @@ def words(weight: QuantisedWeight, like: Weights) -> torch.Tensor:
     return (codes[..., 0::2] | codes[..., 1::2] << 4).view(torch.int32)
 
 
-def scales(weight: QuantisedWeight, like: Weights) -> torch.Tensor:
+def scales(weight: QuantizedWeight, like: Weights) -> torch.Tensor:
     """[groups, ceil(out / rows)], as many groups as whole blocks have."""
     step = WORDS * CODES[like.form]
     groups = -(-(-(-weight.shape[1] // step) * step) // like.group)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from llmc.convert.quantised_weight import round_to_fp8
+from llmc.convert.quantized_weight import round_to_fp8
 from llmc.convert.spec import LatentAttentionSpec, ModelSpec
 
 

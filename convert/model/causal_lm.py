@@ -56,7 +56,7 @@ def weight_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 
 
 def load_layer(checkpoint: Checkpoint, index: int, dtype: torch.dtype = torch.float32) -> DecoderLayer:
-    """`model.layers.<index>` with its weights, dequantised; a MultiTokenPrediction from `num_layers` on.
+    """`model.layers.<index>` with its weights, dequantized; a MultiTokenPrediction from `num_layers` on.
 
     The router stays float32 (see GroupedTopK). Only this layer is in memory.
     """
@@ -80,7 +80,7 @@ def load_stored_layer(checkpoint: Checkpoint, index: int) -> DecoderLayer:
     layer = empty_layer(checkpoint.spec, index)
     prefix, weights = f"model.layers.{index}.", {}
     for module_name, module in layer.named_modules():
-        if isinstance(module, Linear) and (codes := checkpoint.quantised(prefix + module_name)):
+        if isinstance(module, Linear) and (codes := checkpoint.quantized(prefix + module_name)):
             module.hold(codes)
     for name, parameter in layer.named_parameters():
         if parameter.is_meta:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from llmc.convert.quantised_weight import Activations, QuantisedWeight
+from llmc.convert.quantized_weight import Activations, QuantizedWeight
 
 
 class Linear(nn.Linear):
@@ -19,7 +19,7 @@ class Linear(nn.Linear):
     compute_dtype: of the product; None: that of the input, which the output has in any case
     """
 
-    codes: QuantisedWeight | None = None
+    codes: QuantizedWeight | None = None
     activations: Activations | None = None
     compute_dtype: torch.dtype | None = None
 
@@ -32,9 +32,9 @@ class Linear(nn.Linear):
 
     def full(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """[out, in]; no copy where the weight is held in this dtype."""
-        return self.weight.to(dtype) if self.codes is None else self.codes.dequantise(dtype)
+        return self.weight.to(dtype) if self.codes is None else self.codes.dequantize(dtype)
 
-    def hold(self, codes: QuantisedWeight) -> None:
+    def hold(self, codes: QuantizedWeight) -> None:
         """From now on computes with these; whoever holds the old weight keeps it."""
         self.codes, self.activations = codes, codes.activations
         self.weight = nn.Parameter(torch.empty(0), requires_grad=False)

@@ -1,4 +1,4 @@
-"""Targets: what a quantised checkpoint becomes in the end. One module or package each, named like the target.
+"""Targets: what a quantized checkpoint becomes in the end. One module or package each, named like the target.
 
 A target is a module with three names:
 
@@ -54,7 +54,7 @@ class Target(Protocol):
     Options: type[BaseModel]
 
     def check(self, spec: ModelSpec, options: Any, schemes: Mapping[str, str]) -> None:
-        """spec: after pruning; schemes: by module, of what is to be quantised."""
+        """spec: after pruning; schemes: by module, of what is to be quantized."""
 
     def build(self, checkpoint: Checkpoint, options: Any, directory: Path, progress: Progress) -> TargetResult: ...
 

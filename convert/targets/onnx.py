@@ -50,7 +50,7 @@ def lower(model: ir.Model) -> None:
     for value, weight in rewriter.weights():
         with rewriter.before(rewriter.first_use(value)):
             if weight.code_type is not None:
-                decoded = dequantised(rewriter, weight)
+                decoded = dequantized(rewriter, weight)
             elif weight.dtype != weight.stored_dtype:
                 decoded = rewriter.op("Cast", rewriter.initializer(weight.as_stored()), to=int(weight.dtype))
             else:
@@ -59,7 +59,7 @@ def lower(model: ir.Model) -> None:
     rewriter.clean()
 
 
-def dequantised(rewriter: Rewriter, weight: WeightTensor) -> ir.Value:
+def dequantized(rewriter: Rewriter, weight: WeightTensor) -> ir.Value:
     """Codes and scales as they are stored: exact, and the product is taken in float32.
 
     128x128 FP8 blocks are blocks of 128 along the input axis whose scales repeat along the output axis: the

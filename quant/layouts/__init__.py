@@ -1,4 +1,4 @@
-"""How a quantised checkpoint lies on disk. Every module here that defines `LAYOUT` adds one."""
+"""How a quantized checkpoint lies on disk. Every module here that defines `LAYOUT` adds one."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from llmc.convert.quantised_weight import QuantisedWeight
+from llmc.convert.quantized_weight import QuantizedWeight
 from llmc.quant.layouts.layout import DEFAULT_LAYOUT, Layout
 from llmc.quant.layouts.patterns import patterns
 from llmc.quant.schemes import scheme
@@ -39,7 +39,7 @@ class CompressedTensors(Layout):
             return "it takes FP8 experts with scales per channel or tensor, or in blocks in the layout native-fp8"
         return ""
 
-    def tensors(self, module: str, scheme: Scheme, weight: QuantisedWeight) -> dict[str, torch.Tensor]:
+    def tensors(self, module: str, scheme: Scheme, weight: QuantizedWeight) -> dict[str, torch.Tensor]:
         return scheme.stored(module, weight)
 
     def config(self, schemes: dict[str, str], all_modules: Iterable[str], fp8_cache: bool) -> dict[str, Any]:

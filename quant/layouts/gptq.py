@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from llmc.convert.formats.gptq import gptq_tensors
-from llmc.convert.quantised_weight import QuantisedWeight
+from llmc.convert.quantized_weight import QuantizedWeight
 from llmc.errors import InputError
 from llmc.quant.layouts.layout import DEFAULT_LAYOUT, Layout
 from llmc.quant.layouts.patterns import patterns
@@ -23,7 +23,7 @@ _LOST = 1e-5
 
 
 class GPTQ(Layout):
-    """`dynamic` of its config names what is quantised in another way than most, and what is not.
+    """`dynamic` of its config names what is quantized in another way than most, and what is not.
 
     Its scales are float16, from 6e-8 to 65504, with all bits only from 6e-5 on. A model is the same when its norms are
     larger and the weights behind them smaller, but these scales are not.
@@ -38,9 +38,9 @@ class GPTQ(Layout):
     def takes(self, scheme: Scheme) -> bool:
         return isinstance(scheme, Integer)
 
-    def tensors(self, module: str, scheme: Scheme, weight: QuantisedWeight) -> dict[str, torch.Tensor]:
+    def tensors(self, module: str, scheme: Scheme, weight: QuantizedWeight) -> dict[str, torch.Tensor]:
         if not weight.scales.is_meta:
-            exact, narrowed = weight.dequantise(), replace(weight, scales=weight.scales.half()).dequantise()
+            exact, narrowed = weight.dequantize(), replace(weight, scales=weight.scales.half()).dequantize()
             _require_small(module, (narrowed - exact).square().sum(), exact.square().sum())
         return gptq_tensors(module, weight)
 

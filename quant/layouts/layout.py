@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from llmc.convert.quantised_weight import QuantisedWeight
+from llmc.convert.quantized_weight import QuantizedWeight
 from llmc.quant.schemes.scheme import Scheme
 
 DEFAULT_LAYOUT = "compressed-tensors"
@@ -39,13 +39,13 @@ class Layout(ABC):
         return ""
 
     @abstractmethod
-    def tensors(self, module: str, scheme: Scheme, weight: QuantisedWeight) -> dict[str, torch.Tensor]:
+    def tensors(self, module: str, scheme: Scheme, weight: QuantizedWeight) -> dict[str, torch.Tensor]:
         """What is stored for a weight: by name, in the order it is written; InputError where that is not the weight."""
 
     @abstractmethod
     def config(self, schemes: dict[str, str], all_modules: Iterable[str], fp8_cache: bool) -> dict[str, Any]:
         """`quantization_config` of config.json.
 
-        schemes: quantised module → scheme name; all_modules: every linear layer that could have been; fp8_cache:
+        schemes: quantized module → scheme name; all_modules: every linear layer that could have been; fp8_cache:
         whether there are scales for the attention cache.
         """

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from llmc.convert.quantised_weight import QuantisedWeight
+from llmc.convert.quantized_weight import QuantizedWeight
 from llmc.quant.layouts.layout import Layout
 from llmc.quant.schemes.scheme import Scheme
 
@@ -22,7 +22,7 @@ class NativeFP8(Layout):
     def takes(self, scheme: Scheme) -> bool:
         return scheme.name in ("fp8-block", "fp8-block-dynamic")
 
-    def tensors(self, module: str, scheme: Scheme, weight: QuantisedWeight) -> dict[str, torch.Tensor]:
+    def tensors(self, module: str, scheme: Scheme, weight: QuantizedWeight) -> dict[str, torch.Tensor]:
         return {f"{module}.weight": weight.codes, f"{module}.weight_scale_inv": weight.scales.float()}
 
     def config(self, schemes: dict[str, str], all_modules: Iterable[str], fp8_cache: bool) -> dict[str, Any]:

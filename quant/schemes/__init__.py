@@ -1,4 +1,4 @@
-"""Quantisation schemes. Every module here that defines `SCHEMES` adds some; adding a scheme is adding a file."""
+"""Quantization schemes. Every module here that defines `SCHEMES` adds some; adding a scheme is adding a file."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch.nn import functional
 
-from llmc.convert.quantised_weight import FP8_GROUP, LARGEST_FP8, Activations, QuantisedWeight
+from llmc.convert.quantized_weight import FP8_GROUP, LARGEST_FP8, Activations, QuantizedWeight
 from llmc.errors import InputError
 from llmc.quant.schemes.scheme import Grid, Scheme
 
@@ -70,7 +70,7 @@ class FP8(Scheme):
             group["input_activations"] = inputs
         return group
 
-    def stored(self, module: str, weight: QuantisedWeight) -> dict[str, torch.Tensor]:
+    def stored(self, module: str, weight: QuantizedWeight) -> dict[str, torch.Tensor]:
         scales = weight.scales.flatten() if self.strategy == "tensor" else weight.scales
         tensors = {f"{module}.weight": weight.codes, f"{module}.weight_scale": scales}
         if weight.activations is not None and weight.activations.scale is not None:

@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 
 from llmc.convert.bits import pack
-from llmc.convert.quantised_weight import CodeType, QuantisedWeight
+from llmc.convert.quantized_weight import CodeType, QuantizedWeight
 from llmc.errors import InputError
 from llmc.quant.schemes.scheme import Grid, Scheme
 
@@ -93,9 +93,9 @@ class Integer(Scheme):
 
         for share in _COARSE:
             look(torch.full_like(reach, share))
-        centre = best_share
+        center = best_share
         for offset in _FINE:
-            look((centre + offset).clamp(max=1.0))
+            look((center + offset).clamp(max=1.0))
         return Grid(best, None if self.symmetric else best_zero.to(torch.int8))
 
     def round_(self, ratio: torch.Tensor, zeros: torch.Tensor | None = None) -> torch.Tensor:
@@ -114,7 +114,7 @@ class Integer(Scheme):
             weights |= {"strategy": "channel"}
         return {"format": "pack-quantized", "weights": weights}
 
-    def stored(self, module: str, weight: QuantisedWeight) -> dict[str, torch.Tensor]:
+    def stored(self, module: str, weight: QuantizedWeight) -> dict[str, torch.Tensor]:
         tensors = {
             f"{module}.weight_packed": pack(weight.codes, self.bits),
             f"{module}.weight_scale": weight.scales,

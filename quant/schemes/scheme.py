@@ -1,4 +1,4 @@
-"""What a quantisation scheme has to say: its blocks, its grid, its codes, its bytes on disk."""
+"""What a quantization scheme has to say: its blocks, its grid, its codes, its bytes on disk."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from llmc.convert.quantised_weight import Activations, CodeType, Kind, QuantisedWeight
+from llmc.convert.quantized_weight import Activations, CodeType, Kind, QuantizedWeight
 
 
 class Grid(NamedTuple):
@@ -39,7 +39,7 @@ class Scheme(ABC):
     def check(self, weight_name: str, shape: tuple[int, int]) -> None:  # noqa: B027  # most schemes fit every shape
         """InputError when a weight of this shape cannot be stored in this scheme."""
 
-    def stores(self, weight: QuantisedWeight) -> bool:
+    def stores(self, weight: QuantizedWeight) -> bool:
         """Whether these codes are, as they are, what this scheme writes."""
         activations = None if self.activations is None else self.activations.per
         block = self.block(weight.shape)
@@ -63,14 +63,14 @@ class Scheme(ABC):
 
     @abstractmethod
     def to_codes(self, steps: torch.Tensor, zeros: torch.Tensor | None = None) -> torch.Tensor:
-        """What `round_` made, in the dtype of `QuantisedWeight.codes`; zeros as wide as the weights."""
+        """What `round_` made, in the dtype of `QuantizedWeight.codes`; zeros as wide as the weights."""
 
     @abstractmethod
     def config_group(self) -> dict[str, Any]:
         """`format`, `weights` and, if they are rounded, `input_activations` of a compressed-tensors config group."""
 
     @abstractmethod
-    def stored(self, module: str, weight: QuantisedWeight) -> dict[str, torch.Tensor]:
+    def stored(self, module: str, weight: QuantizedWeight) -> dict[str, torch.Tensor]:
         """What compressed-tensors stores, by name, in the order it is written."""
 
     def expand(self, blockwise: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:

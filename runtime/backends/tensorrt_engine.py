@@ -1,6 +1,6 @@
 """Engines of TensorRT-RTX and TensorRT on a GPU, driven through cuda-python.
 
-What an engine is for stands in the .json beside it, which is read before the engine is: deserialising the wrong one
+What an engine is for stands in the .json beside it, which is read before the engine is: deserializing the wrong one
 can end the process. Steps that decode are CUDA graphs. TensorRT-RTX captures them itself, and compiles the last kernels
 where an engine is first run: these are kept for the next time (see kernel_cache.py).
 """
@@ -179,7 +179,7 @@ class EngineBackend:
 
 
 class _Engine:
-    """One deserialised engine, with a context for each profile that is used and buffers for the largest step."""
+    """One deserialized engine, with a context for each profile that is used and buffers for the largest step."""
 
     def __init__(self, package: Package, device: _Device, description: dict[str, Any]) -> None:
         trt = importlib.import_module(package.module)

@@ -1,7 +1,7 @@
 """The operations as TensorRT plugins of version 3, for either of the packages `tensorrt_rtx` and `tensorrt`.
 
 In ONNX they are nodes of domain `llmc`, named like the operation, with its scalars and `kernels`, the key of its kernel
-set, as attributes. An engine holds the same; whoever deserialises it registers the artifact's kernels first.
+set, as attributes. An engine holds the same; whoever deserializes it registers the artifact's kernels first.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def test_a_sharded_checkpoint_reads_back(sharded: Path) -> None:
         assert checkpoint.shape(name) == weight.shape
         assert torch.equal(checkpoint.tensor(name), weight.bfloat16().float())
     assert checkpoint.tensor(EXPERT, torch.bfloat16).dtype == torch.bfloat16
-    assert checkpoint.quantised(EXPERT.removesuffix(".weight")) is None
+    assert checkpoint.quantized(EXPERT.removesuffix(".weight")) is None
     stored = checkpoint.stored(EXPERT)
     raw = stored.file.read_bytes()[stored.offset : stored.offset + stored.nbytes]
     assert torch.equal(torch.frombuffer(bytearray(raw), dtype=torch.bfloat16).reshape(48, 64), stored.read())
@@ -241,7 +241,7 @@ def test_nan_and_infinity_are_refused_on_reading(sharded: Path, value: float) ->
 
 
 @pytest.mark.parametrize("part", ["weight", "weight_scale_inv"])
-def test_nan_in_quantised_parts_is_refused_on_reading(tmp_path: Path, part: str) -> None:
+def test_nan_in_quantized_parts_is_refused_on_reading(tmp_path: Path, part: str) -> None:
     weights = random_weights(LLAMA)
     module = "model.layers.0.mlp.down_proj"
     weights[f"{module}.weight"] = weights[f"{module}.weight"].to(torch.float8_e4m3fn)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from quantised_checkpoint import quantised_copy
+from quantized_checkpoint import quantized_copy
 from random_checkpoint import DEEPSEEK_V3, LLAMA, QWEN2, random_weights, write_checkpoint
 from transformers import AutoModelForCausalLM
 
@@ -57,7 +57,7 @@ def test_a_head_of_its_own_is_kept_whatever_the_flag_says(tmp_path: Path, config
 def test_what_is_built_from_it_says_so(tmp_path: Path) -> None:
     """vLLM believes the flag."""
     path = carrying(tmp_path / "model", LLAMA | TIED, **{HEAD: changed(random_weights(LLAMA | TIED)[EMBEDDING])})
-    made = quantised_copy(Checkpoint.open(path), {"attention": "int4-g32"}, tmp_path)
+    made = quantized_copy(Checkpoint.open(path), {"attention": "int4-g32"}, tmp_path)
     assert made.config["tie_word_embeddings"] is False
     assert torch.equal(made.tensor(HEAD), Checkpoint.open(path).tensor(HEAD))
     assert distance(CausalLM.load(made), AutoModelForCausalLM.from_pretrained(made.path, dtype=torch.float32)) < 1e-4
@@ -79,7 +79,7 @@ def test_a_single_number_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not Checkpoint.open(path).spec.tie_word_embeddings
 
 
-def test_quantised_heads_are_compared_by_what_they_mean(tmp_path: Path) -> None:
+def test_quantized_heads_are_compared_by_what_they_mean(tmp_path: Path) -> None:
     """FP8 codes beside a plain embedding: the same numbers, and others."""
     quantization = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
     codes = random_weights(LLAMA | TIED)[EMBEDDING].to(torch.float8_e4m3fn)
@@ -88,7 +88,7 @@ def test_quantised_heads_are_compared_by_what_they_mean(tmp_path: Path) -> None:
         path = carrying(tmp_path / str(factor), LLAMA | TIED | quantization, **parts)
         checkpoint = Checkpoint.open(path)
         assert checkpoint.spec.tie_word_embeddings is tied
-        made = quantised_copy(checkpoint, {"attention": "int4-g32"}, tmp_path / str(factor))
+        made = quantized_copy(checkpoint, {"attention": "int4-g32"}, tmp_path / str(factor))
         assert torch.equal(made.tensor(HEAD), factor * codes.float())
 
 

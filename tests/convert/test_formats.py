@@ -1,4 +1,4 @@
-"""Quantised weights on disk: DeepSeek's FP8 against the formula, compressed-tensors against its package."""
+"""Quantized weights on disk: DeepSeek's FP8 against the formula, compressed-tensors against its package."""
 
 from __future__ import annotations
 
@@ -115,11 +115,11 @@ def test_compressed_tensors_reads_back_as_in_its_own_package(tmp_path: Path) -> 
         assert name in checkpoint
         assert checkpoint.shape(name) == weight.shape
         assert torch.equal(checkpoint.tensor(name), weight.float())
-        quantised = checkpoint.quantised(module)
-        assert quantised is not None
-        assert torch.equal(quantised.dequantise(), weight.float())
+        quantized = checkpoint.quantized(module)
+        assert quantized is not None
+        assert torch.equal(quantized.dequantize(), weight.float())
     assert sorted(checkpoint.names()) == sorted(random_weights(LLAMA))
-    assert checkpoint.quantised("model.layers.1.self_attn.k_proj") is None
+    assert checkpoint.quantized("model.layers.1.self_attn.k_proj") is None
     assert len(CausalLM.load(checkpoint).layers) == 2
 
 
@@ -127,9 +127,9 @@ def test_compressed_tensors_reads_back_as_in_its_own_package(tmp_path: Path) -> 
 def test_each_format_alone(tmp_path: Path, name: str) -> None:
     module = "model.layers.0.mlp.up_proj" if name == "int3 group" else "model.layers.0.mlp.down_proj"
     expected = store(tmp_path, {module: name})[module]
-    weight = Checkpoint.open(tmp_path).quantised(module)
+    weight = Checkpoint.open(tmp_path).quantized(module)
     assert weight is not None
-    assert torch.equal(weight.dequantise(), expected.float())
+    assert torch.equal(weight.dequantize(), expected.float())
     assert (
         weight.block
         == {
@@ -170,7 +170,7 @@ def test_packing_stays_on_its_device(bits: int) -> None:
 def test_gptq_layout_reads_back_as_it_was(
     tmp_path: Path, bits: int, symmetric: bool, dynamic_groups: bool, version: int
 ) -> None:
-    """Against the formula, W = (code - zero) * scale of unsigned codes, spelt out from the words."""
+    """Against the formula, W = (code - zero) * scale of unsigned codes, spelled out from the words."""
     module, chosen = "model.layers.0.mlp.gate_proj", Integer(bits, 32, symmetric, dynamic_groups)
     weights = random_weights(LLAMA)
     plain = weights.pop(f"{module}.weight").float()
@@ -184,10 +184,10 @@ def test_gptq_layout_reads_back_as_it_was(
     layout = {1: "gptq", 2: "gptq_v2"}[version]
     config = LLAMA | {"quantization_config": {"quant_method": "gptq", "bits": weight.bits, "checkpoint_format": layout}}
     write_checkpoint(tmp_path, config, weights | stored)
-    read = Checkpoint.open(tmp_path).quantised(module)
+    read = Checkpoint.open(tmp_path).quantized(module)
     assert read is not None and read.kind == weight.kind
     assert torch.equal(read.codes, weight.codes)
-    torch.testing.assert_close(read.dequantise(), weight.dequantise(), rtol=1e-3, atol=1e-6)  # scales are float16
+    torch.testing.assert_close(read.dequantize(), weight.dequantize(), rtol=1e-3, atol=1e-6)  # scales are float16
     words = stored[f"{module}.qweight"][:, 5].tolist()
     stream = sum((word & 0xFFFFFFFF) << 32 * i for i, word in enumerate(words))
     codes = [stream >> weight.bits * i & (1 << weight.bits) - 1 for i in range(64)]
@@ -298,7 +298,7 @@ def test_formats_that_cannot_be_read_are_refused(tmp_path: Path, name: str) -> N
 
 
 def part(name: str, tensor: torch.Tensor | None) -> Any:
-    """Replaces (None: removes) one stored part of the quantised module."""
+    """Replaces (None: removes) one stored part of the quantized module."""
 
     def change(weights: dict[str, torch.Tensor]) -> None:
         weights.pop(f"model.layers.0.mlp.gate_proj.{name}", None)
@@ -368,7 +368,7 @@ def test_patterns_look_ahead_as_published_ones_do() -> None:
     assert not exceptions[0].matches("model.layers.0.mlp.experts.3.down_proj")
 
 
-def test_quantised_tensors_without_a_quantization_config_are_refused(tmp_path: Path) -> None:
+def test_quantized_tensors_without_a_quantization_config_are_refused(tmp_path: Path) -> None:
     store(tmp_path, {"model.layers.0.mlp.gate_proj": "int4 group"})
     (tmp_path / "config.json").write_text((tmp_path / "config.json").read_text().replace("quantization_c", "c"))
     with pytest.raises(InputError, match=r"gate_proj.weight is stored with weight_packed.* does not explain"):

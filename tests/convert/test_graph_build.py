@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from quantised_checkpoint import CASES, quantised_checkpoint
+from quantized_checkpoint import CASES, quantized_checkpoint
 
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.graph.build import graphs, main_graph
@@ -19,7 +19,7 @@ from llmc.convert.safetensors_file import StoredTensor
 
 @pytest.fixture(scope="module", params=CASES)
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return quantised_checkpoint(tmp_path_factory.mktemp("graph"), *CASES[request.param])
+    return quantized_checkpoint(tmp_path_factory.mktemp("graph"), *CASES[request.param])
 
 
 def shapes(values: list[ir.Value]) -> dict[str, list[int | str | None]]:
@@ -27,7 +27,7 @@ def shapes(values: list[ir.Value]) -> dict[str, list[int | str | None]]:
 
 
 def test_inputs_and_outputs(tmp_path: Path) -> None:
-    models = graphs(quantised_checkpoint(tmp_path, *CASES["deepseek"]))
+    models = graphs(quantized_checkpoint(tmp_path, *CASES["deepseek"]))
     common = {
         "input_ids": ["batch", "sequence"],
         "position_ids": ["batch", "sequence"],
@@ -45,7 +45,7 @@ def test_inputs_and_outputs(tmp_path: Path) -> None:
 
 
 def test_dense_inputs_and_outputs(tmp_path: Path) -> None:
-    models = graphs(quantised_checkpoint(tmp_path, *CASES["llama"]))
+    models = graphs(quantized_checkpoint(tmp_path, *CASES["llama"]))
     assert models.keys() == {"main"}
     assert shapes(models["main"].graph.inputs)["past.1.value"] == ["batch", 2, "capacity", 16]
     assert "hidden" not in shapes(models["main"].graph.outputs)
@@ -55,11 +55,11 @@ def test_no_float_weight_is_read(checkpoint: Checkpoint, monkeypatch: pytest.Mon
     """Building looks at headers; the graph of a model that is larger than memory fits into it."""
     read = StoredTensor.read
 
-    def quantised_only(self: StoredTensor) -> torch.Tensor:
+    def quantized_only(self: StoredTensor) -> torch.Tensor:
         assert self.dtype not in ("BF16", "F32") or self.name.endswith("_scale"), self.name
         return read(self)
 
-    monkeypatch.setattr(StoredTensor, "read", quantised_only)
+    monkeypatch.setattr(StoredTensor, "read", quantized_only)
     graphs(checkpoint)
 
 
@@ -97,7 +97,7 @@ def test_streamed_bytes_are_the_tensor(checkpoint: Checkpoint, tmp_path: Path) -
 def test_bfloat16_graph_passes_the_checker(tmp_path: Path) -> None:
     """The form TensorRT starts from: bfloat16 throughout, static capacity."""
     for name in ("deepseek", "qwen2, tied"):
-        model = main_graph(quantised_checkpoint(tmp_path / name, *CASES[name]), ir.DataType.BFLOAT16, 32)
+        model = main_graph(quantized_checkpoint(tmp_path / name, *CASES[name]), ir.DataType.BFLOAT16, 32)
         ir.passes.common.CheckerPass(full_check=True)(model)
         assert all(weight.dtype == ir.DataType.BFLOAT16 for weight in linear_weights(model))
         assert {value.dtype for value in model.graph.inputs} == {ir.DataType.INT64, ir.DataType.BFLOAT16}

@@ -192,7 +192,7 @@ def test_compiles_without_spills(
     for name, kernel in found.items():
         assert kernel.description["stack_bytes"] == 0, name
         assert kernel.description["registers"] > (32 if name == "join" else 100), (
-            f"{name} holds no values: it was optimised away"
+            f"{name} holds no values: it was optimized away"
         )
         assert str(Path.home()).encode() not in kernel.cubin and b"latent_attention.py" not in kernel.cubin
 

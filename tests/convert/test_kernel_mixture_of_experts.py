@@ -22,7 +22,7 @@ from interpreted_kernels import (
 )
 
 from llmc.convert.kernels.kernel_sets import CUBINS, Wanted
-from llmc.convert.quantised_weight import QuantisedWeight
+from llmc.convert.quantized_weight import QuantizedWeight
 from llmc.runtime.plugins.mixture_of_experts import (
     FEW,
     MANY,
@@ -88,7 +88,7 @@ COMPILED = [(replace(R1, gate_up=INT4, down=FP8), sm) for sm in CUBINS]
 COMPILED += [(replace(QWEN3, gate_up=FP8, down=INT4), 90), (QWEN3, 100)]
 
 
-def stored(form: str, out: int, columns: int, case: Case, generator: torch.Generator) -> QuantisedWeight | None:
+def stored(form: str, out: int, columns: int, case: Case, generator: torch.Generator) -> QuantizedWeight | None:
     kind, _, shared = form.partition("-")
     if kind == "plain":
         return None
@@ -98,9 +98,9 @@ def stored(form: str, out: int, columns: int, case: Case, generator: torch.Gener
     if kind == "int4":
         codes = torch.randint(-8, 8, (out, columns), generator=generator, dtype=torch.int8)
         scales = (0.05 * torch.rand(count, generator=generator)).to(case.scales)
-        return QuantisedWeight(codes, scales, (rows, group), "int4")
+        return QuantizedWeight(codes, scales, (rows, group), "int4")
     codes = torch.randn(out, columns, generator=generator).to(torch.float8_e4m3fn)
-    return QuantisedWeight(codes, 0.1 * torch.rand(count, generator=generator), (rows, group), "float8_e4m3fn")
+    return QuantizedWeight(codes, 0.1 * torch.rand(count, generator=generator), (rows, group), "float8_e4m3fn")
 
 
 def stack(
@@ -117,7 +117,7 @@ def stack(
         return like, [plain], plain.double()
     words = torch.stack([expert_weights.words(each, like) for each in experts if each])
     scales = torch.stack([expert_weights.scales(each, like) for each in experts if each])
-    return like, [words, scales], torch.stack([each.dequantise(torch.float64) for each in experts if each])
+    return like, [words, scales], torch.stack([each.dequantize(torch.float64) for each in experts if each])
 
 
 def routing(tokens: int, top_k: int, experts: int, hot: bool = False) -> torch.Tensor:
@@ -182,7 +182,7 @@ def decoded(form: str, rows: int) -> torch.Tensor:
     codes = every_code(form).mT
     (out, columns), kind = codes.shape, "int4" if form == "int4" else "float8_e4m3fn"
     values = (codes - 8).to(torch.int8) if form == "int4" else codes.to(torch.uint8).view(torch.float8_e4m3fn)
-    weight = QuantisedWeight(values, torch.full((out, 1), 2.0), (1, columns), kind)
+    weight = QuantizedWeight(values, torch.full((out, 1), 2.0), (1, columns), kind)
     like = expert_weights.stored_as(weight)
     assert like is not None
     x = torch.eye(columns, dtype=FP16)
@@ -283,7 +283,7 @@ def test_what_there_is_no_kernel_for() -> None:
     from llmc.convert.kernels.expert_weights import stored_as
 
     codes, scales = torch.zeros(4, 96, dtype=torch.int8), torch.ones(4, 6)
-    weight = QuantisedWeight(codes, scales, (1, 16), "int4")
+    weight = QuantizedWeight(codes, scales, (1, 16), "int4")
     assert stored_as(replace(weight, block=(1, 32))) == Weights("int4", 32, 1, "fp32")
     assert stored_as(replace(weight, block=(1, 96))) == Weights("int4", 128, 1, "fp32")  # one for each channel
     assert stored_as(replace(weight, block=(1, 48))) is None

@@ -35,7 +35,7 @@ CASES: dict[str, dict[str, Any]] = {
     "deepseek full-rank query": DEEPSEEK_V3 | {"q_lora_rank": None},
     "deepseek one group": DEEPSEEK_V3 | {"n_group": 1, "topk_group": 1},
     "deepseek all experts": DEEPSEEK_V3 | {"num_experts_per_tok": 8, "topk_group": 4},
-    "deepseek unnormalised": DEEPSEEK_V3 | {"norm_topk_prob": False, "routed_scaling_factor": 1.0},
+    "deepseek unnormalized": DEEPSEEK_V3 | {"norm_topk_prob": False, "routed_scaling_factor": 1.0},
     "deepseek two shared": DEEPSEEK_V3 | {"n_shared_experts": 2, "first_k_dense_replace": 0},
     "deepseek all dense": DEEPSEEK_V3 | {"first_k_dense_replace": 3, "num_nextn_predict_layers": 0},
     "deepseek biases, tied": DEEPSEEK_V3 | {"attention_bias": True, "tie_word_embeddings": True},

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from graph_session import GraphSession, divergences
-from quantised_checkpoint import limit_of, quantised_checkpoint
+from quantized_checkpoint import limit_of, quantized_checkpoint
 from random_checkpoint import DEEPSEEK_V3, LLAMA, QWEN2
 
 from llmc.convert.checkpoint import Checkpoint
@@ -44,7 +44,7 @@ CASES: dict[str, tuple[Any, ...]] = {
 
 @pytest.fixture(scope="module", params=CASES)
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return quantised_checkpoint(tmp_path_factory.mktemp("odd"), *CASES[request.param])
+    return quantized_checkpoint(tmp_path_factory.mktemp("odd"), *CASES[request.param])
 
 
 @pytest.mark.parametrize("accuracy_level", [1, 4])

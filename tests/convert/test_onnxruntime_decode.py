@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from graph_session import GraphSession, divergences
-from quantised_checkpoint import DEEPSEEK, DENSE, EXACT, quantised_checkpoint
+from quantized_checkpoint import DEEPSEEK, DENSE, EXACT, quantized_checkpoint
 from random_checkpoint import LLAMA, QWEN2
 from test_model_parity import yarn
 
@@ -22,8 +22,8 @@ INT4 = dict.fromkeys(("dense_mlp", "attention"), "int4-g32")
 def build(
     folder: Path, config: dict[str, Any], schemes: dict[str, str], **options: Any
 ) -> tuple[Checkpoint, dict[str, int]]:
-    """A quantised checkpoint, lowered; with it how often each op occurs in its main graph."""
-    checkpoint = quantised_checkpoint(folder, config, schemes)
+    """A quantized checkpoint, lowered; with it how often each op occurs in its main graph."""
+    checkpoint = quantized_checkpoint(folder, config, schemes)
     return checkpoint, lower(checkpoint, **options)
 
 
@@ -71,7 +71,7 @@ def test_head_size_that_the_kernel_does_not_rotate(tmp_path: Path) -> None:
 
 
 def test_different_schemes_stay_apart(tmp_path: Path) -> None:
-    """Linears of one input that are quantised in different ways are different nodes."""
+    """Linears of one input that are quantized in different ways are different nodes."""
     schemes = {"re:.*(k_proj|gate_proj)": "int4-g32", "re:.*(q_proj|up_proj)": "int4-g64"}
     checkpoint, ops = build(tmp_path, LLAMA | DENSE, schemes, accuracy_level=1)
     assert ops["MatMulNBits"] == 4 * checkpoint.spec.num_layers

@@ -1,4 +1,4 @@
-"""Quantised checkpoints whose config.json does not say how."""
+"""Quantized checkpoints whose config.json does not say how."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def test_what_autogptq_said_in_a_file_of_its_own_is_read(tmp_path: Path) -> None
     described = {"bits": 4, "group_size": 32, "damp_percent": 0.01, "desc_act": False, "sym": True}
     (tmp_path / "quantize_config.json").write_text(json.dumps(described))
     checkpoint = Checkpoint.open(tmp_path)
-    read = checkpoint.quantised(module)
+    read = checkpoint.quantized(module)
     assert read is not None and torch.equal(read.codes, weight.codes)
-    torch.testing.assert_close(read.dequantise(), weight.dequantise(), rtol=1e-3, atol=1e-6)  # scales are float16
+    torch.testing.assert_close(read.dequantize(), weight.dequantize(), rtol=1e-3, atol=1e-6)  # scales are float16
     assert tmp_path / "quantize_config.json" in checkpoint.files()
 
 
@@ -48,7 +48,7 @@ def test_quantized_as_another_file_says(tmp_path: Path, name: str) -> None:
     path = random_checkpoint(tmp_path, LLAMA)
     content, said = QUANTIZED_ELSEWHERE[name]
     (path / name).write_text(json.dumps(content))
-    with pytest.raises(InputError, match=rf"{name}: quantised .*{said}.* give the checkpoint that it was made from"):
+    with pytest.raises(InputError, match=rf"{name}: quantized .*{said}.* give the checkpoint that it was made from"):
         Checkpoint.open(path)
 
 

@@ -1,4 +1,4 @@
-"""The portable graph in plain ONNX Runtime against the torch blocks on the same quantised checkpoint."""
+"""The portable graph in plain ONNX Runtime against the torch blocks on the same quantized checkpoint."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from graph_session import GraphSession, divergences
 from pydantic import ValidationError
-from quantised_checkpoint import CASES, limit_of, quantised_checkpoint
+from quantized_checkpoint import CASES, limit_of, quantized_checkpoint
 
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.model import CausalLM
@@ -17,7 +17,7 @@ from llmc.errors import InputError
 
 @pytest.fixture(scope="module", params=CASES)
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, TargetResult]:
-    checkpoint = quantised_checkpoint(tmp_path_factory.mktemp("onnx"), *CASES[request.param])
+    checkpoint = quantized_checkpoint(tmp_path_factory.mktemp("onnx"), *CASES[request.param])
     portable = target("onnx")
     return checkpoint, portable.build(checkpoint, portable.Options(), checkpoint.path, lambda *_: None)
 

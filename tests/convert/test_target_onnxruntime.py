@@ -13,7 +13,7 @@ import pytest
 import torch
 from graph_session import GraphSession, divergences
 from onnx.external_data_helper import ExternalDataInfo
-from quantised_checkpoint import CASES, EXACT, limit_of, quantised_checkpoint, quantised_copy
+from quantized_checkpoint import CASES, EXACT, limit_of, quantized_checkpoint, quantized_copy
 from random_checkpoint import random_checkpoint
 from test_model_parity import CASES as ARCHITECTURES
 from test_model_parity import EMBEDDED
@@ -35,7 +35,7 @@ def build(checkpoint: Checkpoint, accuracy_level: int, **options: Any) -> Target
 
 @pytest.fixture(scope="module", params=CASES)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Checkpoint]:
-    return request.param, quantised_checkpoint(tmp_path_factory.mktemp("ort"), *CASES[request.param])
+    return request.param, quantized_checkpoint(tmp_path_factory.mktemp("ort"), *CASES[request.param])
 
 
 def test_level_1_equals_torch(case: tuple[str, Checkpoint]) -> None:
@@ -71,7 +71,7 @@ KERNELS = {
     "deepseek, all int4": {"MatMulNBits", "QMoE", "MoEGroupRouter", "LatentAttention"},
     "deepseek, all fp8": {"MatMulNBits", "QMoE", "MoEGroupRouter", "LatentAttention"},
     "deepseek, bfloat16": {"MatMulNBits", "MoE", "MoEGroupRouter", "LatentAttention"},
-    "deepseek, unnormalised": {"MatMulNBits", "QMoE", "GroupedTopK", "LatentAttention"},
+    "deepseek, unnormalized": {"MatMulNBits", "QMoE", "GroupedTopK", "LatentAttention"},
     "llama": {"MatMulNBits", "GroupQueryAttention"},
     "qwen2, tied": {"MatMulNBits", "GroupQueryAttention"},
     "deepseek, static inputs and an FP8 cache": {
@@ -124,7 +124,7 @@ def test_weights_point_into_the_safetensors(case: tuple[str, Checkpoint]) -> Non
 
 
 def is_fp8(checkpoint: Checkpoint, name: str) -> bool:
-    weight = checkpoint.quantised(name.removesuffix(".weight"))
+    weight = checkpoint.quantized(name.removesuffix(".weight"))
     return weight is not None and weight.code_type == "float8_e4m3fn"
 
 
@@ -160,7 +160,7 @@ def test_embedded_checkpoint(tmp_path: Path) -> None:
     source = Checkpoint.open(EMBEDDED)
     text = inspect.getsource(argparse)[:12000]
     ids = torch.tensor(Tokenizer.from_file(str(EMBEDDED / "tokenizer.json")).encode(text).ids[:1024]).reshape(8, 128)
-    checkpoint = quantised_copy(source, {"experts": "int4-g64", "attention": "fp8-block"}, tmp_path)
+    checkpoint = quantized_copy(source, {"experts": "int4-g64", "attention": "fp8-block"}, tmp_path)
     model = CausalLM.load(checkpoint)
     expected = model.logits(model.hidden(ids))
     means = {}
@@ -193,7 +193,7 @@ def test_architectures(name: str, kind: str, tmp_path: Path) -> None:
 def test_build_is_deterministic(tmp_path: Path) -> None:
     written = []
     for folder in ("first", "second"):
-        checkpoint = quantised_checkpoint(tmp_path / folder, *CASES["deepseek"])
+        checkpoint = quantized_checkpoint(tmp_path / folder, *CASES["deepseek"])
         for level in (1, 4):
             files = build(checkpoint, level).files
             written.append({(level, role): (checkpoint.path / file).read_bytes() for role, file in files.items()})

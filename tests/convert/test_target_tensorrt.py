@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 import pytest
-from quantised_checkpoint import DEEPSEEK, quantised_checkpoint
+from quantized_checkpoint import DEEPSEEK, quantized_checkpoint
 
 from llmc.convert.engines import compiler
 from llmc.convert.targets import target, tensorrt
@@ -22,7 +22,7 @@ CONFIG = DEEPSEEK | {"num_hidden_layers": 2, "num_nextn_predict_layers": 0}
 
 
 def test_without_the_package(tmp_path: Path) -> None:
-    checkpoint = quantised_checkpoint(tmp_path, CONFIG, {})
+    checkpoint = quantized_checkpoint(tmp_path, CONFIG, {})
     with pytest.raises(MissingPackageError, match=r"TensorRT is not installed .*; pip install .*\[tensorrt\]'$"):
         trt.build(checkpoint, trt.Options(), checkpoint.path, lambda *_: None)
 
@@ -30,7 +30,7 @@ def test_without_the_package(tmp_path: Path) -> None:
 def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     if isinstance(gpu(), Gpu):
         pytest.skip("there is a GPU here")
-    checkpoint = quantised_checkpoint(tmp_path, CONFIG, {})
+    checkpoint = quantized_checkpoint(tmp_path, CONFIG, {})
     monkeypatch.setattr("llmc.convert.engines.package.Package.require", lambda self: None)
     with pytest.raises(MachineError, match="there is no GPU that CUDA can use"):
         trt.build(checkpoint, trt.Options(), checkpoint.path, lambda *_: None)
@@ -58,7 +58,7 @@ def test_the_same_network_compiles_for_the_gpu_that_is_there(monkeypatch: pytest
     monkeypatch.setattr(compiler, "_environment", environment)
     monkeypatch.setattr("llmc.convert.engines.package.Package.require", lambda self: None)
     monkeypatch.setattr(tensorrt.Gpu, "current", classmethod(lambda cls: Gpu(90, 132)))
-    checkpoint = quantised_checkpoint(tmp_path, CONFIG, {"experts": "int4-g32", "attention": "fp8-channel"})
+    checkpoint = quantized_checkpoint(tmp_path, CONFIG, {"experts": "int4-g32", "attention": "fp8-channel"})
     result = trt.build(checkpoint, trt.Options(context=32), checkpoint.path, lambda *_: None)
     assert list(result.files) == ["trt-sm90.kernels.safetensors", "trt-sm90.engine", "trt-sm90.json"]
     said = json.loads((checkpoint.path / "engines/trt-sm90.json").read_text())

@@ -1,4 +1,4 @@
-"""Graphs with plugins against the torch blocks, the plugins' meaning spelt out; and the engines compiled of them."""
+"""Graphs with plugins against the torch blocks, the plugins' meaning spelled out; and the engines compiled of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from plugin_functions import add_plugin_functions
-from quantised_checkpoint import CASES, DEEPSEEK, quantised_checkpoint
+from quantized_checkpoint import CASES, DEEPSEEK, quantized_checkpoint
 from random_checkpoint import LLAMA, QWEN2
 from test_target_onnx import compare_with_torch
 from test_target_tensorrt_rtx import WIDTHS, compare_narrow_steps, write_graphs
@@ -50,7 +50,7 @@ def lowered(checkpoint: Checkpoint) -> dict[str, ir.Model]:
 
 @pytest.mark.parametrize("name", DEEPSEEKS)
 def test_lowered_equals_torch(name: str, tmp_path: Path) -> None:
-    checkpoint = quantised_checkpoint(tmp_path, *DEEPSEEKS[name])
+    checkpoint = quantized_checkpoint(tmp_path, *DEEPSEEKS[name])
     result = write_graphs(checkpoint, lowered(checkpoint))
     compare_with_torch(checkpoint, result)
     compare_narrow_steps(checkpoint, result)
@@ -61,7 +61,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, TargetR
     """Engines of a model with int4 and FP8 and an FP8 cache."""
     schemes = {"experts": "int4-g32", "attention": "fp8-block"}
     config = DEEPSEEK | {"num_hidden_layers": 2}
-    checkpoint = quantised_checkpoint(tmp_path_factory.mktemp("engines"), config, schemes, Options(fp8_cache=True))
+    checkpoint = quantized_checkpoint(tmp_path_factory.mktemp("engines"), config, schemes, Options(fp8_cache=True))
     return checkpoint, rtx.build(checkpoint, rtx.Options(sm=[80, 121], context=32), checkpoint.path, lambda *_: None)
 
 
@@ -103,7 +103,7 @@ def test_every_shipped_recipe_compiles(name: str, tmp_path: Path) -> None:
     config = FAMILIES[name] | SMALL | {"num_hidden_layers": 2}
     if "moe_intermediate_size" in config:
         config["moe_intermediate_size"] = 128
-    checkpoint = quantised_checkpoint(tmp_path, config, rules)
+    checkpoint = quantized_checkpoint(tmp_path, config, rules)
     given = next((each["tensorrt-rtx"] for each in recipe.targets if "tensorrt-rtx" in each), {"sm": [89]})
     options = rtx.Options(**(given or {}) | {"context": 32})
     result = rtx.build(checkpoint, options, checkpoint.path, lambda *_: None)
@@ -217,7 +217,7 @@ assert plugins.register(trt, Path(sys.argv[1])) == {key}  # a second artifact in
 
 
 def test_an_engine_gives_plugins_what_it_was_told(attention_kernels: tuple[str, Path]) -> None:
-    """Nothing but what is serialised, and the kernels."""
+    """Nothing but what is serialized, and the kernels."""
     command = [sys.executable, "-c", ROUND_TRIP, str(attention_kernels[1])]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -228,6 +228,6 @@ def test_without_triton(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     monkeypatch.setattr(
         plugin_nodes.importlib.util, "find_spec", lambda name, *a: None if name == "triton" else find(name, *a)
     )
-    checkpoint = quantised_checkpoint(tmp_path, DEEPSEEK | {"num_hidden_layers": 1}, {})
+    checkpoint = quantized_checkpoint(tmp_path, DEEPSEEK | {"num_hidden_layers": 1}, {})
     with pytest.raises(MissingPackageError, match=r"pip install .*\[build\]', or set `plugins: false`$"):
         rtx.build(checkpoint, rtx.Options(sm=[89], context=32), checkpoint.path, lambda *_: None)

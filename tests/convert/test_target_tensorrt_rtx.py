@@ -20,7 +20,7 @@ import onnx_ir as ir
 import pytest
 import torch
 from graph_session import GraphSession, divergences
-from quantised_checkpoint import CASES, DEEPSEEK, EXACT, limit_of, quantised_checkpoint
+from quantized_checkpoint import CASES, DEEPSEEK, EXACT, limit_of, quantized_checkpoint
 from random_checkpoint import LLAMA, random_checkpoint
 from test_target_onnx import compare_with_torch
 
@@ -34,7 +34,7 @@ from llmc.convert.graph.build import graphs
 from llmc.convert.graph.rewrite import Rewriter
 from llmc.convert.graph.write import write
 from llmc.convert.model import CausalLM
-from llmc.convert.quantised_weight import Activations
+from llmc.convert.quantized_weight import Activations
 from llmc.convert.spec import LatentAttentionSpec
 from llmc.convert.targets import TargetResult, target
 from llmc.errors import InputError, MachineError, MissingPackageError
@@ -69,7 +69,7 @@ def spell_out_attention(model: ir.Model) -> list[ir.Value]:
     for node in b.nodes("Attention"):
         query, key, value, mask = node.inputs
         assert node.attributes.keys() == {"scale"}
-        with b.before(node), b.at(f"{node.name}/spelt_out"):  # a path of its own, so that no name is taken
+        with b.before(node), b.at(f"{node.name}/spelled_out"):  # a path of its own, so that no name is taken
             scores = b.op("MatMul", query, b.transpose(key, 0, 1, 3, 2))
             scale = b.constant(node.attributes["scale"].as_float(), ir.DataType.FLOAT)
             weights = b.op("Softmax", b.op("Add", b.op("Mul", scores, scale), mask), axis=-1)
@@ -104,7 +104,7 @@ def code_bytes(checkpoint: Checkpoint, role: str) -> dict[str, int]:
     """Of the codes that the checkpoint stores for a graph: {type as ONNX calls it: bytes}."""
     count: Counter[str] = Counter()
     for name in checkpoint.names():
-        weight = checkpoint.quantised(name.removesuffix(".weight")) if name.endswith(".weight") else None
+        weight = checkpoint.quantized(name.removesuffix(".weight")) if name.endswith(".weight") else None
         is_mtp = name.startswith(f"model.layers.{checkpoint.spec.num_layers}.")
         if weight is not None and is_mtp == (role == "mtp"):
             in_groups = weight.code_type == "int8" and weight.block[1] < weight.shape[1]
@@ -117,7 +117,7 @@ def code_bytes(checkpoint: Checkpoint, role: str) -> dict[str, int]:
 
 @pytest.fixture(scope="module", params=LOWERED)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return quantised_checkpoint(tmp_path_factory.mktemp("rtx"), *LOWERED[request.param])
+    return quantized_checkpoint(tmp_path_factory.mktemp("rtx"), *LOWERED[request.param])
 
 
 @pytest.mark.parametrize("code_types", [INT4, BOTH], ids=["int4", "int4 and fp8"])
@@ -139,7 +139,7 @@ def test_lowered_equals_torch(case: Checkpoint, code_types: set[str]) -> None:
 
 @pytest.mark.parametrize("name", ["llama", "deepseek", "deepseek, static inputs and an FP8 cache"])
 def test_a_window_cuts_nothing_off_that_counts(name: str, tmp_path: Path) -> None:
-    checkpoint = quantised_checkpoint(tmp_path, *LOWERED[name])
+    checkpoint = quantized_checkpoint(tmp_path, *LOWERED[name])
     models = graphs(checkpoint, ir.DataType.FLOAT, 64)
     for model in models.values():
         lower(model, checkpoint.spec, ir.DataType.FLOAT, BOTH, WIDTHS, 1, windowed=True)
@@ -169,7 +169,7 @@ def test_windows() -> None:
 @pytest.mark.parametrize(("batch", "gathering"), [(1, [1, 2]), (2, [1]), (3, [])])
 def test_every_step_takes_one_form(batch: int, gathering: list[int], tmp_path: Path) -> None:
     """Numbers alone would not tell: narrow steps absorb and gather, wide ones expand and compute all experts."""
-    checkpoint = quantised_checkpoint(tmp_path, *LOWERED["deepseek"])
+    checkpoint = quantized_checkpoint(tmp_path, *LOWERED["deepseek"])
     model = lowered(checkpoint, BOTH, batch)["main"]
     expanded = spell_out_attention(model)
     gathers = [node for node in model.graph if node.op_type == "Gather" and "mlp" in str(node.name)]
@@ -194,7 +194,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, TargetR
     """Real engines of a model with int4 and FP8."""
     schemes = dict.fromkeys(("experts", "shared_experts", "mtp"), "int4-g32") | {"attention": "fp8-block"}
     config = DEEPSEEK | {"num_hidden_layers": 2}
-    checkpoint = quantised_checkpoint(tmp_path_factory.mktemp("engines"), config, schemes)
+    checkpoint = quantized_checkpoint(tmp_path_factory.mktemp("engines"), config, schemes)
     return checkpoint, rtx.build(
         checkpoint, rtx.Options(sm=[89, 80], context=32, plugins=False), checkpoint.path, lambda *_: None
     )
@@ -205,7 +205,7 @@ def test_rounded_activations_and_an_fp8_cache_compile(tmp_path: Path) -> None:
     without FP8 get an engine without any."""
     schemes = {"attention": "fp8-tensor-static", "dense_mlp": "fp8-channel-dynamic"}
     config = DEEPSEEK | {"num_hidden_layers": 1, "num_nextn_predict_layers": 0}
-    checkpoint = quantised_checkpoint(tmp_path, config, schemes, Options(fp8_cache=True))
+    checkpoint = quantized_checkpoint(tmp_path, config, schemes, Options(fp8_cache=True))
     result = rtx.build(
         checkpoint, rtx.Options(sm=[80, 89], context=32, plugins=False), checkpoint.path, lambda *_: None
     )
@@ -218,7 +218,7 @@ def test_rounded_activations_and_an_fp8_cache_compile(tmp_path: Path) -> None:
 def test_fp8_inputs_never_meet_fp8_blocks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The compiler takes them, and multiplies wrongly."""
     config = LLAMA | {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1}
-    checkpoint = quantised_checkpoint(tmp_path, config, {"dense_mlp": "fp8-block"})
+    checkpoint = quantized_checkpoint(tmp_path, config, {"dense_mlp": "fp8-block"})
     monkeypatch.setattr(
         Checkpoint, "activations", lambda self, module: Activations("tensor", 0.1) if "mlp" in module else None
     )
@@ -233,7 +233,7 @@ def test_fp8_inputs_never_meet_fp8_blocks(monkeypatch: pytest.MonkeyPatch, tmp_p
 def test_a_long_context_has_windows(tmp_path: Path) -> None:
     """And more than TensorRT has attention kernels for."""
     config = LLAMA | {"num_hidden_layers": 1, "max_position_embeddings": 32768, "intermediate_size": 96, "head_dim": 64}
-    checkpoint = quantised_checkpoint(tmp_path, config, {"dense_mlp": "int4-g32"})
+    checkpoint = quantized_checkpoint(tmp_path, config, {"dense_mlp": "int4-g32"})
     options = rtx.Options(sm=[89], context=32768)
     rtx.build(checkpoint, options, checkpoint.path, lambda *_: None)
     said = json.loads((checkpoint.path / "engines/rtx-sm89.json").read_text())
@@ -347,7 +347,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
 def test_build_checks_the_codes(
     compiled: dict[str, list[Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    checkpoint = quantised_checkpoint(tmp_path, *CASES["llama"])
+    checkpoint = quantized_checkpoint(tmp_path, *CASES["llama"])
     monkeypatch.setattr(engine, "inspect", lambda *_: {"text_bytes": 0, "programs": [{"constant_bytes": {}}] * 2})
     with pytest.raises(MachineError, match=r"^rtx-sm89\.engine: of \d+ bytes of int4 weights only 0 "):
         rtx.build(checkpoint, rtx.Options(sm=[89]), tmp_path, lambda *_: None)
@@ -356,7 +356,7 @@ def test_build_checks_the_codes(
 
 def test_old_gpus_get_no_fp8(compiled: dict[str, list[Any]], tmp_path: Path) -> None:
     """Even where only the multi-token-prediction layer has some."""
-    checkpoint = quantised_checkpoint(tmp_path, DEEPSEEK | {"num_hidden_layers": 1}, {"mtp": "fp8-channel"})
+    checkpoint = quantized_checkpoint(tmp_path, DEEPSEEK | {"num_hidden_layers": 1}, {"mtp": "fp8-channel"})
     result = rtx.build(checkpoint, rtx.Options(sm=[80, 86, 89], plugins=False), checkpoint.path, lambda *_: None)
     fp8 = {n: "float8e4m3fn" in each["weight_bytes"] for each in result.details.values() for n in each["sm"]}
     assert fp8 == {80: False, 86: False, 89: True}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from harness import Case
-from quantised_checkpoint import quantised_checkpoint
+from quantized_checkpoint import quantized_checkpoint
 from random_checkpoint import DEEPSEEK_V3, LLAMA, QWEN2
 
 from llmc.quant.layerwise import Options
@@ -47,7 +47,7 @@ def small_checkpoints(folder: Path) -> list[Case]:
     }
     cases = []
     for name, (config, schemes, options) in made.items():
-        quantised_checkpoint(folder / name, config, schemes, options)
+        quantized_checkpoint(folder / name, config, schemes, options)
         artifact = folder / name / "artifact"
         shards = sorted(artifact.glob("model-*.safetensors"))
         cases.append({"config.json": (artifact / "config.json").read_bytes(), "model.safetensors": _joined(shards)})

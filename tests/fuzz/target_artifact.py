@@ -162,7 +162,7 @@ def vouch(folder: Path, names: set[str] | None = None) -> None:
 
 
 def make(base: Path) -> None:
-    """base/artifact: a DeepSeek-V3 of a few parameters, quantised, with engines that are none."""
+    """base/artifact: a DeepSeek-V3 of a few parameters, quantized, with engines that are none."""
     from random_checkpoint import DEEPSEEK_V3, random_checkpoint
     from tokenizers import Tokenizer as Library
     from tokenizers import decoders, models, pre_tokenizers

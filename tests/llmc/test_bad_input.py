@@ -94,7 +94,7 @@ def test_infinity_at_the_ends_is_found_before_any_layer(llmc, recipe, small_mode
     made = llmc("build", recipe(model=str(model)))
     assert made.exit_code == 2, made.output
     assert f"model.safetensors: tensor {name} holds NaN or infinity" in made.stderr
-    assert "quantise" not in made.stderr
+    assert "quantize" not in made.stderr
     assert nothing_but_a_log()
 
 
@@ -105,7 +105,7 @@ def nothing_but_a_log() -> bool:
 @pytest.mark.parametrize(
     ("changes", "part"),
     [
-        ({"quantise": []}, "did you mean 'quantize'?"),
+        ({"quantize": []}, "did you mean 'quantize'?"),
         ({"model": "nowhere/at/all"}, "there is no folder"),
         ({"model": "builtin:tiny-deepsek"}, "did you mean"),
         ({"prune": {"keep": 0.7}}, "use one of 0.5, 0.75, 1"),

@@ -38,9 +38,9 @@ def test_build(llmc, recipe, small_model: Path) -> None:
     planned = plan(Checkpoint.open(small_model), read_recipe(path), out)
     artifact = Checkpoint.open(out)
     assert artifact.nbytes() == planned.total.after.bytes == manifest["sizes"]["artifact"]
-    for role, counts in manifest["quantised"].items():
+    for role, counts in manifest["quantized"].items():
         assert counts["bytes"] == planned.roles[role].after.bytes
-        assert counts["expected"] == counts["quantised"] == sum(planned.schemes.get(role, {}).values())
+        assert counts["expected"] == counts["quantized"] == sum(planned.schemes.get(role, {}).values())
     assert manifest["pruned"]["experts_after"] == 6 == planned.experts[1]
     assert set(manifest["targets"]) == {"onnxruntime", "onnx"}
 
@@ -142,8 +142,8 @@ def test_missed_gate(llmc, recipe) -> None:
     assert sorted(file.name for file in Path("build").iterdir()) == ["small", "small.log"]
 
 
-def test_other_targets_take_up_the_quantised_model(llmc, recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A target that fails costs its own time, not that of quantisation; what it left is gone in the end."""
+def test_other_targets_take_up_the_quantized_model(llmc, recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A target that fails costs its own time, not that of quantization; what it left is gone in the end."""
     from llmc.convert.targets import onnx
     from llmc.errors import InputError
 
@@ -162,11 +162,11 @@ def test_other_targets_take_up_the_quantised_model(llmc, recipe, monkeypatch: py
     from llmc import build
 
     def never(*arguments):
-        raise AssertionError("quantised twice")
+        raise AssertionError("quantized twice")
 
     recipe(targets=[{"onnxruntime": {}}])
     with monkeypatch.context() as patch:
-        patch.setattr(build, "quantise", never)
+        patch.setattr(build, "quantize", never)
         assert llmc("build", path).exit_code == 0
     resumed = contents(Path("build/small"))
     assert not Path("build/small/onnx").exists()

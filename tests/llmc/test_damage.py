@@ -50,15 +50,15 @@ def test_damage_to_any_file_of_the_work_folder(stopped, tmp_path: Path, damage: 
     path, work, expected = stopped
     (home,) = (each for each in work.iterdir() if each.is_dir())
     artifact = home / "artifact"
-    quantised = sorted(artifact.glob("model-*"))[1]
+    quantized = sorted(artifact.glob("model-*"))[1]
     kinds = {
         work / "lock": False,
         work / "README": False,
         home / "fingerprint.json": False,
-        home / "stages" / "quantise.json": True,
+        home / "stages" / "quantize.json": True,
         home / "stages" / "onnxruntime.json": True,
         home / "stages" / "check.json": True,
-        quantised: True,
+        quantized: True,
         artifact / "config.json": True,
         artifact / "model.safetensors.index.json": True,
         artifact / "reference.safetensors": True,
@@ -85,7 +85,7 @@ def test_an_undamaged_work_folder_is_believed(stopped, monkeypatch: pytest.Monke
     def never(*_: object) -> None:
         raise AssertionError("done twice")
 
-    for work_of_a_stage in ("_quantise", "_check"):
+    for work_of_a_stage in ("_quantize", "_check"):
         monkeypatch.setattr(_Build, work_of_a_stage, never)
     monkeypatch.setattr("llmc.convert.targets.onnxruntime.build", never)
     run(path, work.with_name("small"))
@@ -107,4 +107,4 @@ def test_an_interrupted_build_that_cannot_be_told_from_another(recipe, stopped) 
     record.write_bytes(b"")
     with pytest.raises(InputError, match="of what; give --fresh"):
         run(recipe(prune=None), work.with_name("small"))
-    assert list(work.glob("*/stages/quantise.json"))
+    assert list(work.glob("*/stages/quantize.json"))

@@ -10,7 +10,7 @@ import pytest
 from random_checkpoint import DEEPSEEK_V3, random_checkpoint
 
 from llmc.convert.checkpoint import Checkpoint
-from llmc.convert.quantised_weight import Kind
+from llmc.convert.quantized_weight import Kind
 from llmc.quant.assign import linear_modules
 from llmc.quant.schemes import scheme, schemes
 from llmc.runtime import load
@@ -76,7 +76,7 @@ def test_plan_build_check_and_answer(name: str, llmc, recipe, wide_model: Path) 
     stored = dict.fromkeys(ROLES, 0)
     for module in linear_modules(artifact):
         if (role := artifact.role(f"{module}.weight")) in ROLES:
-            weight = artifact.quantised(module)
+            weight = artifact.quantized(module)
             assert weight is not None and weight.kind == expected(name, weight.shape), module
             stored[role] += 1
     assert stored == {"dense_mlp": 3, "experts": 12, "shared_experts": 3, "attention": 8}

@@ -35,7 +35,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         monkeypatch.setattr(owner, attribute, run)
 
-    watch(build, "quantise", "quantise")
+    watch(build, "quantize", "quantize")
     watch(onnxruntime, "build", "onnxruntime")
     watch(onnx, "build", "onnx")
     watch(build._Build, "_check", "check")
@@ -55,7 +55,7 @@ def same_as_fresh(llmc, path: Path, output: str) -> None:
 
 def test_a_looser_gate_is_only_judged_again(llmc, recipe, made: list[str]) -> None:
     assert llmc("build", with_gates(recipe, kl_mean=1e-9)).exit_code == 3
-    assert made == ["quantise", "onnxruntime", "check"]
+    assert made == ["quantize", "onnxruntime", "check"]
     for limit, code, place in (
         (1e-8, 3, "build/small.rejected"),
         (5.0, 0, "build/small"),
@@ -65,7 +65,7 @@ def test_a_looser_gate_is_only_judged_again(llmc, recipe, made: list[str]) -> No
         path = with_gates(recipe, kl_mean=limit)
         again = llmc("build", path)
         assert (again.exit_code, made) == (code, [])
-        assert "quantise, onnxruntime, check taken from there" in again.stderr
+        assert "quantize, onnxruntime, check taken from there" in again.stderr
         manifest = json.loads((Path(place) / "llmc.json").read_text())
         assert manifest["checks"]["gates"][0]["limit"] == limit
         assert manifest["checks"]["gates"][0]["passed"] == (code == 0)
@@ -94,14 +94,14 @@ def test_fresh_makes_everything_again(llmc, recipe, made: list[str]) -> None:
     assert llmc("build", recipe()).exit_code == 0
     made.clear()
     assert llmc("build", recipe(), "--fresh").exit_code == 0
-    assert made == ["quantise", "onnxruntime", "check"]
+    assert made == ["quantize", "onnxruntime", "check"]
 
 
 @pytest.mark.parametrize(
     ("file", "expected"),
     [
-        ("model-00002-of-00004.safetensors", ["quantise", "onnxruntime", "onnx", "check"]),
-        ("reference.safetensors", ["quantise", "onnxruntime", "onnx", "check"]),
+        ("model-00002-of-00004.safetensors", ["quantize", "onnxruntime", "onnx", "check"]),
+        ("reference.safetensors", ["quantize", "onnxruntime", "onnx", "check"]),
         ("model.onnx.data", ["onnxruntime", "onnx", "check"]),
     ],
 )
@@ -136,7 +136,7 @@ def test_results_that_say_something_else_than_was_written_are_not_believed(
     made.clear()
     path = with_gates(recipe, kl_mean=1e-8)
     assert llmc("build", path).exit_code == 3
-    assert made == ["quantise", "onnxruntime", "check"]
+    assert made == ["quantize", "onnxruntime", "check"]
     same_as_fresh(llmc, path, "build/small.rejected")
 
 
@@ -188,6 +188,6 @@ def test_a_check_text_that_is_not_published_is_taken_from_beside_the_artifact(ll
     assert llmc("build", recipe(check=check | {"gates": {"kl_mean": 1e-9}})).exit_code == 3
     assert Path("build/small.rejected.reference.safetensors").is_file()
     assert llmc("build", recipe(check=check | {"gates": {"kl_mean": 5.0}})).exit_code == 0
-    assert made == ["quantise", "onnxruntime", "check"]
+    assert made == ["quantize", "onnxruntime", "check"]
     assert Path("build/small.reference.safetensors").is_file()
     assert not Path("build/small.rejected.reference.safetensors").exists()

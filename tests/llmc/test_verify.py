@@ -68,7 +68,7 @@ def test_what_belongs_to_no_artifact(artifact: Path, small_model: Path) -> None:
     [
         ("source", None), ("source", {"id": 1, "revision": None, "license": None}),
         ("sizes", {"original": 0, "artifact": 1}),
-        ("quantised", []), ("quantised", {"experts": {"quantised": "x", "schemes": []}}), ("pruned", {"method": 1}),
+        ("quantized", []), ("quantized", {"experts": {"quantized": "x", "schemes": []}}), ("pruned", {"method": 1}),
         ("checks", {"tokens": 1}), ("recipe", []), ("targets", {"onnxruntime": {"files": {}, "file_bytes": None}}),
     ],
 )  # fmt: skip

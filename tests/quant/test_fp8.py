@@ -9,16 +9,16 @@ from safetensors.torch import load_file
 
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.model import CausalLM
-from llmc.convert.quantised_weight import Activations
+from llmc.convert.quantized_weight import Activations
 from llmc.errors import InputError
 from llmc.quant.assign import Rule
-from llmc.quant.layerwise import Options, quantise
+from llmc.quant.layerwise import Options, quantize
 
 TEXT = torch.randint(3, 96, (12, 32), generator=torch.Generator().manual_seed(0))
 
 
 def run(source, directory, rules, options=Options()):  # noqa: B008  # immutable
-    return quantise(
+    return quantize(
         Checkpoint.open(source), rules, None, TEXT, TEXT[:2], directory / "out", directory / "work",
         lambda *_: None, options,
     )  # fmt: skip

@@ -52,7 +52,7 @@ def test_agrees_with_the_plain_algorithm(name):
         scales = scheme(name).expand(result.scales[expert], weight.shape[1:])
         # A ratio that lies on a rounding boundary may fall to either side; what counts is that nearly none does.
         assert (result.codes[expert].double() == plain).double().mean() > 0.99
-        mine = output_error(weight[expert], result.weight(expert).dequantise(), hessian[expert])
+        mine = output_error(weight[expert], result.weight(expert).dequantize(), hessian[expert])
         theirs = output_error(weight[expert], plain * scales, hessian[expert])
         assert mine == pytest.approx(theirs, rel=0.01)
         assert result.error[expert].item() == pytest.approx(mine, rel=1e-3)
@@ -64,7 +64,7 @@ def test_better_than_rounding_on_correlated_inputs(name):
     result = solve(weight, hessian, scheme(name))
     for expert in range(3):
         rounded = output_error(
-            weight[expert], round_to_nearest(weight[expert], scheme(name)).dequantise(), hessian[expert]
+            weight[expert], round_to_nearest(weight[expert], scheme(name)).dequantize(), hessian[expert]
         )
         assert result.error[expert] < 0.7 * rounded
 
@@ -91,7 +91,7 @@ def test_columns_are_fixed_in_order_of_the_diagonal_and_groups_stay_where_they_a
     assert (moved.codes == result.codes[..., inside_groups]).float().mean() > 0.99
 
 
-def test_damping_grows_until_a_singular_hessian_factorises():
+def test_damping_grows_until_a_singular_hessian_factorizes():
     weight, hessian = problem(experts=2, tokens=2000)
     x = torch.randn(8, 256)
     hessian[0] = x.mT @ x * 1e6
@@ -102,7 +102,7 @@ def test_damping_grows_until_a_singular_hessian_factorises():
     assert result.codes.abs().max() <= 8 and result.scales.isfinite().all()
 
 
-def test_a_hessian_that_never_factorises_means_rounding_to_nearest_and_says_so():
+def test_a_hessian_that_never_factorizes_means_rounding_to_nearest_and_says_so():
     weight, hessian = problem(experts=1)
     hessian[0] = torch.eye(256) - 1e4 * torch.ones(256, 256) * (1 - torch.eye(256))
     result = solve(weight, hessian, scheme("int4-g64"))
@@ -131,19 +131,19 @@ def dynamic(bits, kind):
 @pytest.mark.parametrize("kind", ["g64", "g256", "channel", "g64-asym", "g64-actorder", "g32-asym-actorder"])
 def test_every_integer_scheme_beats_rounding(bits, kind):
     weight, hessian = problem(experts=1)
-    weight = weight + 0.5  # off centre: zero points have something to do
+    weight = weight + 0.5  # off center: zero points have something to do
     chosen = dynamic(bits, kind) if kind.endswith("actorder") else scheme(f"int{bits}-{kind}")
     result = solve(weight, hessian, chosen)
     solved, rounded = result.weight(), round_to_nearest(weight[0], chosen)
     assert chosen.stores(solved) and chosen.stores(rounded)
     limit = 1 << bits - 1
     assert -limit <= solved.codes.min().item() and solved.codes.max().item() < limit
-    error = output_error(weight[0], solved.dequantise(), hessian[0])
+    error = output_error(weight[0], solved.dequantize(), hessian[0])
     assert error == pytest.approx(result.error[0].item(), rel=0.02)
-    assert error < 0.8 * output_error(weight[0], rounded.dequantise(), hessian[0])
+    assert error < 0.8 * output_error(weight[0], rounded.dequantize(), hessian[0])
 
 
-def test_zero_points_help_weights_off_centre():
+def test_zero_points_help_weights_off_center():
     weight, hessian = problem(experts=1)
     errors = [solve(weight + 2, hessian, scheme(name)).error[0].item() for name in ("int4-g64", "int4-g64-asym")]
     assert errors[1] < 0.7 * errors[0]
@@ -167,7 +167,7 @@ def test_asymmetric_calibration_approximates_what_the_original_says():
     hessian, cross = x.mT @ x, (x0 - x).mT @ x
 
     def distance(result):
-        return ((x @ result.weight().dequantise().mT) - x0 @ weight[0].mT).square().sum()
+        return ((x @ result.weight().dequantize().mT) - x0 @ weight[0].mT).square().sum()
 
     plain = solve(weight, hessian[None], scheme("int4-g64"))
     shifted = solve(weight, hessian[None], scheme("int4-g64"), cross[None])

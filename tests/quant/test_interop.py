@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.model import CausalLM
 from llmc.quant.assign import Rule
-from llmc.quant.layerwise import quantise
+from llmc.quant.layerwise import quantize
 from llmc.quant.layouts import layout
 
 DEEPSEEK = DEEPSEEK_V3 | {"moe_intermediate_size": 64, "v_head_dim": 16, "q_lora_rank": 32}
@@ -55,12 +55,12 @@ CASES = {
 
 
 def round_experts(model: CausalLM, checkpoint: Checkpoint) -> None:
-    """transformers keeps dequantised int4 experts in the dtype of their scales, bfloat16: so do we, here."""
+    """transformers keeps dequantized int4 experts in the dtype of their scales, bfloat16: so do we, here."""
     for index, layer in enumerate(model.layers):
         for name, module in layer.named_modules():
-            weight = checkpoint.quantised(f"model.layers.{index}.{name}") if ".experts." in name else None
+            weight = checkpoint.quantized(f"model.layers.{index}.{name}") if ".experts." in name else None
             if weight is not None and weight.code_type.startswith("int"):
-                module.weight.copy_(weight.dequantise(torch.bfloat16).float())
+                module.weight.copy_(weight.dequantize(torch.bfloat16).float())
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -68,7 +68,7 @@ def test_transformers_loads_what_we_write(case, tmp_path):
     config, rules = CASES[case]
     source = Checkpoint.open(random_checkpoint(tmp_path / "source", config))
     text = torch.randint(3, 96, (32, 32), generator=torch.Generator().manual_seed(0))
-    quantise(source, rules, None, text, text[:2], tmp_path / "out", tmp_path / "work", lambda *_: None)
+    quantize(source, rules, None, text, text[:2], tmp_path / "out", tmp_path / "work", lambda *_: None)
     checkpoint = Checkpoint.open(tmp_path / "out")
     ours = CausalLM.load(checkpoint)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
@@ -118,7 +118,7 @@ def test_what_transformers_cannot_load_it_refuses_and_we_say_so(case, tmp_path):
     wide = DEEPSEEK | {"moe_intermediate_size": 256, "hidden_size": 256}
     source = Checkpoint.open(random_checkpoint(tmp_path / "source", wide | {"num_nextn_predict_layers": 0}))
     text = torch.randint(3, 96, (2, 32), generator=torch.Generator().manual_seed(0))
-    quantise(source, rules, None, text, text, tmp_path / "out", tmp_path / "work", lambda *_: None)
+    quantize(source, rules, None, text, text, tmp_path / "out", tmp_path / "work", lambda *_: None)
     assert said in layout("compressed-tensors").obstacle(schemes, plain_experts)
     with pytest.raises((RuntimeError, AttributeError)):
         AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)

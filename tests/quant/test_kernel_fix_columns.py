@@ -74,7 +74,7 @@ def to_solve() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def boundaries(name: str) -> Tensors:
-    """Every step of a format, ties between two, their neighbours, both zeros, what lies beyond; scale and U are 1."""
+    """Every step of a format, ties between two, their neighbors, both zeros, what lies beyond; scale and U are 1."""
     if name == "fp8":
         values = torch.arange(127, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
     else:

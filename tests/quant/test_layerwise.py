@@ -16,7 +16,7 @@ from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.model import CausalLM, load_layer
 from llmc.errors import InputError, MachineError
 from llmc.quant.assign import Rule
-from llmc.quant.layerwise import Options, quantise
+from llmc.quant.layerwise import Options, quantize
 from llmc.quant.prune import Pruning
 from llmc.quant.stream import Stream
 
@@ -41,7 +41,7 @@ def run(
     pruning = Pruning(keep) if keep else None
     calibration = ids(48, 32, 0) if calibration is None else calibration
     output, work = directory / "out", directory / "work"
-    return quantise(
+    return quantize(
         Checkpoint.open(source),
         rules,
         pruning,
@@ -69,15 +69,15 @@ def finished(source, tmp_path_factory):
     return directory, run(source, directory, keep=2 / 3)
 
 
-def test_the_result_opens_and_every_promised_parameter_is_quantised(source, finished):
+def test_the_result_opens_and_every_promised_parameter_is_quantized(source, finished):
     directory, result = finished
     before, after = Checkpoint.open(source), Checkpoint.open(directory / "out")
     assert after.spec.mlps[1].router.num_experts == 8
     experts = 2 * 8 * 3 * 64 * 64
-    assert result.roles["experts"] == {"expected": experts, "quantised": experts}
-    assert after.quantised("model.layers.1.mlp.experts.7.down_proj").block == (1, 32)
-    assert after.quantised("model.layers.2.self_attn.o_proj").code_type == "float8_e4m3fn"
-    assert after.quantised("model.layers.2.self_attn.kv_b_proj") is None
+    assert result.roles["experts"] == {"expected": experts, "quantized": experts}
+    assert after.quantized("model.layers.1.mlp.experts.7.down_proj").block == (1, 32)
+    assert after.quantized("model.layers.2.self_attn.o_proj").code_type == "float8_e4m3fn"
+    assert after.quantized("model.layers.2.self_attn.kv_b_proj") is None
     for name in ("model.embed_tokens.weight", "lm_head.weight", "model.layers.0.mlp.up_proj.weight"):
         assert torch.equal(after.stored(name).read(), before.stored(name).read())
 
@@ -164,7 +164,7 @@ def test_experts_calibrated_on_all_tokens_see_all_tokens(source, tmp_path):
     assert sum(tokens["routed", "gate_proj"]) < 48 * 32 * 12
 
 
-def test_what_the_mtp_layer_reads_is_the_quantised_model(source, tmp_path):
+def test_what_the_mtp_layer_reads_is_the_quantized_model(source, tmp_path):
     """Its calibration goes through embedding, norms and eh_proj: with those, GPTAQ beats rounding."""
     errors = {}
     for method in ("gptaq", "rtn"):
@@ -172,15 +172,15 @@ def test_what_the_mtp_layer_reads_is_the_quantised_model(source, tmp_path):
         run(source, tmp_path / method, rules)
         models = [CausalLM.load(Checkpoint.open(path)) for path in (source, tmp_path / method / "out")]
         text = ids(16, 24, 1)
-        original, quantised = (m.mtp(text[:, 1:], m.hidden(text)[:, :-1]) for m in models)
-        errors[method] = (quantised - original).norm() / original.norm()
+        original, quantized = (m.mtp(text[:, 1:], m.hidden(text)[:, :-1]) for m in models)
+        errors[method] = (quantized - original).norm() / original.norm()
     assert errors["gptaq"] < 0.96 * errors["rtn"]
 
 
 def test_a_family_without_experts(tmp_path):
     source = random_checkpoint(tmp_path / "llama", LLAMA | {"intermediate_size": 128})
     result = run(source, tmp_path, [Rule("dense_mlp", "int4-g64"), Rule("attention", "fp8-channel", "rtn")])
-    assert result.roles["dense_mlp"]["quantised"] == 2 * 3 * 64 * 128
+    assert result.roles["dense_mlp"]["quantized"] == 2 * 3 * 64 * 128
     with pytest.raises(InputError, match="no experts to prune"):
         run(source, tmp_path / "pruned", [Rule("dense_mlp", "int4-g64")], keep=0.5)
 
@@ -193,11 +193,11 @@ def test_weights_that_are_stored_in_the_scheme_already_are_not_rounded_again(fin
         assert torch.equal(before.tensor(name), after.tensor(name))
 
 
-def test_mtp_layers_are_quantised_when_named(source, tmp_path):
+def test_mtp_layers_are_quantized_when_named(source, tmp_path):
     result = run(source, tmp_path, [Rule("re:model.layers.3.mlp.experts.*", "int4-g32")])
-    assert result.roles["mtp"]["quantised"] == 12 * 3 * 64 * 64
-    original, quantised = (load_layer(Checkpoint.open(path), 3) for path in (source, tmp_path / "out"))
-    assert not torch.equal(original.mlp.experts[0].up_proj.weight, quantised.mlp.experts[0].up_proj.weight)
+    assert result.roles["mtp"]["quantized"] == 12 * 3 * 64 * 64
+    original, quantized = (load_layer(Checkpoint.open(path), 3) for path in (source, tmp_path / "out"))
+    assert not torch.equal(original.mlp.experts[0].up_proj.weight, quantized.mlp.experts[0].up_proj.weight)
 
 
 class Stop(Exception):
@@ -253,7 +253,7 @@ def test_a_full_disk_is_one_clear_line(tmp_path, monkeypatch):
         Stream(tmp_path, "check", 0, (2, 4, 8)).create()
 
 
-def test_config_names_exactly_the_quantised_modules(finished):
+def test_config_names_exactly_the_quantized_modules(finished):
     import re
 
     config = json.loads((finished[0] / "out" / "config.json").read_text())["quantization_config"]
@@ -265,8 +265,8 @@ def test_config_names_exactly_the_quantised_modules(finished):
         stored = {
             m
             for m in modules
-            if (w := checkpoint.quantised(m)) and (w.code_type == "int4") == (group["format"] == "pack-quantized")
+            if (w := checkpoint.quantized(m)) and (w.code_type == "int4") == (group["format"] == "pack-quantized")
         }
         assert matched == stored
     ignored = {m for m in modules for t in config["ignore"] if re.match(t.removeprefix("re:"), m)}
-    assert ignored == {m for m in modules if checkpoint.quantised(m) is None}
+    assert ignored == {m for m in modules if checkpoint.quantized(m) is None}

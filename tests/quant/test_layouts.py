@@ -12,7 +12,7 @@ from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.model import CausalLM
 from llmc.errors import InputError
 from llmc.quant.assign import Rule
-from llmc.quant.layerwise import Options, quantise
+from llmc.quant.layerwise import Options, quantize
 
 # An expert is two blocks of 128 rows, the second cut short; transformers spreads such scales evenly over all rows.
 DEEPSEEK = DEEPSEEK_V3 | {"moe_intermediate_size": 160}
@@ -21,7 +21,7 @@ TEXT = torch.randint(3, 96, (16, 32), generator=torch.Generator().manual_seed(0)
 
 
 def written(source, directory, rules, options):
-    quantise(
+    quantize(
         Checkpoint.open(source), rules, None, TEXT, TEXT[:2], directory / "out", directory / "work", print, options
     )
     return directory / "out"
@@ -89,7 +89,7 @@ def test_transformers_loads_native_fp8(tmp_path):
 
 
 def test_gptq_config_names_every_exception(tmp_path):
-    """GPTQModel quantises what no pattern of `dynamic` takes out."""
+    """GPTQModel quantizes what no pattern of `dynamic` takes out."""
     source = random_checkpoint(tmp_path / "source", LLAMA | {"intermediate_size": 128})
     rules = [Rule("dense_mlp", "int4-g32-asym-actorder"), Rule(r"re:.*layers\.0.*\.q_proj", "int8-g64")]
     output = written(source, tmp_path, rules, Options(layout="gptq"))
@@ -99,10 +99,10 @@ def test_gptq_config_names_every_exception(tmp_path):
     other = {"bits": 8, "group_size": 64, "desc_act": False, "sym": True}
     assert [value for key, value in config["dynamic"].items() if key.startswith("+:")] == [other]
     checkpoint = Checkpoint.open(output)
-    weight = checkpoint.quantised("model.layers.1.mlp.gate_proj")
+    weight = checkpoint.quantized("model.layers.1.mlp.gate_proj")
     assert weight is not None and weight.groups is not None and weight.zeros is not None
-    assert checkpoint.quantised("model.layers.0.self_attn.q_proj").code_type == "int8"
-    assert checkpoint.quantised("model.layers.0.self_attn.k_proj") is None
+    assert checkpoint.quantized("model.layers.0.self_attn.q_proj").code_type == "int8"
+    assert checkpoint.quantized("model.layers.0.self_attn.k_proj") is None
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from quantised_checkpoint import quantised_copy
+from quantized_checkpoint import quantized_copy
 from random_checkpoint import DEEPSEEK_V3, LLAMA, random_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -32,7 +32,7 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("trust_remote_code", [False, True])
 def test_transformers_loads_with_its_own_class(tmp_path: Path, case: str, trust_remote_code: bool) -> None:
     source = random_checkpoint(tmp_path / "source", CASES[case] | {"v_head_dim": 16})
-    made = quantised_copy(Checkpoint.open(source), {"attention": "fp8-channel"}, tmp_path)
+    made = quantized_copy(Checkpoint.open(source), {"attention": "fp8-channel"}, tmp_path)
     assert not {"auto_map", "custom_pipelines"} & made.config.keys()
     theirs = AutoModelForCausalLM.from_pretrained(
         made.path, dtype=torch.float32, trust_remote_code=trust_remote_code, local_files_only=True

@@ -12,7 +12,7 @@ from random_checkpoint import DEEPSEEK_V3, LLAMA, random_weights, write_checkpoi
 from llmc.convert.checkpoint import Checkpoint
 from llmc.errors import InputError
 from llmc.quant.assign import Rule
-from llmc.quant.layerwise import quantise
+from llmc.quant.layerwise import quantize
 from llmc.quant.overflow import LARGEST, OverflowInModelError, explained, refuse_overflow
 
 IDS = torch.arange(64).reshape(2, 32)
@@ -29,7 +29,7 @@ def broken(directory: Path, config: dict, **factors: float) -> Checkpoint:
 
 def run(checkpoint: Checkpoint, directory: Path, method: str) -> None:
     rules = [Rule("attention", "fp8-channel", method)]
-    quantise(checkpoint, rules, None, IDS, IDS, directory / "out", directory / "work", lambda *_: None)
+    quantize(checkpoint, rules, None, IDS, IDS, directory / "out", directory / "work", lambda *_: None)
 
 
 DENSE = LLAMA | {"num_hidden_layers": 3}
@@ -93,8 +93,8 @@ def test_one_number_is_enough(value: float) -> None:
     assert refuse_overflow(torch.empty(0, 5), "these") == 0
 
 
-def test_a_quantised_model_alone(tmp_path: Path) -> None:
-    """Where weights look as they should, it is the quantisation."""
+def test_a_quantized_model_alone(tmp_path: Path) -> None:
+    """Where weights look as they should, it is the quantization."""
     error = OverflowInModelError("the quantized model's activations reach 1e+30")
     said = str(explained(error, broken(tmp_path, DENSE), ("model.layers.0",)))
     assert "quantize these modules in more bits" in said

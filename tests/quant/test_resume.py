@@ -11,7 +11,7 @@ from random_checkpoint import DEEPSEEK_V3, random_checkpoint
 
 from llmc.convert.checkpoint import Checkpoint
 from llmc.quant.assign import Rule
-from llmc.quant.layerwise import quantise
+from llmc.quant.layerwise import quantize
 from llmc.quant.prune import Pruning
 
 RULES = [
@@ -31,7 +31,7 @@ def run(source: Path, directory: Path, progress=lambda *_: None, unchanged=lambd
     said: list[str] = []
     generator = torch.Generator().manual_seed(0)
     calibration, check = (torch.randint(3, 96, shape, generator=generator) for shape in ((8, 16), (2, 16)))
-    quantise(
+    quantize(
         Checkpoint.open(source), RULES, Pruning(2 / 3), calibration, check,
         directory / "out", directory / "work", progress, unchanged=unchanged, tell=said.append,
     )  # fmt: skip

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from quantised_checkpoint import quantised_copy
+from quantized_checkpoint import quantized_copy
 from random_checkpoint import LLAMA, random_weights, write_checkpoint
 
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.model import CausalLM
-from llmc.convert.quantised_weight import QuantisedWeight
+from llmc.convert.quantized_weight import QuantizedWeight
 from llmc.errors import InputError
 from llmc.quant.assign import Rule
-from llmc.quant.layerwise import Options, quantise
+from llmc.quant.layerwise import Options, quantize
 from llmc.quant.layouts import layout
 from llmc.quant.schemes import scheme
 
@@ -39,12 +39,12 @@ def logits(path: Path) -> torch.Tensor:
     return model.logits(model.hidden(IDS))
 
 
-def quantised(directory: Path, power: int, layout_name: str, name: str, method: str = "rtn") -> torch.Tensor:
+def quantized(directory: Path, power: int, layout_name: str, name: str, method: str = "rtn") -> torch.Tensor:
     """What the artifact says, as it is read back."""
     source = Checkpoint.open(rescaled(directory / "source", power))
     rules = [Rule(role, name, method) for role in ("attention", "dense_mlp")]
     out, options = directory / "out", Options(layout=layout_name)
-    quantise(source, rules, None, IDS, IDS[:1], out, directory / "work", lambda *_: None, options)
+    quantize(source, rules, None, IDS, IDS[:1], out, directory / "work", lambda *_: None, options)
     return logits(out)
 
 
@@ -70,14 +70,14 @@ def test_rescaling_leaves_the_original_what_it_is(tmp_path: Path) -> None:
 def test_rescaling_changes_nothing_or_is_refused(
     tmp_path: Path, layout_name: str, name: str, method: str, power: int
 ) -> None:
-    expected = quantised(tmp_path / "plain", 0, layout_name, name, method)
+    expected = quantized(tmp_path / "plain", 0, layout_name, name, method)
     directory = tmp_path / "rescaled"
     if layout_name == "gptq" and power == -16:
         with pytest.raises(InputError, match=r"q_proj: the scales .* float16 of layout gptq"):
-            quantised(directory, power, layout_name, name, method)
+            quantized(directory, power, layout_name, name, method)
         assert not list((directory / "work").iterdir())  # before any work
     else:
-        assert torch.equal(quantised(directory, power, layout_name, name, method), expected)
+        assert torch.equal(quantized(directory, power, layout_name, name, method), expected)
 
 
 @pytest.mark.parametrize("power", [0, -20])
@@ -90,14 +90,14 @@ def test_groups_that_lose_precision_are_told(tmp_path: Path, power: int) -> None
     source = Checkpoint.open(write_checkpoint(tmp_path / "source", CONFIG, weights))
     rules, told = [Rule("dense_mlp", "int4-g32", "rtn")], list[str]()
     out, options = tmp_path / "out", Options(layout="gptq")
-    quantise(source, rules, None, IDS, IDS[:1], out, tmp_path / "work", lambda *_: None, options, tell=told.append)
+    quantize(source, rules, None, IDS, IDS[:1], out, tmp_path / "work", lambda *_: None, options, tell=told.append)
     assert len(told) == (power < 0)
     assert not told or "256 groups of weights in 2 modules (model.layers.0.mlp.gate_proj, …)" in told[0]
 
 
 def test_large_scales_are_refused_too(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="float16"):
-        quantised(tmp_path, 24, "gptq", "int4-g32")
+        quantized(tmp_path, 24, "gptq", "int4-g32")
 
 
 def test_codes_that_are_kept_as_stored_are_looked_at(tmp_path: Path) -> None:
@@ -105,15 +105,15 @@ def test_codes_that_are_kept_as_stored_are_looked_at(tmp_path: Path) -> None:
     options = Options(layout="gptq")
     for power, refused in ((0, False), (-16, True)):
         source = Checkpoint.open(rescaled(tmp_path / f"source{power}", power))
-        stored = quantised_copy(source, {"attention": "int4-g32", "dense_mlp": "int4-g32"}, tmp_path / f"codes{power}")
+        stored = quantized_copy(source, {"attention": "int4-g32", "dense_mlp": "int4-g32"}, tmp_path / f"codes{power}")
         for rules in ({"dense_mlp": "int4-g32"}, {"dense_mlp": "int8-g32"}):  # attention is in no rule
             directory = tmp_path / f"{power}{rules['dense_mlp']}"
             if refused:
                 with pytest.raises(InputError, match="layout gptq"):
-                    quantised_copy(stored, rules, directory, options)
+                    quantized_copy(stored, rules, directory, options)
                 assert not list((directory / "work").iterdir())
             else:
-                quantised_copy(stored, rules, directory, options)
+                quantized_copy(stored, rules, directory, options)
 
 
 def changed(change: Callable[[torch.Tensor], Any]) -> torch.Tensor:
@@ -131,6 +131,6 @@ def test_ordinary_weights_are_welcome(name: str) -> None:
 
 @pytest.mark.parametrize("factor", [1e-9, 1e9])
 def test_what_the_solver_made_is_looked_at_again(factor: float) -> None:
-    weight = QuantisedWeight(torch.ones(4, 32, dtype=torch.int8), torch.full((4, 1), factor), (1, 32), "int4")
+    weight = QuantizedWeight(torch.ones(4, 32, dtype=torch.int8), torch.full((4, 1), factor), (1, 32), "int4")
     with pytest.raises(InputError, match="m: the scales of these weights"):
         layout("gptq").tensors("m", scheme("int4-g32"), weight)

@@ -58,7 +58,7 @@ def test_fp8_blocks_with_ragged_edges():
             scale = block.abs().max() / 448
             assert result.scales[row, column] == scale
             assert torch.equal(result.codes[rows, columns].float(), (block / scale).to(torch.float8_e4m3fn).float())
-    assert (result.dequantise() - weight).abs().max() < 0.07 * weight.abs().max()
+    assert (result.dequantize() - weight).abs().max() < 0.07 * weight.abs().max()
 
 
 def test_fp8_per_channel_and_zero_rows():
@@ -66,7 +66,7 @@ def test_fp8_per_channel_and_zero_rows():
     weight[2] = 0
     result = round_to_nearest(weight, scheme("fp8-channel"))
     assert result.scales.shape == (5, 1)
-    assert (result.dequantise()[2] == 0).all()
+    assert (result.dequantize()[2] == 0).all()
 
 
 @pytest.mark.parametrize("name", sorted(schemes()))

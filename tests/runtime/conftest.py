@@ -1,4 +1,4 @@
-"""Real artifacts for the runtime: the embedded checkpoint and a random dense model, quantised and lowered."""
+"""Real artifacts for the runtime: the embedded checkpoint and a random dense model, quantized and lowered."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from tokenizers import Tokenizer
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.targets import target
 from llmc.quant.assign import Rule
-from llmc.quant.layerwise import quantise
+from llmc.quant.layerwise import quantize
 
 GATES = {"ppl_increase": 0.05, "kl_mean": 0.05, "top1": 0.9}
 
 
 def make_artifact(source: Path, rules: list[Rule], text: torch.Tensor, directory: Path) -> Path:
-    """Quantises to nearest, lowers to ONNX Runtime and writes a manifest, without the front door."""
+    """Quantizes to nearest, lowers to ONNX Runtime and writes a manifest, without the front door."""
     artifact = directory / "artifact"
-    quantise(Checkpoint.open(source), rules, None, text[:1], text, artifact, directory / "work", lambda *_: None)
+    quantize(Checkpoint.open(source), rules, None, text[:1], text, artifact, directory / "work", lambda *_: None)
     shutil.copy(source / "tokenizer.json", artifact)
     return lower(artifact, 1)
 

@@ -23,7 +23,7 @@ def report(trained):
 
 @pytest.fixture(scope="module")
 def torch_logprobs(trained):
-    """What the quantised torch model says about the check text, float64 [N, P, V], and the reference."""
+    """What the quantized torch model says about the check text, float64 [N, P, V], and the reference."""
     reference = load_file(trained / "reference.safetensors")
     model = CausalLM.load(Checkpoint.open(trained))
     ids = torch.from_numpy(reference["input_ids"]).long()
@@ -54,7 +54,7 @@ def test_statistics_are_those_of_the_plain_formulas(report, torch_logprobs):
     assert measured.tokens == len(kl) and seen[-1] == (len(kl), len(kl))
 
 
-def test_onnx_runtime_says_what_the_quantised_torch_model_says(trained, torch_logprobs):
+def test_onnx_runtime_says_what_the_quantized_torch_model_says(trained, torch_logprobs):
     """Per-token KL divergence between the two below 1e-4 at accuracy level 1, over the whole vocabulary."""
     logprobs, reference = torch_logprobs
     with load(trained, threads=1) as model:

@@ -14,7 +14,7 @@ from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.model import CausalLM
 from llmc.errors import InputError
 from llmc.runtime import load
-from llmc.runtime.detokeniser import Detokeniser
+from llmc.runtime.detokenizer import Detokenizer
 from llmc.runtime.sampling import Parameters
 
 PROMPTS = [
@@ -231,9 +231,9 @@ def test_a_prompt_may_end_inside_of_a_character(dense):
         tokens = model.tokenizer.encode("a😀b").ids
         prompt, rest = tokens[:-3], tokens[-3:]  # one byte of four is left
         assert "�" in model.tokenizer.decode(prompt)
-        detokeniser = Detokeniser(model.tokenizer, prompt)
-        assert "".join(map(detokeniser.push, rest)).endswith("b") and "😀" in "".join(
-            map(Detokeniser(model.tokenizer, prompt).push, rest)
+        detokenizer = Detokenizer(model.tokenizer, prompt)
+        assert "".join(map(detokenizer.push, rest)).endswith("b") and "😀" in "".join(
+            map(Detokenizer(model.tokenizer, prompt).push, rest)
         )
 
 
@@ -253,8 +253,8 @@ def test_words_that_follow_the_prompt_keep_their_space():
     tokenizer = Tokenizer(models.WordLevel({"▁hello": 0, "▁world": 1, "s": 2}, unk_token="s"))
     tokenizer.decoder = decoders.Metaspace()
     assert tokenizer.decode([1, 2]) == "worlds"
-    detokeniser = Detokeniser(tokenizer, [0])
-    assert [detokeniser.push(1), detokeniser.push(2), detokeniser.rest()] == [" world", "s", ""]
+    detokenizer = Detokenizer(tokenizer, [0])
+    assert [detokenizer.push(1), detokenizer.push(2), detokenizer.rest()] == [" world", "s", ""]
 
 
 def test_a_prompt_that_ends_in_a_space_gets_a_whole_word(plain):

@@ -147,7 +147,7 @@ def _tensors(checkpoint: Checkpoint, latent: bool, layers: int) -> Tensors:
 
 
 def _grouped_attention(checkpoint: Checkpoint, prefix: str) -> Tensors:
-    """llama.cpp rotates neighbouring channels of a Llama's queries and keys, checkpoints have the pairs half a head
+    """llama.cpp rotates neighboring channels of a Llama's queries and keys, checkpoints have the pairs half a head
     apart."""
     for short, heads in (("q", "num_attention_heads"), ("k", "num_key_value_heads")):
         weight = checkpoint[f"{prefix}{short}_proj.weight"]

@@ -1,4 +1,4 @@
-"""Converts a checkpoint for llama.cpp and quantises it with llama.cpp's own code.
+"""Converts a checkpoint for llama.cpp and quantizes it with llama.cpp's own code.
 
 Arguments: checkpoint, output (.gguf), type: f16, q4_0, q4_k_m, or q4_0-mtp, which has the MTP layer too. Beside the
 output, in .json: the bytes that are read per token, and which types llama.cpp has chosen for how many tensors, as
@@ -20,7 +20,7 @@ from checkpoint_to_gguf import convert
 TYPES = {"q4_0": cpp.LLAMA_FTYPE_MOSTLY_Q4_0, "q4_k_m": cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M}
 
 
-def quantise(source: Path, output: Path, kind: str) -> None:
+def quantize(source: Path, output: Path, kind: str) -> None:
     cpp.llama_log_set(ctypes.cast(None, cpp.llama_log_callback), ctypes.c_void_p())  # Python's stumbles over bytes
     options = cpp.llama_model_quantize_default_params()
     options.ftype = TYPES[kind]
@@ -46,7 +46,7 @@ if __name__ == "__main__":
     wide = output if kind == "f16" else output.with_suffix(".f16")
     convert(source, wide, mtp == "mtp")
     if kind != "f16":
-        quantise(wide, output, kind)
+        quantize(wide, output, kind)
         wide.unlink()
     types = Counter(tensor.tensor_type.name for tensor in gguf.GGUFReader(output).tensors)
     output.with_suffix(".json").write_text(json.dumps({"weights": read_per_token(output), "types": types}))

@@ -1,6 +1,6 @@
 """Target `onnxruntime`: graphs for ONNX Runtime's CPU kernels, with the checkpoint's own files as weights.
 
-The graphs hold no copy of what the safetensors store: initialisers point into them (`artifact_weights`). All
+The graphs hold no copy of what the safetensors store: initializers point into them (`artifact_weights`). All
 lie in one folder, because ONNX Runtime refuses external data outside the folder of the model. Only what it
 cannot use as stored, FP8 and the head at accuracy level 4, is written again, to model.onnx.data.
 """
@@ -28,7 +28,7 @@ from llmc.convert.targets.onnxruntime.rms_norm import lower_residual_norms
 
 
 class Options(BaseModel, extra="forbid"):
-    """accuracy_level: ONNX Runtime's. 4 rounds activations to int8 in front of quantised weights: fast.
+    """accuracy_level: ONNX Runtime's. 4 rounds activations to int8 in front of quantized weights: fast.
     1 keeps all arithmetic in float32: exact, but FP8 weights take four times their size in memory.
     lm_head_bits: of a head that the recipe leaves in floats, at accuracy level 4; null leaves it. Every token reads the
     whole head, as floats four bytes a weight. 8 bits cost a KL divergence of 5e-5, a fifth of what level 4 does.

@@ -19,7 +19,7 @@ _TYPES = FLOAT_TYPES | {"F8_E4M3": ir.DataType.FLOAT8E4M3FN}
 
 
 class ArtifactWeights(Rewriter):
-    """A rewriter whose initialisers point into the checkpoint's files."""
+    """A rewriter whose initializers point into the checkpoint's files."""
 
     def stored(
         self,
@@ -30,7 +30,7 @@ class ArtifactWeights(Rewriter):
     ) -> ir.Value:
         """The bytes of each `<module>.<part>`, or of the weight itself, as `dtype` and `shape`, or as stored.
 
-        Of a stacked weight, the tensors of all modules along a new first axis: one initialiser if they follow
+        Of a stacked weight, the tensors of all modules along a new first axis: one initializer if they follow
         one another in a file, otherwise one each and a Concat.
         """
         names = [f"{module}.{part}" for module in weight.modules] if part else weight.names
@@ -64,7 +64,7 @@ class ArtifactWeights(Rewriter):
         return self.as_float(self.stored(weight, "weight_scale_inv" if native else "weight_scale", shape=shape))
 
     def matrices(self, weight: WeightTensor) -> ir.Value:
-        """float32 [out, in], or [E, out, in] of a stack: dequantised, not yet laid out."""
+        """float32 [out, in], or [E, out, in] of a stack: dequantized, not yet laid out."""
         if weight.kind is None:
             return self.as_float(self.stored(weight))
         kind = weight.kind

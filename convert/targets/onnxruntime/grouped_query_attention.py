@@ -44,7 +44,7 @@ def lower_grouped_query_attention(rewriter: Rewriter, spec: ModelSpec) -> None:
                 "GroupQueryAttention",
                 *_packed([_flat(rewriter, heads) for heads in (query, key, value)]),
                 *(past_key, past_value, *lengths[:2], *(angles if rotates else [None] * 3)),
-                *[None] * 6,  # bias, sink, quantisation, norms
+                *[None] * 6,  # bias, sink, quantization, norms
                 lengths[2],
                 domain="com.microsoft",
                 outputs=3,

@@ -1,4 +1,4 @@
-"""Linear layers: one product for all that read the same input; com.microsoft MatMulNBits for quantised weights."""
+"""Linear layers: one product for all that read the same input; com.microsoft MatMulNBits for quantized weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llmc.convert.targets.onnxruntime.nbits import matmul_nbits, nbits
 
 
 def lower_linears(rewriter: ArtifactWeights, accuracy_level: int) -> None:
-    """MatMul with a quantised weight becomes MatMulNBits where that can take it.
+    """MatMul with a quantized weight becomes MatMulNBits where that can take it.
 
     Linears of one input and one kind of weight (query, key and value; gate and up) become a single node, whatever
     the weights are: a token is so little work that waking the threads for it takes as long as many a product.
@@ -33,17 +33,17 @@ def _lower(
 ) -> None:
     x = nodes[0].inputs[0]
     with rewriter.before(nodes[0]):
-        quantised = nbits(rewriter, weights, accuracy_level)
-        if quantised is None and len(nodes) == 1:
+        quantized = nbits(rewriter, weights, accuracy_level)
+        if quantized is None and len(nodes) == 1:
             return
         biases = [bias for node in nodes if (bias := _bias(node))]
         bias = rewriter.concat(*biases, axis=0) if len(biases) > 1 else next(iter(biases), None)
         rows, columns = [weight.shape.numpy()[1] for weight in weights], weights[0].shape.numpy()[0]
-        if quantised is None:
+        if quantized is None:
             y = rewriter.op("MatMul", x, rewriter.op("Concat", *(node.inputs[1] for node in nodes), axis=1))
             y = y if bias is None else rewriter.op("Add", y, bias)
         else:
-            y = matmul_nbits(rewriter, x, quantised, accuracy_level, sum(rows), columns, bias)
+            y = matmul_nbits(rewriter, x, quantized, accuracy_level, sum(rows), columns, bias)
         outputs = rewriter.split(y, *rows) if len(nodes) > 1 else [y]
     for node, output in zip(nodes, outputs, strict=True):
         if biases:

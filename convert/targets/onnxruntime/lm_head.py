@@ -11,7 +11,7 @@ from llmc.convert.targets.onnxruntime.nbits import BLOCK_8BIT, eight_bit, matmul
 
 
 def lower_lm_head(rewriter: ArtifactWeights) -> bool:
-    """The product that makes the logits becomes MatMulNBits; False if its weight is quantised already.
+    """The product that makes the logits becomes MatMulNBits; False if its weight is quantized already.
 
     The table of tied embeddings stays what it is for the lookup.
     """

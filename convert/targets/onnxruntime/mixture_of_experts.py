@@ -1,4 +1,4 @@
-"""Routing and experts: com.microsoft MoEGroupRouter, QMoE for quantised experts and MoE for float ones."""
+"""Routing and experts: com.microsoft MoEGroupRouter, QMoE for quantized experts and MoE for float ones."""
 
 from __future__ import annotations
 
@@ -93,19 +93,19 @@ def _experts(
     def scaled(down: ir.Value) -> ir.Value:
         return down if factor == 1 else rewriter.op("Mul", down, rewriter.constant(factor, FLOAT))
 
-    quantised = nbits(rewriter, weights, accuracy_level)
-    if quantised is None:
+    quantized = nbits(rewriter, weights, accuracy_level)
+    if quantized is None:
         first, second = two_layers(*map(rewriter.matrices, weights))
         return rewriter.op("MoE", x, log_weight, first, None, scaled(second), **attributes)
-    first, second = two_layers(*quantised.codes)
-    first_scales, second_scales = two_layers(*quantised.scales)
-    zeros = two_layers(*quantised.zeros) if quantised.zeros else ()
+    first, second = two_layers(*quantized.codes)
+    first_scales, second_scales = two_layers(*quantized.scales)
+    zeros = two_layers(*quantized.zeros) if quantized.zeros else ()
     return rewriter.op(
         "QMoE",
         *(x, log_weight, first, first_scales, None, second, scaled(second_scales)),
         *((None, None, None, None, *zeros) if zeros else ()),
-        expert_weight_bits=quantised.bits,
-        block_size=quantised.block,
+        expert_weight_bits=quantized.bits,
+        block_size=quantized.block,
         weights_prepacked=0,
         accuracy_level=accuracy_level,
         **attributes,

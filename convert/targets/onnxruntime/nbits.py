@@ -1,4 +1,4 @@
-"""Quantised weights as ONNX Runtime's MatMulNBits and QMoE take them: blocks along the input channels."""
+"""Quantized weights as ONNX Runtime's MatMulNBits and QMoE take them: blocks along the input channels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from llmc.convert.bits import pack
 from llmc.convert.graph.weight import Pieces, WeightTensor, tensor_of
-from llmc.convert.quantised_weight import bits_of
+from llmc.convert.quantized_weight import bits_of
 from llmc.convert.targets.onnxruntime.artifact_weights import FLOAT, ArtifactWeights
 
 # For FP8 encoded anew in 8 bits: the smaller the block the closer to the original; 4 bytes of scale each.
@@ -37,7 +37,7 @@ class NBits:
 def matmul_nbits(
     rewriter: ArtifactWeights,
     x: ir.Value | None,
-    quantised: NBits,
+    quantized: NBits,
     accuracy_level: int,
     rows: int,
     columns: int,
@@ -53,13 +53,13 @@ def matmul_nbits(
 
     y: ir.Value = rewriter.op(
         "MatMulNBits",
-        *(x, joined(quantised.codes), joined(quantised.scales), joined(quantised.zeros)),
+        *(x, joined(quantized.codes), joined(quantized.scales), joined(quantized.zeros)),
         *(None, bias),  # no order of channels
         domain="com.microsoft",
         N=rows,
         K=columns,
-        bits=quantised.bits,
-        block_size=quantised.block,
+        bits=quantized.bits,
+        block_size=quantized.block,
         accuracy_level=accuracy_level,
     )
     return y

@@ -1,4 +1,4 @@
-"""One quantised matrix, whatever its format: integer or float8 codes, and one scale per rectangular block; and how
+"""One quantized matrix, whatever its format: integer or float8 codes, and one scale per rectangular block; and how
 the numbers that it is multiplied with are rounded."""
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Kind(NamedTuple):
 
 
 @dataclass(frozen=True)
-class QuantisedWeight:
+class QuantizedWeight:
     """`W[i, j] = (codes[i, j] - zeros[i // r, j // c]) * scales[i // r, j // c]` for W [out, in] and block (r, c).
 
     codes:  int8 in [-2^(b-1), 2^(b-1)) for b-bit integers, float8_e4m3fn for FP8; [out, in], unpacked
@@ -86,12 +86,12 @@ class QuantisedWeight:
         activations = None if self.activations is None else self.activations.per
         return Kind(self.code_type, self.block, self.zeros is not None, self.groups is not None, activations)
 
-    def to(self, device: torch.device) -> QuantisedWeight:
+    def to(self, device: torch.device) -> QuantizedWeight:
         """The same on another device; no copy where it is there already."""
         parts = {name: getattr(self, name) for name in ("codes", "scales", "zeros", "groups")}
         return replace(self, **{name: part.to(device) for name, part in parts.items() if part is not None})
 
-    def dequantise(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """[out, in]; the product is taken in float32 and then rounded to `dtype`."""
         steps = self.codes.float()
         if self.zeros is not None:

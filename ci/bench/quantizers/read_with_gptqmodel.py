@@ -1,4 +1,4 @@
-"""What GPTQModel makes of a checkpoint: writes its logits, prints how many quantised layers it has found.
+"""What GPTQModel makes of a checkpoint: writes its logits, prints how many quantized layers it has found.
 
 Arguments: checkpoint, token ids (.npy), output (.npy).
 """

@@ -1,4 +1,4 @@
-"""Small quantised checkpoints, written by the same code as real ones."""
+"""Small quantized checkpoints, written by the same code as real ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from random_checkpoint import DEEPSEEK_V3, LLAMA, QWEN2, random_weights, write_c
 
 from llmc.convert.checkpoint import Checkpoint
 from llmc.quant.assign import Rule
-from llmc.quant.layerwise import Options, quantise
+from llmc.quant.layerwise import Options, quantize
 
 # Input widths that the int4 groups divide; kv_a_proj_with_mqa has 80 rows, less than one FP8 block.
 DEEPSEEK = DEEPSEEK_V3 | {
@@ -36,7 +36,7 @@ CASES: dict[str, tuple[Any, ...]] = {
         {"experts": "fp8-block", "attention": "fp8-channel", "kv_b_proj": "fp8-block", "mtp": "fp8-channel"},
     ),
     "deepseek, bfloat16": (DEEPSEEK, {}),
-    "deepseek, unnormalised": (
+    "deepseek, unnormalized": (
         DEEPSEEK | {"norm_topk_prob": False, "q_lora_rank": None, "num_nextn_predict_layers": 0},
         {"experts": "int4-g64"},
     ),
@@ -92,7 +92,7 @@ def limit_of(checkpoint: Checkpoint) -> float:
     return ROUNDED if checkpoint.spec.fp8_cache or any(map(checkpoint.activations, modules)) else EXACT
 
 
-def quantised_checkpoint(
+def quantized_checkpoint(
     directory: Path,
     config: dict[str, Any],
     schemes: dict[str, str],
@@ -101,10 +101,10 @@ def quantised_checkpoint(
     """A random model in bfloat16, its roles rounded to nearest by their schemes."""
     weights = {name: weight.bfloat16() for name, weight in random_weights(config).items()}
     source = write_checkpoint(directory / "source", config, weights)
-    return quantised_copy(Checkpoint.open(source), schemes, directory, options)
+    return quantized_copy(Checkpoint.open(source), schemes, directory, options)
 
 
-def quantised_copy(
+def quantized_copy(
     source: Checkpoint,
     schemes: dict[str, str],
     directory: Path,
@@ -112,7 +112,7 @@ def quantised_copy(
 ) -> Checkpoint:
     """Rounded to nearest by {role: scheme}."""
     ids = torch.arange(64).reshape(2, 32)
-    quantise(
+    quantize(
         source,
         [Rule(role, scheme, "rtn") for role, scheme in schemes.items()],
         None,

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Write a checkpoint with random weights: any shape, any size, one tensor in memory at a time.
 
-    python ci/bench/synthesise.py dense OUTPUT
-    python ci/bench/synthesise.py moe OUTPUT --set num_hidden_layers=8
+    python ci/bench/synthesize.py dense OUTPUT
+    python ci/bench/synthesize.py moe OUTPUT --set num_hidden_layers=8
 
 Weights are normal with the spread that keeps activations near one; input channels differ in scale as those of trained
 models do (log-normal), so that act-order and scale search have something to find. The tokenizer is the embedded
@@ -100,7 +100,7 @@ CONFIGS["large"] = CONFIGS["moe"] | {
 }
 
 
-def synthesise(config: dict[str, Any], output: Path, seed: int = 0, shard_bytes: int = 1 << 30) -> Path:
+def synthesize(config: dict[str, Any], output: Path, seed: int = 0, shard_bytes: int = 1 << 30) -> Path:
     """bfloat16 safetensors in shards, index, config.json and tokenizer; done when config.json is there."""
     output.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(seed)
@@ -152,7 +152,7 @@ def main() -> None:
     for setting in args.set:
         key, _, value = setting.partition("=")
         config[key] = json.loads(value)
-    synthesise(config, args.output, args.seed)
+    synthesize(config, args.output, args.seed)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import torch
 
 from llmc.convert.checkpoint import Checkpoint
 from llmc.quant.assign import Rule
-from llmc.quant.layerwise import quantise
+from llmc.quant.layerwise import quantize
 
 if __name__ == "__main__":
     source, ids, group_size, output = sys.argv[1:5]
@@ -26,5 +26,5 @@ if __name__ == "__main__":
         layers = "|".join(str(index) for index in range(checkpoint.spec.num_layers))
         rules = [Rule(rf"re:model\.layers\.({layers})\..*", scheme, method)]
     with tempfile.TemporaryDirectory() as work:
-        quantise(checkpoint, rules, None, calibration, calibration[:1], Path(output), Path(work), lambda *_: None)
+        quantize(checkpoint, rules, None, calibration, calibration[:1], Path(output), Path(work), lambda *_: None)
     print(json.dumps({"mtp_layers": mtp}))

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Quantise the same checkpoints with llmc, GPTQModel and llm-compressor, and measure all results by one evaluator.
+"""Quantize the same checkpoints with llmc, GPTQModel and llm-compressor, and measure all results by one evaluator.
 
-    python ci/bench/quantise.py                        # everything: a quarter of an hour
-    python ci/bench/quantise.py --models moe --tools llmc gptqmodel
+    python ci/bench/quantize.py                        # everything: a quarter of an hour
+    python ci/bench/quantize.py --models moe --tools llmc gptqmodel
 
 int4, symmetric, groups of 128 (64 for the embedded checkpoint, whose experts are narrow), GPTQ, every linear layer of
 the decoder; the same calibration tokens in the same order; each tool in a process and a virtual environment of its
@@ -26,7 +26,7 @@ from environment import TORCH, interpreter
 from evaluate import Evaluation, evaluate, logits, perplexity
 from rich.console import Console
 from rich.table import Table
-from synthesise import CONFIGS, synthesise
+from synthesize import CONFIGS, synthesize
 
 from llmc.convert.checkpoint import Checkpoint
 from llmc.recipe import Calibration, Check
@@ -61,7 +61,7 @@ def make_source(model: str, work: Path) -> Path:
         if not source.exists():
             source.symlink_to(locate("builtin:tiny-deepseek-v3", Path()).path)
     elif not (source / "config.json").exists():
-        synthesise(CONFIGS[model], source)
+        synthesize(CONFIGS[model], source)
     return source
 
 
@@ -76,7 +76,7 @@ def run(tool: str, source: Path, ids: Path, group_size: int, work: Path, cores: 
     subprocess.run(["rm", "-rf", output], check=True)
     log = work / f"{source.name}-{tool}.log"
     script, _, method = tool.partition("-")
-    command = [python_of(tool, work), HERE / "quantisers" / f"with_{script}.py", source, ids, str(group_size), output]
+    command = [python_of(tool, work), HERE / "quantizers" / f"with_{script}.py", source, ids, str(group_size), output]
     command += [method] if method else []
     environment = os.environ | {"OMP_NUM_THREADS": str(len(cores)), "CUDA_VISIBLE_DEVICES": ""}
     with log.open("w") as file:

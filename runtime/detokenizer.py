@@ -22,7 +22,7 @@ Pieces = list[str]  # of tokens, as decoders take them
 Cut = Callable[[Pieces, str], tuple[bool, list[Pieces], Pieces]]
 
 
-class Detokeniser:
+class Detokenizer:
     """Continues the text of a prompt. A character that the prompt has only begun belongs to the answer that ends it."""
 
     def __init__(self, tokenizer: Tokenizer, prompt: list[int]) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from llmc.runtime.answer import Answer
-from llmc.runtime.detokeniser import Detokeniser
+from llmc.runtime.detokenizer import Detokenizer
 from llmc.runtime.sampling import Parameters
 from llmc.runtime.stream import Stream
 
@@ -104,10 +104,10 @@ def expected(tokenizer, prompt, answer):
 def test_pieces_together_are_the_whole_text(name, data):
     tokenizer = TOKENIZERS[name]
     prompt, answer = data.draw(tokens_of(tokenizer)), data.draw(tokens_of(tokenizer))
-    detokeniser = Detokeniser(tokenizer, prompt)
-    pieces = [detokeniser.push(token) for token in answer]
+    detokenizer = Detokenizer(tokenizer, prompt)
+    pieces = [detokenizer.push(token) for token in answer]
     text = expected(tokenizer, prompt, answer)
-    assert "".join([*pieces, detokeniser.rest()]) == text and detokeniser.rest() == ""
+    assert "".join([*pieces, detokenizer.rest()]) == text and detokenizer.rest() == ""
     if PART not in tokenizer.decode([*prompt, *answer]) and PART not in tokenizer.decode(prompt):
         assert text == tokenizer.decode([*prompt, *answer])[len(tokenizer.decode(prompt)) :]
 
@@ -135,8 +135,8 @@ def test_whole_characters_do_not_wait_for_what_comes():
     for name in ("byte level", "Llama 2", "Metaspace, bytes"):
         tokenizer = TOKENIZERS[name]
         tokens = [*spell(tokenizer, "안녕"), *spell(tokenizer, "é")[:1], *spell(tokenizer, "안")]
-        detokeniser = Detokeniser(tokenizer, spell(tokenizer, "a"))
-        pieces = [detokeniser.push(token) for token in tokens]
+        detokenizer = Detokenizer(tokenizer, spell(tokenizer, "a"))
+        pieces = [detokenizer.push(token) for token in tokens]
         assert pieces == ["", "", "안", "", "", "녕", "", PART, "", "안"], name
 
 
@@ -146,8 +146,8 @@ def test_an_answer_begins_with_what_was_said(name, prompt):
     """Prompts whose last characters are spelled in bytes: none of them comes up in the answer."""
     tokenizer = TOKENIZERS[name]
     word = tokenizer.token_to_id("▁yes") or tokenizer.token_to_id("Ġin")
-    detokeniser = Detokeniser(tokenizer, spell(tokenizer, prompt))
-    assert [detokeniser.push(word), detokeniser.push(word), detokeniser.rest()] == [
+    detokenizer = Detokenizer(tokenizer, spell(tokenizer, prompt))
+    assert [detokenizer.push(word), detokenizer.push(word), detokenizer.rest()] == [
         *2 * [tokenizer.id_to_token(word).replace("▁", " ").replace("Ġ", " ")],
         "",
     ]
