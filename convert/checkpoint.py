@@ -147,8 +147,8 @@ class Checkpoint:
             return None
         weight = layout[0].decode(layout[1])
         self._refuse_nan(name, weight.scales)
-        if weight.codes.dtype.is_floating_point:
-            self._refuse_nan(name, weight.codes)
+        if weight.qweight.dtype.is_floating_point:
+            self._refuse_nan(name, weight.qweight)
         return weight
 
     def activations(self, module: str) -> Activations | None:

@@ -41,69 +41,72 @@ class Activations:
         return round_to_fp8(parts, torch.where(largest == 0, 1.0, largest / LARGEST_FP8)).flatten(-2)
 
 
-class Kind(NamedTuple):
-    """What a program has to know to compute with a weight; zeros and groups: whether it has its own; activations: what
-    shares a scale of its inputs, if they are rounded."""
+class QuantSpec(NamedTuple):
+    """What a program has to know to compute with a weight.
+
+    zero_points, g_idx: whether it has its own
+    activations: what shares a scale of its inputs, if they are rounded
+    """
 
     code_type: CodeType
     block: tuple[int, int]
-    zeros: bool
-    groups: bool
+    zero_points: bool
+    g_idx: bool
     activations: str | None
 
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """`W[i, j] = (codes[i, j] - zeros[i // r, j // c]) * scales[i // r, j // c]` for W [out, in] and block (r, c).
+    """`W[i, j] = (qweight[i, j] - zero_points[i // r, j // c]) * scales[i // r, j // c]`, W [out, in], block (r, c).
 
-    codes:  int8 in [-2^(b-1), 2^(b-1)) for b-bit integers, float8_e4m3fn for FP8; [out, in], unpacked
+    qweight: int8 in [-2^(b-1), 2^(b-1)) for b-bit integers, float8_e4m3fn for FP8; [out, in], unpacked
     scales: bfloat16 or float32, [ceil(out / r), ceil(in / c)]
     block:  (1, group_size) for grouped integers, (128, 128) for FP8 blocks (edge blocks may be ragged), (1, in) for one
             scale per output channel, (out, in) for a single one
-    zeros:  int8 codes, in the shape of `scales`; None: symmetric, all zero
-    groups: int32 [in], the group of each input channel where it is not j // c (dynamic act-order, `g_idx`)
+    zero_points: int8, in the shape of `scales`; None: symmetric, all zero
+    g_idx:  int32 [in], the group of each input channel where it is not j // c (dynamic act-order)
     activations: None: the inputs stay as they are
     """
 
-    codes: torch.Tensor
+    qweight: torch.Tensor
     scales: torch.Tensor
     block: tuple[int, int]
     code_type: CodeType
-    zeros: torch.Tensor | None = None
-    groups: torch.Tensor | None = None
+    zero_points: torch.Tensor | None = None
+    g_idx: torch.Tensor | None = None
     activations: Activations | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
-        return (self.codes.shape[0], self.codes.shape[1])
+        return (self.qweight.shape[0], self.qweight.shape[1])
 
     @property
     def bits(self) -> int:
         return bits_of(self.code_type)
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> QuantSpec:
         activations = None if self.activations is None else self.activations.per
-        return Kind(self.code_type, self.block, self.zeros is not None, self.groups is not None, activations)
+        return QuantSpec(self.code_type, self.block, self.zero_points is not None, self.g_idx is not None, activations)
 
     def to(self, device: torch.device) -> QuantizedWeight:
         """The same on another device; no copy where it is there already."""
-        parts = {name: getattr(self, name) for name in ("codes", "scales", "zeros", "groups")}
+        parts = {name: getattr(self, name) for name in ("qweight", "scales", "zero_points", "g_idx")}
         return replace(self, **{name: part.to(device) for name, part in parts.items() if part is not None})
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """[out, in]; the product is taken in float32 and then rounded to `dtype`."""
-        steps = self.codes.float()
-        if self.zeros is not None:
-            steps = steps - self._wide(self.zeros)
+        steps = self.qweight.float()
+        if self.zero_points is not None:
+            steps = steps - self._wide(self.zero_points)
         return (steps * self._wide(self.scales)).to(dtype)
 
     def _wide(self, blockwise: torch.Tensor) -> torch.Tensor:
         """float32: a block's number for each of its weights."""
         rows, columns = self.shape
         wide = blockwise.float().repeat_interleave(self.block[0], 0)[:rows]
-        if self.groups is not None:
-            return wide[:, self.groups.long()]
+        if self.g_idx is not None:
+            return wide[:, self.g_idx.long()]
         return wide.repeat_interleave(self.block[1], 1)[:, :columns]
 
 

@@ -20,7 +20,7 @@ from llmc.runtime import load
 from llmc.runtime.artifact import REFERENCE
 from llmc.runtime.model import Model
 from llmc.runtime.reference import read_reference
-from llmc.tables import Found, table
+from llmc.tables import Report, table
 from llmc.terminal import console
 from llmc.text import python_documents
 
@@ -54,7 +54,7 @@ def bench(
     rounds: int,
     backend: str | None,
     threads: int | None,
-) -> Found:
+) -> Report:
     """Greedy answers to pieces of the check text; the median of `rounds`, after one that does not count.
 
     prompt_tokens: None for 32 and 512, as far as they fit the context with the answer
@@ -92,7 +92,7 @@ def bench(
                 )
         data = {
             "artifact": str(artifact),
-            "backend": model.reason,
+            "backend": model.backend_info,
             "threads": threads,
             "load_seconds": loaded,
             "memory_loaded": after_load,
@@ -101,7 +101,7 @@ def bench(
             "timings": [asdict(timing) for timing in timings],
         }
     speeds = table(
-        f"{artifact}: {model.reason}", "batch", "prompt", "new", "drafts",
+        f"{artifact}: {model.backend_info}", "batch", "prompt", "new", "drafts",
         "prefill tokens/s", "decode tokens/s", "per step", "accepted",
     )  # fmt: skip
     for each in timings:
@@ -113,7 +113,7 @@ def bench(
     rest.add_row("memory, loaded", size(after_load))
     rest.add_row("memory, at most", size(peak_memory()))
     rest.add_row("cache, per token and row", size(model.backend.cache_bytes))
-    return Found(data, [speeds, rest])
+    return Report(data, [speeds, rest])
 
 
 def _text(model: Model) -> NDArray[np.int64]:

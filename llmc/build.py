@@ -29,7 +29,7 @@ from llmc.extras import install
 from llmc.job import Job, Limits, prepare
 from llmc.manifest import build_manifest, describe_quantized, hash_files_of
 from llmc.measure import Speed, measure, peak_memory
-from llmc.output import MANIFEST, Output, digest, is_whole, read_manifest
+from llmc.output import MANIFEST, OutputFolder, digest, is_whole, read_manifest
 from llmc.progress import Display
 from llmc.quant.durable import damage, write_json
 from llmc.quant.layerwise import quantize
@@ -129,7 +129,7 @@ def build(
     return result
 
 
-def _refuse_other_work(place: Output, home: Path, fingerprint: dict[str, Any]) -> None:
+def _refuse_other_work(place: OutputFolder, home: Path, fingerprint: dict[str, Any]) -> None:
     """InputError, with what differs, when an interrupted build of something else has layers to lose."""
     for other in place.work.glob("*"):
         record = other / FINGERPRINT
@@ -152,7 +152,7 @@ def _refuse_other_work(place: Output, home: Path, fingerprint: dict[str, Any]) -
 
 class _Build:
     def __init__(
-        self, job: Job, place: Output, keys: dict[str, str], home: Path, fresh: bool, display: Display
+        self, job: Job, place: OutputFolder, keys: dict[str, str], home: Path, fresh: bool, display: Display
     ) -> None:
         self.job, self.keys, self.home, self.display = job, keys, home, display
         self.speed: Speed | None = None

@@ -259,11 +259,11 @@ def check(
     _verify(artifact, verify)
     with load(artifact, backend, threads) as model:
         report = model.check(reference=reference)
-        found = report.to_json() | {"backend": model.reason}
+        found = report.to_json() | {"backend": model.backend_info}
     if as_json:
         terminal.print_json(found)
     else:
-        _print_rows(str(artifact), [("backend", model.reason), *check_rows(found)])
+        _print_rows(str(artifact), [("backend", model.backend_info), *check_rows(found)])
     if missed := [gate for gate in found["gates"] if not gate["passed"]]:
         each = "; ".join(f"{gate['name']} {gate_line(gate)}" for gate in missed)
         raise GateError(f"{artifact}: {each}; this backend does not say what the original said")

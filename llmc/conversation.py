@@ -13,7 +13,7 @@ from rich.console import Console
 
 from llmc import terminal
 from llmc.errors import InputError, LlmcError
-from llmc.runtime import Parameters, generation_config
+from llmc.runtime import SamplingParams, generation_config
 from llmc.runtime.chat import Message
 from llmc.runtime.model import Model
 from llmc.runtime.stream import Stream
@@ -21,13 +21,13 @@ from llmc.runtime.stream import Stream
 _HELP = "/clear forgets the conversation, /help shows this, /quit or Ctrl-D ends; Ctrl-C stops an answer."
 
 
-def parameters(model: Model, **asked: Any) -> Parameters:
+def parameters(model: Model, **asked: Any) -> SamplingParams:
     """What the user asks for, and for what is None the model's own settings; says which of those there are."""
     try:
         own = model.defaults
     except InputError as error:
         terminal.fail(f"{error}; it is ignored")
-        own = Parameters()
+        own = SamplingParams()
     given = {name for name, value in asked.items() if value is not None}
     found = own.changed(asked)
     if said := generation_config.said(found, given):
@@ -35,7 +35,7 @@ def parameters(model: Model, **asked: Any) -> Parameters:
     return found
 
 
-def converse(model: Model, parameters: Parameters, system: str | None, chat: bool, statistics: bool) -> int:
+def converse(model: Model, parameters: SamplingParams, system: str | None, chat: bool, statistics: bool) -> int:
     """Reads lines from standard input. With a chat template they are a conversation, otherwise each is a text to
     continue. What went wrong with one of them is told, and the next one can be given. Returns the exit code: where
     nobody looks on, as at the end of a pipe, that of the first error."""

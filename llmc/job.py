@@ -11,18 +11,18 @@ import torch
 from llmc import machine
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.other_folders import names_in, require_tokenizer
-from llmc.output import Output
+from llmc.output import OutputFolder
 from llmc.output_path import output_path, refuse_overlap
 from llmc.plan import Plan, plan, rules_of
 from llmc.progress import Display
 from llmc.quant.assign import Rule, assign
 from llmc.quant.layer_calibration import calibration_dtype
-from llmc.quant.layerwise import Options
+from llmc.quant.layerwise import QuantizeOptions
 from llmc.quant.layouts import layout
 from llmc.quant.prune import Pruning
 from llmc.recipe import Recipe, load_recipe
 from llmc.runtime.tokenizer import Tokenizer
-from llmc.source import Source, hash_files, locate, locate_headers
+from llmc.source import ModelSource, hash_files, locate, locate_headers
 from llmc.source_files import SourceFiles
 from llmc.stages import code_version, key_of, module_version, versions
 from llmc.text import Texts, read_texts
@@ -48,7 +48,7 @@ class Job:
     """A recipe with everything it names found, read and checked; nothing is written yet."""
 
     recipe: Recipe
-    source: Source
+    source: ModelSource
     checkpoint: Checkpoint
     rules: list[Rule]
     tokenizer: Tokenizer
@@ -63,11 +63,11 @@ class Job:
         return Pruning(self.recipe.prune.keep, self.recipe.prune.method) if self.recipe.prune else None
 
     @property
-    def options(self) -> Options:
+    def options(self) -> QuantizeOptions:
         recipe = self.recipe
         device = torch.device("cpu" if self.limits.gpu_memory is None else "cuda")
         fp8_cache = recipe.kv_cache == "fp8"
-        return Options(self.plan.hessian_memory, recipe.calibration.experts, recipe.layout, fp8_cache, device)
+        return QuantizeOptions(self.plan.hessian_memory, recipe.calibration.experts, recipe.layout, fp8_cache, device)
 
     def rules_at(self, path: str) -> list[Rule]:
         """The rules by which modules within `path`, as graphs name their nodes, are quantized."""
@@ -114,16 +114,16 @@ def plan_only(argument: str, output: Path | None, limits: Limits = Limits()) -> 
     place = _output(recipe, output)
     with locate_headers(recipe.model, base) as source:
         if output is not None:  # what a build into build/NAME would say is no reason not to plan
-            refuse_overlap(Output(place).path, source.path)
+            refuse_overlap(OutputFolder(place).path, source.path)
         checkpoint = Checkpoint.open(source.path, headers_only=True)
         _require_tokenizer(source)
         return plan(checkpoint, recipe, place, limits.memory, limits.gpu_memory)
 
 
-def prepare(argument: str, output: Path | None, limits: Limits, display: Display) -> tuple[Job, Output]:
+def prepare(argument: str, output: Path | None, limits: Limits, display: Display) -> tuple[Job, OutputFolder]:
     """Finds and checks everything a build needs; InputError or MachineError before anything is written."""
     recipe, base = load_recipe(argument)
-    place = Output(_output(recipe, output))
+    place = OutputFolder(_output(recipe, output))
     source = locate(recipe.model, base)
     refuse_overlap(place.path, source.path)
     files = SourceFiles(source.path)
@@ -157,7 +157,7 @@ def _warn(layout_name: str, planned: Plan, display: Display) -> None:
         display.line(f"transformers will not load the result: {obstacle}")
 
 
-def _require_tokenizer(source: Source) -> None:
+def _require_tokenizer(source: ModelSource) -> None:
     on_hub = source.revision is not None
     require_tokenizer(source.id if on_hub else str(source.path), names_in(source.path), on_hub)
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmc.errors import InputError
-from llmc.runtime.answer import Answer
 from llmc.runtime.decoding import Decoder
 from llmc.runtime.model import Model
 from llmc.runtime.reference import read_reference
-from llmc.runtime.sampling import Parameters
+from llmc.runtime.sampling import SamplingParams
+from llmc.runtime.sequence import GeneratedSequence
 
 _PROMPTS, _PROMPT_TOKENS, _NEW_TOKENS = 8, 32, 32
 
@@ -39,7 +39,7 @@ def peak_memory() -> int:
 class Run:
     """Answers of one batch, and the seconds that prompts and steps took."""
 
-    answers: list[Answer]
+    answers: list[GeneratedSequence]
     prefill: float = 0.0
     decode: float = 0.0
 
@@ -75,8 +75,8 @@ def measure(model: Model, reference: Path | None = None) -> tuple[Speed, float |
 
 def run(model: Model, prompts: list[list[int]], new_tokens: int, draft_tokens: int) -> Run:
     """Greedy answers of so many tokens: what would end a text ends nothing."""
-    parameters = Parameters(max_new_tokens=new_tokens)
-    answers = [Answer(prompt, parameters, new_tokens, model.tokenizer, frozenset()) for prompt in prompts]
+    parameters = SamplingParams(max_new_tokens=new_tokens)
+    answers = [GeneratedSequence(prompt, parameters, new_tokens, model.tokenizer, frozenset()) for prompt in prompts]
     timed = Run(answers)
     start = time.perf_counter()
     for _ in Decoder(model.backend, answers, draft_tokens).run(lambda: False):

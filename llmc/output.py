@@ -22,7 +22,7 @@ _MANIFEST_BYTES = 1 << 25
 _WORK = re.compile(r"[0-9a-f]+|replaced")
 
 
-class Output:
+class OutputFolder:
     """Work goes on in `<path>.work` and is renamed at the end: to `<path>`, or to `<path>.rejected`."""
 
     def __init__(self, path: Path) -> None:

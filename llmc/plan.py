@@ -19,13 +19,13 @@ from llmc.convert.spec import LatentAttentionSpec, MixtureOfExpertsSpec, MLPSpec
 from llmc.convert.targets import target
 from llmc.errors import InputError, MachineError
 from llmc.progress import size
+from llmc.quant.activation_file import MICRO_BATCH_TOKENS
 from llmc.quant.assign import Assignment, Rule, assign
-from llmc.quant.layer_solver import jobs, linears
+from llmc.quant.layer_solver import linears, solve_batches
 from llmc.quant.layerwise import DEFAULT_MEMORY_BUDGET
 from llmc.quant.layouts import layout
 from llmc.quant.prune import kept_per_group, routers
 from llmc.quant.schemes.scheme import Scheme
-from llmc.quant.stream import MICRO_BATCH_TOKENS
 from llmc.recipe import Recipe
 from llmc.sizes import Size, tensor_sizes
 
@@ -281,7 +281,7 @@ def _memory(
     @functools.cache  # layers of one kind
     def solver(index: int) -> int:
         modules = linears(empty_layer(spec, index))
-        found = jobs(by_layer.get(index, {}))
+        found = solve_batches(by_layer.get(index, {}))
         measured = max((job.moments_bytes(modules) for job in found), default=0)
         return max((job.working_bytes(modules, on_gpu) for job in found), default=0) + min(measured, budget)
 

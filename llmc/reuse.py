@@ -16,7 +16,7 @@ from typing import Any
 from llmc.convert.checkpoint import INDEX, Checkpoint
 from llmc.errors import InputError
 from llmc.manifest import QUANTIZED
-from llmc.output import Output, digest, read_manifest
+from llmc.output import OutputFolder, digest, read_manifest
 from llmc.quant.durable import seal
 from llmc.reference import beside
 from llmc.runtime.artifact import REFERENCE
@@ -84,7 +84,7 @@ class Earlier:
             tell(f"{self.path}: {', '.join(taken)} taken from there, since nothing that decides about it has changed")
 
 
-def earlier(place: Output, keys: dict[str, str]) -> Earlier | None:
+def earlier(place: OutputFolder, keys: dict[str, str]) -> Earlier | None:
     """The artifact in the output's place or beside it that has most in common with a build of these keys. One whose
     manifest says something else than was written into it has nothing: its results would be believed."""
     found = []

@@ -49,34 +49,34 @@ _MAX_FRONT_MATTER = 1 << 16  # bytes of a model card
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelSource:
     id: str  # as the recipe names it; the folder's own name for a directory, so that no path gets into an artifact
     revision: str | None  # commit on the hub
     path: Path
     license: str | None  # of the model card, where it names one
 
 
-def locate(model: str, base: Path) -> Source:
+def locate(model: str, base: Path) -> ModelSource:
     """The checkpoint that a recipe in folder `base` names; downloads it if it is a hub id.
 
     InputError for what does not exist, MachineError without network or hub client.
     """
     if model.startswith(BUILTIN):
         path = _builtin(model.removeprefix(BUILTIN))
-        return Source(model, None, path, _license(path))
+        return ModelSource(model, None, path, _license(path))
     path = base / Path(model).expanduser()
     if path.exists():
-        return Source(visible_line(path.resolve().name), None, path, _license(path))
+        return ModelSource(visible_line(path.resolve().name), None, path, _license(path))
     repo, revision = _hub_id(model, path)
     _look_first(repo, revision)
     with _hub(repo) as hub:
         wanted = [*_HUB_WEIGHTS, *_HUB_FILES]
         path = Path(hub.snapshot_download(repo, revision=revision, allow_patterns=wanted, ignore_patterns=_HUB_NEVER))
-    return Source(repo, path.name, path, _license(path))
+    return ModelSource(repo, path.name, path, _license(path))
 
 
 @contextmanager
-def locate_headers(model: str, base: Path) -> Iterator[Source]:
+def locate_headers(model: str, base: Path) -> Iterator[ModelSource]:
     """As `locate`, but of a hub model only the headers of the weights are downloaded, into a folder that is gone
     in the end: files of full size without content."""
     path = base / Path(model).expanduser()
@@ -91,7 +91,7 @@ def locate_headers(model: str, base: Path) -> Iterator[Source]:
         )
     missing = _missing_weights(files)
     if missing is None:
-        yield Source(repo, files.name, files, _license(files))
+        yield ModelSource(repo, files.name, files, _license(files))
         return
     with tempfile.TemporaryDirectory() as folder:
         _copy_files(files, Path(folder))
@@ -101,7 +101,7 @@ def locate_headers(model: str, base: Path) -> Iterator[Source]:
         for name, shard in shards.items():
             _check_shard(repo, name)
             _write_header(Path(folder) / name, shard.tensors)
-        yield Source(repo, files.name, Path(folder), _license(Path(folder)))
+        yield ModelSource(repo, files.name, Path(folder), _license(Path(folder)))
 
 
 def _missing_weights(folder: Path) -> str | None:

@@ -21,7 +21,7 @@ _EIGHTHS = 8  # more steps than these are tried only when they are asked for
 
 
 @dataclass(frozen=True)
-class Step:
+class SweepPoint:
     """keep, of the experts, chosen by `method`; kl and ppl over the check text, in torch."""
 
     keep: float
@@ -37,7 +37,7 @@ class Step:
 
 def sweep(
     argument: str, keeps: Sequence[float], methods: Sequence[Criterion], quantized: bool, output: Path, display: Display
-) -> list[Step]:
+) -> list[SweepPoint]:
     """One step per method and fraction; `keeps` empty: the eighths that the router can do with.
 
     quantized: with the recipe's rules, otherwise experts are pruned and nothing else is changed.
@@ -65,7 +65,7 @@ def sweep(
                             unchanged=job.files.require_unchanged,
                         )  # fmt: skip
                     experts = round(keep * found[0].num_experts)
-                    steps.append(Step(keep, method, experts, result.ppl_original, result.ppl, result.kl))
+                    steps.append(SweepPoint(keep, method, experts, result.ppl_original, result.ppl, result.kl))
         finally:
             folder.clear()
     return steps

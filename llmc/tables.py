@@ -19,14 +19,14 @@ _DESCRIPTION_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
-class Found:
+class Report:
     """The same as JSON and as tables."""
 
     data: dict[str, Any]
     tables: list[Table]
 
 
-def inspect(path: Path) -> Found:
+def inspect(path: Path) -> Report:
     """InputError for what is neither checkpoint, artifact, engine nor kernels."""
     if path.name.endswith(".kernels.safetensors"):
         return _kernels(path)
@@ -79,7 +79,7 @@ def _fits(fits: bool) -> str:
     return "fits" if fits else "DOES NOT FIT"
 
 
-def _artifact(path: Path) -> Found:
+def _artifact(path: Path) -> Report:
     from llmc.runtime.artifact import Artifact
     from llmc.runtime.artifact_schema import Described, checked
     from llmc.summary import rows
@@ -92,10 +92,10 @@ def _artifact(path: Path) -> Found:
     files = table("files", "file", "bytes")
     for name, entry in manifest["files"].items():
         files.add_row(name, f"{entry['bytes']:,}")
-    return Found(manifest, [overview, files])
+    return Report(manifest, [overview, files])
 
 
-def _checkpoint(path: Path) -> Found:
+def _checkpoint(path: Path) -> Report:
     from llmc.convert.checkpoint import Checkpoint
     from llmc.sizes import sizes_by_role
 
@@ -119,10 +119,10 @@ def _checkpoint(path: Path) -> Found:
         "bytes": checkpoint.nbytes(),
         "roles": {role: vars(found) for role, found in roles.items()},
     }
-    return Found(data, [made])
+    return Report(data, [made])
 
 
-def _engine(path: Path) -> Found:
+def _engine(path: Path) -> Report:
     from llmc.runtime.artifact_schema import DescribedEngine, checked
 
     data = read_json(path, _DESCRIPTION_BYTES)
@@ -140,10 +140,10 @@ def _engine(path: Path) -> Found:
     profiles = table("profiles", "number", "tokens per row")
     for number, profile in enumerate(data["profiles"]):
         profiles.add_row(str(number), str(profile["tokens"]))
-    return Found(data, [overview, io, profiles])
+    return Report(data, [overview, io, profiles])
 
 
-def _kernels(path: Path) -> Found:
+def _kernels(path: Path) -> Report:
     from llmc.runtime.plugins.kernel_set import read
 
     sets = read(path)
@@ -155,4 +155,4 @@ def _kernels(path: Path) -> Found:
             for name, said in compiled["kernels"].items():
                 numbers = (said["registers"], said["stack_bytes"], said["shared_bytes"], said["threads"])
                 shown.add_row(each.operation, sm, name, *map(str, numbers))
-    return Found({key: dict(each.told) for key, each in sets.items()}, [shown])
+    return Report({key: dict(each.told) for key, each in sets.items()}, [shown])

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from llmc.convert.quantized_weight import QuantizedWeight
-from llmc.quant.schemes.scheme import Grid, Scheme
+from llmc.quant.schemes.scheme import QuantParams, Scheme
 
 Wide = tuple[torch.Tensor, torch.Tensor | None]  # [E, columns, out], scales and zeros
 
@@ -27,17 +27,17 @@ ASYMMETRY = 0.75  # how far asymmetric calibration goes from the weight to the b
 class Quantized:
     """The result of `solve`, with the leading experts dimension E of its input.
 
-    codes:   [E, out, in]; scales and zeros: [E, out / rows, in / columns] as the scheme stores them
-    groups:  [E, in] int32, the group of each input channel after dynamic act-order; None: j // columns
+    qweight: [E, out, in]; scales and zero_points: [E, out / rows, in / columns] as the scheme stores them
+    g_idx:   [E, in] int32, the group of each input channel after dynamic act-order; None: j // columns
     order:   [E, in] int64, the order in which columns were fixed
     error:   [E], relative output error tr(dW H dW') / tr(W H W')
     damping: [E], the share of the mean diagonal that made H factorize; infinity: never, rounded to nearest
     """
 
-    codes: torch.Tensor
+    qweight: torch.Tensor
     scales: torch.Tensor
-    zeros: torch.Tensor | None
-    groups: torch.Tensor | None
+    zero_points: torch.Tensor | None
+    g_idx: torch.Tensor | None
     order: torch.Tensor
     error: torch.Tensor
     damping: torch.Tensor
@@ -45,9 +45,9 @@ class Quantized:
 
     def weight(self, expert: int = 0, rows: slice = slice(None)) -> QuantizedWeight:
         """Of one expert; `rows` only where no scale is shared by several."""
-        codes, scales = self.codes[expert, rows].clone(), self.scales[expert, rows].clone()
-        zeros = None if self.zeros is None else self.zeros[expert, rows].clone()
-        groups = None if self.groups is None else self.groups[expert].clone()
+        codes, scales = self.qweight[expert, rows].clone(), self.scales[expert, rows].clone()
+        zeros = None if self.zero_points is None else self.zero_points[expert, rows].clone()
+        groups = None if self.g_idx is None else self.g_idx[expert].clone()
         block = self.scheme.block((codes.shape[0], codes.shape[1]))
         return QuantizedWeight(codes, scales, block, self.scheme.code_type, zeros, groups, self.scheme.activations)
 
@@ -69,14 +69,14 @@ def solve(
     weight: torch.Tensor,
     hessian: torch.Tensor,
     scheme: Scheme,
-    cross: torch.Tensor | None = None,
+    cross_covariance: torch.Tensor | None = None,
 ) -> Quantized:
     """Quantizes [E, out, in] weights so that outputs on the calibration inputs change least.
 
     hessian:   [E, in, in], the sum over calibration tokens of x x' (float32; a common factor does not matter), or
                [1, in, in] for all experts
-    cross:     like it, the sum of (x0 - x) x' with the original model's inputs x0: what is approximated then is the
-               original's output W x0, for which W (1 + cross inverse(hessian)) is the best weight; asymmetric
+    cross_covariance: like it, C, the sum of (x0 - x) x' with the original model's inputs x0: what is approximated then
+               is the original's output W x0, for which W (1 + C inverse(hessian)) is the best weight; asymmetric
                calibration (GPTAQ, Li et al. 2025; QEP, Arai and Ichikawa 2025)
     Columns are fixed in order of falling diagonal (act-order). Groups and scales are those of the original order, so
     nothing has to be reordered at run time, unless the scheme's groups are dynamic: then they are of neighbors in the
@@ -97,13 +97,13 @@ def solve(
         """[E, n, in] → [E, in, n], columns in act-order and contiguous."""
         return _columns_by(order[: len(x)], x).mT.contiguous()
 
-    inverse, damping = _inverse_factor(in_order(in_order(hessian)), dead.gather(-1, order)[: len(hessian)])
-    inverse, damping = inverse.expand(experts, -1, -1), damping.expand(experts)
+    hinv_cholesky, damping = _hinv_cholesky(in_order(in_order(hessian)), dead.gather(-1, order)[: len(hessian)])
+    hinv_cholesky, damping = hinv_cholesky.expand(experts, -1, -1), damping.expand(experts)
     wanted = weight.masked_fill(dead[:, None, :], 0.0)
-    if cross is not None:
-        shift = inverse.mT @ (inverse @ in_order(wanted @ cross))
+    if cross_covariance is not None:
+        shift = hinv_cholesky.mT @ (hinv_cholesky @ in_order(wanted @ cross_covariance))
         wanted = wanted + ASYMMETRY * _columns_by(back, shift.mT)
-    target, grids = in_order(wanted), list[Grid]()
+    target, grids = in_order(wanted), list[QuantParams]()
 
     def whole_grid(_: slice) -> Wide:
         grids.append(scheme.grid(wanted, diagonal))
@@ -119,13 +119,13 @@ def solve(
         return scales.float().mT, None if zeros is None else zeros.float().mT
 
     if scheme.dynamic_groups:
-        fixed = _fix_columns(scheme, target, inverse, group, group_grid)
+        fixed = _fix_columns(scheme, target, hinv_cholesky, group, group_grid)
     else:
-        fixed = _fix_columns(scheme, target, inverse, columns, whole_grid)
-    parts = [grid.zeros for grid in grids if grid.zeros is not None]
-    grid = Grid(torch.cat([grid.scales for grid in grids], -1), torch.cat(parts, -1) if parts else None)
+        fixed = _fix_columns(scheme, target, hinv_cholesky, columns, whole_grid)
+    parts = [grid.zero_points for grid in grids if grid.zero_points is not None]
+    grid = QuantParams(torch.cat([grid.scales for grid in grids], -1), torch.cat(parts, -1) if parts else None)
     steps, scales = _columns_by(back, fixed.steps.mT), _columns_by(back, fixed.scales.mT)
-    zeros = None if fixed.zeros is None else _columns_by(back, fixed.zeros.mT)
+    zeros = None if fixed.zero_points is None else _columns_by(back, fixed.zero_points.mT)
     change = scales * steps - wanted
     # The loop counts the error of the damped Hessian.
     lost = fixed.lost - damping * diagonal.mean(-1) * change.square().sum((-2, -1))
@@ -147,17 +147,17 @@ class _Fixed(NamedTuple):
 
     steps: torch.Tensor
     scales: torch.Tensor
-    zeros: torch.Tensor | None
+    zero_points: torch.Tensor | None
     lost: torch.Tensor
 
 
 def _fix_columns(
-    scheme: Scheme, target: torch.Tensor, inverse: torch.Tensor, span: int, find_grid: Callable[[slice], Wide]
+    scheme: Scheme, target: torch.Tensor, hinv_cholesky: torch.Tensor, span: int, find_grid: Callable[[slice], Wide]
 ) -> _Fixed:
     """Rounds the columns of target [E, in, out] one by one and moves what each loses on to those after it.
 
     In strips inside blocks: a column touches its strip, a strip its block, a block all the rest. find_grid is asked for
-    every `span` columns when the first of them is reached; inverse [E, in, in] is the upper factor.
+    every `span` columns when the first of them is reached; hinv_cholesky [E, in, in] is the upper factor.
     """
     columns = target.shape[1]
     steps, scales = torch.empty_like(target), torch.empty_like(target)
@@ -180,34 +180,34 @@ def _fix_columns(
                     zeros[:, members] = wide
             part, now = slice(left, right), lost[:, left - start : right - start]
             zero = None if zeros is None else zeros[:, part]
-            fix_strip(target[:, part], inverse[:, part, part], scales[:, part], zero, steps[:, part], now)
+            fix_strip(target[:, part], hinv_cholesky[:, part, part], scales[:, part], zero, steps[:, part], now)
             if right < end:
-                target[:, right:end].baddbmm_(inverse[:, part, right:end].mT, now, alpha=-1)
+                target[:, right:end].baddbmm_(hinv_cholesky[:, part, right:end].mT, now, alpha=-1)
         total += lost.square().sum((-2, -1))
         if end < columns:
-            target[:, end:].baddbmm_(inverse[:, start:end, end:].mT, lost, alpha=-1)
+            target[:, end:].baddbmm_(hinv_cholesky[:, start:end, end:].mT, lost, alpha=-1)
     return _Fixed(steps, scales, zeros, total)
 
 
 def _fix_strip(
     scheme: Scheme,
     target: torch.Tensor,
-    inverse: torch.Tensor,
+    hinv_cholesky: torch.Tensor,
     scales: torch.Tensor,
     zeros: torch.Tensor | None,
     steps: torch.Tensor,
     lost: torch.Tensor,
 ) -> None:
-    """Rounds the columns of target [E, n, out] one by one and moves what each loses on to those after it; inverse
+    """Rounds the columns of target [E, n, out] one by one and moves what each loses on to those after it; hinv_cholesky
     [E, n, n]. Writes steps and lost, shaped like target."""
-    per_scale, diagonal = scales.reciprocal(), inverse.diagonal(dim1=-2, dim2=-1)[..., None].reciprocal()
+    per_scale, diagonal = scales.reciprocal(), hinv_cholesky.diagonal(dim1=-2, dim2=-1)[..., None].reciprocal()
     for i in range(target.shape[1]):
         step, now = steps[:, i], lost[:, i]
         torch.mul(target[:, i], per_scale[:, i], out=step)
         scheme.round_(step, None if zeros is None else zeros[:, i])
         torch.addcmul(target[:, i], step, scales[:, i], value=-1, out=now).mul_(diagonal[:, i])
         if i + 1 < target.shape[1]:
-            target[:, i + 1 :].baddbmm_(inverse[:, i, i + 1 :, None], now[:, None], alpha=-1)
+            target[:, i + 1 :].baddbmm_(hinv_cholesky[:, i, i + 1 :, None], now[:, None], alpha=-1)
 
 
 def _kernel(scheme: Scheme, target: torch.Tensor) -> Callable[..., None] | None:
@@ -222,7 +222,7 @@ def _kernel(scheme: Scheme, target: torch.Tensor) -> Callable[..., None] | None:
     return partial(fix_block, lowest=scheme.lowest, highest=scheme.highest, float8=float8)
 
 
-def _inverse_factor(hessian: torch.Tensor, dead: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _hinv_cholesky(hessian: torch.Tensor, dead: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Upper U with `inverse(H + damping) = U' U`, and the damping used, both per expert.
 
     With J the exchange matrix, J H J = L L' gives H = R R' for the upper triangular R = J L J, and so U = inverse(R):

@@ -27,37 +27,37 @@ def expert_of(name: str) -> int | None:
 
 
 @dataclass
-class Moments:
+class HessianStats:
     """Sums over the tokens of one source, float32.
 
     hessian: [in, in], the sum of x x'
-    cross:   [in, in], the sum of (x0 - x) x', x0 being what the original model has in the place of x; None: unknown
-    peak:    the largest magnitude in x
+    cross_covariance: [in, in], the sum of (x0 - x) x', x0 being what the original model has for x; None: unknown
+    amax:    the largest magnitude in x
     """
 
     hessian: torch.Tensor
-    cross: torch.Tensor | None
+    cross_covariance: torch.Tensor | None
     tokens: int = 0
-    peak: float = 0.0
+    amax: float = 0.0
 
     @classmethod
-    def empty(cls, size: int, with_cross: bool, device: torch.device) -> Moments:
+    def empty(cls, size: int, with_cross: bool, device: torch.device) -> HessianStats:
         hessian = torch.zeros(size, size, device=device)
         return cls(hessian, torch.zeros_like(hessian) if with_cross else None)
 
     def add(self, x: torch.Tensor, original: torch.Tensor | None = None, name: str = "") -> None:
         """x [..., in], and the same tokens in the original model; OverflowInModelError, which says what `name` is read
         by, for numbers whose squares cannot be summed."""
-        self.peak = max(self.peak, refuse_overflow(x, f"the inputs of {name}"))
+        self.amax = max(self.amax, refuse_overflow(x, f"the inputs of {name}"))
         if original is not None:
             refuse_overflow(original, f"the original model's inputs of {name}")
         x = x.flatten(0, -2)
         for start in range(0, x.shape[1], _STRIP):
             strip = slice(start, start + _STRIP)
             self.hessian[strip, start:].addmm_(x[:, strip].mT, x[:, start:])
-        if self.cross is not None:
+        if self.cross_covariance is not None:
             assert original is not None
-            self.cross.addmm_((original.flatten(0, -2) - x).mT, x)
+            self.cross_covariance.addmm_((original.flatten(0, -2) - x).mT, x)
         self.tokens += len(x)
 
     def symmetric(self) -> torch.Tensor:
@@ -66,24 +66,24 @@ class Moments:
 
 
 @dataclass
-class Measured:
+class CalibrationStats:
     """Moments by source, and which of them stand on tokens that are not their own."""
 
-    moments: dict[str, Moments] = field(default_factory=dict)
+    moments: dict[str, HessianStats] = field(default_factory=dict)
     blended: set[str] = field(default_factory=set)
 
     def add(self, name: str, x: torch.Tensor, original: torch.Tensor | None = None) -> None:
         if name not in self.moments:
-            self.moments[name] = Moments.empty(x.shape[-1], original is not None, x.device)
+            self.moments[name] = HessianStats.empty(x.shape[-1], original is not None, x.device)
         self.moments[name].add(x, original, name)
 
-    def blend(self, name: str, others: Moments, tokens: float) -> None:
+    def blend(self, name: str, others: HessianStats, tokens: float) -> None:
         """Adds what so many average tokens of `others` would have."""
         share = tokens / max(1, others.tokens)
-        empty = Moments.empty(len(others.hessian), others.cross is not None, others.hessian.device)
+        empty = HessianStats.empty(len(others.hessian), others.cross_covariance is not None, others.hessian.device)
         mine = self.moments.setdefault(name, empty)
         mine.hessian += others.hessian * share
-        mine.peak = max(mine.peak, others.peak)
-        if mine.cross is not None and others.cross is not None:
-            mine.cross += others.cross * share
+        mine.amax = max(mine.amax, others.amax)
+        if mine.cross_covariance is not None and others.cross_covariance is not None:
+            mine.cross_covariance += others.cross_covariance * share
         self.blended.add(name)

@@ -2,7 +2,7 @@
 
 Every linear layer is solved before the text passes it, and passes it as it is then stored: queries, keys and values,
 then what reads them, then the output projection, gate and up, and down (true sequential, as in GPTQ). Activations
-between such stations lie on disk, so that a product is computed once, by the quantized weight; attention goes by
+between them lie on disk, so that a product is computed once, by the quantized weight; attention goes by
 micro-batches of rows, an MLP by its tokens, however few of all a routed expert has.
 
 With asymmetric calibration the original layer runs beside it, over the same tokens.
@@ -18,19 +18,19 @@ import torch
 
 from llmc.convert.model import DecoderLayer, DenseMLP, LatentAttention, MixtureOfExperts
 from llmc.convert.model.causal_lm import CACHE_SCALES
+from llmc.quant.activation_file import MICRO_BATCH_TOKENS, ActivationFile
 from llmc.quant.assign import Assignment
-from llmc.quant.hessian import Measured, Moments, source
-from llmc.quant.layer_solver import Solved, input_scale, jobs, linears, solve_modules
+from llmc.quant.hessian import CalibrationStats, HessianStats, source
+from llmc.quant.layer_solver import Solved, input_scale, linears, solve_batches, solve_modules
 from llmc.quant.memory import release_memory
 from llmc.quant.prune import ExpertScores, prune, survivors
-from llmc.quant.stream import MICRO_BATCH_TOKENS, Stream
 
 # "shared": gate and up on all tokens, by one Hessian for all experts, down on those routed.
 ExpertTokens = Literal["routed", "shared", "all"]
 
 
 @dataclass(frozen=True)
-class ModelPath:
+class LayerRun:
     """One model's way through the layer: its layer, and its activations.
 
     entry: what an MTP layer's `eh_proj` joins with an embedding; of a decoder layer x itself
@@ -39,17 +39,17 @@ class ModelPath:
     """
 
     layer: DecoderLayer
-    entry: Stream
-    x: Stream
-    out: Stream
+    entry: ActivationFile
+    x: ActivationFile
+    out: ActivationFile
 
     @property
-    def mixed(self) -> Stream:
+    def mixed(self) -> ActivationFile:
         """What `o_proj` reads."""
         return self.x.beside(f"{self.x.part}-mixed", self.layer.self_attn.o_proj.in_features)
 
     @property
-    def hidden(self) -> Stream:
+    def hidden(self) -> ActivationFile:
         """What the MLP reads."""
         return self.x.beside(f"{self.x.part}-hidden")
 
@@ -59,11 +59,11 @@ class ModelPath:
         return x
 
 
-View = Callable[[ModelPath, slice], torch.Tensor]
+InputFunction = Callable[[LayerRun, slice], torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Unit:
+class MLPBatch:
     """A gated MLP and the calibration tokens it is for; the dense MLP and the shared experts are for all of them.
 
     names:  of its module in the quantized model, which may be pruned, and in the original
@@ -80,7 +80,7 @@ class Unit:
         return self.names[0]
 
 
-UnitView = Callable[[Unit, torch.Tensor], list[torch.Tensor]]
+BatchInputs = Callable[[MLPBatch, torch.Tensor], list[torch.Tensor]]
 
 
 @dataclass
@@ -93,13 +93,13 @@ class LayerCalibration:
     expert_tokens: whether experts are calibrated on the tokens routed to them or on all
     """
 
-    paths: list[ModelPath]
+    paths: list[LayerRun]
     few_tokens: Callable[[int], float]
     memory_budget: int
     tick: Callable[[str, int, int], None]
     expert_tokens: ExpertTokens
     solved: Solved = field(default_factory=Solved)
-    shared: Moments | None = None
+    shared: HessianStats | None = None
     kept: list[int] | None = None  # the experts that survive, by their original numbers; None: all
 
     @property
@@ -110,19 +110,19 @@ class LayerCalibration:
     def attention(self, assigned: dict[str, Assignment], fp8_cache: bool = False) -> None:
         """From the layer's input to what its MLP reads; finds the scales of an FP8 cache, if it is to be one."""
         attention = self.layer.self_attn
-        self.station("attention input", assigned, {"self_attn": ModelPath.normed})
+        self.calibrate_inputs("attention input", assigned, {"self_attn": LayerRun.normed})
         if isinstance(attention, LatentAttention):
-            views: dict[str, View] = {
+            views: dict[str, InputFunction] = {
                 "self_attn.kv_b_proj": lambda path, rows: _latent_attention(path).latent(path.normed(rows))
             }
             if attention.spec.q_lora_rank is not None:
                 views["self_attn.q_b_proj"] = lambda path, rows: _latent_attention(path).query_latent(path.normed(rows))
-            self.station("attention latent", assigned, views)
+            self.calibrate_inputs("attention latent", assigned, views)
 
         if fp8_cache:
             self.layer.self_attn.cache_scales = self._cache_scales()
 
-        def mix(path: ModelPath, rows: slice) -> torch.Tensor:
+        def mix(path: LayerRun, rows: slice) -> torch.Tensor:
             x = path.normed(rows)
             mixed: torch.Tensor = path.layer.self_attn.mix(x, positions(x))
             path.mixed.write(rows, mixed)
@@ -130,7 +130,7 @@ class LayerCalibration:
 
         for path in self.paths:
             path.mixed.create()
-        self.station("attention", assigned, {"self_attn.o_proj": mix}, everything=True)
+        self.calibrate_inputs("attention", assigned, {"self_attn.o_proj": mix}, everything=True)
         for path in self.paths:
             path.hidden.create()
             for rows in self._rows("attention output"):
@@ -171,7 +171,7 @@ class LayerCalibration:
         """From what the MLP reads to what leaves the layer."""
         mlp, every = self.layer.mlp, torch.arange(self.paths[0].x.tokens)
         if not isinstance(mlp, MixtureOfExperts):
-            self._units([Unit(("mlp", "mlp"), every)], assigned, need_output)
+            self._units([MLPBatch(("mlp", "mlp"), every)], assigned, need_output)
         else:
             experts = self._experts(mlp)
             together = self._together(assigned)
@@ -179,7 +179,7 @@ class LayerCalibration:
                 self._units(experts[start : start + together], assigned, need_output)
                 release_memory()
             if mlp.shared_experts is not None:
-                self._units([Unit(("mlp.shared_experts",) * 2, every)], assigned, need_output)
+                self._units([MLPBatch(("mlp.shared_experts",) * 2, every)], assigned, need_output)
         for path in self.paths[1:] if need_output else []:  # the original routes by itself
             for rows in self._rows("original MLP"):
                 path.out.write(rows, path.out.read(rows) + path.layer.mlp(path.hidden.read(rows)))
@@ -187,15 +187,15 @@ class LayerCalibration:
             path.hidden.delete()
             path.out.flush()
 
-    def station(
-        self, phase: str, assigned: dict[str, Assignment], views: dict[str, View], everything: bool = False
+    def calibrate_inputs(
+        self, phase: str, assigned: dict[str, Assignment], views: dict[str, InputFunction], everything: bool = False
     ) -> None:
         """Measures sources, by what makes them, and solves what reads them; `everything` is made even if unread."""
         calibrated = _calibrated_sources(assigned)
         wanted = {name: view for name, view in views.items() if everything or name in calibrated}
         if not wanted:
             return
-        measured = Measured()
+        measured = CalibrationStats()
         for rows in self._rows(phase):
             for name, view in wanted.items():
                 seen = [view(path, rows) for path in self.paths]
@@ -203,7 +203,7 @@ class LayerCalibration:
                     measured.add(name, *seen)
         self._solve(assigned, measured)
 
-    def _solve(self, assigned: dict[str, Assignment], measured: Measured) -> None:
+    def _solve(self, assigned: dict[str, Assignment], measured: CalibrationStats) -> None:
         """What reads the sources that were measured."""
         mine = {name: given for name, given in assigned.items() if source(name) in measured.moments}
         solve_modules(linears(self.layer), mine, measured, self.solved)
@@ -216,14 +216,14 @@ class LayerCalibration:
 
     # The MLP -----------------------------------------------------------------------------------------------------
 
-    def _counted(self, phase: str, units: list[Unit]) -> Iterator[Unit]:
+    def _counted(self, phase: str, units: list[MLPBatch]) -> Iterator[MLPBatch]:
         done, total = 0, sum(len(unit.tokens) for unit in units)
         for unit in units:
             yield unit
             done += len(unit.tokens)
             self.tick(phase, done, total)
 
-    def _experts(self, moe: MixtureOfExperts) -> list[Unit]:
+    def _experts(self, moe: MixtureOfExperts) -> list[MLPBatch]:
         """Every routed expert with the tokens that the router, as it is now, sends to it."""
         hidden = self.paths[0].hidden
         routed = [moe.route(hidden.read(rows).flatten(0, 1)) for rows in hidden.micro_batches()]
@@ -232,24 +232,24 @@ class LayerCalibration:
         for number, old in enumerate(self.kept or range(len(moe.experts))):
             tokens, slot = (found.cpu() for found in torch.where(index == number))
             names = f"mlp.experts.{number}", f"mlp.experts.{old}"
-            units.append(Unit(names, tokens, weight[tokens, slot]))
+            units.append(MLPBatch(names, tokens, weight[tokens, slot]))
         return units
 
     def _together(self, assigned: dict[str, Assignment]) -> int:
         """How many experts can be solved at once."""
         modules = linears(self.layer)
-        each = [job.moments_bytes(modules) // len(job.members) for job in jobs(assigned) if job.expert]
+        each = [job.moments_bytes(modules) // len(job.members) for job in solve_batches(assigned) if job.expert]
         return max(1, self.memory_budget * 3 // 4 // max(each)) if each else len(modules)
 
-    def _units(self, units: list[Unit], assigned: dict[str, Assignment], need_output: bool) -> None:
+    def _units(self, units: list[MLPBatch], assigned: dict[str, Assignment], need_output: bool) -> None:
         """Solves the projections of MLPs that are worked on together, and adds their outputs."""
         wanted = _calibrated_sources(assigned)
-        measured = Measured()
+        measured = CalibrationStats()
         for unit in self._counted("gate and up", [unit for unit in units if unit.name in wanted]):
             self._measure(measured, unit, unit.name, self._hidden)
         self._solve(assigned, measured)
 
-        measured = Measured()
+        measured = CalibrationStats()
         kept: dict[str, list[torch.Tensor]] = {}
         room = self.memory_budget // 4 if need_output else 0
         for unit in self._counted("down", [unit for unit in units if f"{unit.name}.down_proj" in wanted]):
@@ -267,17 +267,17 @@ class LayerCalibration:
                 y = down(seen[number] if seen else self._activated(unit, tokens)[0])
                 self.paths[0].out.add(tokens, y if unit.weight is None else y * unit.weight[part, None])
 
-    def _hidden(self, _: Unit, tokens: torch.Tensor) -> list[torch.Tensor]:
+    def _hidden(self, _: MLPBatch, tokens: torch.Tensor) -> list[torch.Tensor]:
         return [path.hidden.take(tokens) for path in self.paths]
 
-    def _activated(self, unit: Unit, tokens: torch.Tensor) -> list[torch.Tensor]:
+    def _activated(self, unit: MLPBatch, tokens: torch.Tensor) -> list[torch.Tensor]:
         """What the unit's down projection reads."""
         return [
             _mlp(path.layer, name).activate(path.hidden.take(tokens))
             for path, name in zip(self.paths, unit.names, strict=False)
         ]
 
-    def _measure(self, measured: Measured, unit: Unit, name: str, view: UnitView) -> list[torch.Tensor]:
+    def _measure(self, measured: CalibrationStats, unit: MLPBatch, name: str, view: BatchInputs) -> list[torch.Tensor]:
         """Moments of what `view` makes of a unit's tokens; returns that of the quantized model, chunk by chunk, unless
         other tokens than the unit's own were looked at.
 
@@ -300,7 +300,7 @@ class LayerCalibration:
             self.shared = measured.moments[name]
         needed = self.few_tokens(_mlp(self.layer, unit.name).gate_proj.in_features)
         if routed and len(tokens) < needed:
-            others = Measured()
+            others = CalibrationStats()
             others.add(name, *view(unit, torch.arange(0, every, max(1, int(every / (2 * needed))))))
             measured.blend(name, others.moments[name], needed - len(tokens))
         return made
@@ -311,7 +311,7 @@ def _calibrated_sources(assigned: dict[str, Assignment]) -> set[str]:
     return {source(module) for module, given in assigned.items() if given.calibrated}
 
 
-def _latent_attention(path: ModelPath) -> LatentAttention:
+def _latent_attention(path: LayerRun) -> LatentAttention:
     attention = path.layer.self_attn
     assert isinstance(attention, LatentAttention)
     return attention

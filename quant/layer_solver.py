@@ -11,11 +11,11 @@ from torch import nn
 
 from llmc.convert.model import Linear
 from llmc.convert.quantized_weight import LARGEST_FP8, Activations, QuantizedWeight
+from llmc.quant.activation_file import CPU
 from llmc.quant.assign import Assignment
 from llmc.quant.gptq import Quantized, round_to_nearest, solve
-from llmc.quant.hessian import Measured, expert_of, source
+from llmc.quant.hessian import CalibrationStats, expert_of, source
 from llmc.quant.schemes.scheme import Scheme
-from llmc.quant.stream import CPU
 
 # Weights in one batch: larger ones only fall out of the processor's caches, and each of their temporaries is fetched
 # from and given back to the system. A GPU is busy with many.
@@ -23,7 +23,7 @@ _TOGETHER, _TOGETHER_ON_GPU = 1 << 22, 1 << 27
 
 
 @dataclass(frozen=True)
-class Job:
+class SolveBatch:
     """Layers solved in one batch. `members[e]` read one input and lie below each other as rows of matrix e."""
 
     scheme: Scheme
@@ -63,7 +63,7 @@ class Solved:
     reports: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def jobs(assigned: dict[str, Assignment]) -> list[Job]:
+def solve_batches(assigned: dict[str, Assignment]) -> list[SolveBatch]:
     """Groups calibrated modules (names inside the layer): same projection of all experts, same input, same scheme."""
     groups: dict[tuple[str, ...], dict[str, list[str]]] = {}
     for name, assignment in assigned.items():
@@ -83,7 +83,7 @@ def jobs(assigned: dict[str, Assignment]) -> list[Job]:
         for names in members.values():
             by_suffix.setdefault(tuple(name.rpartition(".")[2] for name in names), []).append(names)
         for matrices in by_suffix.values():
-            result.append(Job(given.scheme, given.method, matrices, kind.startswith("experts.")))
+            result.append(SolveBatch(given.scheme, given.method, matrices, kind.startswith("experts.")))
     return result
 
 
@@ -110,13 +110,13 @@ def _round(
 
 
 def solve_modules(
-    modules: dict[str, Linear], assigned: dict[str, Assignment], measured: Measured, solved: Solved
+    modules: dict[str, Linear], assigned: dict[str, Assignment], measured: CalibrationStats, solved: Solved
 ) -> None:
     """Quantizes the calibrated modules of `assigned`, in `modules` too, from the moments of their sources."""
-    for job in jobs(assigned):
+    for job in solve_batches(assigned):
         if job.method == "rtn":  # measured for the sake of the inputs' scale
             rounded = {name: Assignment(job.scheme, "rtn") for names in job.members for name in names}
-            _round(modules, rounded, solved, {name: measured.moments[source(name)].peak for name in rounded})
+            _round(modules, rounded, solved, {name: measured.moments[source(name)].amax for name in rounded})
             continue
         first = measured.moments[source(job.members[0][0])]
         together = job.together(modules, first.hessian.is_cuda)
@@ -124,16 +124,16 @@ def solve_modules(
             _solve_job(replace(job, members=job.members[start : start + together]), modules, measured, solved)
 
 
-def _solve_job(job: Job, modules: dict[str, Linear], measured: Measured, solved: Solved) -> None:
+def _solve_job(job: SolveBatch, modules: dict[str, Linear], measured: CalibrationStats, solved: Solved) -> None:
     sources = [source(names[0]) for names in job.members]
     moments = [measured.moments[name] for name in sources]
     different = moments[:1] if all(each is moments[0] for each in moments) else moments
     hessian = torch.stack([each.symmetric() for each in different])
-    crosses = [each.cross for each in different if job.asymmetric and each.cross is not None]
+    crosses = [each.cross_covariance for each in different if job.asymmetric and each.cross_covariance is not None]
     weight = torch.stack([torch.cat([modules[n].full() for n in names]) for names in job.members])
     result = solve(weight, hessian, job.scheme, torch.stack(crosses) if crosses else None)
     for number, names in enumerate(job.members):
-        weights = _take_apart(result, number, names, modules, moments[number].peak)
+        weights = _take_apart(result, number, names, modules, moments[number].amax)
         damping = result.damping[number].item()
         for name in names:
             modules[name].hold(weights[name])

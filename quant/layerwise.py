@@ -31,9 +31,10 @@ from llmc.convert.model import (
 )
 from llmc.convert.spec import MixtureOfExpertsSpec
 from llmc.errors import InputError
+from llmc.quant.activation_file import CPU, ActivationFile
 from llmc.quant.assign import Assignment, Rule, assign, check_layout, linear_modules
 from llmc.quant.durable import write_json
-from llmc.quant.layer_calibration import ExpertTokens, LayerCalibration, ModelPath, calibration_dtype, positions
+from llmc.quant.layer_calibration import ExpertTokens, LayerCalibration, LayerRun, calibration_dtype, positions
 from llmc.quant.layer_solver import linears, round_modules
 from llmc.quant.layouts import DEFAULT_LAYOUT, layout
 from llmc.quant.memory import release_memory
@@ -43,7 +44,6 @@ from llmc.quant.reference import write_reference
 from llmc.quant.result import QuantizeResult
 from llmc.quant.resume import finish_layer, finished_layers
 from llmc.quant.shard import scheme_of, shard_path, write_ends, write_index, write_layer
-from llmc.quant.stream import CPU, Stream
 
 DEFAULT_MEMORY_BUDGET = 4 << 30
 MIN_TOKEN_SHARE = 0.005  # of all calibration tokens, for an expert to be calibrated on its own ones
@@ -59,7 +59,7 @@ def _nothing(*_: object) -> None:
 
 
 @dataclass(frozen=True)
-class Options:
+class QuantizeOptions:
     """
     memory_budget: bytes that moments and what is kept of activations may take
     expert_tokens: whether experts are calibrated on the tokens routed to them or on all
@@ -84,7 +84,7 @@ def quantize(
     output_dir: Path,
     work_dir: Path,
     progress: Progress,
-    options: Options = Options(),  # immutable
+    options: QuantizeOptions = QuantizeOptions(),  # immutable
     unchanged: Callable[[], None] = _nothing,
     tell: Callable[[str], None] = _nothing,
 ) -> QuantizeResult:
@@ -112,7 +112,7 @@ class _Pass:
         ids: dict[str, torch.Tensor],
         output_dir: Path,
         work_dir: Path,
-        options: Options,
+        options: QuantizeOptions,
         progress: Progress,
         unchanged: Callable[[], None],
         tell: Callable[[str], None],
@@ -196,9 +196,9 @@ class _Pass:
         """That of the ends of the model, 0, or of layer `number - 1`."""
         return shard_path(self.output_dir, number, self.layers + 1)
 
-    def _stream(self, part: str, index: int) -> Stream:
+    def _stream(self, part: str, index: int) -> ActivationFile:
         rows, length = self.ids[part].shape
-        return Stream(self.work_dir, part, index, (rows, length, self.spec.hidden_size), self.options.device)
+        return ActivationFile(self.work_dir, part, index, (rows, length, self.spec.hidden_size), self.options.device)
 
     def _following(self, index: int) -> list[Path]:
         """What a layer leaves for those behind it."""
@@ -291,9 +291,9 @@ class _Pass:
             if self.spec.is_mtp(index):
                 depth = index - self.spec.num_layers
                 shape = (entry.shape[0], entry.shape[1] - 1 - depth, entry.shape[2])
-                x = Stream(self.work_dir, f"{part}-mtp", index, shape, self.options.device)
+                x = ActivationFile(self.work_dir, f"{part}-mtp", index, shape, self.options.device)
                 out = x.beside(f"{part}-mtp-out").create
-            paths.append(ModelPath(mine, entry, x, out() if index <= self.last_calibrated else x))
+            paths.append(LayerRun(mine, entry, x, out() if index <= self.last_calibrated else x))
         return LayerCalibration(
             paths,
             self._few_tokens(index),
@@ -308,14 +308,14 @@ class _Pass:
         embedding, norm = load_embedding(self.checkpoint), load_final_norm(self.checkpoint).to(self.options.device)
 
         @torch.no_grad()
-        def joined(path: ModelPath, rows: slice) -> torch.Tensor:
+        def joined(path: LayerRun, rows: slice) -> torch.Tensor:
             assert isinstance(path.layer, MultiTokenPrediction)
             tokens = self.ids["calibration"][rows, 1 + depth :]
             hidden = path.entry.read(rows)[:, : tokens.shape[1]]
             embedded = functional.embedding(tokens, embedding).to(hidden.device)
             return path.layer.joined(embedded, norm(hidden) if depth == 0 else hidden)
 
-        calibration.station("MTP input", assigned, {"eh_proj": joined})
+        calibration.calibrate_inputs("MTP input", assigned, {"eh_proj": joined})
         for path in calibration.paths:
             assert isinstance(path.layer, MultiTokenPrediction)
             path.x.create()

@@ -13,8 +13,8 @@ from torch.nn import functional
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.model import load_final_norm, load_lm_head
 from llmc.convert.safetensors_file import SafetensorsWriter
+from llmc.quant.activation_file import ActivationFile
 from llmc.quant.overflow import OverflowInModelError, refuse_overflow
-from llmc.quant.stream import Stream
 
 KEPT = 64  # log-probabilities per position
 LARGEST_SURPRISE = 700.0  # nats per token: the perplexity still is a number
@@ -34,8 +34,8 @@ class Distance:
 def write_reference(
     checkpoint: Checkpoint,
     ids: torch.Tensor,
-    original: Stream,
-    quantized: Stream,
+    original: ActivationFile,
+    quantized: ActivationFile,
     path: Path,
     progress: Callable[[int, int], None],
 ) -> Distance:

@@ -7,11 +7,11 @@ with load("artifact") as model:
         print(piece, end="")
 """
 
-from llmc.runtime.answer import Generation
 from llmc.runtime.check import CheckReport, Gate
 from llmc.runtime.logprobs import TokenLogprob
 from llmc.runtime.model import Model, Session, load
-from llmc.runtime.sampling import Parameters
+from llmc.runtime.sampling import SamplingParams
+from llmc.runtime.sequence import Generation
 from llmc.runtime.stream import Stream
 
-__all__ = ["CheckReport", "Gate", "Generation", "Model", "Parameters", "Session", "Stream", "TokenLogprob", "load"]
+__all__ = ["CheckReport", "Gate", "Generation", "Model", "SamplingParams", "Session", "Stream", "TokenLogprob", "load"]

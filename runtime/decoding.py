@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from llmc.runtime.answer import Answer
 from llmc.runtime.backends import Backend, FloatArray, Graph, Hidden, IntArray, step_width
 from llmc.runtime.sampling import Probabilities
+from llmc.runtime.sequence import GeneratedSequence
 
 Cancelled = Callable[[], bool]
 
 
 @dataclass
-class Memory:
+class KVCacheState:
     """A backend's cache of one sequence, and what it is known to hold.
 
     tokens: those that the main graph has seen, at their places
@@ -47,7 +47,7 @@ class Decoder:
     """
 
     def __init__(
-        self, backend: Backend, answers: list[Answer], draft_tokens: int, memory: Memory | None = None
+        self, backend: Backend, answers: list[GeneratedSequence], draft_tokens: int, memory: KVCacheState | None = None
     ) -> None:
         self.backend, self.answers = backend, answers
         self.draft_tokens = draft_tokens if backend.has_mtp else 0
@@ -60,7 +60,7 @@ class Decoder:
             self._memory, self._cache = memory, memory.cache
         else:
             self._cache = backend.new_cache(len(answers))
-            self._memory = Memory(self._cache)  # followed for one row only, of use to nobody
+            self._memory = KVCacheState(self._cache)  # followed for one row only, of use to nobody
             if memory and self._start:
                 backend.copy(memory.cache, [0] * len(answers), self._start, self._cache)
         self._n = np.array([len(answer.prompt) for answer in answers], dtype=np.int64)
@@ -154,7 +154,7 @@ class Decoder:
         space = self.backend.context - 1 - int(self._n[active].max())
         if space <= 0:
             self._ahead = None
-        return max(0, min(self.draft_tokens, space, max(self.answers[row].room for row in active) - 1))
+        return max(0, min(self.draft_tokens, space, max(self.answers[row].remaining for row in active) - 1))
 
     def _draft(
         self, active: list[int], count: int, positions: IntArray
@@ -172,7 +172,7 @@ class Decoder:
                 assert deeper is not None
                 logits, hidden = found[:, 0], deeper
             for row in active:
-                if place < self.answers[row].room - 1:
+                if place < self.answers[row].remaining - 1:
                     token, distribution = self.answers[row].draft(logits[row], drafts[row])
                     drafts[row].append(token)
                     drafted[row].append(distribution)

@@ -12,25 +12,25 @@ from typing import Any
 from llmc.errors import InputError
 from llmc.runtime import arguments
 from llmc.runtime.artifact import Artifact
-from llmc.runtime.sampling import Parameters
+from llmc.runtime.sampling import SamplingParams
 
 FILE = "generation_config.json"
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 
 
-def read(artifact: Artifact) -> Parameters:
+def read(artifact: Artifact) -> SamplingParams:
     """The model's own settings: greedy, unless there is the file and says `do_sample`. InputError for a broken one."""
     try:
-        return Parameters(**_settings(artifact.read_json(FILE)))
+        return SamplingParams(**_settings(artifact.read_json(FILE)))
     except InputError as error:
         file = artifact.called(FILE)
         reason = str(error).removeprefix(f"{file}: ")
-        raise InputError(f"{file}: {reason}; give Parameters of your own") from error
+        raise InputError(f"{file}: {reason}; give SamplingParams of your own") from error
 
 
-def said(parameters: Parameters, without: Collection[str] = ()) -> str:
+def said(parameters: SamplingParams, without: Collection[str] = ()) -> str:
     """What differs from greedy, for people: `temperature 0.6, top_p 0.95`; empty if nothing does."""
-    neutral = Parameters()
+    neutral = SamplingParams()
     names = [*_SAMPLING, "repetition_penalty"] if parameters.temperature else ["repetition_penalty"]
     found = {name: getattr(parameters, name) for name in names if name not in without}
     return ", ".join(f"{name} {value:g}" for name, value in found.items() if value != getattr(neutral, name))

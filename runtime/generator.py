@@ -10,9 +10,9 @@ from typing import Any, TypeAlias, Unpack, cast, overload
 
 from llmc.errors import InputError
 from llmc.runtime import arguments
-from llmc.runtime.answer import Answer, Generation
 from llmc.runtime.chat import Message
-from llmc.runtime.sampling import Options, Parameters
+from llmc.runtime.sampling import SamplingOptions, SamplingParams
+from llmc.runtime.sequence import GeneratedSequence, Generation
 from llmc.runtime.stream import Stream
 
 Prompt: TypeAlias = str | list[int] | list[Message]
@@ -21,10 +21,10 @@ Prompts: TypeAlias = list[str] | list[list[int]] | list[list[Message]] | list[Pr
 Cancelled: TypeAlias = Callable[[], bool]
 
 
-class Generator(ABC):
-    """All take `Parameters`, or its fields by name, which win. Without `Parameters` the model's own settings hold
-    (`defaults`), and the fields by name win over those: a model whose generation_config.json says so is sampled, unless
-    `temperature=0` is given. `Parameters(…)` are taken as they are.
+class TextGenerator(ABC):
+    """All take `SamplingParams`, or its fields by name, which win. Without `SamplingParams` the model's own
+    settings hold (`defaults`), and the fields by name win over those: a model whose generation_config.json says so is
+    sampled, unless `temperature=0` is given. `SamplingParams(…)` are taken as they are.
 
     A text may end in a space: the answer's first token is then one that begins with it. The same seed gives the same
     text on the same machine.
@@ -45,33 +45,33 @@ class Generator(ABC):
     def generate(
         self,
         prompts: Prompt,
-        parameters: Parameters | None = ...,
+        parameters: SamplingParams | None = ...,
         *,
         cancelled: Cancelled | None = ...,
-        **options: Unpack[Options],
+        **options: Unpack[SamplingOptions],
     ) -> Generation: ...
     @overload
     def generate(
         self,
         prompts: Prompts,
-        parameters: Parameters | Sequence[Parameters] | None = ...,
+        parameters: SamplingParams | Sequence[SamplingParams] | None = ...,
         *,
         cancelled: Cancelled | None = ...,
-        **options: Unpack[Options],
+        **options: Unpack[SamplingOptions],
     ) -> list[Generation]: ...
     def generate(
         self,
         prompts: Prompt | Prompts,
-        parameters: Parameters | Sequence[Parameters] | None = None,
+        parameters: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         cancelled: Cancelled | None = None,
-        **options: Unpack[Options],
+        **options: Unpack[SamplingOptions],
     ) -> Generation | list[Generation]:
         """Continues one prompt, or several in one batch; the same shape comes back. Whether each answer is what its
-        prompt would get alone depends on the accuracy level (see `Generator`).
+        prompt would get alone depends on the accuracy level (see `TextGenerator`).
 
         parameters: for all, prompt i drawing with `seed + i`; or one for each, as they are
-        options: fields of `Parameters`, for all
+        options: fields of `SamplingParams`, for all
         cancelled: asked between passes; once it says True, what there is comes back. `threading.Event().is_set` will do
         """
         if cancelled is not None:
@@ -89,18 +89,20 @@ class Generator(ABC):
         found = self._generate(several, each, cancelled or (lambda: False))
         return found[0] if single else found
 
-    def _parameters(self, parameters: Any, options: Mapping[str, Any]) -> Parameters:
-        if parameters is not None and not isinstance(parameters, Parameters):
-            arguments.refuse("parameters", parameters, "llmc.runtime.Parameters, or its fields by name")
+    def _parameters(self, parameters: Any, options: Mapping[str, Any]) -> SamplingParams:
+        if parameters is not None and not isinstance(parameters, SamplingParams):
+            arguments.refuse("parameters", parameters, "llmc.runtime.SamplingParams, or its fields by name")
         return (self.defaults if parameters is None else parameters).changed(options)
 
-    def _generate(self, prompts: list[Prompt], each: list[Parameters], cancelled: Cancelled) -> list[Generation]:
+    def _generate(self, prompts: list[Prompt], each: list[SamplingParams], cancelled: Cancelled) -> list[Generation]:
         answers = [self._answer(prompt, one) for prompt, one in zip(prompts, each, strict=True)]
         for _ in self._steps(answers, cancelled):
             pass
         return [answer.generation() for answer in answers]
 
-    def stream(self, prompt: Prompt, parameters: Parameters | None = None, **options: Unpack[Options]) -> Stream:
+    def stream(
+        self, prompt: Prompt, parameters: SamplingParams | None = None, **options: Unpack[SamplingOptions]
+    ) -> Stream:
         """Continues one prompt, piece by piece; together the pieces are the `text` that `generate` returns for it."""
         answer = self._answer(prompt, self._parameters(parameters, options))
         return Stream(answer, lambda cancelled: self._steps([answer], cancelled))
@@ -108,10 +110,10 @@ class Generator(ABC):
     def chat(
         self,
         messages: list[Message],
-        parameters: Parameters | None = None,
+        parameters: SamplingParams | None = None,
         *,
         template: Mapping[str, Any] | None = None,
-        **options: Unpack[Options],
+        **options: Unpack[SamplingOptions],
     ) -> Generation:
         """The answer to a conversation. `generate` and `stream` take messages, too.
 
@@ -122,7 +124,7 @@ class Generator(ABC):
         return self._generate([prompt], [wanted], lambda: False)[0]
 
     async def agenerate(
-        self, prompts: Prompt, parameters: Parameters | None = None, **options: Unpack[Options]
+        self, prompts: Prompt, parameters: SamplingParams | None = None, **options: Unpack[SamplingOptions]
     ) -> Generation:
         """`generate` in a thread of its own; it ends when the task is cancelled."""
         import asyncio
@@ -134,7 +136,7 @@ class Generator(ABC):
             stop.set()
 
     async def astream(
-        self, prompt: Prompt, parameters: Parameters | None = None, **options: Unpack[Options]
+        self, prompt: Prompt, parameters: SamplingParams | None = None, **options: Unpack[SamplingOptions]
     ) -> AsyncIterator[str]:
         """`stream` whose passes run in a thread, one after the other; it ends when the task is cancelled."""
         import asyncio
@@ -148,7 +150,7 @@ class Generator(ABC):
 
     @property
     @abstractmethod
-    def defaults(self) -> Parameters:
+    def defaults(self) -> SamplingParams:
         """What holds where the caller says nothing: the settings of the model's generation_config.json, or greedy.
         InputError when that file is broken."""
 
@@ -159,9 +161,9 @@ class Generator(ABC):
         """The tokens of a conversation, up to where the answer begins."""
 
     @abstractmethod
-    def _answer(self, prompt: Prompt, parameters: Parameters) -> Answer:
+    def _answer(self, prompt: Prompt, parameters: SamplingParams) -> GeneratedSequence:
         """An answer that has not begun; InputError for what cannot be answered."""
 
     @abstractmethod
-    def _steps(self, answers: list[Answer], cancelled: Cancelled) -> Iterator[None]:
+    def _steps(self, answers: list[GeneratedSequence], cancelled: Cancelled) -> Iterator[None]:
         """Makes answers, as many at once as the backend can; yields between passes."""

@@ -33,7 +33,7 @@ from tqdm import tqdm
 from llmc.errors import InputError
 from llmc.runtime import arguments
 from llmc.runtime.model import Model, load
-from llmc.runtime.sampling import Parameters
+from llmc.runtime.sampling import SamplingParams
 
 Pair = tuple[tuple[str, str], list[int], list[int]]  # texts; tokens of the context and of what follows
 _LOG = logging.getLogger(__name__)
@@ -173,7 +173,7 @@ class ArtifactLM(TemplateLM):
         progress.close()
         return found
 
-    def _parameters(self, wanted: dict[str, Any]) -> Parameters:
+    def _parameters(self, wanted: dict[str, Any]) -> SamplingParams:
         """From the harness's names; greedy unless they say otherwise. InputError for what cannot be done."""
         known = {name: value for name, value in wanted.items() if value is not None}
         if isinstance(known.get("until"), tuple):
@@ -196,7 +196,7 @@ class ArtifactLM(TemplateLM):
         most = self.model.context // 2  # the rest is for the prompt
         if length > most:
             warning_once(_LOG, f"answers get {most} tokens instead of {length}: half of the context is for the prompt")
-        return Parameters(min(length, most), temperature if sampled else 0.0, stop=stop, **options)
+        return SamplingParams(min(length, most), temperature if sampled else 0.0, stop=stop, **options)
 
 
 def _seed(seed: int | None, asked: str, turn: int) -> int:

@@ -13,23 +13,23 @@ import numpy as np
 
 from llmc.errors import InputError
 from llmc.runtime import arguments, generation_config
-from llmc.runtime.answer import Answer
 from llmc.runtime.artifact import Artifact
 from llmc.runtime.backends import Backend, IntArray, start
 from llmc.runtime.chat import ChatTemplate, Message
 from llmc.runtime.check import CheckReport, Progress, check
-from llmc.runtime.decoding import Decoder, Memory
+from llmc.runtime.decoding import Decoder, KVCacheState
 from llmc.runtime.fork import watch
-from llmc.runtime.generator import Cancelled, Generator, Prompt
+from llmc.runtime.generator import Cancelled, Prompt, TextGenerator
 from llmc.runtime.logprobs import TokenLogprob, score
-from llmc.runtime.sampling import Parameters
+from llmc.runtime.sampling import SamplingParams
+from llmc.runtime.sequence import GeneratedSequence
 from llmc.runtime.tokenizer import Tokenizer
 
 _MOST_THREADS = 1024
 _SPACES = ("Ġ", "▁")  # how byte-level and SentencePiece vocabularies write a token that is one space
 
 
-class Model(Generator):
+class Model(TextGenerator):
     """What `load` returns. Use it as a context manager, or call `close`, to free sessions and memory.
 
     It remembers nothing from call to call, and may be used from several threads, but not in a process that was forked
@@ -41,12 +41,12 @@ class Model(Generator):
         artifact: Artifact,
         tokenizer: Tokenizer,
         backend: Backend,
-        reason: str,
+        backend_info: str,
         speculative: bool,
         draft_tokens: int,
     ) -> None:
         self.artifact, self.tokenizer, self.backend = artifact, tokenizer, backend
-        self.reason = reason  # which backend was picked, and why no other
+        self.backend_info = backend_info  # which backend was picked, and why no other
         self.draft_tokens = draft_tokens if speculative and backend.has_mtp else 0
         self.chat_template: str | None = None  # in place of its own
 
@@ -60,12 +60,12 @@ class Model(Generator):
         return self.chat_template is not None or ChatTemplate.find(self.artifact) is not None
 
     @cached_property
-    def defaults(self) -> Parameters:
+    def defaults(self) -> SamplingParams:
         return generation_config.read(self.artifact)
 
     def session(self, prompt: Prompt | None = None) -> Session:
         """A session: it keeps what it has read. The prompt, if there is one, is read now."""
-        session = Session(self, Memory(self.backend.new_cache(1)))
+        session = Session(self, KVCacheState(self.backend.new_cache(1)))
         if prompt is not None:
             session.read(prompt)
         return session
@@ -155,17 +155,19 @@ class Model(Generator):
         known = [(text, token) for text, token in known if token < self.artifact.vocab_size]
         return {space: np.array(sorted(token for text, token in known if text.startswith(space))) for space in _SPACES}
 
-    def _steps(self, answers: list[Answer], cancelled: Cancelled, memory: Memory | None = None) -> Iterator[None]:
+    def _steps(
+        self, answers: list[GeneratedSequence], cancelled: Cancelled, memory: KVCacheState | None = None
+    ) -> Iterator[None]:
         batch = self.backend.batch
         for place in range(0, len(answers), batch):
             yield from Decoder(self.backend, answers[place : place + batch], self.draft_tokens, memory).run(cancelled)
 
-    def _answer(self, prompt: Prompt, parameters: Parameters) -> Answer:
+    def _answer(self, prompt: Prompt, parameters: SamplingParams) -> GeneratedSequence:
         ids, first_tokens = self.encode(prompt), None
         if isinstance(prompt, str):
             ids, first_tokens = self._heal(ids)
         limit = self._fits(len(ids), parameters.max_new_tokens)
-        return Answer(ids, parameters, limit, self.tokenizer, self.artifact.eos_token_ids, first_tokens)
+        return GeneratedSequence(ids, parameters, limit, self.tokenizer, self.artifact.eos_token_ids, first_tokens)
 
     def _fits(self, prompt_tokens: int, new_tokens: int | None) -> int:
         """How many new tokens there may be; InputError when they do not fit the context."""
@@ -187,14 +189,14 @@ class Model(Generator):
         return ids[:-1], self._spaced[space]
 
 
-class Session(Generator):
+class Session(TextGenerator):
     """A conversation's memory: what a prompt has in common with what was read and said before is not computed again.
 
     Prompts are whole, as they are for the model. A session answers one prompt at a time; one that is still being
     streamed ends when the next begins. Several prompts at once all start from what it holds, and leave it as it is.
     """
 
-    def __init__(self, model: Model, memory: Memory) -> None:
+    def __init__(self, model: Model, memory: KVCacheState) -> None:
         self.model, self._memory, self._turn = model, memory, 0
         self._new_lock()
         watch(self, Session._new_lock)  # a thread that is not in the child may hold it
@@ -207,7 +209,7 @@ class Session(Generator):
 
     def read(self, prompt: Prompt) -> None:
         """Computes a prompt, for answers to come."""
-        answer = self._answer(self.model.encode(prompt), Parameters(max_new_tokens=None))
+        answer = self._answer(self.model.encode(prompt), SamplingParams(max_new_tokens=None))
         for _ in self._steps([answer], lambda: self._memory.tokens == answer.prompt):
             pass
 
@@ -215,7 +217,7 @@ class Session(Generator):
         """A copy that goes its own way."""
         memory, backend = self._memory, self.model.backend
         with self._lock:
-            copy = Memory(backend.new_cache(1), list(memory.tokens), memory.mtp)
+            copy = KVCacheState(backend.new_cache(1), list(memory.tokens), memory.mtp)
             backend.copy(memory.cache, [0], len(memory.tokens), copy.cache)
         return Session(self.model, copy)
 
@@ -225,20 +227,20 @@ class Session(Generator):
         return self.model.chat_prompt(messages, add_generation_prompt, **template)
 
     @property
-    def defaults(self) -> Parameters:
+    def defaults(self) -> SamplingParams:
         return self.model.defaults
 
     def _new_lock(self) -> None:
         self._lock = threading.RLock()
 
-    def _answer(self, prompt: Prompt, parameters: Parameters) -> Answer:
+    def _answer(self, prompt: Prompt, parameters: SamplingParams) -> GeneratedSequence:
         return self.model._answer(prompt, parameters)
 
-    def _steps(self, answers: list[Answer], cancelled: Cancelled) -> Iterator[None]:
+    def _steps(self, answers: list[GeneratedSequence], cancelled: Cancelled) -> Iterator[None]:
         self._turn += 1
         return self._turns(answers, cancelled, self._turn)
 
-    def _turns(self, answers: list[Answer], cancelled: Cancelled, turn: int) -> Iterator[None]:
+    def _turns(self, answers: list[GeneratedSequence], cancelled: Cancelled, turn: int) -> Iterator[None]:
         """Holds the lock for each pass: an answer that was cancelled may be in the middle of one, in another thread."""
         steps = None
         while True:
@@ -264,7 +266,7 @@ def load(
     """Opens an artifact directory.
 
     backend: `tensorrt-rtx`, `onnxruntime`, or `onnxruntime:cuda`, `onnxruntime:openvino` and whatever other execution
-        provider is installed; None picks the fastest that is available (`Model.reason` says why)
+        provider is installed; None picks the fastest that is available (`Model.backend_info` says why)
     threads: of the CPU backend; None: all cores
     speculative, draft_tokens: use the MTP layer where there is one, and how far it looks ahead
     verify: compare every file's sha256 with the manifest first, weights and engines too; others always are

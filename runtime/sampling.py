@@ -17,8 +17,8 @@ Probabilities = npt.NDArray[np.float64]  # [V]
 _LARGEST = np.float32(1e30)  # of a logit: differences of two are still finite
 
 
-class Options(TypedDict, total=False):
-    """The fields of `Parameters`, as keyword arguments."""
+class SamplingOptions(TypedDict, total=False):
+    """The fields of `SamplingParams`, as keyword arguments."""
 
     max_new_tokens: int | None
     temperature: float | None
@@ -32,7 +32,7 @@ class Options(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
-class Parameters:
+class SamplingParams:
     """How one prompt is to be continued. None stands for the default, except where it says what else it means.
 
     max_new_tokens: at most so many; None: until the context is full
@@ -70,7 +70,7 @@ class Parameters:
         if "" in self.stop:
             raise InputError("stop holds an empty string, at which everything would end; leave it out")
 
-    def changed(self, options: Mapping[str, Any]) -> Parameters:
+    def changed(self, options: Mapping[str, Any]) -> SamplingParams:
         """With other values of these fields; None leaves `temperature` and other numbers as they are."""
         if unknown := options.keys() - _CHECKS.keys():
             raise InputError(f"{min(unknown)} is no parameter; there are {', '.join(_CHECKS)}")

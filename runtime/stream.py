@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from types import TracebackType
 
-from llmc.runtime.answer import Answer, Generation
+from llmc.runtime.sequence import GeneratedSequence, Generation
 
 
 class Stream(Iterator[str]):
     """Pieces of text as they become certain. It ends by itself, by `cancel`, or when nobody holds it any longer."""
 
-    def __init__(self, answer: Answer, run: Callable[[Callable[[], bool]], Iterator[None]]) -> None:
+    def __init__(self, answer: GeneratedSequence, run: Callable[[Callable[[], bool]], Iterator[None]]) -> None:
         self._answer, self._given, self._cancelled = answer, 0, False
         self._run: Iterator[None] | None = run(lambda: self._cancelled)
 

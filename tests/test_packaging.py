@@ -19,11 +19,11 @@ ROOMS = ("llmc", "convert", "quant", "runtime", "recipes")
 PROGRAM = """
 from typing import assert_type
 
-from llmc.runtime import Generation, Parameters, load
+from llmc.runtime import Generation, SamplingParams, load
 
 with load("artifact") as model:
     assert_type(model.generate("a"), Generation)
-    assert_type(model.generate(["a", "b"], Parameters(seed=1)), list[Generation])
+    assert_type(model.generate(["a", "b"], SamplingParams(seed=1)), list[Generation])
 """
 
 

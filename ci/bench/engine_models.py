@@ -11,7 +11,7 @@ from synthesize import CONFIGS, synthesize
 
 from llmc.convert.checkpoint import Checkpoint
 from llmc.quant.assign import Rule
-from llmc.quant.layerwise import Options, quantize
+from llmc.quant.layerwise import QuantizeOptions, quantize
 from llmc.quant.layouts import DEFAULT_LAYOUT
 
 _SIZES = {"vocab_size": 512, "hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 2}
@@ -44,7 +44,7 @@ def quantized(config: dict[str, Any], roles: dict[str, str], directory: Path, fp
     rules = [Rule(role, scheme, "gptq" if scheme.endswith("-actorder") else "rtn") for role, scheme in roles.items()]
     ids = torch.arange(64).reshape(2, 32)
     actorder = any(scheme.endswith("-actorder") for scheme in roles.values())
-    options = Options(fp8_cache=fp8_cache, layout="gptq" if actorder else DEFAULT_LAYOUT)
+    options = QuantizeOptions(fp8_cache=fp8_cache, layout="gptq" if actorder else DEFAULT_LAYOUT)
     output = directory / "artifact"
     output.mkdir()
     quantize(Checkpoint.open(source), rules, None, ids, ids, output, directory / "work", lambda *_: None, options)

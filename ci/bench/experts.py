@@ -28,7 +28,7 @@ from rich.table import Table
 from llmc.convert.engines import contents
 from llmc.convert.targets import target
 from llmc.runtime.plugins import kernel_set
-from llmc.runtime.plugins.mixture_of_experts import MixtureOfExperts
+from llmc.runtime.plugins.mixture_of_experts import MixtureOfExpertsPlugin
 
 rtx = target("tensorrt-rtx")
 HIDDEN, INNER, TOP_K, TOKENS = 512, 256, 8, 512
@@ -65,7 +65,7 @@ def measure(experts: int, plugin: bool, work: Path) -> Measured:
     if plugin:
         sets = kernel_set.read(checkpoint.path / "engines" / said["kernels"])
         (kernels,) = (each for each in sets.values() if each.operation == "MixtureOfExperts")
-        scratch = MixtureOfExperts(kernels).workspace_bytes([(TOKENS, HIDDEN)])
+        scratch = MixtureOfExpertsPlugin(kernels).workspace_bytes([(TOKENS, HIDDEN)])
     else:
         scratch = 2 * TOKENS * experts * (2 * INNER + INNER)  # gate and up side by side, and their product; bfloat16
     return Measured(

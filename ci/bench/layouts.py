@@ -23,7 +23,7 @@ from rich.table import Table
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.model import CausalLM
 from llmc.quant.assign import Rule
-from llmc.quant.layerwise import Options, quantize
+from llmc.quant.layerwise import QuantizeOptions, quantize
 
 LIMIT = 0.05  # nats
 RULES = {
@@ -51,7 +51,7 @@ def main() -> None:
         ids = torch.from_numpy(texts_of(source, 8).calibration)
         quantize(
             Checkpoint.open(source), rules, None, ids, ids[:1], output, output / "work", lambda *_: None,
-            Options(layout="gptq"),
+            QuantizeOptions(layout="gptq"),
         )  # fmt: skip
         for pattern in ("tokenizer*", "generation_config.json"):
             for file in source.glob(pattern):

@@ -11,9 +11,9 @@ from this_gpu import DEVICE, TYPES
 
 from llmc.convert.kernels import expert_weights
 from llmc.convert.quantized_weight import QuantizedWeight
-from llmc.runtime.plugins.mixture_of_experts import ExpertsShape, Weights
+from llmc.runtime.plugins.mixture_of_experts import ExpertsShape, ExpertWeights
 
-PLAIN, INT4, FP8 = Weights("plain"), Weights("int4", 128, 1, "bf16"), Weights("fp8", 128, 128, "fp32")
+PLAIN, INT4, FP8 = ExpertWeights("plain"), ExpertWeights("int4", 128, 1, "bf16"), ExpertWeights("fp8", 128, 128, "fp32")
 FORMS = {"int4 g128": INT4, "fp8 128x128": FP8, "bf16": PLAIN}
 
 
@@ -29,7 +29,7 @@ class Stack:
         return weight.double() if isinstance(weight, torch.Tensor) else weight.dequantize(torch.float64)
 
 
-def known(form: Weights, experts: int, out: int, columns: int, generator: torch.Generator) -> Stack:
+def known(form: ExpertWeights, experts: int, out: int, columns: int, generator: torch.Generator) -> Stack:
     """Weights whose product with normal inputs is about as large as those."""
     if form == PLAIN:
         plain = torch.randn(experts, out, columns, device=DEVICE, generator=generator) / columns**0.5
@@ -42,7 +42,7 @@ def known(form: Weights, experts: int, out: int, columns: int, generator: torch.
     return Stack([words, torch.stack([expert_weights.scales(each, form) for each in made])], made)
 
 
-def _quantized(form: Weights, out: int, columns: int, generator: torch.Generator) -> QuantizedWeight:
+def _quantized(form: ExpertWeights, out: int, columns: int, generator: torch.Generator) -> QuantizedWeight:
     scales = torch.rand(-(-out // form.rows), -(-columns // form.group), device=DEVICE, generator=generator)
     if form.form == "int4":
         codes = torch.randint(-8, 8, (out, columns), dtype=torch.int8, device=DEVICE, generator=generator)

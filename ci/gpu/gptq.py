@@ -60,9 +60,9 @@ def solve(weights: torch.Tensor, hessians: torch.Tensor, chosen: Scheme, way: st
     result = gptq.solve(weights, hessians, chosen)
     torch.cuda.synchronize()
     measured.seconds += time.perf_counter() - start
-    measured.peak = max(measured.peak, torch.cuda.max_memory_allocated())
+    measured.amax = max(measured.amax, torch.cuda.max_memory_allocated())
     measured.error += result.error.sum().item()
-    return result.codes
+    return result.qweight
 
 
 def portion_of(rows: int, columns: int, chosen: Scheme) -> int:
@@ -75,7 +75,7 @@ def portion_of(rows: int, columns: int, chosen: Scheme) -> int:
         found = {way: Measured() for way in WAYS}
         for way, measured in found.items():
             solve(*given, chosen, way, measured)
-        peaks.append(max(measured.peak for measured in found.values()))
+        peaks.append(max(measured.amax for measured in found.values()))
         del given
         torch.cuda.empty_cache()
     one, two = peaks

@@ -3,10 +3,10 @@
 
     python ci/gpu/latent_attention.py
 
-They are launched through the operations that engines hold, `LatentAttention` and `AppendFloat8`, with cubins compiled
-for this GPU. The share of the copy's bandwidth counts each cache entry once, however often it is read; with 128 heads
-an entry of bfloat16 costs 242 FLOPs a byte, so that most GPUs run out of FLOPs before bytes. The peer, torch's
-attention, reads the keys and values of all heads, which were expanded from the latents beforehand.
+They are launched through the plugins that engines hold, `LatentAttentionPlugin` and `AppendFloat8Plugin`, with cubins
+compiled for this GPU. The share of the copy's bandwidth counts each cache entry once, however often it is read; with
+128 heads an entry of bfloat16 costs 242 FLOPs a byte, so that most GPUs run out of FLOPs before bytes. The peer,
+torch's attention, reads the keys and values of all heads, which were expanded from the latents beforehand.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from this_gpu import (
     title,
 )
 
-from llmc.convert.kernels.kernel_sets import Wanted
-from llmc.runtime.plugins.append_float8 import AppendFloat8, EntryShape
-from llmc.runtime.plugins.latent_attention import LatentAttention, LatentLayout, LatentShape, plan
+from llmc.convert.kernels.kernel_sets import KernelRequest
+from llmc.runtime.plugins.append_float8 import AppendFloat8Plugin, EntryShape
+from llmc.runtime.plugins.latent_attention import LatentAttentionPlugin, LatentLaunch, LatentShape, plan
 
 HEADS, RANK, ROPE = 128, 512, 64
 NOPE, VALUE = 128, 128  # channels of an expanded key beside the rotated ones, and of an expanded value
@@ -106,7 +106,7 @@ def difference(given: Problem, output: torch.Tensor, rank: int) -> float:
     return worst
 
 
-def check_attention(attention: dict[str, LatentAttention]) -> bool:
+def check_attention(attention: dict[str, LatentAttentionPlugin]) -> bool:
     table = Table("cache", "batch", "tokens", "longest", "largest difference", title="attention against float64")
     right = True
     for name, operation in attention.items():
@@ -129,7 +129,7 @@ def entries_of_all_numbers(channels: int) -> torch.Tensor:
     return torch.cat([every, padding]).view(2, 1, -1, channels)
 
 
-def check_append(operation: AppendFloat8) -> bool:
+def check_append(operation: AppendFloat8Plugin) -> bool:
     """The last rows of the second sequence do not fit."""
     entries, untouched = entries_of_all_numbers(operation.shape.channels), 0x2B
     _, _, tokens, channels = entries.shape
@@ -164,7 +164,7 @@ def peer_milliseconds(batch: int, context: int) -> float | None:
     return milliseconds(lambda: torch.nn.functional.scaled_dot_product_attention(query, key, value))
 
 
-def measure(attention: dict[str, LatentAttention]) -> None:
+def measure(attention: dict[str, LatentAttentionPlugin]) -> None:
     copied, multiplied, gpu = copied_bytes_per_second(), multiplied_flops_per_second(), current()
     table = Table(
         "cache", "batch", "tokens", "context", "splits", "ms", "cache GB/s", "of a copy", "TFLOP/s", "of a matmul",
@@ -173,7 +173,7 @@ def measure(attention: dict[str, LatentAttention]) -> None:
     )  # fmt: skip
     for name, operation in attention.items():
         shape, layouts = operation.shape, operation.kernels.layouts
-        layout = LatentLayout(**layouts[operation.kernels.fitting(gpu.sm)])
+        layout = LatentLaunch(**layouts[operation.kernels.fitting(gpu.sm)])
         for batch, tokens, context in DECODED + PREFILLED:
             row = [name, str(batch), str(tokens), str(context)]
             torch.cuda.empty_cache()
@@ -200,15 +200,15 @@ def measure(attention: dict[str, LatentAttention]) -> None:
 def main() -> None:
     require_gpu("latent_attention.py")
     shapes = {"bf16": LatentShape(HEADS, RANK, ROPE, "bf16"), "fp8": LatentShape(HEADS, RANK, ROPE, "bf16", True)}
-    wanted = [Wanted("LatentAttention", shape) for shape in shapes.values()]
-    *found, append = compiled([*wanted, Wanted("AppendFloat8", EntryShape(RANK + ROPE, "bf16"))])
+    wanted = [KernelRequest("LatentAttention", shape) for shape in shapes.values()]
+    *found, append = compiled([*wanted, KernelRequest("AppendFloat8", EntryShape(RANK + ROPE, "bf16"))])
     attention = {
-        name: LatentAttention(kernels, SCALE, CACHE_SCALE if shapes[name].float8 else 1.0)
+        name: LatentAttentionPlugin(kernels, SCALE, CACHE_SCALE if shapes[name].float8 else 1.0)
         for name, kernels in zip(shapes, found, strict=True)
     }
     for name, operation in attention.items():
         console.print(f"{name} cache: registers/spilled bytes: {resources(operation.kernels)}")
-    right = check_attention(attention) & check_append(AppendFloat8(append, 1.0))
+    right = check_attention(attention) & check_append(AppendFloat8Plugin(append, 1.0))
     measure(attention)
     if not right:
         raise SystemExit("the kernels are wrong on this GPU")

@@ -3,7 +3,7 @@
 
     python ci/gpu/mixture_of_experts.py
 
-They are launched through `MixtureOfExperts`, the operation that engines hold, with cubins compiled for this GPU.
+They are launched through `MixtureOfExpertsPlugin`, the operation that engines hold, with cubins compiled for this GPU.
 Decoding is bound by bytes: each chosen expert's weights are counted once, and held against a copy. Prefill is bound by
 FLOPs, held against a product of torch's in bfloat16. Routing is uniform, which makes the most experts distinct. The
 peers have the same experts in bfloat16: torch's grouped product, with the sorting and adding that it needs, and a loop
@@ -33,8 +33,8 @@ from this_gpu import (
 )
 from torch.nn import functional
 
-from llmc.convert.kernels.kernel_sets import Wanted
-from llmc.runtime.plugins.mixture_of_experts import ExpertsShape, MixtureOfExperts
+from llmc.convert.kernels.kernel_sets import KernelRequest
+from llmc.runtime.plugins.mixture_of_experts import ExpertsShape, MixtureOfExpertsPlugin
 
 MODELS = {
     "DeepSeek-R1": ExpertsShape(256, 8, 7168, 2048, "bf16", "bf16", PLAIN, PLAIN),
@@ -90,7 +90,7 @@ def difference(found: torch.Tensor, want: torch.Tensor) -> float:
     return torch.nan_to_num(rows, nan=torch.inf).max().item()
 
 
-def check(operations: dict[tuple[str, str], MixtureOfExperts]) -> bool:
+def check(operations: dict[tuple[str, str], MixtureOfExpertsPlugin]) -> bool:
     table = Table("widths", "weights", "routing", *map(str, CHECKED_TOKENS), title="difference from float64, by tokens")
     right = True
     for (widths, form), operation in operations.items():
@@ -156,7 +156,7 @@ def peer_milliseconds(shape: ExpertsShape, given: dict[int, list[torch.Tensor]])
     return found
 
 
-def measure(operations: dict[tuple[str, str], MixtureOfExperts]) -> None:
+def measure(operations: dict[tuple[str, str], MixtureOfExpertsPlugin]) -> None:
     copied, multiplied = copied_bytes_per_second(), multiplied_flops_per_second()
     table = Table(
         "model", "weights", "tokens", "experts", "ms", "GB/s", "of a copy", "TFLOP/s", "of a matmul", *PEERS,
@@ -195,8 +195,8 @@ def main() -> None:
     checked = {(w, f): replace(shape, gate_up=it, down=it) for w, shape in CHECKED.items() for f, it in FORMS.items()}
     timed = {(m, f): replace(shape, gate_up=it, down=it) for m, shape in MODELS.items() for f, it in TIMED.items()}
     shapes = checked | timed
-    kernels = compiled([Wanted("MixtureOfExperts", shape) for shape in shapes.values()])
-    operations = {name: MixtureOfExperts(each) for name, each in zip(shapes, kernels, strict=True)}
+    kernels = compiled([KernelRequest("MixtureOfExperts", shape) for shape in shapes.values()])
+    operations = {name: MixtureOfExpertsPlugin(each) for name, each in zip(shapes, kernels, strict=True)}
     for name in timed:
         console.print(f"{', '.join(name)}: registers/spilled bytes: {resources(operations[name].kernels)}")
     right = check({name: operations[name] for name in checked})

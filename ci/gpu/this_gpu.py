@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from rich.console import Console
 
-from llmc.convert.kernels.kernel_sets import Wanted, kernel_sets
+from llmc.convert.kernels.kernel_sets import KernelRequest, kernel_sets
 from llmc.runtime.plugins.kernel_set import KernelSet
 from llmc.runtime.plugins.operation import Gpu, Operation
 
@@ -33,7 +33,7 @@ def current() -> Gpu:
     return Gpu(10 * properties.major + properties.minor, properties.multi_processor_count, torch.cuda.current_device())
 
 
-def compiled(wanted: Sequence[Wanted]) -> list[KernelSet]:
+def compiled(wanted: Sequence[KernelRequest]) -> list[KernelSet]:
     """For this GPU alone, side by side."""
     with console.status("compiling the kernels"):
         return kernel_sets(wanted, [current().sm], lambda _: None)

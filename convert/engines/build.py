@@ -19,7 +19,7 @@ from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.engines.contents import Contents, check
 from llmc.convert.engines.engine import Steps, build_engine
 from llmc.convert.engines.lowering import allow_decomposition, lower
-from llmc.convert.engines.package import Package
+from llmc.convert.engines.package import TensorRTPackage
 from llmc.convert.engines.plugins import Plugins, require_triton
 from llmc.convert.engines.windows import windows
 from llmc.convert.graph.build import graphs
@@ -48,7 +48,7 @@ class EngineOptions(BaseModel, extra="forbid"):
 
 
 def build(
-    package: Package,
+    package: TensorRTPackage,
     checkpoint: Checkpoint,
     sms: Sequence[int],
     options: EngineOptions,

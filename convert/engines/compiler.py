@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llmc.convert.engines.package import Package
+from llmc.convert.engines.package import TensorRTPackage
 from llmc.errors import MachineError, RefusedError
 
 # What the compiler frees goes back to the system at once: measured, 1.4 GB instead of 2.0 for 0.6 GB of int4 weights.
@@ -25,7 +25,7 @@ Profile = Mapping[str, tuple[Sequence[int], Sequence[int], Sequence[int]]]
 
 
 def compile_engine(
-    package: Package,
+    package: TensorRTPackage,
     onnx: Path,
     engine: Path,
     sm: Sequence[int],
@@ -61,7 +61,7 @@ def compile_engine(
     return {key: event[key] for key in ("version", "inputs", "outputs")}
 
 
-def _environment(package: Package, folder: Path) -> dict[str, str]:
+def _environment(package: TensorRTPackage, folder: Path) -> dict[str, str]:
     """In which the ONNX parser finds plugins: TensorRT-RTX's looks for their registry in a library without a version in
     its name, which the wheel does not hold, and ends the process if there is none.
     """
@@ -74,7 +74,7 @@ def _environment(package: Package, folder: Path) -> dict[str, str]:
 
 
 def _run(
-    package: Package, request: str, what: str, timeout: float, progress: Callable[[float], None]
+    package: TensorRTPackage, request: str, what: str, timeout: float, progress: Callable[[float], None]
 ) -> dict[str, Any]:
     """The last event of the child process."""
     # By path, so that the child imports the compiler and nothing of this package.

@@ -23,7 +23,7 @@ INTEGERS = {"int4", "int8"}
 MOST_DENSE_EXPERTS = 64  # that a step may compute for the sake of the chosen ones
 
 
-class Wanted(Protocol):
+class ExpectedContents(Protocol):
     """What of a recipe's options decides whether there can be an engine."""
 
     context: int | None
@@ -34,7 +34,7 @@ def router(spec: ModelSpec) -> RouterSpec | None:
     return next((mlp.router for mlp in spec.mlps if isinstance(mlp, MixtureOfExpertsSpec)), None)
 
 
-def check(target: str, spec: ModelSpec, options: Wanted, schemes: Mapping[str, str]) -> None:
+def check(target: str, spec: ModelSpec, options: ExpectedContents, schemes: Mapping[str, str]) -> None:
     """InputError for what no engine can or should do. schemes: by module, of what is to be quantized."""
     if options.context and options.context > spec.max_position_embeddings:
         raise InputError(
@@ -126,8 +126,10 @@ class Contents:
             if self._in_plugin(weight):
                 widened = stored_in_engine(weight) == PLAIN
             else:
-                widened = kind.zeros or kind.groups or (kind.code_type == "int8" and in_groups(weight))
+                widened = kind.zero_points or kind.g_idx or (kind.code_type == "int8" and in_groups(weight))
             if widened:
-                more = (" with zero points" if kind.zeros else "") + (" with dynamic groups" if kind.groups else "")
+                more = (" with zero points" if kind.zero_points else "") + (
+                    " with dynamic groups" if kind.g_idx else ""
+                )
                 found.add(kind.code_type + more)
         return found

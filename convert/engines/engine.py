@@ -13,7 +13,7 @@ from typing import Any
 import onnx_ir as ir
 
 from llmc.convert.engines.compiler import compile_engine
-from llmc.convert.engines.package import Package
+from llmc.convert.engines.package import TensorRTPackage
 from llmc.convert.engines.program import inspect
 from llmc.convert.graph.write import op_histogram
 from llmc.errors import MachineError
@@ -70,7 +70,7 @@ def _shape(value: ir.Value, **sizes: int) -> list[int]:
 
 
 def build_engine(
-    package: Package,
+    package: TensorRTPackage,
     model: ir.Model,
     onnx: Path,
     engine: Path,

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from llmc.convert.engines.phases import Phases
 from llmc.convert.engines.plugins import TYPES, Plugins
 from llmc.convert.graph.rewrite import Rewriter, producer
-from llmc.convert.kernels.kernel_sets import Wanted
+from llmc.convert.kernels.kernel_sets import KernelRequest
 from llmc.convert.spec import LatentAttentionSpec
 from llmc.runtime.plugins.append_float8 import EntryShape
 from llmc.runtime.plugins.latent_attention import LatentShape
@@ -40,12 +40,12 @@ def latent_attention_plugin(
         assert tensor is not None
         scales["cache_scale"] = float(tensor.numpy())
         with b.before(append):
-            wanted = Wanted("AppendFloat8", EntryShape(rank + rope, kind))
+            wanted = KernelRequest("AppendFloat8", EntryShape(rank + rope, kind))
             cached = plugins.add(b, wanted, past, exact, cache_position, cache_scale=scales["cache_scale"])
         b.replace(append, cached)
         past.type = cached.type = ir.TensorType(ir.DataType.INT8)
     with b.before(node):
-        wanted = Wanted("LatentAttention", LatentShape(spec.num_heads, rank, rope, kind, float8))
+        wanted = KernelRequest("LatentAttention", LatentShape(spec.num_heads, rank, rope, kind, float8))
         b.replace(node, plugins.add(b, wanted, query, cached, cache_position, **scales))
 
 

@@ -10,7 +10,7 @@ from llmc.convert.engines.latent_attention import latent_attention, latent_atten
 from llmc.convert.engines.mixture_of_experts import mixture_of_experts, mixture_of_experts_plugin
 from llmc.convert.engines.phases import Phases
 from llmc.convert.engines.plugins import Plugins
-from llmc.convert.engines.weights import Weights, in_groups
+from llmc.convert.engines.weights import EngineWeights, in_groups
 from llmc.convert.engines.windows import add_window
 from llmc.convert.graph.builder import DOMAIN
 from llmc.convert.graph.rewrite import Rewriter, producer, weight_of
@@ -37,7 +37,7 @@ def lower(
     windowed:   whether steps may see less than the whole cache; the plugin of latent attention does so by itself
     """
     b = Rewriter(model)
-    weights, phases = Weights(b, dtype, code_types), Phases(b, widths)
+    weights, phases = EngineWeights(b, dtype, code_types), Phases(b, widths)
     if windowed and (plugins is None or not isinstance(spec.attention, LatentAttentionSpec)):
         add_window(b)
     if isinstance(spec.attention, LatentAttentionSpec):

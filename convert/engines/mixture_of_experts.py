@@ -11,16 +11,16 @@ import torch
 
 from llmc.convert.engines.phases import Phases
 from llmc.convert.engines.plugins import TYPES, Plugins
-from llmc.convert.engines.weights import Weights
+from llmc.convert.engines.weights import EngineWeights
 from llmc.convert.graph.rewrite import Rewriter, producer, weight_of
-from llmc.convert.graph.weight import Pieces, WeightTensor, tensor_of
+from llmc.convert.graph.weight import ChunkedTensor, WeightTensor, tensor_of
 from llmc.convert.kernels import expert_weights
-from llmc.convert.kernels.kernel_sets import Wanted
+from llmc.convert.kernels.kernel_sets import KernelRequest
 from llmc.convert.quantized_weight import QuantizedWeight
 from llmc.errors import InputError
 from llmc.runtime.plugins.mixture_of_experts import ExpertsShape
-from llmc.runtime.plugins.mixture_of_experts import Weights as Stored
-from llmc.runtime.plugins.operation import Input
+from llmc.runtime.plugins.mixture_of_experts import ExpertWeights as Stored
+from llmc.runtime.plugins.operation import InputSpec
 
 _Part = Callable[[QuantizedWeight, Stored], torch.Tensor]
 
@@ -42,7 +42,7 @@ def mixture_of_experts_plugin(b: Rewriter, node: ir.Node, dtype: ir.DataType, pl
     shape = ExpertsShape(experts, top_k, hidden, inner, kind, kind, of_gate, of_down)
     stacks = [*_stack(b, gate, of_gate, dtype), *_stack(b, up, of_gate, dtype), *_stack(b, down, of_down, dtype)]
     with b.before(node):
-        b.replace(node, plugins.add(b, Wanted("MixtureOfExperts", shape), x, index, share, *stacks))
+        b.replace(node, plugins.add(b, KernelRequest("MixtureOfExperts", shape), x, index, share, *stacks))
 
 
 def stored_in_engine(weight: WeightTensor) -> Stored:
@@ -59,14 +59,14 @@ def _stack(b: Rewriter, weight: WeightTensor, form: Stored, dtype: ir.DataType) 
         def plain() -> Iterator[ir.TensorProtocol]:
             return (tensor_of(each, dtype) for each in weight.read())
 
-        return [b.initializer(Pieces(plain, dtype, (experts, out, columns), f"{weight.name}.plain"))]
+        return [b.initializer(ChunkedTensor(plain, dtype, (experts, out, columns), f"{weight.name}.plain"))]
 
-    def part(name: str, kind: ir.DataType, like: Input, take: _Part) -> ir.Value:
+    def part(name: str, kind: ir.DataType, like: InputSpec, take: _Part) -> ir.Value:
         def pieces() -> Iterator[ir.TensorProtocol]:
             return (tensor_of(take(each, form), kind) for each in weight.stored_weights())
 
         shape = tuple(n for n in like.shape if n is not None)
-        return b.initializer(Pieces(pieces, kind, shape, f"{weight.name}.{name}"))
+        return b.initializer(ChunkedTensor(pieces, kind, shape, f"{weight.name}.{name}"))
 
     words, scales = form.inputs(experts, out, columns, TYPES[dtype])
     kinds = {kind: each for each, kind in TYPES.items()}
@@ -76,7 +76,7 @@ def _stack(b: Rewriter, weight: WeightTensor, form: Stored, dtype: ir.DataType) 
     ]
 
 
-def mixture_of_experts(b: Rewriter, node: ir.Node, weights: Weights, phases: Phases, batch: int) -> None:
+def mixture_of_experts(b: Rewriter, node: ir.Node, weights: EngineWeights, phases: Phases, batch: int) -> None:
     """Replace `llmc.MixtureOfExperts`; `batch` is the most rows of a step."""
     x, index, share = node.inputs[:3]
     gate, up, down = (weight_of(value) for value in node.inputs[3:])

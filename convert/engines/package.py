@@ -10,7 +10,7 @@ from llmc.extras import install
 
 
 @dataclass(frozen=True)
-class Package:
+class TensorRTPackage:
     """target: as recipes call it. module: to import. prefix: of the engines' file names.
 
     targets_gpus: compiles for other GPUs than the one that is there, or without one
@@ -34,5 +34,5 @@ class Package:
             )
 
 
-TENSORRT_RTX = Package("tensorrt-rtx", "TensorRT-RTX", "tensorrt_rtx", "rtx", True, True, 1 << 20)
-TENSORRT = Package("tensorrt", "TensorRT", "tensorrt", "trt", False, False, 256 << 20)
+TENSORRT_RTX = TensorRTPackage("tensorrt-rtx", "TensorRT-RTX", "tensorrt_rtx", "rtx", True, True, 1 << 20)
+TENSORRT = TensorRTPackage("tensorrt", "TensorRT", "tensorrt", "trt", False, False, 256 << 20)

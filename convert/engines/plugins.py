@@ -8,10 +8,10 @@ from typing import Any
 
 import onnx_ir as ir
 
-from llmc.convert.engines.package import Package
+from llmc.convert.engines.package import TensorRTPackage
 from llmc.convert.graph.builder import DOMAIN
 from llmc.convert.graph.rewrite import Rewriter
-from llmc.convert.kernels.kernel_sets import Wanted, kernel_sets
+from llmc.convert.kernels.kernel_sets import KernelRequest, kernel_sets
 from llmc.errors import MissingPackageError
 from llmc.extras import install
 from llmc.runtime.plugins.kernel_set import KernelSet
@@ -19,7 +19,7 @@ from llmc.runtime.plugins.kernel_set import KernelSet
 TYPES = {ir.DataType.BFLOAT16: "bf16", ir.DataType.FLOAT16: "fp16", ir.DataType.FLOAT: "fp32"}
 
 
-def require_triton(package: Package) -> None:
+def require_triton(package: TensorRTPackage) -> None:
     """MissingPackageError if kernels cannot be compiled."""
     if importlib.util.find_spec("triton") is None:
         raise MissingPackageError(
@@ -32,12 +32,12 @@ class Plugins:
     """Of the graphs that share their kernels."""
 
     def __init__(self) -> None:
-        self._waiting: list[tuple[ir.Node, Wanted]] = []
+        self._waiting: list[tuple[ir.Node, KernelRequest]] = []
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
-    def add(self, b: Rewriter, wanted: Wanted, *inputs: ir.Value, **scalars: float) -> ir.Value:
+    def add(self, b: Rewriter, wanted: KernelRequest, *inputs: ir.Value, **scalars: float) -> ir.Value:
         """The output of a new node. A function of its name goes: the parser would prefer it to the plugin."""
         b.model.functions.pop((DOMAIN, wanted.operation, ""), None)
         attributes: dict[str, Any] = {"kernels": "", **scalars}

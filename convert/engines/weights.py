@@ -10,7 +10,7 @@ import onnx_ir as ir
 import torch
 
 from llmc.convert.graph.rewrite import Rewriter
-from llmc.convert.graph.weight import CODE_TYPES, Pieces, WeightTensor, tensor_of
+from llmc.convert.graph.weight import CODE_TYPES, ChunkedTensor, WeightTensor, tensor_of
 from llmc.convert.quantized_weight import QuantizedWeight
 from llmc.errors import InputError
 
@@ -18,7 +18,7 @@ from llmc.errors import InputError
 _FUSED, _LEAST_FUSED = 128, 32
 
 
-class Weights:
+class EngineWeights:
     """Adds weights to a graph.
 
     dtype:      what they are decoded to
@@ -54,7 +54,7 @@ class Weights:
                 else:
                     yield tensor_of(torch.cat([read(each) for each in names], axis), dtype)
 
-            return self.b.initializer(Pieces(pieces, dtype, shape, name + part))
+            return self.b.initializer(ChunkedTensor(pieces, dtype, shape, name + part))
 
         rows, across = (out * len(names), 1) if axis == 0 else (out, len(names))
         if not self.keeps(like):
@@ -77,7 +77,7 @@ class Weights:
             ".codes",
             CODE_TYPES[str(like.code_type)],
             (rows, columns * across),
-            lambda each: _stored(like, each).codes,
+            lambda each: _stored(like, each).qweight,
         )
         blocks: dict[str, Any] = {"axis": 0} if groups == 1 else {"axis": 1, "block_size": group}
         return self.b.op("DequantizeLinear", codes, scale, output_dtype=int(self.dtype), **blocks)

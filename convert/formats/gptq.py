@@ -89,12 +89,12 @@ class GPTQ:
 
 def gptq_tensors(module: str, weight: QuantizedWeight) -> dict[str, torch.Tensor]:
     """A weight in version 2 of the layout, whose zeros are what they are; scales become float16."""
-    bits, groups, columns = weight.bits, weight.groups, weight.shape[1]
-    zeros = weight.zeros if weight.zeros is not None else torch.zeros_like(weight.scales, dtype=torch.int8)
+    bits, groups, columns = weight.bits, weight.g_idx, weight.shape[1]
+    zeros = weight.zero_points if weight.zero_points is not None else torch.zeros_like(weight.scales, dtype=torch.int8)
     if groups is None:
         groups = torch.arange(columns, dtype=torch.int32) // weight.block[1]
     return {
-        f"{module}.qweight": pack(weight.codes, bits).T.contiguous(),
+        f"{module}.qweight": pack(weight.qweight, bits).T.contiguous(),
         f"{module}.qzeros": pack(zeros.T.contiguous(), bits),
         f"{module}.scales": weight.scales.T.to(torch.float16).contiguous(),
         f"{module}.g_idx": groups,

@@ -28,8 +28,8 @@ from llmc.convert.graph.decoder_layer import decoder_layer
 from llmc.convert.graph.linear import linear
 from llmc.convert.graph.multi_token_prediction import multi_token_prediction
 from llmc.convert.graph.rms_norm import rms_norm
-from llmc.convert.graph.step import Step
-from llmc.convert.graph.weight import Layout, stored_dtype
+from llmc.convert.graph.step import StepInputs
+from llmc.convert.graph.weight import WeightView, stored_dtype
 
 EMBEDDING = "model.embed_tokens.weight"
 
@@ -50,7 +50,7 @@ def main_graph(
     """The decoder. `dtype` is that of activations and caches, `capacity` is T: a name or a number."""
     b = GraphBuilder(checkpoint, "main", dtype)
     input_ids = b.input("input_ids", ir.DataType.INT64, "batch", "sequence")
-    step = Step(b, range(b.spec.num_layers), capacity)
+    step = StepInputs(b, range(b.spec.num_layers), capacity)
     x = _embed(b, input_ids)
     for layer in range(b.spec.num_layers):
         x = decoder_layer(b, x, layer, step)
@@ -66,14 +66,14 @@ def mtp_graph(
     layer = b.spec.num_layers
     input_ids = b.input("input_ids", ir.DataType.INT64, "batch", "sequence")
     hidden = b.input("previous_hidden", dtype, "batch", "sequence", b.spec.hidden_size)
-    step = Step(b, [layer], capacity)
+    step = StepInputs(b, [layer], capacity)
     x = multi_token_prediction(b, _embed(b, input_ids), hidden, layer, step)
     return _finish(b, x, step, hidden=True)
 
 
 def _embedding(b: GraphBuilder) -> ir.Value:
     """[V, H] in the type it is stored in, so that a lookup converts its rows and not the table."""
-    return b.weight(EMBEDDING, Layout(transposed=False), dtype=stored_dtype(b.checkpoint, EMBEDDING))
+    return b.weight(EMBEDDING, WeightView(transposed=False), dtype=stored_dtype(b.checkpoint, EMBEDDING))
 
 
 def _embed(b: GraphBuilder, input_ids: ir.Value) -> ir.Value:
@@ -82,7 +82,7 @@ def _embed(b: GraphBuilder, input_ids: ir.Value) -> ir.Value:
     return b.cast(b.op("Gather", table, input_ids), b.dtype, table.dtype)
 
 
-def _finish(b: GraphBuilder, hidden_state: ir.Value, step: Step, hidden: bool) -> ir.Model:
+def _finish(b: GraphBuilder, hidden_state: ir.Value, step: StepInputs, hidden: bool) -> ir.Model:
     """Logits of the wanted positions; outputs in the order logits, hidden, present."""
     wanted = b.op("Unsqueeze", step.logits_index, b.constant([-1]))
     chosen = b.op("GatherND", hidden_state, wanted, batch_dims=1)

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.graph.nodes import Nodes
-from llmc.convert.graph.weight import Layout, WeightTensor
+from llmc.convert.graph.weight import WeightTensor, WeightView
 
 OPSET = 24
 DOMAIN = "llmc"
@@ -41,7 +41,7 @@ class GraphBuilder(Nodes):
     def weight(
         self,
         names: str | Sequence[str],
-        layout: Layout,
+        layout: WeightView,
         *,
         name: str | None = None,
         dtype: ir.DataType | None = None,

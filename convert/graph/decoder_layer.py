@@ -10,11 +10,11 @@ from llmc.convert.graph.grouped_query_attention import grouped_query_attention
 from llmc.convert.graph.latent_attention import latent_attention
 from llmc.convert.graph.mixture_of_experts import mixture_of_experts
 from llmc.convert.graph.rms_norm import rms_norm
-from llmc.convert.graph.step import Step
+from llmc.convert.graph.step import StepInputs
 from llmc.convert.spec import LatentAttentionSpec, MixtureOfExpertsSpec
 
 
-def decoder_layer(b: GraphBuilder, x: ir.Value, layer: int, step: Step) -> ir.Value:
+def decoder_layer(b: GraphBuilder, x: ir.Value, layer: int, step: StepInputs) -> ir.Value:
     """[B, S, H] -> [B, S, H]"""
     path = f"model.layers.{layer}"
     latent = isinstance(b.spec.attention, LatentAttentionSpec)

@@ -7,11 +7,11 @@ import onnx_ir as ir
 from llmc.convert.graph.builder import GraphBuilder
 from llmc.convert.graph.linear import linear
 from llmc.convert.graph.rotary import rotary
-from llmc.convert.graph.step import Step
+from llmc.convert.graph.step import StepInputs
 from llmc.convert.spec import GroupedQueryAttentionSpec
 
 
-def grouped_query_attention(b: GraphBuilder, x: ir.Value, path: str, layer: int, step: Step) -> ir.Value:
+def grouped_query_attention(b: GraphBuilder, x: ir.Value, path: str, layer: int, step: StepInputs) -> ir.Value:
     """[B, S, H] -> [B, S, H]; the cache holds rotated keys."""
     spec = b.spec.attention
     assert isinstance(spec, GroupedQueryAttentionSpec)

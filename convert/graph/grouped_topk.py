@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from llmc.convert.graph.builder import FunctionBuilder, GraphBuilder
-from llmc.convert.graph.weight import Layout
+from llmc.convert.graph.weight import WeightView
 from llmc.convert.spec import RouterSpec
 
 
@@ -54,10 +54,10 @@ def grouped_topk(b: GraphBuilder, x: ir.Value, path: str, spec: RouterSpec) -> t
     """[N, H] -> index [N, K] int64 and weight [N, K]; in float32 in every graph, as the model was trained."""
     float32 = ir.DataType.FLOAT
     with b.at(path):
-        weight = b.weight(f"{path}.weight", Layout(), dtype=float32)
+        weight = b.weight(f"{path}.weight", WeightView(), dtype=float32)
         logits = b.op("MatMul", b.cast(x, float32), weight)
         if spec.selection_bias:
-            bias = b.weight(f"{path}.e_score_correction_bias", Layout(), dtype=float32)
+            bias = b.weight(f"{path}.e_score_correction_bias", WeightView(), dtype=float32)
         else:
             bias = b.constant([0.0] * spec.num_experts, float32)
         index, weight = b.call(

@@ -8,8 +8,8 @@ from llmc.convert.graph.builder import FunctionBuilder, GraphBuilder
 from llmc.convert.graph.linear import linear
 from llmc.convert.graph.rms_norm import rms_norm
 from llmc.convert.graph.rotary import rotary
-from llmc.convert.graph.step import Step
-from llmc.convert.graph.weight import Layout
+from llmc.convert.graph.step import StepInputs
+from llmc.convert.graph.weight import WeightView
 from llmc.convert.spec import LatentAttentionSpec
 
 
@@ -36,7 +36,7 @@ def latent_attention_function() -> ir.Function:
     return b.function(b.op("Slice", mixed, first, rank, b.constant([3])))
 
 
-def latent_attention(b: GraphBuilder, x: ir.Value, path: str, layer: int, step: Step) -> ir.Value:
+def latent_attention(b: GraphBuilder, x: ir.Value, path: str, layer: int, step: StepInputs) -> ir.Value:
     """[B, S, H] -> [B, S, H].
 
     kv_b_proj never meets the cache: its key half is folded into the query, its value half into the output
@@ -60,8 +60,8 @@ def latent_attention(b: GraphBuilder, x: ir.Value, path: str, layer: int, step: 
         cached = step.append(b, layer, "latent", b.concat(latent, rotary(b, key_rope, step.angles)))
 
         kv_b = f"{path}.kv_b_proj.weight"
-        key_layout = Layout(transposed=False, heads=spec.num_heads, rows=(0, nope))
-        value_layout = Layout(heads=spec.num_heads, rows=(nope, nope + spec.v_head_dim))
+        key_layout = WeightView(transposed=False, heads=spec.num_heads, rows=(0, nope))
+        value_layout = WeightView(heads=spec.num_heads, rows=(nope, nope + spec.v_head_dim))
         absorbed = b.op("MatMul", query_nope, b.weight(kv_b, key_layout, name=f"{kv_b}.key"))
         mixed = b.call(
             latent_attention_function(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from llmc.convert.graph.builder import FunctionBuilder, GraphBuilder
-from llmc.convert.graph.weight import Layout
+from llmc.convert.graph.weight import WeightView
 from llmc.convert.quantized_weight import FP8_GROUP, LARGEST_FP8, Activations
 
 _FLOAT, _FLOAT8 = ir.DataType.FLOAT, int(ir.DataType.FLOAT8E4M3FN)
@@ -35,9 +35,9 @@ def linear(b: GraphBuilder, x: ir.Value, module: str) -> ir.Value:
     activations = b.checkpoint.activations(module)
     if activations is not None:
         x = _rounded(b, x, activations)
-    y: ir.Value = b.op("MatMul", x, b.weight(f"{module}.weight", Layout()))
+    y: ir.Value = b.op("MatMul", x, b.weight(f"{module}.weight", WeightView()))
     if f"{module}.bias" in b.checkpoint:
-        y = b.op("Add", y, b.weight(f"{module}.bias", Layout()))
+        y = b.op("Add", y, b.weight(f"{module}.bias", WeightView()))
     return y
 
 

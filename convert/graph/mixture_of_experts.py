@@ -7,7 +7,7 @@ import onnx_ir as ir
 from llmc.convert.graph.builder import FunctionBuilder, GraphBuilder
 from llmc.convert.graph.dense_mlp import dense_mlp
 from llmc.convert.graph.grouped_topk import grouped_topk
-from llmc.convert.graph.weight import Layout
+from llmc.convert.graph.weight import WeightView
 from llmc.convert.spec import MixtureOfExpertsSpec
 
 
@@ -42,7 +42,7 @@ def mixture_of_experts(b: GraphBuilder, x: ir.Value, path: str, spec: MixtureOfE
         stacks = [
             b.weight(
                 [f"{path}.experts.{e}.{projection}.weight" for e in range(spec.router.num_experts)],
-                Layout(stacked=True),
+                WeightView(stacked=True),
                 name=f"{path}.experts.{projection}.weight",
             )
             for projection in ("gate_proj", "up_proj", "down_proj")

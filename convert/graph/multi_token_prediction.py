@@ -8,10 +8,12 @@ from llmc.convert.graph.builder import GraphBuilder
 from llmc.convert.graph.decoder_layer import decoder_layer
 from llmc.convert.graph.linear import linear
 from llmc.convert.graph.rms_norm import rms_norm
-from llmc.convert.graph.step import Step
+from llmc.convert.graph.step import StepInputs
 
 
-def multi_token_prediction(b: GraphBuilder, embedding: ir.Value, hidden: ir.Value, layer: int, step: Step) -> ir.Value:
+def multi_token_prediction(
+    b: GraphBuilder, embedding: ir.Value, hidden: ir.Value, layer: int, step: StepInputs
+) -> ir.Value:
     """Embedding of token i+1, hidden state of token i: [B, S, H] -> [B, S, H] after shared_head.norm."""
     path = f"model.layers.{layer}"
     with b.at(path):

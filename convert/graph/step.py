@@ -23,7 +23,7 @@ def cache_entry(spec: ModelSpec) -> dict[str, tuple[int, int]]:
     return dict.fromkeys(("key", "value"), (attention.num_kv_heads, attention.head_dim))
 
 
-class Step:
+class StepInputs:
     """Inputs of one step: S new tokens per row, caches of capacity T, one per layer, written in place.
 
     A query at offset s of row b sees the cache entries t <= cache_position[b] + s. Entries beyond are hidden

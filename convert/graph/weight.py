@@ -12,7 +12,7 @@ import onnx_ir as ir
 import torch
 
 from llmc.convert.checkpoint import Checkpoint
-from llmc.convert.quantized_weight import Kind, QuantizedWeight
+from llmc.convert.quantized_weight import QuantizedWeight, QuantSpec
 from llmc.errors import InputError
 
 CODE_TYPES = {"int4": ir.DataType.INT4, "int8": ir.DataType.INT8, "float8_e4m3fn": ir.DataType.FLOAT8E4M3FN}
@@ -21,7 +21,7 @@ FLOAT_TYPES = {"F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16, "BF16": ir.
 
 
 @dataclass(frozen=True)
-class Layout:
+class WeightView:
     """How a checkpoint matrix [out, in] lies in the graph.
 
     transposed: [in, out], as MatMul wants it, instead of [out, in]; a vector is a vector
@@ -55,7 +55,7 @@ class Layout:
         return (modules, *shape) if self.stacked else shape
 
 
-class Pieces(ir.LazyTensor):
+class ChunkedTensor(ir.LazyTensor):
     """A tensor that is computed when it is written, piece by piece: its bytes are theirs in order."""
 
     def __init__(
@@ -77,7 +77,7 @@ class Pieces(ir.LazyTensor):
         return ir.Tensor(joined.reshape(self.shape.numpy()), dtype=self.dtype, name=self.name)
 
 
-class WeightTensor(Pieces):
+class WeightTensor(ChunkedTensor):
     """One or more tensors of a checkpoint, laid out for the graph; nothing is read before it is written out.
 
     As a tensor it is the dequantized weight in `dtype`. A lowering that wants the stored numbers looks at
@@ -87,7 +87,7 @@ class WeightTensor(Pieces):
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, names: tuple[str, ...], layout: Layout, name: str, dtype: ir.DataType
+        self, checkpoint: Checkpoint, names: tuple[str, ...], layout: WeightView, name: str, dtype: ir.DataType
     ) -> None:
         shape = checkpoint.shape(names[0])
         if any(checkpoint.shape(other) != shape for other in names):
@@ -102,7 +102,7 @@ class WeightTensor(Pieces):
         return tuple(name.removesuffix(".weight") for name in self.names)
 
     @cached_property
-    def kind(self) -> Kind | None:
+    def kind(self) -> QuantSpec | None:
         """How the codes are stored, see `QuantizedWeight.kind`; None: as plain floats."""
         weight = self.checkpoint.quantized(self.modules[0])
         return None if weight is None else weight.kind
@@ -117,14 +117,14 @@ class WeightTensor(Pieces):
         """`int4`, `int8` or `float8_e4m3fn`; None where the weight is stored as plain floats, or in groups of scattered
         channels (dynamic act-order), which no operator knows. Codes of 2 and 3 bits are codes of 4, too.
         """
-        if self.kind is None or self.kind.groups:
+        if self.kind is None or self.kind.g_idx:
             return None
         return "int4" if self.kind.code_type in ("int2", "int3") else self.kind.code_type
 
     @property
     def has_zeros(self) -> bool:
         """Whether `zeros` belong to the codes."""
-        return self.kind is not None and self.kind.zeros
+        return self.kind is not None and self.kind.zero_points
 
     @property
     def block(self) -> tuple[int, int]:
@@ -141,20 +141,20 @@ class WeightTensor(Pieces):
         name = f"{self.name}.stored"
         return WeightTensor(self.checkpoint, self.names, self.layout, name, self.stored_dtype)
 
-    def codes(self) -> Pieces:
+    def codes(self) -> ChunkedTensor:
         """The stored codes in this tensor's shape: INT4, INT8 or FLOAT8E4M3FN."""
-        return self._part("codes", CODE_TYPES[str(self.code_type)], self.shape.numpy(), lambda weight: weight.codes)
+        return self._part("codes", CODE_TYPES[str(self.code_type)], self.shape.numpy(), lambda weight: weight.qweight)
 
-    def zeros(self) -> Pieces:
+    def zeros(self) -> ChunkedTensor:
         """Laid out like `scales`, in the type of `codes`."""
 
         def read(weight: QuantizedWeight) -> torch.Tensor:
-            assert weight.zeros is not None
-            return weight.zeros
+            assert weight.zero_points is not None
+            return weight.zero_points
 
         return self._part("zeros", CODE_TYPES[str(self.code_type)], self._blockwise_shape(), read)
 
-    def scales(self, dtype: ir.DataType = ir.DataType.FLOAT) -> Pieces:
+    def scales(self, dtype: ir.DataType = ir.DataType.FLOAT) -> ChunkedTensor:
         """One scale per output channel and group of `block[1]` input channels: this tensor's shape with the
         input axis divided by `block[1]`. Blocks that span several output channels are repeated, so that every
         scheme looks the same: blocked along `layout.input_axis`.
@@ -162,7 +162,7 @@ class WeightTensor(Pieces):
 
         def per_channel(weight: QuantizedWeight) -> torch.Tensor:
             rows = weight.scales.float().repeat_interleave(weight.block[0], 0)
-            return rows[: weight.codes.shape[0]]
+            return rows[: weight.qweight.shape[0]]
 
         return self._part("scales", dtype, self._blockwise_shape(), per_channel)
 
@@ -177,11 +177,11 @@ class WeightTensor(Pieces):
         dtype: ir.DataType,
         shape: tuple[int, ...],
         part: Callable[[QuantizedWeight], torch.Tensor],
-    ) -> Pieces:
+    ) -> ChunkedTensor:
         def read() -> Iterator[ir.TensorProtocol]:
             return (tensor_of(self.layout.apply(part(weight)), dtype) for weight in self.stored_weights())
 
-        return Pieces(read, dtype, shape, f"{self.name}.{kind}")
+        return ChunkedTensor(read, dtype, shape, f"{self.name}.{kind}")
 
     @property
     def packed(self) -> bool:

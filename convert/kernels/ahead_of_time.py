@@ -26,7 +26,7 @@ class Compiled:
 
 
 @dataclass(frozen=True)
-class Source:
+class KernelSource:
     """A kernel and what it is compiled for.
 
     kernel:    a `triton.jit` function
@@ -43,7 +43,7 @@ class Source:
     multiples: tuple[str, ...] = ()
 
 
-def compile_kernel(source: Source, sm: int) -> Compiled:
+def compile_kernel(source: KernelSource, sm: int) -> Compiled:
     import triton
     from triton import knobs
     from triton.backends.compiler import GPUTarget

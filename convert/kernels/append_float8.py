@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from llmc.convert.kernels.ahead_of_time import Source
+from llmc.convert.kernels.ahead_of_time import KernelSource
 from llmc.runtime.plugins.append_float8 import EntryLayout, EntryShape
 
 
@@ -33,10 +33,10 @@ def _append(
     tl.store(cache + (batch * capacity + place) * CHANNELS + channel, code.to(tl.uint8), mask=written)
 
 
-def sources(shape: EntryShape, sm: int) -> dict[str, Source]:
+def sources(shape: EntryShape, sm: int) -> dict[str, KernelSource]:
     types = {"cache": "*u8", "entries": f"*{shape.dtype}", "cache_position": "*i64", "cache_scale": "fp32"}
     types |= {"tokens": "i32", "capacity": "i32"}
-    return {"append": Source(_append, types, append_constants(shape.channels))}
+    return {"append": KernelSource(_append, types, append_constants(shape.channels))}
 
 
 def layout_for(shape: EntryShape, sm: int) -> EntryLayout:

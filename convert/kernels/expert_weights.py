@@ -15,37 +15,37 @@ import torch
 from torch.nn import functional
 
 from llmc.convert.quantized_weight import QuantizedWeight
-from llmc.runtime.plugins.mixture_of_experts import CODES, WORDS, Weights
+from llmc.runtime.plugins.mixture_of_experts import CODES, WORDS, ExpertWeights
 
 _FORMS = {"int2": "int4", "int3": "int4", "int4": "int4", "float8_e4m3fn": "fp8"}
 _TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
-PLAIN = Weights("plain")
+PLAIN = ExpertWeights("plain")
 
 
-def stored_as(weight: QuantizedWeight | None) -> Weights | None:
+def stored_as(weight: QuantizedWeight | None) -> ExpertWeights | None:
     """How the kernels read weights that are stored like this one; None: they do not. PLAIN for none, without codes."""
     if weight is None:
         return PLAIN
     form, (rows, group) = _FORMS.get(weight.code_type), weight.block
-    if form is None or weight.zeros is not None or weight.groups is not None:
+    if form is None or weight.zero_points is not None or weight.g_idx is not None:
         return None
     step = WORDS * CODES[form]
     if group >= weight.shape[1]:
         group = -(-weight.shape[1] // step) * step
     if group % WORDS or (step % group and group % step):
         return None
-    return Weights(form, group, rows, _TYPES[weight.scales.dtype])
+    return ExpertWeights(form, group, rows, _TYPES[weight.scales.dtype])
 
 
-def words(weight: QuantizedWeight, like: Weights) -> torch.Tensor:
+def words(weight: QuantizedWeight, like: ExpertWeights) -> torch.Tensor:
     """int32 [out, 16 blocks]"""
     if like.form == "fp8":
-        return _across(weight.codes.view(torch.uint8), 0, CODES["fp8"]).view(torch.int32)
-    codes = _across((weight.codes + 8).to(torch.uint8), 8, CODES["int4"])
+        return _across(weight.qweight.view(torch.uint8), 0, CODES["fp8"]).view(torch.int32)
+    codes = _across((weight.qweight + 8).to(torch.uint8), 8, CODES["int4"])
     return (codes[..., 0::2] | codes[..., 1::2] << 4).view(torch.int32)
 
 
-def scales(weight: QuantizedWeight, like: Weights) -> torch.Tensor:
+def scales(weight: QuantizedWeight, like: ExpertWeights) -> torch.Tensor:
     """[groups, ceil(out / rows)], as many groups as whole blocks have."""
     step = WORDS * CODES[like.form]
     groups = -(-(-(-weight.shape[1] // step) * step) // like.group)

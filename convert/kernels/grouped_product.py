@@ -12,7 +12,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from llmc.runtime.plugins.mixture_of_experts import CODES, FEW, WORDS, Weights
+from llmc.runtime.plugins.mixture_of_experts import CODES, FEW, WORDS, ExpertWeights
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def multiply(
     tl.store(y, total.to(y.dtype.element_ty), mask=inside[:, None] & real[None, :])
 
 
-def product_constants(weights: Weights, tile: Tile, has_up: bool) -> dict[str, Any]:
+def product_constants(weights: ExpertWeights, tile: Tile, has_up: bool) -> dict[str, Any]:
     """What `multiply` is compiled for."""
     plain = weights.form == "plain"
     none = dict.fromkeys((["scales", "up_scales"] if plain else []) + ([] if has_up else ["up", "up_scales"]))

@@ -19,7 +19,7 @@ CUBINS = (80, 86, 89, 90, 100, 120)
 
 
 @dataclass(frozen=True)
-class Wanted:
+class KernelRequest:
     """operation: as in `llmc.runtime.plugins`. shape: what its kernels depend on, a dataclass that JSON can hold."""
 
     operation: str
@@ -44,10 +44,12 @@ def cubin_sm(sm: int) -> int:
     return max(each for each in CUBINS if each <= sm)
 
 
-def kernel_sets(wanted: Sequence[Wanted], sms: Sequence[int], progress: Callable[[float], None]) -> list[KernelSet]:
+def kernel_sets(
+    wanted: Sequence[KernelRequest], sms: Sequence[int], progress: Callable[[float], None]
+) -> list[KernelSet]:
     """One for each that is wanted, in their order. Takes a second or so for each kernel and SM, on one core."""
     tasks = [(each, sm) for each in dict.fromkeys(wanted) for sm in sorted(set(map(cubin_sm, sms)))]
-    found: dict[Wanted, dict[int, CompiledFor]] = defaultdict(dict)
+    found: dict[KernelRequest, dict[int, CompiledFor]] = defaultdict(dict)
     # New processes, not copies: this one has threads, and torch's memory.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(len(os.sched_getaffinity(0)), len(tasks)), context) as pool:
@@ -57,7 +59,7 @@ def kernel_sets(wanted: Sequence[Wanted], sms: Sequence[int], progress: Callable
     return [kernel_set(each, found[each]) for each in wanted]
 
 
-def kernel_set(wanted: Wanted, compiled: Mapping[int, CompiledFor]) -> KernelSet:
+def kernel_set(wanted: KernelRequest, compiled: Mapping[int, CompiledFor]) -> KernelSet:
     cubins: dict[str, bytes] = {}
 
     def stored(cubin: bytes) -> str:
@@ -81,7 +83,7 @@ def kernel_set(wanted: Wanted, compiled: Mapping[int, CompiledFor]) -> KernelSet
     return KernelSet(told, cubins.__getitem__)
 
 
-def _compiled(task: tuple[Wanted, int]) -> tuple[Wanted, int, CompiledFor]:
+def _compiled(task: tuple[KernelRequest, int]) -> tuple[KernelRequest, int, CompiledFor]:
     wanted, sm = task
     sources = wanted.module().sources(wanted.shape, sm)
     layout = asdict(wanted.module().layout_for(wanted.shape, sm))

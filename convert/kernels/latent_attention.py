@@ -16,9 +16,9 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from llmc.convert.kernels.ahead_of_time import Source
+from llmc.convert.kernels.ahead_of_time import KernelSource
 from llmc.convert.kernels.latent_attention_tiles import tiles_for
-from llmc.runtime.plugins.latent_attention import MOST_SPLITS, LatentLayout, LatentShape
+from llmc.runtime.plugins.latent_attention import MOST_SPLITS, LatentLaunch, LatentShape
 
 JOINED_CHANNELS = 128  # of a program of the second kernel, so that few rows make enough programs
 JOINED_SPLITS = 16  # that it reads the values of together
@@ -170,7 +170,7 @@ def join_constants(shape: LatentShape) -> dict[str, Any]:
     }
 
 
-def sources(shape: LatentShape, sm: int) -> dict[str, Source]:
+def sources(shape: LatentShape, sm: int) -> dict[str, KernelSource]:
     """By what they are for: "whole" takes all entries in one split; "split" leaves its parts to "join"."""
     kind, tiles = f"*{shape.dtype}", tiles_for(shape, sm)
     types = {"query": kind, "cache": "*u8" if shape.float8 else kind, "cache_position": "*i64", "logsum": "*fp32"}
@@ -180,11 +180,11 @@ def sources(shape: LatentShape, sm: int) -> dict[str, Source]:
     for name, partial in (("whole", False), ("split", True)):
         constants = attend_constants(shape, sm, partial)
         written = types | {"mixed": "*fp32" if partial else kind}
-        found[name] = Source(_attend, written, constants, tiles.warps, tiles.stages)
-    found["join"] = Source(_join, types | {"mixed": "*fp32"}, join_constants(shape))
+        found[name] = KernelSource(_attend, written, constants, tiles.warps, tiles.stages)
+    found["join"] = KernelSource(_join, types | {"mixed": "*fp32"}, join_constants(shape))
     return found
 
 
-def layout_for(shape: LatentShape, sm: int) -> LatentLayout:
+def layout_for(shape: LatentShape, sm: int) -> LatentLaunch:
     tiles = tiles_for(shape, sm)
-    return LatentLayout(tiles.rows, tiles.entries, JOINED_CHANNELS)
+    return LatentLaunch(tiles.rows, tiles.entries, JOINED_CHANNELS)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from llmc.convert.kernels.ahead_of_time import Source
+from llmc.convert.kernels.ahead_of_time import KernelSource
 from llmc.convert.kernels.grouped_product import Tile, multiply, product_constants
 from llmc.convert.kernels.token_groups import WARPS, group_constants, group_tokens
-from llmc.runtime.plugins.mixture_of_experts import FEW, MANY, ExpertsLayout, ExpertsShape
+from llmc.runtime.plugins.mixture_of_experts import FEW, MANY, ExpertsLaunch, ExpertsShape
 
 COLUMNS = 1024  # of a token that one program adds up
 
@@ -32,14 +32,14 @@ def _combine(
     tl.store(y + token * hidden + column, total.to(y.dtype.element_ty), mask=inside)
 
 
-def layout_for(shape: ExpertsShape, sm: int) -> ExpertsLayout:
+def layout_for(shape: ExpertsShape, sm: int) -> ExpertsLaunch:
     def channels(has_up: bool) -> dict[str, int]:
         return {str(rows): Tile.of(rows, has_up, sm).channels for rows in (FEW, MANY)}
 
-    return ExpertsLayout(channels(True), channels(False), COLUMNS)
+    return ExpertsLaunch(channels(True), channels(False), COLUMNS)
 
 
-def sources(shape: ExpertsShape, sm: int) -> dict[str, Source]:
+def sources(shape: ExpertsShape, sm: int) -> dict[str, KernelSource]:
     """Besides "combine", each for few tokens and for many: "group", "gate_up" and "down" with the rows of a tile."""
     kind = f"*{shape.dtype}"
     types = dict.fromkeys(("x", "y", "outer"), kind) | dict.fromkeys(("tile_choices", "tile_expert"), "*i32")
@@ -47,13 +47,15 @@ def sources(shape: ExpertsShape, sm: int) -> dict[str, Source]:
     sizes = ("choices", "tiles", "inputs", "outputs", "choices_of_row", "hidden", "top_k")
     types |= dict.fromkeys(sizes, "i32")
     aligned = ("inputs", "outputs") if shape.hidden % 16 == 0 == shape.inner % 16 else ()
-    found = {"combine": Source(_combine, types, {"COLUMNS": COLUMNS, "EXPERTS": shape.experts})}
+    found = {"combine": KernelSource(_combine, types, {"COLUMNS": COLUMNS, "EXPERTS": shape.experts})}
     for rows in (FEW, MANY):
-        found[f"group_{rows}"] = Source(group_tokens, types, group_constants(shape.experts, rows), WARPS)
+        found[f"group_{rows}"] = KernelSource(group_tokens, types, group_constants(shape.experts, rows), WARPS)
         for name, weights in (("gate_up", shape.gate_up), ("down", shape.down)):
             stack = kind if weights.form == "plain" else "*i32"
             stored = {"weight": stack, "up": stack} | dict.fromkeys(("scales", "up_scales"), f"*{weights.scales}")
             tile = Tile.of(rows, name == "gate_up", sm)
             constants = product_constants(weights, tile, name == "gate_up")
-            found[f"{name}_{rows}"] = Source(multiply, types | stored, constants, tile.warps, tile.stages, aligned)
+            found[f"{name}_{rows}"] = KernelSource(
+                multiply, types | stored, constants, tile.warps, tile.stages, aligned
+            )
     return found

@@ -101,7 +101,7 @@ def share_layer(spec: ModelSpec, index: int, layer: DecoderLayer) -> DecoderLaye
             setattr(other, parameter_name, parameter)
         if isinstance(module, Linear):
             assert isinstance(other, Linear)
-            other.codes, other.activations = module.codes, module.activations
+            other.quantized, other.activations = module.quantized, module.activations
     return twin.eval()
 
 

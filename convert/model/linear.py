@@ -19,24 +19,24 @@ class Linear(nn.Linear):
     compute_dtype: of the product; None: that of the input, which the output has in any case
     """
 
-    codes: QuantizedWeight | None = None
+    quantized: QuantizedWeight | None = None
     activations: Activations | None = None
     compute_dtype: torch.dtype | None = None
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Linear:
         """nn.Module's, by which a module is moved: codes go where the weight goes."""
         super()._apply(fn, recurse)
-        if self.codes is not None:
-            self.codes = self.codes.to(fn(self.codes.scales).device)
+        if self.quantized is not None:
+            self.quantized = self.quantized.to(fn(self.quantized.scales).device)
         return self
 
     def full(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """[out, in]; no copy where the weight is held in this dtype."""
-        return self.weight.to(dtype) if self.codes is None else self.codes.dequantize(dtype)
+        return self.weight.to(dtype) if self.quantized is None else self.quantized.dequantize(dtype)
 
-    def hold(self, codes: QuantizedWeight) -> None:
+    def hold(self, weight: QuantizedWeight) -> None:
         """From now on computes with these; whoever holds the old weight keeps it."""
-        self.codes, self.activations = codes, codes.activations
+        self.quantized, self.activations = weight, weight.activations
         self.weight = nn.Parameter(torch.empty(0), requires_grad=False)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # named as in nn.Linear

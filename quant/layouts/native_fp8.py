@@ -23,7 +23,7 @@ class NativeFP8(Layout):
         return scheme.name in ("fp8-block", "fp8-block-dynamic")
 
     def tensors(self, module: str, scheme: Scheme, weight: QuantizedWeight) -> dict[str, torch.Tensor]:
-        return {f"{module}.weight": weight.codes, f"{module}.weight_scale_inv": weight.scales.float()}
+        return {f"{module}.weight": weight.qweight, f"{module}.weight_scale_inv": weight.scales.float()}
 
     def config(self, schemes: dict[str, str], all_modules: Iterable[str], fp8_cache: bool) -> dict[str, Any]:
         config: dict[str, Any] = {

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from llmc.convert.quantized_weight import FP8_GROUP, LARGEST_FP8, Activations, QuantizedWeight
 from llmc.errors import InputError
-from llmc.quant.schemes.scheme import Grid, Scheme
+from llmc.quant.schemes.scheme import QuantParams, Scheme
 
 _BLOCK = 128
 
@@ -41,7 +41,7 @@ class FP8(Scheme):
                 f"{weight_name} has {shape[1]} inputs, no multiple of {FP8_GROUP}; use fp8-channel-dynamic"
             )
 
-    def grid(self, weight: torch.Tensor, importance: torch.Tensor | None = None) -> Grid:
+    def grid(self, weight: torch.Tensor, importance: torch.Tensor | None = None) -> QuantParams:
         """Scales are float32; the largest weight of a block becomes 448 (DeepSeek-V3, section 3.3). A float format
         gains nothing from clipping, so `importance` is not used. Edge blocks are padded with zeros."""
         out, columns = weight.shape[-2:]
@@ -49,7 +49,7 @@ class FP8(Scheme):
         padding = (0, -columns % columns_of_block, 0, -out % rows_of_block)
         blocks = functional.pad(weight, padding).unflatten(-1, (-1, columns_of_block))
         largest = blocks.unflatten(-3, (-1, rows_of_block)).abs().amax((-1, -3))
-        return Grid(torch.where(largest == 0, 1.0, largest / LARGEST_FP8))
+        return QuantParams(torch.where(largest == 0, 1.0, largest / LARGEST_FP8))
 
     def round_(self, ratio: torch.Tensor, zeros: torch.Tensor | None = None) -> torch.Tensor:
         return ratio.copy_(self.to_codes(ratio))
@@ -72,7 +72,7 @@ class FP8(Scheme):
 
     def stored(self, module: str, weight: QuantizedWeight) -> dict[str, torch.Tensor]:
         scales = weight.scales.flatten() if self.strategy == "tensor" else weight.scales
-        tensors = {f"{module}.weight": weight.codes, f"{module}.weight_scale": scales}
+        tensors = {f"{module}.weight": weight.qweight, f"{module}.weight_scale": scales}
         if weight.activations is not None and weight.activations.scale is not None:
             tensors[f"{module}.input_scale"] = torch.tensor([weight.activations.scale])
         return tensors

@@ -9,7 +9,7 @@ import torch
 from llmc.convert.bits import pack
 from llmc.convert.quantized_weight import CodeType, QuantizedWeight
 from llmc.errors import InputError
-from llmc.quant.schemes.scheme import Grid, Scheme
+from llmc.quant.schemes.scheme import QuantParams, Scheme
 
 GROUP_SIZES = (32, 64, 128, 256)
 # Shrinking the range clips a few large weights and rounds all others more finely; the best share of it is searched,
@@ -40,7 +40,7 @@ class Integer(Scheme):
             advice = f"use {' or '.join(fits)}" if fits else "use fp8-channel"
             raise InputError(f"{weight_name} has {columns} inputs, no multiple of {self.group_size or 32}; {advice}")
 
-    def grid(self, weight: torch.Tensor, importance: torch.Tensor | None = None) -> Grid:
+    def grid(self, weight: torch.Tensor, importance: torch.Tensor | None = None) -> QuantParams:
         """Of least weighted squared error per group; scales are bfloat16."""
         groups = weight.unflatten(-1, (-1, self.group_size or weight.shape[-1]))  # [..., out, G, g]
         *batch, out, count, size = groups.shape
@@ -50,7 +50,7 @@ class Integer(Scheme):
         if importance is not None:
             matter = importance.sqrt().unflatten(-1, (-1, size))[..., None, :, :]
         if weight.is_meta:
-            return Grid(scales, zeros)
+            return QuantParams(scales, zeros)
         flat = groups.reshape(-1, out, count, size)
         matter = matter.expand(*batch, 1, count, size).reshape(-1, 1, count, size)
         rows = max(1, (_GPU_CHUNK if weight.is_cuda else _CHUNK) // (count * size))
@@ -59,11 +59,11 @@ class Integer(Scheme):
                 part = slice(start, start + rows)
                 found = self._search(flat[expert, part], matter[expert])
                 scales.view(-1, out, count)[expert, part] = found.scales
-                if zeros is not None and found.zeros is not None:
-                    zeros.view(-1, out, count)[expert, part] = found.zeros
-        return Grid(scales, zeros)
+                if zeros is not None and found.zero_points is not None:
+                    zeros.view(-1, out, count)[expert, part] = found.zero_points
+        return QuantParams(scales, zeros)
 
-    def _search(self, groups: torch.Tensor, matter: torch.Tensor) -> Grid:
+    def _search(self, groups: torch.Tensor, matter: torch.Tensor) -> QuantParams:
         """groups [rows, G, g], matter [1, G, g]: square roots of importances."""
         if self.symmetric:
             low, reach, steps = None, groups.abs().amax(-1), float(self.highest)
@@ -96,7 +96,7 @@ class Integer(Scheme):
         center = best_share
         for offset in _FINE:
             look((center + offset).clamp(max=1.0))
-        return Grid(best, None if self.symmetric else best_zero.to(torch.int8))
+        return QuantParams(best, None if self.symmetric else best_zero.to(torch.int8))
 
     def round_(self, ratio: torch.Tensor, zeros: torch.Tensor | None = None) -> torch.Tensor:
         if zeros is None:
@@ -116,12 +116,12 @@ class Integer(Scheme):
 
     def stored(self, module: str, weight: QuantizedWeight) -> dict[str, torch.Tensor]:
         tensors = {
-            f"{module}.weight_packed": pack(weight.codes, self.bits),
+            f"{module}.weight_packed": pack(weight.qweight, self.bits),
             f"{module}.weight_scale": weight.scales,
             f"{module}.weight_shape": torch.tensor(weight.shape),
         }
-        if weight.zeros is not None:  # packed along the output channels
-            tensors[f"{module}.weight_zero_point"] = pack(weight.zeros.T, self.bits).T.contiguous()
+        if weight.zero_points is not None:  # packed along the output channels
+            tensors[f"{module}.weight_zero_point"] = pack(weight.zero_points.T, self.bits).T.contiguous()
         return tensors
 
 

@@ -7,18 +7,18 @@ from typing import Any, NamedTuple
 
 import torch
 
-from llmc.convert.quantized_weight import Activations, CodeType, Kind, QuantizedWeight
+from llmc.convert.quantized_weight import Activations, CodeType, QuantizedWeight, QuantSpec
 
 
-class Grid(NamedTuple):
+class QuantParams(NamedTuple):
     """The values that a block can have: `(code - zero) * scale`.
 
     scales: […, out / rows, in / columns] in the dtype that is stored
-    zeros:  int8 in the same shape; None: symmetric
+    zero_points: int8 in the same shape; None: symmetric
     """
 
     scales: torch.Tensor
-    zeros: torch.Tensor | None = None
+    zero_points: torch.Tensor | None = None
 
 
 class Scheme(ABC):
@@ -43,7 +43,7 @@ class Scheme(ABC):
         """Whether these codes are, as they are, what this scheme writes."""
         activations = None if self.activations is None else self.activations.per
         block = self.block(weight.shape)
-        return weight.kind == Kind(self.code_type, block, not self.symmetric, self.dynamic_groups, activations)
+        return weight.kind == QuantSpec(self.code_type, block, not self.symmetric, self.dynamic_groups, activations)
 
     @property
     def measures_inputs(self) -> bool:
@@ -51,7 +51,7 @@ class Scheme(ABC):
         return self.activations is not None and self.activations.per == "tensor"
 
     @abstractmethod
-    def grid(self, weight: torch.Tensor, importance: torch.Tensor | None = None) -> Grid:
+    def grid(self, weight: torch.Tensor, importance: torch.Tensor | None = None) -> QuantParams:
         """The grid for float32 weight […, out, in].
 
         importance: […, in], how much an error in each input channel matters (the Hessian's diagonal).

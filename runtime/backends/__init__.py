@@ -37,8 +37,10 @@ class Backend(Protocol):
 
     context: int  # the most tokens of a row that a cache can hold
     batch: int  # the most rows of a step
-    prefill: int  # the most tokens per row of a step
-    scores: int  # the most tokens of a step, over all rows, times the cache entries they look at: bounds its memory
+    max_prefill_tokens: int  # the most tokens per row of a step
+    max_attention_scores: (
+        int  # the most tokens of a step, over all rows, times the cache entries they look at: its memory
+    )
     has_mtp: bool
     cache_bytes: int  # per token and row, of both graphs
 
@@ -72,8 +74,8 @@ class Backend(Protocol):
 
 def step_width(backend: Backend, rows: int, position: int) -> int:
     """Tokens per row that a step from `position` on should have at most."""
-    width = backend.prefill
-    while width > 1 and rows * width * (position + width) > backend.scores:
+    width = backend.max_prefill_tokens
+    while width > 1 and rows * width * (position + width) > backend.max_attention_scores:
         width //= 2
     return width
 

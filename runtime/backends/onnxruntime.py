@@ -63,7 +63,7 @@ def _providers() -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Step:
+class BoundStep:
     """What ONNX Runtime has been told for steps of one shape: where inputs, outputs and the first `used` entries of the
     caches are."""
 
@@ -74,13 +74,13 @@ class Step:
 
 
 @dataclass
-class Cache:
+class OnnxRuntimeCache:
     """One buffer per cache input of either graph, [B, …, capacity, …] with the capacity at axis 2."""
 
     batch: int
     capacity: int = 0
     buffers: dict[str, FloatArray] = field(default_factory=dict)
-    steps: dict[tuple[Graph, int, int], Step] = field(default_factory=dict)  # by graph, tokens and logits a row
+    steps: dict[tuple[Graph, int, int], BoundStep] = field(default_factory=dict)  # by graph, tokens and logits a row
 
 
 class OnnxRuntimeBackend:
@@ -89,7 +89,7 @@ class OnnxRuntimeBackend:
 
         self._value = onnxruntime.OrtValue.ortvalue_from_numpy  # on the CPU a view of the array
         self.context, self.batch = artifact.context, _BATCH
-        self.prefill, self.scores = _PREFILL, _SCORES
+        self.max_prefill_tokens, self.max_attention_scores = _PREFILL, _SCORES
         self._sessions: dict[Graph, Any] = {}
         graphs: tuple[Graph, Graph] = ("main", "mtp")
         for graph in graphs:
@@ -108,10 +108,10 @@ class OnnxRuntimeBackend:
             for graph, session in self._sessions.items()
         }
 
-    def new_cache(self, batch: int) -> Cache:
-        return Cache(batch)
+    def new_cache(self, batch: int) -> OnnxRuntimeCache:
+        return OnnxRuntimeCache(batch)
 
-    def copy(self, source: Cache, rows: Sequence[int], length: int, target: Cache) -> None:
+    def copy(self, source: OnnxRuntimeCache, rows: Sequence[int], length: int, target: OnnxRuntimeCache) -> None:
         self._grow(target, length)
         for name, buffer in source.buffers.items():
             target.buffers[name][:, :, :length] = buffer[rows, :, :length]
@@ -119,7 +119,7 @@ class OnnxRuntimeBackend:
     def forward(
         self,
         graph: Graph,
-        cache: Cache,
+        cache: OnnxRuntimeCache,
         input_ids: IntArray,
         cache_position: IntArray,
         logits_index: IntArray,
@@ -144,7 +144,9 @@ class OnnxRuntimeBackend:
     def close(self) -> None:
         self._sessions.clear()
 
-    def _step(self, graph: Graph, session: Any, cache: Cache, end: int, inputs: dict[str, NDArray[Any]]) -> Step:
+    def _step(
+        self, graph: Graph, session: Any, cache: OnnxRuntimeCache, end: int, inputs: dict[str, NDArray[Any]]
+    ) -> BoundStep:
         """For steps like this one, that end at `end`."""
         length, wanted = inputs["input_ids"].shape[1], inputs["logits_index"].shape[1]
         used = min(-(-end // _STEP) * _STEP, cache.capacity)
@@ -167,10 +169,10 @@ class OnnxRuntimeBackend:
             }
             for name, place in outputs.items():
                 binding.bind_ortvalue_output(name, self._value(place))
-            step = cache.steps[graph, length, wanted] = Step(used, binding, places, outputs)
+            step = cache.steps[graph, length, wanted] = BoundStep(used, binding, places, outputs)
         return step
 
-    def _grow(self, cache: Cache, end: int) -> None:
+    def _grow(self, cache: OnnxRuntimeCache, end: int) -> None:
         """Makes room for `end` tokens: capacity doubles, and what is there is copied."""
         if end > self.context:
             raise InputError(f"{end} tokens do not fit the context of {self.context}; shorten prompt or answer")

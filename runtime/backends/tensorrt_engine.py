@@ -116,7 +116,7 @@ def _descriptions(package: Package, artifact: Artifact) -> list[dict[str, Any]]:
 
 
 @dataclass
-class Cache:
+class EngineCache:
     """Device addresses of one buffer per cache input of either graph, [B, …, context, …]."""
 
     batch: int
@@ -129,23 +129,24 @@ class EngineBackend:
     def __init__(self, package: Package, descriptions: dict[str, dict[str, Any]]) -> None:
         main = descriptions["main"]
         self.context, self.batch = int(main["context"]), int(main["batch"])
-        self.prefill = max(profile["tokens"][1] for profile in main["profiles"])
-        self.scores = self.batch * self.prefill * self.context  # the engine's memory is that of its profiles
+        self.max_prefill_tokens = max(profile["tokens"][1] for profile in main["profiles"])
+        # The engine's memory is that of its profiles.
+        self.max_attention_scores = self.batch * self.max_prefill_tokens * self.context
         self.has_mtp = "mtp" in descriptions
         self._device, self._lock = _Device(), threading.Lock()
         self._engines = {graph: _Engine(package, self._device, each) for graph, each in descriptions.items()}
         kinds = [kind for engine in self._engines.values() for kind in engine.caches.values()]
         self.cache_bytes = sum(shape[1] * shape[3] * np.dtype(dtype).itemsize for shape, dtype in kinds)
 
-    def new_cache(self, batch: int) -> Cache:
-        cache = Cache(batch)
+    def new_cache(self, batch: int) -> EngineCache:
+        cache = EngineCache(batch)
         weakref.finalize(cache, self._device.free, cache.buffers)
         for engine in self._engines.values():
             for name, (shape, dtype) in engine.caches.items():
                 cache.buffers[name] = self._device.zeros(batch * int(np.prod(shape[1:])) * np.dtype(dtype).itemsize)
         return cache
 
-    def copy(self, source: Cache, rows: Sequence[int], length: int, target: Cache) -> None:
+    def copy(self, source: EngineCache, rows: Sequence[int], length: int, target: EngineCache) -> None:
         """Whole rows: entries behind `length` are not seen."""
         for engine in self._engines.values():
             for name, (shape, dtype) in engine.caches.items():
@@ -156,7 +157,7 @@ class EngineBackend:
     def forward(
         self,
         graph: Graph,
-        cache: Cache,
+        cache: EngineCache,
         input_ids: IntArray,
         cache_position: IntArray,
         logits_index: IntArray,
@@ -221,7 +222,7 @@ class _Engine:
         self._buffers: dict[str, int] = {}
         self._sizes: dict[str, int] = {}
 
-    def run(self, inputs: dict[str, Array], cache: Cache) -> dict[str, Array]:
+    def run(self, inputs: dict[str, Array], cache: EngineCache) -> dict[str, Array]:
         length = inputs["input_ids"].shape[1]
         context, window = self._context(length, int(inputs["cache_position"].max()) + length)
         if "window" in self._inputs:
@@ -242,7 +243,7 @@ class _Engine:
         self._device.synchronize()
         return found
 
-    def _execute(self, context: Any, inputs: dict[str, Array], cache: Cache) -> None:
+    def _execute(self, context: Any, inputs: dict[str, Array], cache: EngineCache) -> None:
         """A graph serves steps of the same shapes on the same memory; wide steps hardly gain by one."""
         addresses = (*self._buffers.values(), *cache.buffers.values())
         step = (addresses, *(array.shape for array in inputs.values()))

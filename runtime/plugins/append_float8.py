@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmc.runtime.plugins.kernel_set import KernelSet
-from llmc.runtime.plugins.operation import Addresses, Gpu, Input, Operation, Output, Shape
+from llmc.runtime.plugins.operation import Addresses, Gpu, InputSpec, Operation, OutputSpec, Shape
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class EntryLayout:
     """A program takes one entry."""
 
 
-class AppendFloat8(Operation):
+class AppendFloat8Plugin(Operation):
     """cache [B, 1, T, C] int8, entries [B, 1, S, C], cache_position [B] → the cache, in the same memory.
 
     Codes are those of entry / cache_scale, rounded to the nearest, ties to even; what is too large becomes 448.
@@ -40,13 +40,13 @@ class AppendFloat8(Operation):
         self.cache_scale = cache_scale
 
     @property
-    def inputs(self) -> tuple[Input, ...]:
+    def inputs(self) -> tuple[InputSpec, ...]:
         shape = (None, 1, None, self.shape.channels)
-        return Input("i8", shape), Input(self.shape.dtype, shape), Input("i64", (None,))
+        return InputSpec("i8", shape), InputSpec(self.shape.dtype, shape), InputSpec("i64", (None,))
 
     @property
-    def outputs(self) -> tuple[Output, ...]:
-        return (Output("i8", ((0, 0), 1, (0, 2), self.shape.channels), aliased=0),)
+    def outputs(self) -> tuple[OutputSpec, ...]:
+        return (OutputSpec("i8", ((0, 0), 1, (0, 2), self.shape.channels), aliased=0),)
 
     def launch(
         self, gpu: Gpu, shapes: Sequence[Shape], inputs: Addresses, outputs: Addresses, workspace: int, stream: int

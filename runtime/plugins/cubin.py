@@ -21,7 +21,7 @@ ALIGNMENT = 16  # of every address, in bytes: kernels are compiled to load so ma
 _PACKED = {"i32": "i4x", "i64": "q", "fp32": "f4x"}  # as `struct` calls them, each filled up to 8 bytes
 
 
-class Parameters:
+class KernelParams:
     """The values of a launch side by side, and `addresses` of them all as cuLaunchKernel wants them."""
 
     def __init__(self, description: Mapping[str, Any]) -> None:
@@ -52,7 +52,7 @@ class CubinKernel:
         from cuda.bindings import driver
 
         self._driver, self._description = driver, description
-        self._parameters, self._lock = Parameters(description), threading.Lock()
+        self._parameters, self._lock = KernelParams(description), threading.Lock()
         self._block = (description["threads"], 1, 1)
         self._module = self._call("cuModuleLoadData", cubin)
         self._function = self._call("cuModuleGetFunction", self._module, description["name"].encode())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from llmc.runtime.plugins.cubin import ALIGNMENT
 from llmc.runtime.plugins.kernel_set import KernelSet
-from llmc.runtime.plugins.operation import Addresses, Gpu, Input, Operation, Output, Shape
+from llmc.runtime.plugins.operation import Addresses, Gpu, InputSpec, Operation, OutputSpec, Shape
 
 MOST_SPLITS = 128  # the kernel that joins them holds as many sums at once
 MOST_MULTIPROCESSORS = 256  # that programs are spread over: what the workspace must suffice for on any GPU
@@ -29,7 +29,7 @@ class LatentShape:
 
 
 @dataclass(frozen=True)
-class LatentLayout:
+class LatentLaunch:
     """Of the kernels for one SM: a program takes so many rows of the query and entries at a time, and one of the kernel
     that joins splits so many channels."""
 
@@ -43,7 +43,7 @@ class LatentPlan:
     """One launch for a query [B, Hq, S, R + P]."""
 
     shape: LatentShape
-    layout: LatentLayout
+    layout: LatentLaunch
     batch: int
     tokens: int
     splits: int
@@ -77,7 +77,7 @@ class LatentPlan:
 
 
 def plan(
-    shape: LatentShape, layout: LatentLayout, multiprocessors: int, batch: int, tokens: int, capacity: int
+    shape: LatentShape, layout: LatentLaunch, multiprocessors: int, batch: int, tokens: int, capacity: int
 ) -> LatentPlan:
     """As many splits as still run at once: a program fills a multiprocessor, and every split costs workspace traffic.
 
@@ -91,7 +91,7 @@ def plan(
     return LatentPlan(shape, layout, batch, tokens, splits)
 
 
-class LatentAttention(Operation):
+class LatentAttentionPlugin(Operation):
     """query [B, Hq, S, R + P], cache [B, 1, T, R + P], cache_position [B] → [B, Hq, S, R].
 
     The query at offset s of row b sees the entries t <= cache_position[b] + s. An FP8 cache is E4M3 codes in int8, each
@@ -107,18 +107,18 @@ class LatentAttention(Operation):
         self.scale, self.cache_scale = scale, cache_scale
 
     @property
-    def inputs(self) -> tuple[Input, ...]:
+    def inputs(self) -> tuple[InputSpec, ...]:
         shape = self.shape
         cache_type = "i8" if shape.float8 else shape.dtype
         return (
-            Input(shape.dtype, (None, shape.heads, None, shape.channels)),
-            Input(cache_type, (None, 1, None, shape.channels)),
-            Input("i64", (None,)),
+            InputSpec(shape.dtype, (None, shape.heads, None, shape.channels)),
+            InputSpec(cache_type, (None, 1, None, shape.channels)),
+            InputSpec("i64", (None,)),
         )
 
     @property
-    def outputs(self) -> tuple[Output, ...]:
-        return (Output(self.shape.dtype, ((0, 0), (0, 1), (0, 2), self.shape.rank)),)
+    def outputs(self) -> tuple[OutputSpec, ...]:
+        return (OutputSpec(self.shape.dtype, ((0, 0), (0, 1), (0, 2), self.shape.rank)),)
 
     def workspace_bytes(self, most: Sequence[Shape]) -> int:
         """Splits are so few that their programs run at once: their rows are bounded by the multiprocessors."""
@@ -128,7 +128,7 @@ class LatentAttention(Operation):
     def launch(
         self, gpu: Gpu, shapes: Sequence[Shape], inputs: Addresses, outputs: Addresses, workspace: int, stream: int
     ) -> None:
-        layout = LatentLayout(**self.kernels.layouts[self.kernels.fitting(gpu.sm)])
+        layout = LatentLaunch(**self.kernels.layouts[self.kernels.fitting(gpu.sm)])
         (batch, _, tokens, _), (_, _, capacity, _), _ = shapes
         chosen = plan(self.shape, layout, gpu.multiprocessors, batch, tokens, capacity)
         given = dict(zip(("query", "cache", "cache_position"), inputs, strict=True)) | {

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmc.runtime.plugins.kernel_set import KernelSet
-from llmc.runtime.plugins.operation import Addresses, Gpu, Input, Operation, Output, Shape
+from llmc.runtime.plugins.operation import Addresses, Gpu, InputSpec, Operation, OutputSpec, Shape
 
 ALIGNMENT = 256  # bytes, of each tensor in the workspace
 FEW, MANY = 16, 64  # choices of a tile: of kernels for few tokens, which read weights, and for many, which multiply
@@ -22,7 +22,7 @@ CODES = {"int4": 8, "fp8": 4}  # of a word
 
 
 @dataclass(frozen=True)
-class Weights:
+class ExpertWeights:
     """How an expert's matrix [out, in] is stored: `form` "int4", "fp8" or "plain", a scale of type `scales` for `group`
     inputs of `rows` outputs; see `llmc.convert.kernels.expert_weights`."""
 
@@ -31,15 +31,15 @@ class Weights:
     rows: int = 1
     scales: str = ""
 
-    def inputs(self, experts: int, out: int, columns: int, dtype: str) -> list[Input]:
+    def inputs(self, experts: int, out: int, columns: int, dtype: str) -> list[InputSpec]:
         """The tensors of a stack of them."""
         if self.form == "plain":
-            return [Input(dtype, (experts, out, columns))]
+            return [InputSpec(dtype, (experts, out, columns))]
         blocks = -(-columns // (CODES[self.form] * WORDS))
         groups = -(-blocks * CODES[self.form] * WORDS // self.group)
         return [
-            Input("i32", (experts, out, WORDS * blocks)),
-            Input(self.scales, (experts, groups, -(-out // self.rows))),
+            InputSpec("i32", (experts, out, WORDS * blocks)),
+            InputSpec(self.scales, (experts, groups, -(-out // self.rows))),
         ]
 
 
@@ -54,17 +54,17 @@ class ExpertsShape:
     inner: int
     dtype: str
     weighting: str
-    gate_up: Weights
-    down: Weights
+    gate_up: ExpertWeights
+    down: ExpertWeights
 
     @classmethod
     def of(cls, told: dict[str, Any]) -> ExpertsShape:
         """From JSON."""
-        return cls(**told | {name: Weights(**told[name]) for name in ("gate_up", "down")})
+        return cls(**told | {name: ExpertWeights(**told[name]) for name in ("gate_up", "down")})
 
 
 @dataclass(frozen=True)
-class ExpertsLayout:
+class ExpertsLaunch:
     """Of the kernels for one SM: outputs that one program makes, by the rows of its tile; and of a token's sum."""
 
     gate_up: dict[str, int]
@@ -77,7 +77,7 @@ class ExpertsPlan:
     """One launch for x [N, H]."""
 
     shape: ExpertsShape
-    layout: ExpertsLayout
+    layout: ExpertsLaunch
     tokens: int
 
     @property
@@ -125,8 +125,8 @@ def _aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-class MixtureOfExperts(Operation):
-    """x [N, H], index [N, K] int64, weight [N, K], then gate, up and down as `Weights` stores them → [N, H].
+class MixtureOfExpertsPlugin(Operation):
+    """x [N, H], index [N, K] int64, weight [N, K], then gate, up and down as `ExpertWeights` stores them → [N, H].
 
     An expert's outputs are rounded to the type of x and summed in float32. A choice that is no expert counts nothing.
     """
@@ -138,25 +138,25 @@ class MixtureOfExperts(Operation):
         self.shape = ExpertsShape.of(kernels.shape)
 
     @property
-    def inputs(self) -> tuple[Input, ...]:
+    def inputs(self) -> tuple[InputSpec, ...]:
         shape = self.shape
         gate_up = shape.gate_up.inputs(shape.experts, shape.inner, shape.hidden, shape.dtype)
         return (
-            Input(shape.dtype, (None, shape.hidden)),
-            Input("i64", (None, shape.top_k)),
-            Input(shape.weighting, (None, shape.top_k)),
+            InputSpec(shape.dtype, (None, shape.hidden)),
+            InputSpec("i64", (None, shape.top_k)),
+            InputSpec(shape.weighting, (None, shape.top_k)),
             *gate_up,
             *gate_up,
             *shape.down.inputs(shape.experts, shape.hidden, shape.inner, shape.dtype),
         )
 
     @property
-    def outputs(self) -> tuple[Output, ...]:
-        return (Output(self.shape.dtype, ((0, 0), self.shape.hidden)),)
+    def outputs(self) -> tuple[OutputSpec, ...]:
+        return (OutputSpec(self.shape.dtype, ((0, 0), self.shape.hidden)),)
 
     def workspace_bytes(self, most: Sequence[Shape]) -> int:
         """Fewer tokens may have more tiles, as those are lower."""
-        layout = ExpertsLayout(**next(iter(self.kernels.layouts.values())))
+        layout = ExpertsLaunch(**next(iter(self.kernels.layouts.values())))
         tokens = most[0][0]
         last_of_few = max(1, min(tokens, FEW // 2 * self.shape.experts // self.shape.top_k))
         plans = [ExpertsPlan(self.shape, layout, n).workspace for n in (tokens, last_of_few)]
@@ -165,7 +165,7 @@ class MixtureOfExperts(Operation):
     def launch(
         self, gpu: Gpu, shapes: Sequence[Shape], inputs: Addresses, outputs: Addresses, workspace: int, stream: int
     ) -> None:
-        layout = ExpertsLayout(**self.kernels.layouts[self.kernels.fitting(gpu.sm)])
+        layout = ExpertsLaunch(**self.kernels.layouts[self.kernels.fitting(gpu.sm)])
         chosen = ExpertsPlan(self.shape, layout, shapes[0][0])
         if not chosen.tokens:
             return

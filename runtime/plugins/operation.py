@@ -16,7 +16,7 @@ Dimension = int | tuple[int, int]  # a size, or that of an input's axis
 
 
 @dataclass(frozen=True)
-class Input:
+class InputSpec:
     """type: bf16, fp16, fp32, i8, i32 or i64. shape: None where any size will do."""
 
     type: str
@@ -24,7 +24,7 @@ class Input:
 
 
 @dataclass(frozen=True)
-class Output:
+class OutputSpec:
     """aliased: the input whose memory it is, changed in place."""
 
     type: str
@@ -72,11 +72,11 @@ class Operation(ABC):
 
     @property
     @abstractmethod
-    def inputs(self) -> tuple[Input, ...]: ...
+    def inputs(self) -> tuple[InputSpec, ...]: ...
 
     @property
     @abstractmethod
-    def outputs(self) -> tuple[Output, ...]: ...
+    def outputs(self) -> tuple[OutputSpec, ...]: ...
 
     def workspace_bytes(self, most: Sequence[Shape]) -> int:
         """On every GPU that there are kernels for, for inputs of up to these shapes; 0 by default."""

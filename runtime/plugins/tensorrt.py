@@ -16,15 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from llmc.runtime.plugins.append_float8 import AppendFloat8
+from llmc.runtime.plugins.append_float8 import AppendFloat8Plugin
 from llmc.runtime.plugins.kernel_set import KernelSet, read
-from llmc.runtime.plugins.latent_attention import LatentAttention
-from llmc.runtime.plugins.mixture_of_experts import MixtureOfExperts
+from llmc.runtime.plugins.latent_attention import LatentAttentionPlugin
+from llmc.runtime.plugins.mixture_of_experts import MixtureOfExpertsPlugin
 from llmc.runtime.plugins.operation import Gpu, Operation
 from llmc.visible import visible
 
 NAMESPACE, VERSION = "llmc", "1"
-OPERATIONS: tuple[type[Operation], ...] = (LatentAttention, AppendFloat8, MixtureOfExperts)
+OPERATIONS: tuple[type[Operation], ...] = (LatentAttentionPlugin, AppendFloat8Plugin, MixtureOfExpertsPlugin)
 
 _types = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "i8": "int8", "i32": "int32", "i64": "int64"}
 _kernels: dict[str, KernelSet] = {}  # of all artifacts of this process

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from llmc.convert.kernels.ahead_of_time import Source
-from llmc.convert.kernels.kernel_sets import Wanted
+from llmc.convert.kernels.ahead_of_time import KernelSource
+from llmc.convert.kernels.kernel_sets import KernelRequest
 from llmc.runtime.plugins.kernel_set import KernelSet
 from llmc.runtime.plugins.operation import Gpu, Operation
 
@@ -24,13 +24,13 @@ DTYPES = {
 
 
 class InterpretedKernels(KernelSet):
-    def __init__(self, wanted: Wanted, sm: int) -> None:
+    def __init__(self, wanted: KernelRequest, sm: int) -> None:
         layout = asdict(wanted.module().layout_for(wanted.shape, sm))
         told = {"layout": layout, "kernels": {}}
         super().__init__(
             {"operation": wanted.operation, "shape": asdict(wanted.shape), "sm": {str(sm): told}}, lambda _: b""
         )
-        self.sources: dict[str, Source] = wanted.module().sources(wanted.shape, sm)
+        self.sources: dict[str, KernelSource] = wanted.module().sources(wanted.shape, sm)
         self.memory: list[torch.Tensor] = []
         self.launched: list[str] = []
 
@@ -66,7 +66,7 @@ class Interpreted:
 
 def run(
     operation: Callable[..., Operation],
-    wanted: Wanted,
+    wanted: KernelRequest,
     inputs: Sequence[torch.Tensor],
     output_shape: Sequence[int],
     gpu: Gpu,
@@ -123,7 +123,7 @@ def let_the_interpreter_round_to_bfloat16() -> None:
     interpreter._convert_float = converted
 
 
-def compiled_alike(wanted: Wanted, sm: int) -> Mapping[str, Any]:
+def compiled_alike(wanted: KernelRequest, sm: int) -> Mapping[str, Any]:
     """What is told of the kernels, compiled anew."""
     from llmc.convert.kernels.ahead_of_time import compile_kernel
 

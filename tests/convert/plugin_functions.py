@@ -9,7 +9,7 @@ from llmc.convert.engines.plugins import Plugins
 from llmc.convert.graph.builder import FunctionBuilder
 from llmc.convert.graph.step import MASKED
 from llmc.convert.spec import LatentAttentionSpec, ModelSpec
-from llmc.runtime.plugins.mixture_of_experts import CODES, WORDS, ExpertsShape, Weights
+from llmc.runtime.plugins.mixture_of_experts import CODES, WORDS, ExpertsShape, ExpertWeights
 
 FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
 _STRING, _NUMBER = ir.AttributeType.STRING, ir.AttributeType.FLOAT
@@ -89,7 +89,7 @@ def mixture_of_experts(shape: ExpertsShape) -> ir.Function:
     return b.function(b.op("ReduceSum", outer, b.constant([0]), keepdims=0))
 
 
-def unpacked(b: FunctionBuilder, stack: list[ir.Value], form: Weights, out: int, columns: int) -> ir.Value:
+def unpacked(b: FunctionBuilder, stack: list[ir.Value], form: ExpertWeights, out: int, columns: int) -> ir.Value:
     """[E, in, out], float"""
     if form.form == "plain":
         return b.transpose(stack[0], 0, 2, 1)

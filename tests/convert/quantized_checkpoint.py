@@ -10,7 +10,7 @@ from random_checkpoint import DEEPSEEK_V3, LLAMA, QWEN2, random_weights, write_c
 
 from llmc.convert.checkpoint import Checkpoint
 from llmc.quant.assign import Rule
-from llmc.quant.layerwise import Options, quantize
+from llmc.quant.layerwise import QuantizeOptions, quantize
 
 # Input widths that the int4 groups divide; kv_a_proj_with_mqa has 80 rows, less than one FP8 block.
 DEEPSEEK = DEEPSEEK_V3 | {
@@ -57,12 +57,12 @@ CASES: dict[str, tuple[Any, ...]] = {
     "deepseek, static inputs and an FP8 cache": (
         DEEPSEEK,
         {"attention": "fp8-tensor-static", "dense_mlp": "fp8-channel-static", "shared_experts": "fp8-tensor"},
-        Options(fp8_cache=True),
+        QuantizeOptions(fp8_cache=True),
     ),
     "llama, dynamic inputs and an FP8 cache": (
         LLAMA | DENSE | {"intermediate_size": 256},
         {"attention": "fp8-channel-dynamic", "dense_mlp": "fp8-block-dynamic"},
-        Options(fp8_cache=True),
+        QuantizeOptions(fp8_cache=True),
     ),
     "deepseek, GPTQ layout": (
         DEEPSEEK,
@@ -72,9 +72,9 @@ CASES: dict[str, tuple[Any, ...]] = {
             "attention": "int8-g64",
             "kv_b_proj": "int4-g64",
         },
-        Options(layout="gptq"),
+        QuantizeOptions(layout="gptq"),
     ),
-    "deepseek, DeepSeek's layout": (DEEPSEEK, {"attention": "fp8-block"}, Options(layout="native-fp8")),
+    "deepseek, DeepSeek's layout": (DEEPSEEK, {"attention": "fp8-block"}, QuantizeOptions(layout="native-fp8")),
     "qwen2, tied": (
         QWEN2 | DENSE | {"tie_word_embeddings": True, "head_dim": 24},
         {"dense_mlp": "fp8-block", "attention": "int4-g32"},
@@ -96,7 +96,7 @@ def quantized_checkpoint(
     directory: Path,
     config: dict[str, Any],
     schemes: dict[str, str],
-    options: Options = Options(),  # noqa: B008  # immutable
+    options: QuantizeOptions = QuantizeOptions(),  # noqa: B008  # immutable
 ) -> Checkpoint:
     """A random model in bfloat16, its roles rounded to nearest by their schemes."""
     weights = {name: weight.bfloat16() for name, weight in random_weights(config).items()}
@@ -108,7 +108,7 @@ def quantized_copy(
     source: Checkpoint,
     schemes: dict[str, str],
     directory: Path,
-    options: Options = Options(),  # noqa: B008  # immutable
+    options: QuantizeOptions = QuantizeOptions(),  # noqa: B008  # immutable
 ) -> Checkpoint:
     """Rounded to nearest by {role: scheme}."""
     ids = torch.arange(64).reshape(2, 32)

@@ -186,12 +186,12 @@ def test_gptq_layout_reads_back_as_it_was(
     write_checkpoint(tmp_path, config, weights | stored)
     read = Checkpoint.open(tmp_path).quantized(module)
     assert read is not None and read.kind == weight.kind
-    assert torch.equal(read.codes, weight.codes)
+    assert torch.equal(read.qweight, weight.qweight)
     torch.testing.assert_close(read.dequantize(), weight.dequantize(), rtol=1e-3, atol=1e-6)  # scales are float16
     words = stored[f"{module}.qweight"][:, 5].tolist()
     stream = sum((word & 0xFFFFFFFF) << 32 * i for i, word in enumerate(words))
     codes = [stream >> weight.bits * i & (1 << weight.bits) - 1 for i in range(64)]
-    assert codes == (weight.codes[5].short() + (1 << weight.bits - 1)).tolist()
+    assert codes == (weight.qweight[5].short() + (1 << weight.bits - 1)).tolist()
 
 
 def native_fp8(weight: torch.Tensor, size: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:

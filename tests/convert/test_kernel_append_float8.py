@@ -13,8 +13,8 @@ import pytest
 import torch
 from interpreted_kernels import compiled_alike, run
 
-from llmc.convert.kernels.kernel_sets import Wanted
-from llmc.runtime.plugins.append_float8 import AppendFloat8, EntryShape
+from llmc.convert.kernels.kernel_sets import KernelRequest
+from llmc.runtime.plugins.append_float8 import AppendFloat8Plugin, EntryShape
 from llmc.runtime.plugins.operation import Gpu
 
 pytest.importorskip("triton", reason="Triton, which comes with torch for NVIDIA GPUs, is not installed")
@@ -42,9 +42,9 @@ def in_kernel(given: torch.Tensor, starts: list[int], capacity: int, scale: floa
     """As a plugin launches it."""
     batch, _, _, channels = given.shape
     cache = torch.full((batch, 1, capacity, channels), UNTOUCHED, dtype=torch.uint8).view(torch.int8)
-    wanted = Wanted("AppendFloat8", EntryShape(channels, NAMES[given.dtype]))
+    wanted = KernelRequest("AppendFloat8", EntryShape(channels, NAMES[given.dtype]))
     written, launched = run(
-        AppendFloat8, wanted, [cache, given, torch.tensor(starts)], cache.shape, Gpu(80, 1), cache_scale=scale
+        AppendFloat8Plugin, wanted, [cache, given, torch.tensor(starts)], cache.shape, Gpu(80, 1), cache_scale=scale
     )
     assert launched == ["append"] and written.data_ptr() == cache.data_ptr()
     return cache.view(torch.uint8)
@@ -74,7 +74,7 @@ def test_writes_its_place_alone(results: dict[str, torch.Tensor], dtype: torch.d
 
 @pytest.mark.parametrize("sm", [80, 120])
 def test_compiles(sm: int) -> None:
-    made = compiled_alike(Wanted("AppendFloat8", EntryShape(576, "bf16")), sm)
+    made = compiled_alike(KernelRequest("AppendFloat8", EntryShape(576, "bf16")), sm)
     assert made["append"].description["stack_bytes"] == 0
 
 

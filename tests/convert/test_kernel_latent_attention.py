@@ -16,10 +16,10 @@ import pytest
 import torch
 from interpreted_kernels import compiled_alike, let_the_interpreter_multiply_bfloat16, run
 
-from llmc.convert.kernels.kernel_sets import Wanted
+from llmc.convert.kernels.kernel_sets import KernelRequest
 from llmc.convert.kernels.latent_attention_tiles import FEW_HEADS, LARGEST_RANK, LARGEST_ROPE, SMS
 from llmc.runtime.plugins.kernel_set import KernelSet
-from llmc.runtime.plugins.latent_attention import LatentAttention, LatentLayout, LatentShape, plan
+from llmc.runtime.plugins.latent_attention import LatentAttentionPlugin, LatentLaunch, LatentShape, plan
 from llmc.runtime.plugins.operation import Gpu
 
 pytest.importorskip("triton", reason="Triton, which comes with torch for NVIDIA GPUs, is not installed")
@@ -186,7 +186,7 @@ def test_compiles_without_spills(
     """At the size of DeepSeek-V3, and V2-Lite's heads. Shared memory's limit is asserted where kernels are compiled."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))  # what is cached is not compiled
     found = compiled_alike(
-        Wanted("LatentAttention", LatentShape(heads, LARGEST_RANK, LARGEST_ROPE, "bf16", float8)), sm
+        KernelRequest("LatentAttention", LatentShape(heads, LARGEST_RANK, LARGEST_ROPE, "bf16", float8)), sm
     )
     assert list(found) == ["whole", "split", "join"]
     for name, kernel in found.items():
@@ -197,7 +197,7 @@ def test_compiles_without_spills(
         assert str(Path.home()).encode() not in kernel.cubin and b"latent_attention.py" not in kernel.cubin
 
 
-def layout_for(shape: LatentShape, sm: int) -> LatentLayout:
+def layout_for(shape: LatentShape, sm: int) -> LatentLaunch:
     from llmc.convert.kernels.latent_attention import layout_for
 
     return layout_for(shape, sm)
@@ -229,7 +229,7 @@ def test_the_workspace_suffices_on_every_gpu() -> None:
         layouts = {sm: layout_for(shape, sm) for sm in SMS}
         told = {"sm": {str(sm): {"layout": vars(each), "kernels": {}} for sm, each in layouts.items()}}
         kernels = KernelSet(told | {"operation": "LatentAttention", "shape": vars(shape)}, lambda _: b"")
-        most = LatentAttention(kernels, 1.0).workspace_bytes([])
+        most = LatentAttentionPlugin(kernels, 1.0).workspace_bytes([])
         for layout in layouts.values():
             for multiprocessors in (1, 16, 84, 132, 170, 600):
                 for batch, tokens in ((1, 1), (1, 2), (3, 5), (8, 1), (32, 2), (1, 70), (200, 1)):
@@ -248,11 +248,13 @@ if __name__ == "__main__":
     spoilt.cache[:, :, 2] = torch.nan
     made["nan"] = in_kernel(Case((15,), splits=2), spoilt, 1.0)
     for index, each in enumerate(LAUNCHED):
-        data, wanted = inputs(each), Wanted("LatentAttention", each.shape)
+        data, wanted = inputs(each), KernelRequest("LatentAttention", each.shape)
         cache = data.cache.view(torch.int8) if each.float8 else data.cache
         scales = {"scale": each.scale, "cache_scale": CACHE_SCALE if each.float8 else 1.0}
         shape = (len(each.lengths), each.heads, each.tokens, each.rank)
         for count in (1, 84):
             tensors = [data.query, cache.contiguous(), data.cache_position]
-            made[f"launched {index} {count}"] = run(LatentAttention, wanted, tensors, shape, Gpu(86, count), **scales)
+            made[f"launched {index} {count}"] = run(
+                LatentAttentionPlugin, wanted, tensors, shape, Gpu(86, count), **scales
+            )
     torch.save(made, sys.argv[1])

@@ -21,16 +21,16 @@ from interpreted_kernels import (
     run,
 )
 
-from llmc.convert.kernels.kernel_sets import CUBINS, Wanted
+from llmc.convert.kernels.kernel_sets import CUBINS, KernelRequest
 from llmc.convert.quantized_weight import QuantizedWeight
 from llmc.runtime.plugins.mixture_of_experts import (
     FEW,
     MANY,
-    ExpertsLayout,
+    ExpertsLaunch,
     ExpertsPlan,
     ExpertsShape,
-    MixtureOfExperts,
-    Weights,
+    ExpertWeights,
+    MixtureOfExpertsPlugin,
     most_tiles,
 )
 from llmc.runtime.plugins.operation import Gpu
@@ -80,9 +80,9 @@ CASES = [
     Case("int4-32", 70, 8, 24, 32, 32, FP16, FP16),
 ]
 ROUTINGS = [(1, 1, 2, FEW), (17, 4, 16, FEW), (65, 8, 64, FEW), (600, 8, 5, MANY), (3, 1, 1, MANY)]  # N, K, E, rows
-R1 = ExpertsShape(256, 8, 7168, 2048, "bf16", "bf16", Weights("plain"), Weights("plain"))  # DeepSeek-R1
+R1 = ExpertsShape(256, 8, 7168, 2048, "bf16", "bf16", ExpertWeights("plain"), ExpertWeights("plain"))  # DeepSeek-R1
 QWEN3 = replace(R1, experts=128, hidden=2048, inner=768)  # Qwen3-30B-A3B
-INT4, FP8 = Weights("int4", 128, 1, "bf16"), Weights("fp8", 128, 128, "fp32")
+INT4, FP8 = ExpertWeights("int4", 128, 1, "bf16"), ExpertWeights("fp8", 128, 128, "fp32")
 # SwiGLU's products of int4, which need the most registers, are compiled for every SM.
 COMPILED = [(replace(R1, gate_up=INT4, down=FP8), sm) for sm in CUBINS]
 COMPILED += [(replace(QWEN3, gate_up=FP8, down=INT4), 90), (QWEN3, 100)]
@@ -105,7 +105,7 @@ def stored(form: str, out: int, columns: int, case: Case, generator: torch.Gener
 
 def stack(
     case: Case, form: str, out: int, columns: int, generator: torch.Generator
-) -> tuple[Weights, list[Any], torch.Tensor]:
+) -> tuple[ExpertWeights, list[Any], torch.Tensor]:
     """How it is stored, as the kernels take it, and float64 [E, out, in]."""
     from llmc.convert.kernels import expert_weights
 
@@ -129,7 +129,7 @@ def routing(tokens: int, top_k: int, experts: int, hot: bool = False) -> torch.T
     return torch.rand(tokens, experts, generator=generator).topk(top_k).indices
 
 
-def problem(case: Case) -> tuple[Wanted, list[torch.Tensor], torch.Tensor]:
+def problem(case: Case) -> tuple[KernelRequest, list[torch.Tensor], torch.Tensor]:
     """The operation's inputs, and its output in float64."""
     generator = torch.Generator().manual_seed(5)
     x = torch.randn(case.tokens, case.hidden, generator=generator).to(case.dtype)
@@ -147,14 +147,14 @@ def problem(case: Case) -> tuple[Wanted, list[torch.Tensor], torch.Tensor]:
         tokens = x[row].double()
         inner = torch.nn.functional.silu(tokens @ gate_plain[number].mT) * (tokens @ up_plain[number].mT)
         want.index_add_(0, row, inner @ down_plain[number].mT * share[row, slot, None].double())
-    return Wanted("MixtureOfExperts", shape), [x, index, share, *gate, *up, *down], want
+    return KernelRequest("MixtureOfExperts", shape), [x, index, share, *gate, *up, *down], want
 
 
 def in_kernels(case: Case, index: torch.Tensor | None = None) -> tuple[torch.Tensor, list[str]]:
     wanted, inputs, want = problem(case)
     if index is not None:
         inputs[1] = index
-    return run(MixtureOfExperts, wanted, inputs, want.shape, Gpu(86, 84))
+    return run(MixtureOfExpertsPlugin, wanted, inputs, want.shape, Gpu(86, 84))
 
 
 def grouped(index: torch.Tensor, experts: int, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -271,8 +271,8 @@ def test_no_routing_needs_more_tiles() -> None:
 def test_the_workspace_suffices_for_fewer_tokens(shape: ExpertsShape) -> None:
     from interpreted_kernels import InterpretedKernels
 
-    operation = MixtureOfExperts(InterpretedKernels(Wanted("MixtureOfExperts", shape), 80))
-    layout = ExpertsLayout(**operation.kernels.layouts[80])
+    operation = MixtureOfExpertsPlugin(InterpretedKernels(KernelRequest("MixtureOfExperts", shape), 80))
+    layout = ExpertsLaunch(**operation.kernels.layouts[80])
     for most in (1, 2, 7, 256, 300, 512):
         asked = operation.workspace_bytes([(most, shape.hidden)])
         assert all(sum(ExpertsPlan(shape, layout, n).workspace.values()) <= asked for n in range(1, most + 1))
@@ -284,11 +284,11 @@ def test_what_there_is_no_kernel_for() -> None:
 
     codes, scales = torch.zeros(4, 96, dtype=torch.int8), torch.ones(4, 6)
     weight = QuantizedWeight(codes, scales, (1, 16), "int4")
-    assert stored_as(replace(weight, block=(1, 32))) == Weights("int4", 32, 1, "fp32")
-    assert stored_as(replace(weight, block=(1, 96))) == Weights("int4", 128, 1, "fp32")  # one for each channel
+    assert stored_as(replace(weight, block=(1, 32))) == ExpertWeights("int4", 32, 1, "fp32")
+    assert stored_as(replace(weight, block=(1, 96))) == ExpertWeights("int4", 128, 1, "fp32")  # one for each channel
     assert stored_as(replace(weight, block=(1, 48))) is None
     assert stored_as(replace(weight, code_type="int8")) is None
-    assert stored_as(replace(weight, zeros=codes)) is None
+    assert stored_as(replace(weight, zero_points=codes)) is None
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ def test_what_there_is_no_kernel_for() -> None:
 )
 def test_compiles_without_spills(shape: ExpertsShape, sm: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))  # what is cached is not compiled
-    made = compiled_alike(Wanted("MixtureOfExperts", shape), sm)
+    made = compiled_alike(KernelRequest("MixtureOfExperts", shape), sm)
     assert len(made) == 7
     for name, kernel in made.items():
         assert kernel.description["stack_bytes"] == 0, name

@@ -13,7 +13,7 @@ from random_checkpoint import DEEPSEEK_V3, LLAMA, QWEN2
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.model import CausalLM
 from llmc.convert.targets import target
-from llmc.quant.layerwise import Options
+from llmc.quant.layerwise import QuantizeOptions
 
 DENSE = LLAMA | {"num_hidden_layers": 1, "num_attention_heads": 3, "vocab_size": 101}
 MIXED = DEEPSEEK_V3 | {"num_hidden_layers": 2, "num_nextn_predict_layers": 0}
@@ -25,8 +25,8 @@ CASES: dict[str, tuple[Any, ...]] = {
     for size in (2, 10, 12, 36, 80, 96, 100, 264)
 } | {
     "heads of 100, biases": (QWEN | {"head_dim": 100}, ATTENTION),
-    "heads of 12, FP8 cache": (DENSE | {"head_dim": 12, "num_key_value_heads": 1}, {}, Options(fp8_cache=True)),
-    "heads of 24, FP8 cache": (DENSE | {"head_dim": 24, "num_key_value_heads": 1}, {}, Options(fp8_cache=True)),
+    "heads of 12, FP8 cache": (DENSE | {"head_dim": 12, "num_key_value_heads": 1}, {}, QuantizeOptions(fp8_cache=True)),
+    "heads of 24, FP8 cache": (DENSE | {"head_dim": 24, "num_key_value_heads": 1}, {}, QuantizeOptions(fp8_cache=True)),
     "hidden 36, MLP of 33": (DENSE | {"hidden_size": 36, "intermediate_size": 33, "head_dim": 16} | {
         "num_key_value_heads": 3}, {"attention": "fp8-block", "dense_mlp": "fp8-tensor"}),
     "groups of 32, nothing else": (DENSE | {"hidden_size": 96, "intermediate_size": 160, "head_dim": 32} | {

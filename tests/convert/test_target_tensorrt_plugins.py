@@ -24,13 +24,13 @@ from llmc.convert.engines.lowering import lower
 from llmc.convert.engines.package import TENSORRT_RTX
 from llmc.convert.engines.plugins import Plugins
 from llmc.convert.graph.build import graphs
-from llmc.convert.kernels.kernel_sets import Wanted, kernel_sets
+from llmc.convert.kernels.kernel_sets import KernelRequest, kernel_sets
 from llmc.convert.targets import TargetResult, target
 from llmc.errors import InputError, MissingPackageError
-from llmc.quant.layerwise import Options
+from llmc.quant.layerwise import QuantizeOptions
 from llmc.recipe import read_recipe
 from llmc.runtime.plugins import kernel_set
-from llmc.runtime.plugins.latent_attention import LatentAttention, LatentShape
+from llmc.runtime.plugins.latent_attention import LatentAttentionPlugin, LatentShape
 
 pytest.importorskip("triton", reason="Triton, which comes with torch for NVIDIA GPUs, is not installed")
 
@@ -61,7 +61,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, TargetR
     """Engines of a model with int4 and FP8 and an FP8 cache."""
     schemes = {"experts": "int4-g32", "attention": "fp8-block"}
     config = DEEPSEEK | {"num_hidden_layers": 2}
-    checkpoint = quantized_checkpoint(tmp_path_factory.mktemp("engines"), config, schemes, Options(fp8_cache=True))
+    checkpoint = quantized_checkpoint(
+        tmp_path_factory.mktemp("engines"), config, schemes, QuantizeOptions(fp8_cache=True)
+    )
     return checkpoint, rtx.build(checkpoint, rtx.Options(sm=[80, 121], context=32), checkpoint.path, lambda *_: None)
 
 
@@ -137,14 +139,14 @@ def test_a_kernel_file_that_was_changed_is_refused(built: tuple[Checkpoint, Targ
     damaged.write_bytes(file.read_bytes()[:100])
     with pytest.raises(InputError, match=r"kernels.safetensors: no kernels of llmc .*; build or download"):
         kernel_set.read(damaged)
-    assert LatentAttention(attention, 1.0).inputs[1].type == "i8"
+    assert LatentAttentionPlugin(attention, 1.0).inputs[1].type == "i8"
 
 
 @pytest.fixture(scope="module")
 def attention_kernels(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """Key and file."""
     file = tmp_path_factory.mktemp("kernels") / "rtx.kernels.safetensors"
-    wanted = Wanted("LatentAttention", LatentShape(4, 32, 16, "bf16"))
+    wanted = KernelRequest("LatentAttention", LatentShape(4, 32, 16, "bf16"))
     (made,) = kernel_sets([wanted], [89], lambda _: None)
     kernel_set.write(file, [made])
     return made.key, file
@@ -157,9 +159,9 @@ BF16, FP16, INT64 = onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT16, onnx.Te
     ("query", "cache", "kind", "key", "message"),
     [
         ([1, 4, 2, 48], [1, 1, 64, 48], BF16, None, None),
-        ([1, 4, 2, 40], [1, 1, 64, 48], BF16, None, r"LatentAttention: input 0 is bf16 \[1, 4, 2, 40\], not Input\("),
-        ([1, 4, 2, 48], [1, 2, 64, 48], BF16, None, r"LatentAttention: input 1 is bf16 \[1, 2, 64, 48\], not Input\("),
-        ([1, 4, 2, 48], [1, 1, 64, 48], FP16, None, r"LatentAttention: input 0 is fp16 .*, not Input\(type='bf16'"),
+        ([1, 4, 2, 40], [1, 1, 64, 48], BF16, None, r"LatentAttention: input 0 is bf16 \[1, 4, 2, 40\], not InputSpec\("),
+        ([1, 4, 2, 48], [1, 2, 64, 48], BF16, None, r"LatentAttention: input 1 is bf16 \[1, 2, 64, 48\], not InputSpec\("),
+        ([1, 4, 2, 48], [1, 1, 64, 48], FP16, None, r"LatentAttention: input 0 is fp16 .*, not InputSpec\(type='bf16'"),
         ([1, 4, 2, 48], [1, 1, 64, 48], BF16, "0" * 64, r"kernels '0+' of LatentAttention are not registered"),
     ],
     ids=["right", "channels", "heads of the cache", "type", "kernels"],

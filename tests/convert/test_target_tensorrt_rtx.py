@@ -28,7 +28,7 @@ from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.engines import compiler, engine, lowering
 from llmc.convert.engines.contents import INTEGERS
 from llmc.convert.engines.lowering import lower
-from llmc.convert.engines.package import TENSORRT_RTX, Package
+from llmc.convert.engines.package import TENSORRT_RTX, TensorRTPackage
 from llmc.convert.engines.windows import windows
 from llmc.convert.graph.build import graphs
 from llmc.convert.graph.rewrite import Rewriter
@@ -38,7 +38,7 @@ from llmc.convert.quantized_weight import Activations
 from llmc.convert.spec import LatentAttentionSpec
 from llmc.convert.targets import TargetResult, target
 from llmc.errors import InputError, MachineError, MissingPackageError
-from llmc.quant.layerwise import Options
+from llmc.quant.layerwise import QuantizeOptions
 from llmc.recipe import read_recipe
 
 rtx = target("tensorrt-rtx")
@@ -108,7 +108,7 @@ def code_bytes(checkpoint: Checkpoint, role: str) -> dict[str, int]:
         is_mtp = name.startswith(f"model.layers.{checkpoint.spec.num_layers}.")
         if weight is not None and is_mtp == (role == "mtp"):
             in_groups = weight.code_type == "int8" and weight.block[1] < weight.shape[1]
-            if weight.zeros is not None or weight.groups is not None or in_groups:
+            if weight.zero_points is not None or weight.g_idx is not None or in_groups:
                 continue  # becomes a plain weight
             kind, bits = {"float8_e4m3fn": ("float8e4m3fn", 8), "int8": ("int8", 8)}.get(weight.code_type, ("int4", 4))
             count[kind] += math.prod(checkpoint.shape(name)) * bits // 8
@@ -205,7 +205,7 @@ def test_rounded_activations_and_an_fp8_cache_compile(tmp_path: Path) -> None:
     without FP8 get an engine without any."""
     schemes = {"attention": "fp8-tensor-static", "dense_mlp": "fp8-channel-dynamic"}
     config = DEEPSEEK | {"num_hidden_layers": 1, "num_nextn_predict_layers": 0}
-    checkpoint = quantized_checkpoint(tmp_path, config, schemes, Options(fp8_cache=True))
+    checkpoint = quantized_checkpoint(tmp_path, config, schemes, QuantizeOptions(fp8_cache=True))
     result = rtx.build(
         checkpoint, rtx.Options(sm=[80, 89], context=32, plugins=False), checkpoint.path, lambda *_: None
     )
@@ -329,7 +329,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
     asked: dict[str, list[Any]] = {}
 
     def compile_engine(
-        package: Package, onnx: Path, path: Path, sm: list[int], profiles: list[Any], *_: Any
+        package: TensorRTPackage, onnx: Path, path: Path, sm: list[int], profiles: list[Any], *_: Any
     ) -> dict[str, Any]:
         asked[path.name] = profiles
         path.write_bytes(b"")

@@ -8,7 +8,7 @@ from harness import Case
 from quantized_checkpoint import quantized_checkpoint
 from random_checkpoint import DEEPSEEK_V3, LLAMA, QWEN2
 
-from llmc.quant.layerwise import Options
+from llmc.quant.layerwise import QuantizeOptions
 
 _LATENT = DEEPSEEK_V3 | {
     "vocab_size": 64,
@@ -35,15 +35,19 @@ _DENSE = {
 
 def small_checkpoints(folder: Path) -> list[Case]:
     made = {
-        "plain": (_LATENT, {}, Options()),
+        "plain": (_LATENT, {}, QuantizeOptions()),
         "packed": (
             LLAMA | _DENSE,
             {"dense_mlp": "int4-g32-asym", "attention": "fp8-channel-static"},
-            Options(fp8_cache=True),
+            QuantizeOptions(fp8_cache=True),
         ),
-        "mixed": (_LATENT, {"experts": "int4-g32", "dense_mlp": "fp8-block", "attention": "int8-channel"}, Options()),
-        "gptq": (QWEN2 | _DENSE, {"dense_mlp": "int4-g32-actorder"}, Options(layout="gptq")),
-        "native": (_LATENT, {"attention": "fp8-block"}, Options(layout="native-fp8")),
+        "mixed": (
+            _LATENT,
+            {"experts": "int4-g32", "dense_mlp": "fp8-block", "attention": "int8-channel"},
+            QuantizeOptions(),
+        ),
+        "gptq": (QWEN2 | _DENSE, {"dense_mlp": "int4-g32-actorder"}, QuantizeOptions(layout="gptq")),
+        "native": (_LATENT, {"attention": "fp8-block"}, QuantizeOptions(layout="native-fp8")),
     }
     cases = []
     for name, (config, schemes, options) in made.items():

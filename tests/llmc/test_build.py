@@ -10,7 +10,7 @@ import yaml
 
 from llmc.convert.checkpoint import Checkpoint
 from llmc.errors import RefusedError
-from llmc.output import Output
+from llmc.output import OutputFolder
 from llmc.plan import plan
 from llmc.recipe import read_recipe
 
@@ -212,7 +212,7 @@ def test_what_is_not_an_artifact_is_left_alone(llmc, recipe) -> None:
 
 
 def test_one_build_at_a_time(llmc, recipe) -> None:
-    with Output(Path("build/small")).lock():
+    with OutputFolder(Path("build/small")).lock():
         made = llmc("build", recipe())
         assert made.exit_code == 4
         assert "another build" in made.stderr

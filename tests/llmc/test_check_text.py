@@ -61,12 +61,12 @@ def test_a_text_that_is_not_published(recipe, llmc, tmp_path: Path, text_file: P
 def test_a_build_that_is_killed_before_its_end_has_it_still(
     recipe, llmc, tmp_path: Path, monkeypatch, text_file
 ) -> None:
-    from llmc.output import Output
+    from llmc.output import OutputFolder
 
     artifact, beside = tmp_path / "artifact", tmp_path / "artifact.reference.safetensors"
     written = recipe(check=PRIVATE | {"text": str(text_file)})
     with monkeypatch.context() as patch:
-        patch.setattr(Output, "place", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(OutputFolder, "place", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert llmc("build", written, "--output", artifact).exit_code == 130
     whole = beside.read_bytes()
     beside.unlink()

@@ -10,7 +10,7 @@ import pytest
 from random_checkpoint import DEEPSEEK_V3, random_checkpoint
 
 from llmc.convert.checkpoint import Checkpoint
-from llmc.convert.quantized_weight import Kind
+from llmc.convert.quantized_weight import QuantSpec
 from llmc.quant.assign import linear_modules
 from llmc.quant.schemes import scheme, schemes
 from llmc.runtime import load
@@ -47,12 +47,12 @@ def wide_model(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> P
 LIMITS = {"int2": 1.0, "int3": 0.4, "int4": 0.12, "int8": 0.02, "float8_e4m3fn": 0.03}
 
 
-def expected(name: str, shape: tuple[int, int]) -> Kind:
+def expected(name: str, shape: tuple[int, int]) -> QuantSpec:
     """Of the codes that are read back. The channels of a single group have no order."""
     given = scheme(name)
     activations = None if given.activations is None else given.activations.per
     groups = given.dynamic_groups and given.block(shape)[1] < shape[1]
-    return Kind(given.code_type, given.block(shape), not given.symmetric, groups, activations)
+    return QuantSpec(given.code_type, given.block(shape), not given.symmetric, groups, activations)
 
 
 @pytest.mark.parametrize("name", sorted(schemes()))

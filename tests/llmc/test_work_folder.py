@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llmc.errors import InputError
-from llmc.output import Output
+from llmc.output import OutputFolder
 from llmc.reference import Reference
 from llmc.work_folder import LOCK, README, WorkFolder
 
@@ -25,7 +25,7 @@ def test_somebodys_folder_of_that_name_is_left_alone(tmp_path: Path, name: str) 
     theirs.parent.mkdir(parents=True)
     theirs.write_text("three years")
     with pytest.raises(InputError, match="is not a work folder of llmc; it is left alone"):
-        Output(tmp_path / "small")
+        OutputFolder(tmp_path / "small")
     with pytest.raises(InputError), WorkFolder(work, re.compile(".*")).lock():
         pass
     assert contents(work) == {name: b"three years"}
@@ -63,7 +63,7 @@ def test_what_lies_beside_the_output_and_is_no_file_is_left_alone(tmp_path: Path
     (tmp_path / "mine").write_text("precious")
     make(tmp_path / name)
     with pytest.raises(InputError, match=f"{name}: exists and is no file; it is left alone"):
-        Output(tmp_path / "out")
+        OutputFolder(tmp_path / "out")
     assert (tmp_path / "mine").read_text() == "precious"
 
 
@@ -79,7 +79,7 @@ def test_what_is_left_out_is_not_written_through_a_link(tmp_path: Path) -> None:
 
 def test_what_is_put_into_the_work_folder_survives_the_build(llmc, recipe) -> None:
     work = Path("build/small.work")
-    with Output(Path("build/small")).lock():
+    with OutputFolder(Path("build/small")).lock():
         (work / "notes.txt").write_text("mine")
     assert llmc("build", recipe()).exit_code == 0
     assert sorted(contents(work)) == ["README", "lock", "notes.txt"]

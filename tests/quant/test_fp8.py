@@ -12,12 +12,12 @@ from llmc.convert.model import CausalLM
 from llmc.convert.quantized_weight import Activations
 from llmc.errors import InputError
 from llmc.quant.assign import Rule
-from llmc.quant.layerwise import Options, quantize
+from llmc.quant.layerwise import QuantizeOptions, quantize
 
 TEXT = torch.randint(3, 96, (12, 32), generator=torch.Generator().manual_seed(0))
 
 
-def run(source, directory, rules, options=Options()):  # noqa: B008  # immutable
+def run(source, directory, rules, options=QuantizeOptions()):  # noqa: B008  # immutable
     return quantize(
         Checkpoint.open(source), rules, None, TEXT, TEXT[:2], directory / "out", directory / "work",
         lambda *_: None, options,
@@ -87,7 +87,7 @@ def test_the_error_that_rounded_inputs_cost_is_in_the_report(tmp_path):
 @pytest.mark.parametrize(("config", "kinds"), [(DEEPSEEK_V3, 1), (LLAMA, 2)])
 def test_the_cache_has_scales_of_calibration(tmp_path, config, kinds):
     source = random_checkpoint(tmp_path / "source", config)
-    result = run(source, tmp_path, [], Options(fp8_cache=True))
+    result = run(source, tmp_path, [], QuantizeOptions(fp8_cache=True))
     checkpoint, tensors = Checkpoint.open(tmp_path / "out"), stored(tmp_path)
     scheme = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["kv_cache_scheme"]
     assert (scheme["num_bits"], scheme["type"], scheme["strategy"], scheme["dynamic"]) == (8, "float", "tensor", False)
@@ -111,7 +111,7 @@ def test_the_cache_has_scales_of_calibration(tmp_path, config, kinds):
 
 def test_a_checkpoint_that_has_cache_scales_keeps_them(tmp_path):
     source = random_checkpoint(tmp_path / "source", LLAMA)
-    run(source, tmp_path, [], Options(fp8_cache=True))
+    run(source, tmp_path, [], QuantizeOptions(fp8_cache=True))
     run(tmp_path / "out", tmp_path / "again", [Rule("dense_mlp", "fp8-channel")])
     before, after = (Checkpoint.open(path / "out") for path in (tmp_path, tmp_path / "again"))
     assert after.spec.fp8_cache

@@ -51,7 +51,7 @@ def test_agrees_with_the_plain_algorithm(name):
         plain = plain_gptq(weight[expert], hessian[expert], scheme(name))
         scales = scheme(name).expand(result.scales[expert], weight.shape[1:])
         # A ratio that lies on a rounding boundary may fall to either side; what counts is that nearly none does.
-        assert (result.codes[expert].double() == plain).double().mean() > 0.99
+        assert (result.qweight[expert].double() == plain).double().mean() > 0.99
         mine = output_error(weight[expert], result.weight(expert).dequantize(), hessian[expert])
         theirs = output_error(weight[expert], plain * scales, hessian[expert])
         assert mine == pytest.approx(theirs, rel=0.01)
@@ -74,7 +74,7 @@ def test_a_batch_is_each_expert_alone():
     together = solve(weight, hessian, scheme("int4-g64"))
     for expert in range(4):
         alone = solve(weight[expert], hessian[expert], scheme("int4-g64"))
-        assert (alone.codes[0] == together.codes[expert]).float().mean() > 0.999
+        assert (alone.qweight[0] == together.qweight[expert]).float().mean() > 0.999
         assert torch.equal(alone.scales[0], together.scales[expert])
 
 
@@ -88,7 +88,7 @@ def test_columns_are_fixed_in_order_of_the_diagonal_and_groups_stay_where_they_a
     inside_groups = torch.cat([permutation + 64 * group for group in range(4)])
     moved = solve(weight[..., inside_groups], hessian[:, inside_groups][..., inside_groups], scheme("int4-g64"))
     assert torch.equal(moved.scales, result.scales)
-    assert (moved.codes == result.codes[..., inside_groups]).float().mean() > 0.99
+    assert (moved.qweight == result.qweight[..., inside_groups]).float().mean() > 0.99
 
 
 def test_damping_grows_until_a_singular_hessian_factorizes():
@@ -99,7 +99,7 @@ def test_damping_grows_until_a_singular_hessian_factorizes():
     result = solve(weight, hessian, scheme("int4-g64"))
     assert DAMPING < result.damping[0] < torch.inf
     assert result.damping[1] == pytest.approx(DAMPING)
-    assert result.codes.abs().max() <= 8 and result.scales.isfinite().all()
+    assert result.qweight.abs().max() <= 8 and result.scales.isfinite().all()
 
 
 def test_a_hessian_that_never_factorizes_means_rounding_to_nearest_and_says_so():
@@ -109,7 +109,7 @@ def test_a_hessian_that_never_factorizes_means_rounding_to_nearest_and_says_so()
     assert result.damping[0] == torch.inf
     scales = scheme("int4-g64").grid(weight, hessian.diagonal(dim1=-2, dim2=-1)).scales
     nearest = scheme("int4-g64").round_(weight / scheme("int4-g64").expand(scales, (24, 256)))
-    assert torch.equal(result.codes[0].float(), nearest[0])
+    assert torch.equal(result.qweight[0].float(), nearest[0])
 
 
 def test_dead_channels_become_zero():
@@ -117,7 +117,7 @@ def test_dead_channels_become_zero():
     hessian[:, 5] = 0
     hessian[:, :, 5] = 0
     result = solve(weight, hessian, scheme("int4-g64"))
-    assert (result.codes[0, :, 5] == 0).all()
+    assert (result.qweight[0, :, 5] == 0).all()
     assert result.damping[0] == pytest.approx(DAMPING)
 
 
@@ -137,7 +137,7 @@ def test_every_integer_scheme_beats_rounding(bits, kind):
     solved, rounded = result.weight(), round_to_nearest(weight[0], chosen)
     assert chosen.stores(solved) and chosen.stores(rounded)
     limit = 1 << bits - 1
-    assert -limit <= solved.codes.min().item() and solved.codes.max().item() < limit
+    assert -limit <= solved.qweight.min().item() and solved.qweight.max().item() < limit
     error = output_error(weight[0], solved.dequantize(), hessian[0])
     assert error == pytest.approx(result.error[0].item(), rel=0.02)
     assert error < 0.8 * output_error(weight[0], rounded.dequantize(), hessian[0])
@@ -154,7 +154,7 @@ def test_dynamic_groups_are_of_channels_that_matter_alike():
     result = solve(weight, hessian, dynamic(4, "g64-actorder"))
     for expert in range(2):
         diagonal = hessian[expert].diagonal()
-        by_group = [diagonal[result.groups[expert] == group] for group in range(4)]
+        by_group = [diagonal[result.g_idx[expert] == group] for group in range(4)]
         assert [len(members) for members in by_group] == [64] * 4
         assert all(high.min() >= low.max() for high, low in itertools.pairwise(by_group))
 
@@ -179,5 +179,5 @@ def test_one_hessian_for_all_experts_is_theirs_each():
     together = solve(weight, hessian[:1], scheme("int4-g64"))
     for expert in range(3):
         alone = solve(weight[expert], hessian[0], scheme("int4-g64"))
-        assert (alone.codes[0] == together.codes[expert]).float().mean() > 0.999
+        assert (alone.qweight[0] == together.qweight[expert]).float().mean() > 0.999
         assert together.error[expert].item() == pytest.approx(alone.error[0].item(), rel=0.01)

@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.model import CausalLM, load_layer
 from llmc.errors import InputError, MachineError
+from llmc.quant.activation_file import ActivationFile
 from llmc.quant.assign import Rule
-from llmc.quant.layerwise import Options, quantize
+from llmc.quant.layerwise import QuantizeOptions, quantize
 from llmc.quant.prune import Pruning
-from llmc.quant.stream import Stream
 
 DEEPSEEK = DEEPSEEK_V3 | {"moe_intermediate_size": 64, "intermediate_size": 96, "n_routed_experts": 12}
 RULES = [Rule("experts", "int4-g32"), Rule("attention", "fp8-block", "rtn")]
@@ -50,7 +50,7 @@ def run(
         output,
         work,
         progress,
-        Options(memory, experts),
+        QuantizeOptions(memory, experts),
     )
 
 
@@ -250,7 +250,7 @@ def test_a_full_disk_is_one_clear_line(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(MachineError, match="no space left on the disk"):
-        Stream(tmp_path, "check", 0, (2, 4, 8)).create()
+        ActivationFile(tmp_path, "check", 0, (2, 4, 8)).create()
 
 
 def test_config_names_exactly_the_quantized_modules(finished):

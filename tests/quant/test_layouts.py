@@ -12,7 +12,7 @@ from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.model import CausalLM
 from llmc.errors import InputError
 from llmc.quant.assign import Rule
-from llmc.quant.layerwise import Options, quantize
+from llmc.quant.layerwise import QuantizeOptions, quantize
 
 # An expert is two blocks of 128 rows, the second cut short; transformers spreads such scales evenly over all rows.
 DEEPSEEK = DEEPSEEK_V3 | {"moe_intermediate_size": 160}
@@ -38,7 +38,7 @@ def native(tmp_path_factory):
     directory = tmp_path_factory.mktemp("native")
     source = random_checkpoint(directory / "source", DEEPSEEK)
     rules = [Rule(role, "fp8-block", "rtn") for role in ROLES]
-    return source, written(source, directory, rules, Options(layout="native-fp8"))
+    return source, written(source, directory, rules, QuantizeOptions(layout="native-fp8"))
 
 
 def test_native_fp8_is_what_deepseek_publishes(native):
@@ -64,7 +64,7 @@ def test_native_fp8_is_what_deepseek_publishes(native):
 def test_native_fp8_goes_through_unchanged(native, tmp_path):
     """From its own scales, with no second rounding, whatever the module."""
     _, published = native
-    again = written(published, tmp_path, [Rule("attention", "fp8-block", "rtn")], Options(layout="native-fp8"))
+    again = written(published, tmp_path, [Rule("attention", "fp8-block", "rtn")], QuantizeOptions(layout="native-fp8"))
     before, after = tensors(published), tensors(again)
     assert before.keys() == after.keys()
     for name, tensor in before.items():
@@ -75,7 +75,7 @@ def test_native_fp8_goes_through_unchanged(native, tmp_path):
 def test_transformers_loads_native_fp8(tmp_path):
     source = random_checkpoint(tmp_path / "source", DEEPSEEK_V3 | {"v_head_dim": 16})
     rules = [Rule(role, "fp8-block", "rtn") for role in ROLES]
-    output = written(source, tmp_path, rules, Options(layout="native-fp8"))
+    output = written(source, tmp_path, rules, QuantizeOptions(layout="native-fp8"))
     ours = CausalLM.load(Checkpoint.open(output))
     theirs = AutoModelForCausalLM.from_pretrained(
         output,
@@ -92,7 +92,7 @@ def test_gptq_config_names_every_exception(tmp_path):
     """GPTQModel quantizes what no pattern of `dynamic` takes out."""
     source = random_checkpoint(tmp_path / "source", LLAMA | {"intermediate_size": 128})
     rules = [Rule("dense_mlp", "int4-g32-asym-actorder"), Rule(r"re:.*layers\.0.*\.q_proj", "int8-g64")]
-    output = written(source, tmp_path, rules, Options(layout="gptq"))
+    output = written(source, tmp_path, rules, QuantizeOptions(layout="gptq"))
     config = json.loads((output / "config.json").read_text())["quantization_config"]
     assert (config["bits"], config["group_size"], config["desc_act"], config["sym"]) == (4, 32, True, False)
     assert config["checkpoint_format"] == "gptq_v2"
@@ -100,7 +100,7 @@ def test_gptq_config_names_every_exception(tmp_path):
     assert [value for key, value in config["dynamic"].items() if key.startswith("+:")] == [other]
     checkpoint = Checkpoint.open(output)
     weight = checkpoint.quantized("model.layers.1.mlp.gate_proj")
-    assert weight is not None and weight.groups is not None and weight.zeros is not None
+    assert weight is not None and weight.g_idx is not None and weight.zero_points is not None
     assert checkpoint.quantized("model.layers.0.self_attn.q_proj").code_type == "int8"
     assert checkpoint.quantized("model.layers.0.self_attn.k_proj") is None
 
@@ -118,4 +118,4 @@ def test_gptq_config_names_every_exception(tmp_path):
 def test_what_a_layout_has_no_place_for_is_refused(tmp_path, layout, scheme, fp8_cache, said):
     source = random_checkpoint(tmp_path / "source", LLAMA | {"intermediate_size": 128})
     with pytest.raises(InputError, match=said):
-        written(source, tmp_path, [Rule("dense_mlp", scheme)], Options(layout=layout, fp8_cache=fp8_cache))
+        written(source, tmp_path, [Rule("dense_mlp", scheme)], QuantizeOptions(layout=layout, fp8_cache=fp8_cache))

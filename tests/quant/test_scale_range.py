@@ -16,7 +16,7 @@ from llmc.convert.model import CausalLM
 from llmc.convert.quantized_weight import QuantizedWeight
 from llmc.errors import InputError
 from llmc.quant.assign import Rule
-from llmc.quant.layerwise import Options, quantize
+from llmc.quant.layerwise import QuantizeOptions, quantize
 from llmc.quant.layouts import layout
 from llmc.quant.schemes import scheme
 
@@ -43,7 +43,7 @@ def quantized(directory: Path, power: int, layout_name: str, name: str, method: 
     """What the artifact says, as it is read back."""
     source = Checkpoint.open(rescaled(directory / "source", power))
     rules = [Rule(role, name, method) for role in ("attention", "dense_mlp")]
-    out, options = directory / "out", Options(layout=layout_name)
+    out, options = directory / "out", QuantizeOptions(layout=layout_name)
     quantize(source, rules, None, IDS, IDS[:1], out, directory / "work", lambda *_: None, options)
     return logits(out)
 
@@ -89,7 +89,7 @@ def test_groups_that_lose_precision_are_told(tmp_path: Path, power: int) -> None
             weight[..., :32] *= 2.0**-power if "norm" in name else 2.0**power
     source = Checkpoint.open(write_checkpoint(tmp_path / "source", CONFIG, weights))
     rules, told = [Rule("dense_mlp", "int4-g32", "rtn")], list[str]()
-    out, options = tmp_path / "out", Options(layout="gptq")
+    out, options = tmp_path / "out", QuantizeOptions(layout="gptq")
     quantize(source, rules, None, IDS, IDS[:1], out, tmp_path / "work", lambda *_: None, options, tell=told.append)
     assert len(told) == (power < 0)
     assert not told or "256 groups of weights in 2 modules (model.layers.0.mlp.gate_proj, …)" in told[0]
@@ -102,7 +102,7 @@ def test_large_scales_are_refused_too(tmp_path: Path) -> None:
 
 def test_codes_that_are_kept_as_stored_are_looked_at(tmp_path: Path) -> None:
     """Nothing is said of the layout they are in; what would be written in gptq is refused before any work."""
-    options = Options(layout="gptq")
+    options = QuantizeOptions(layout="gptq")
     for power, refused in ((0, False), (-16, True)):
         source = Checkpoint.open(rescaled(tmp_path / f"source{power}", power))
         stored = quantized_copy(source, {"attention": "int4-g32", "dense_mlp": "int4-g32"}, tmp_path / f"codes{power}")

@@ -44,7 +44,7 @@ def test_packed_as_compressed_tensors_packs():
     weight = round_to_nearest(torch.randn(24, 64), scheme("int4-g32"))
     stored = scheme("int4-g32").stored("m", weight)
     assert list(stored) == ["m.weight_packed", "m.weight_scale", "m.weight_shape"]
-    assert torch.equal(stored["m.weight_packed"], pack_to_int32(weight.codes, 4))
+    assert torch.equal(stored["m.weight_packed"], pack_to_int32(weight.qweight, 4))
     assert stored["m.weight_shape"].tolist() == [24, 64]
 
 
@@ -57,7 +57,7 @@ def test_fp8_blocks_with_ragged_edges():
             block = weight[rows, columns]
             scale = block.abs().max() / 448
             assert result.scales[row, column] == scale
-            assert torch.equal(result.codes[rows, columns].float(), (block / scale).to(torch.float8_e4m3fn).float())
+            assert torch.equal(result.qweight[rows, columns].float(), (block / scale).to(torch.float8_e4m3fn).float())
     assert (result.dequantize() - weight).abs().max() < 0.07 * weight.abs().max()
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from llmc.errors import InputError
-from llmc.runtime import Parameters, load
+from llmc.runtime import SamplingParams, load
 from llmc.runtime.model import Model
 
 HUGE = 10**5000  # more digits than Python prints
@@ -31,7 +31,7 @@ NOT_WHOLE = [3.5, 3.0, -1, True, False, "1", 2**70, HUGE, -HUGE, [1], np.float32
 @pytest.mark.parametrize("place", range(len(NO_NUMBERS)))
 def test_numbers(name, place):
     with pytest.raises(InputError, match=rf"^{name} is .*; it has to be ") as told:
-        Parameters(**{name: NO_NUMBERS[place]})
+        SamplingParams(**{name: NO_NUMBERS[place]})
     assert "\n" not in str(told.value) and len(str(told.value)) < 200
 
 
@@ -39,7 +39,7 @@ def test_numbers(name, place):
 @pytest.mark.parametrize("place", range(len(NOT_WHOLE)))
 def test_whole_numbers(name, place):
     with pytest.raises(InputError, match=rf"^{name} is .*; it has to be "):
-        Parameters(**{name: NOT_WHOLE[place]})
+        SamplingParams(**{name: NOT_WHOLE[place]})
 
 
 @pytest.mark.parametrize(
@@ -47,21 +47,23 @@ def test_whole_numbers(name, place):
 )
 def test_stop_strings(value):
     with pytest.raises(InputError, match="stop"):
-        Parameters(stop=value)
+        SamplingParams(stop=value)
 
 
 def test_numbers_of_numpy_and_others_are_numbers():
-    found = Parameters(np.int64(3), np.float32(0.5), np.uint8(4), fractions.Fraction(1, 2), 0, 2, np.int32(7), {"a"})
-    assert found == Parameters(3, 0.5, 4, 0.5, 0.0, 2.0, 7, ("a",))
+    found = SamplingParams(
+        np.int64(3), np.float32(0.5), np.uint8(4), fractions.Fraction(1, 2), 0, 2, np.int32(7), {"a"}
+    )
+    assert found == SamplingParams(3, 0.5, 4, 0.5, 0.0, 2.0, 7, ("a",))
     assert [type(value) for value in (found.max_new_tokens, found.temperature, found.min_p)] == [int, float, float]
-    assert Parameters(seed=2**64 - 1).seed == 2**64 - 1
+    assert SamplingParams(seed=2**64 - 1).seed == 2**64 - 1
 
 
 def test_none_is_the_default():
     nothing = dict.fromkeys(("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop"))
-    assert Parameters(**nothing) == Parameters()
-    assert Parameters(temperature=0.5, stop="a").changed(nothing) == Parameters(temperature=0.5)
-    assert Parameters(max_new_tokens=None, seed=None, logprobs=None).max_new_tokens is None
+    assert SamplingParams(**nothing) == SamplingParams()
+    assert SamplingParams(temperature=0.5, stop="a").changed(nothing) == SamplingParams(temperature=0.5)
+    assert SamplingParams(max_new_tokens=None, seed=None, logprobs=None).max_new_tokens is None
 
 
 def test_without_a_seed_every_answer_is_another(model):
@@ -90,7 +92,7 @@ REFUSED: list[tuple[Callable[[Model], object], str]] = [
     (lambda m: m.generate(["a", None]), "the prompt cannot be of type NoneType"),
     (lambda m: m.generate(np.array([1.5, 2.0])), "one of the prompt's tokens is 1.5"),
     (lambda m: m.generate(np.array(3)), "prompts cannot be of type ndarray"),
-    (lambda m: m.generate("a", {"temperature": 1.0}), "parameters is .*; it has to be llmc.runtime.Parameters"),
+    (lambda m: m.generate("a", {"temperature": 1.0}), "parameters is .*; it has to be llmc.runtime.SamplingParams"),
     (lambda m: m.generate("a", 1.0), "parameters is 1.0"),
     (lambda m: m.generate("a", "greedy"), "parameters is 'greedy'"),
     (lambda m: m.generate(["a"], [None, 3]), "parameters is 3"),
@@ -165,12 +167,12 @@ def test_prompts_of_numpy_and_tuples_are_prompts(model):
 def test_extreme_numbers_still_give_probabilities():
     logits = np.array([1.0, 1.0, -3.0, 2.0], np.float32)
     for extreme in ({"temperature": 1e-320}, {"temperature": 1e300}, {"repetition_penalty": 1e-300}, {"top_p": 1e-320}):
-        found = Parameters(**{"temperature": 1.0} | extreme).distribution(logits, [0, 2, 3])
+        found = SamplingParams(**{"temperature": 1.0} | extreme).distribution(logits, [0, 2, 3])
         assert found.sum() == pytest.approx(1) and (found >= 0).all()
-        alike = Parameters(**{"temperature": 1.0} | extreme).distribution(np.zeros(7, np.float32))
+        alike = SamplingParams(**{"temperature": 1.0} | extreme).distribution(np.zeros(7, np.float32))
         assert alike.sum() == pytest.approx(1) and (alike >= 0).all()
 
 
 def test_checking_arguments_does_not_import_pydantic():
-    code = "import sys, llmc.runtime; llmc.runtime.Parameters(seed=3); print('pydantic' in sys.modules)"
+    code = "import sys, llmc.runtime; llmc.runtime.SamplingParams(seed=3); print('pydantic' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -89,7 +89,7 @@ def test_backends_by_name(copy):
     with pytest.raises(InputError, match="unknown backend 'cuda'; use one of"):
         load(copy, backend="cuda")
     with load(copy, backend="onnxruntime") as model:
-        assert model.reason == "onnxruntime"
+        assert model.backend_info == "onnxruntime"
     change(copy, targets={})
     with pytest.raises(MachineError, match=r"no backend can run it here; .*add `onnxruntime` to the recipe's targets"):
         load(copy)
@@ -133,7 +133,7 @@ def test_other_providers_of_onnx_runtime_and_older_releases(copy, monkeypatch):
     names = ["AzureExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
     with load(copy, backend="onnxruntime:CPU") as model:
-        assert model.reason == "onnxruntime:CPU" and len(model.generate("ab", max_new_tokens=3).token_ids)
+        assert model.backend_info == "onnxruntime:CPU" and len(model.generate("ab", max_new_tokens=3).token_ids)
     with pytest.raises(MachineError, match=r"no provider 'cuda' here, only azure, cpu; install its package"):
         load(copy, backend="onnxruntime:cuda")
     with pytest.raises(MachineError, match="it has no providers; leave out 'cuda'"):

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from llmc.runtime.answer import Answer
 from llmc.runtime.detokenizer import Detokenizer
-from llmc.runtime.sampling import Parameters
+from llmc.runtime.sampling import SamplingParams
+from llmc.runtime.sequence import GeneratedSequence
 from llmc.runtime.stream import Stream
 
 EMBEDDED = Path(__file__).parents[2] / "recipes/checkpoints/tiny-deepseek-v3/tokenizer.json"
@@ -118,7 +118,7 @@ def test_pieces_together_are_the_whole_text(name, data):
 def test_a_streamed_answer_is_the_whole_text_up_to_a_stop_string(name, data, stop):
     tokenizer = TOKENIZERS[name]
     prompt, tokens = data.draw(tokens_of(tokenizer)), data.draw(tokens_of(tokenizer).filter(len))
-    answer = Answer(prompt, Parameters(stop=stop), len(tokens), tokenizer, frozenset())
+    answer = GeneratedSequence(prompt, SamplingParams(stop=stop), len(tokens), tokenizer, frozenset())
 
     def steps(cancelled):
         for token in tokens:

@@ -15,7 +15,7 @@ from llmc.convert.model import CausalLM
 from llmc.errors import InputError
 from llmc.runtime import load
 from llmc.runtime.detokenizer import Detokenizer
-from llmc.runtime.sampling import Parameters
+from llmc.runtime.sampling import SamplingParams
 
 PROMPTS = [
     "def get",
@@ -86,7 +86,7 @@ def test_drafts_are_those_of_the_torch_mtp_layer(trained, monkeypatch, prefill):
     """Counted on whole texts, without caches: how often the MTP layer foresees the token after the next."""
     torch_model = CausalLM.load(Checkpoint.open(trained))
     with load(trained, threads=1) as model:
-        monkeypatch.setattr(model.backend, "prefill", prefill)
+        monkeypatch.setattr(model.backend, "max_prefill_tokens", prefill)
         for prompt in excerpts(6):
             answer = model.generate(prompt, max_new_tokens=40)
             start = model.tokenizer.encode(prompt).ids
@@ -134,7 +134,7 @@ def test_speculation_keeps_the_distribution_of_sampled_text(trained):
             expected = {
                 (*tokens, int(token)): count * probability[token]
                 for tokens, count in expected.items()
-                for probability in [Parameters(**drawn).distribution(following(tokens))]
+                for probability in [SamplingParams(**drawn).distribution(following(tokens))]
                 for token in np.flatnonzero(probability)
             }
         answers = [model.generate(prompt, max_new_tokens=4, seed=seed, **drawn) for seed in range(rounds)]
@@ -171,7 +171,7 @@ def test_with_int8_activations_only_close_calls_depend_on_the_batch(trained_leve
 def test_long_prompts_are_fed_in_parts(trained, plain):
     text = "".join(f"value_{i} = {i}\n" for i in range(120))
     ids = plain.tokenizer.encode(text).ids
-    assert len(ids) > 2 * plain.backend.prefill
+    assert len(ids) > 2 * plain.backend.max_prefill_tokens
     model = CausalLM.load(Checkpoint.open(trained))
     expected = model.logits(model.hidden(torch.tensor([ids]))[:, -1:]).argmax().item()
     with load(trained, threads=1) as speculative:
@@ -196,7 +196,7 @@ def test_steps_get_shorter_as_the_cache_gets_longer(plain, monkeypatch):
         return forward(graph, cache, ids, position, *rest)
 
     monkeypatch.setattr(plain.backend, "forward", watched)
-    monkeypatch.setattr(plain.backend, "scores", 10_000)
+    monkeypatch.setattr(plain.backend, "max_attention_scores", 10_000)
     assert plain.generate([text, "def "], max_new_tokens=5) == expected
     widths = [width for width, _ in seen[:-4]]
     assert max(scores for _, scores in seen) <= 10_000
@@ -219,7 +219,7 @@ def test_characters_cut_across_tokens_are_not_streamed_in_halves(dense):
         tokens = model.tokenizer.encode(said).ids  # one byte each
         nothing = np.zeros(model.artifact.vocab_size, np.float32)
         for said_tokens, text in ((tokens, said), (tokens[:-1], model.tokenizer.decode(tokens[:-1]))):
-            answer = model._answer("a", Parameters(max_new_tokens=len(said_tokens)))
+            answer = model._answer("a", SamplingParams(max_new_tokens=len(said_tokens)))
             for token in said_tokens:  # the second time the last character never completes
                 assert "�" not in answer.text
                 answer.take(token, nothing)

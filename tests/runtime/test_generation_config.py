@@ -10,7 +10,7 @@ from listed_files import list_files
 from transformers import GenerationConfig
 
 from llmc.errors import InputError
-from llmc.runtime import Parameters, load
+from llmc.runtime import SamplingParams, load
 from llmc.runtime.artifact import Artifact, Listed
 from llmc.runtime.generation_config import FILE, read, said
 
@@ -18,7 +18,7 @@ R1 = {"do_sample": True, "temperature": 0.6, "top_p": 0.95, "bos_token_id": 0, "
 QWEN = {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.05}
 
 
-def settings(folder: Path) -> Parameters:
+def settings(folder: Path) -> SamplingParams:
     """Of an artifact that lists what is in the folder."""
     files = {path.name: Listed(path.stat().st_size, sha256(path.read_bytes()).hexdigest()) for path in folder.iterdir()}
     return read(Artifact(folder, {}, 1, 1, frozenset(), None, {}, {}, files, None))
@@ -27,16 +27,19 @@ def settings(folder: Path) -> Parameters:
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        (R1, Parameters(temperature=0.6, top_p=0.95)),
-        (QWEN, Parameters(temperature=0.7, top_p=0.8, top_k=20, repetition_penalty=1.05)),
-        (QWEN | {"do_sample": False}, Parameters(repetition_penalty=1.05)),
-        ({"temperature": 0.6}, Parameters()),  # transformers samples only when told to
-        ({"do_sample": None, "temperature": None}, Parameters()),
-        ({"do_sample": True}, Parameters(temperature=1.0)),
-        ({"do_sample": True, "top_k": -1}, Parameters(temperature=1.0)),  # vLLM's "all"
-        ({"do_sample": True, "temperature": None, "top_k": None, "min_p": 0.1}, Parameters(temperature=1.0, min_p=0.1)),
-        ({"do_sample": True, "temperature": 1, "max_new_tokens": 5, "max_length": 20}, Parameters(temperature=1.0)),
-        ({}, Parameters()),
+        (R1, SamplingParams(temperature=0.6, top_p=0.95)),
+        (QWEN, SamplingParams(temperature=0.7, top_p=0.8, top_k=20, repetition_penalty=1.05)),
+        (QWEN | {"do_sample": False}, SamplingParams(repetition_penalty=1.05)),
+        ({"temperature": 0.6}, SamplingParams()),  # transformers samples only when told to
+        ({"do_sample": None, "temperature": None}, SamplingParams()),
+        ({"do_sample": True}, SamplingParams(temperature=1.0)),
+        ({"do_sample": True, "top_k": -1}, SamplingParams(temperature=1.0)),  # vLLM's "all"
+        (
+            {"do_sample": True, "temperature": None, "top_k": None, "min_p": 0.1},
+            SamplingParams(temperature=1.0, min_p=0.1),
+        ),
+        ({"do_sample": True, "temperature": 1, "max_new_tokens": 5, "max_length": 20}, SamplingParams(temperature=1.0)),
+        ({}, SamplingParams()),
     ],
 )
 def test_settings_are_those_of_transformers(tmp_path, config, expected):
@@ -50,14 +53,16 @@ def test_settings_are_those_of_transformers(tmp_path, config, expected):
 
 
 def test_without_the_file_answers_are_greedy(tmp_path):
-    assert settings(tmp_path) == Parameters() and said(Parameters()) == ""
+    assert settings(tmp_path) == SamplingParams() and said(SamplingParams()) == ""
 
 
 def test_settings_for_people():
-    found = Parameters(temperature=0.6, top_p=0.95, top_k=20, repetition_penalty=1.05, seed=3, stop="a")
+    found = SamplingParams(temperature=0.6, top_p=0.95, top_k=20, repetition_penalty=1.05, seed=3, stop="a")
     assert said(found) == "temperature 0.6, top_k 20, top_p 0.95, repetition_penalty 1.05"
     assert said(found, {"temperature", "top_k"}) == "top_p 0.95, repetition_penalty 1.05"
-    assert said(Parameters(top_p=0.5, repetition_penalty=1.1)) == "repetition_penalty 1.1"  # the rest is of no effect
+    assert (
+        said(SamplingParams(top_p=0.5, repetition_penalty=1.1)) == "repetition_penalty 1.1"
+    )  # the rest is of no effect
 
 
 @pytest.mark.parametrize(
@@ -77,7 +82,7 @@ def test_settings_for_people():
 )
 def test_a_broken_file_is_told(tmp_path, text, message):
     (tmp_path / FILE).write_bytes(text.encode("latin-1"))
-    with pytest.raises(InputError, match=f"{FILE}: .*{message}.*; give Parameters of your own"):
+    with pytest.raises(InputError, match=f"{FILE}: .*{message}.*; give SamplingParams of your own"):
         settings(tmp_path)
 
 
@@ -94,11 +99,11 @@ def test_a_model_follows_its_own_settings_and_the_caller_wins(trained, tmp_path)
         assert "".join(model.stream("def ", max_new_tokens=12)) == sampled.text
         assert model.session().generate("def ", max_new_tokens=12).text == sampled.text
         assert model.generate("def ", max_new_tokens=12, temperature=0) == greedy
-        assert model.generate("def ", Parameters(max_new_tokens=12)) == greedy  # taken as they are
-        assert model.generate(["def "], [Parameters(max_new_tokens=12)]) == [greedy]
+        assert model.generate("def ", SamplingParams(max_new_tokens=12)) == greedy  # taken as they are
+        assert model.generate(["def "], [SamplingParams(max_new_tokens=12)]) == [greedy]
     (artifact / FILE).write_text('{"do_sample": 3}')
     list_files(artifact, FILE)
     with load(artifact, threads=1) as broken:
-        with pytest.raises(InputError, match="give Parameters of your own"):
+        with pytest.raises(InputError, match="give SamplingParams of your own"):
             broken.generate("def ")
-        assert broken.generate("def ", Parameters(max_new_tokens=12)) == greedy
+        assert broken.generate("def ", SamplingParams(max_new_tokens=12)) == greedy

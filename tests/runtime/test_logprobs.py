@@ -5,7 +5,7 @@ import torch
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.model import CausalLM
 from llmc.errors import InputError
-from llmc.runtime import Parameters, load
+from llmc.runtime import SamplingParams, load
 
 TEXTS = ["import os\n\n\ndef main(argv):\n    return 0\n", "x = [1, 2, 3]", "class Error(Exception):\n    pass\n" * 40]
 
@@ -25,7 +25,7 @@ def said(trained):
 
 @pytest.mark.parametrize("prefill", [256, 7])
 def test_scores_are_the_log_probabilities_of_the_text(model, said, monkeypatch, prefill):
-    monkeypatch.setattr(model.backend, "prefill", prefill)
+    monkeypatch.setattr(model.backend, "max_prefill_tokens", prefill)
     texts = [model.encode(text) for text in TEXTS]
     first = [1, 3, len(texts[2]) - 4]
     for ids, start, found in zip(texts, first, model.score(TEXTS, first, top=3), strict=True):
@@ -88,9 +88,9 @@ def test_logprobs_of_an_answer_are_the_models_own(model, said, options):
 
 def test_every_row_of_a_batch_has_its_own_parameters(model):
     each = [
-        Parameters(max_new_tokens=5),
-        Parameters(max_new_tokens=20, temperature=1.0, seed=7),
-        Parameters(max_new_tokens=12, repetition_penalty=1.5),
+        SamplingParams(max_new_tokens=5),
+        SamplingParams(max_new_tokens=20, temperature=1.0, seed=7),
+        SamplingParams(max_new_tokens=12, repetition_penalty=1.5),
     ]
     prompts = ["import os", "def get", "x = ["]
     together = model.generate(prompts, each)
@@ -102,7 +102,7 @@ def test_every_row_of_a_batch_has_its_own_parameters(model):
 def test_batches_draft_as_well_as_single_prompts(model, monkeypatch):
     """Rows end at different times; what they say and how many drafts were accepted is as if each were alone."""
     prompts = ["import os", "def get", "class Error(", "    return self.", "x = ["]
-    each = [Parameters(max_new_tokens=n) for n in (4, 33, 17, 9, 28)]
+    each = [SamplingParams(max_new_tokens=n) for n in (4, 33, 17, 9, 28)]
     together = model.generate(prompts, each)
     alone = [model.generate(prompt, one) for prompt, one in zip(prompts, each, strict=True)]
     assert together == alone and sum(a.accepted for a in alone) > 20
@@ -112,7 +112,7 @@ def test_the_context_ends_for_one_row_and_the_others_go_on(model):
     long = model.encode("value = value + 1\n" * 400)[: model.context - 6]
     for prompts in ([long, model.encode("def get")], [model.encode("def get"), long]):
         lengths = [7 if len(prompt) > 100 else 30 for prompt in prompts]
-        together = model.generate(prompts, [Parameters(max_new_tokens=n) for n in lengths])
+        together = model.generate(prompts, [SamplingParams(max_new_tokens=n) for n in lengths])
         alone = [model.generate(p, max_new_tokens=n) for p, n in zip(prompts, lengths, strict=True)]
         assert [a.token_ids for a in together] == [a.token_ids for a in alone]
 
@@ -125,7 +125,7 @@ def test_the_context_ends_for_one_row_and_the_others_go_on(model):
         (lambda m: m.score([[5, 4096]]), "token 4096 is none of this model's 4096"),
         (lambda m: m.generate([-1, 3]), "token -1 is none"),
         (lambda m: m.generate([1.5, 2.0]), "a prompt is a text, a list of tokens or a list of messages"),
-        (lambda m: m.generate(("a", "b"), [Parameters()]), "2 prompts, but parameters for 1"),
+        (lambda m: m.generate(("a", "b"), [SamplingParams()]), "2 prompts, but parameters for 1"),
         (lambda m: m.generate("caf\udce9"), "no valid text at character 3"),
         (lambda m: m.generate([[]]), "the prompt is empty"),
         (lambda m: m.generate("a", logprobs=-1), "logprobs is -1; it has to be at least 0"),

@@ -17,7 +17,7 @@ from safetensors.numpy import save
 
 from llmc.errors import InputError, MachineError
 from llmc.runtime.plugins import kernel_set
-from llmc.runtime.plugins.cubin import CubinKernel, Parameters
+from llmc.runtime.plugins.cubin import CubinKernel, KernelParams
 
 DESCRIPTION = {
     "name": "_attend",
@@ -103,7 +103,7 @@ def test_says_which_kernel_does_not_load(driver: Driver) -> None:
 
 
 def test_refuses_other_arguments() -> None:
-    parameters = Parameters(DESCRIPTION)
+    parameters = KernelParams(DESCRIPTION)
     with pytest.raises(ValueError, match=r"takes query, scale, tokens, capacity; not query$"):
         parameters.fill({"query": 16})
     with pytest.raises(ValueError, match="query: 0x8 is no multiple of 16"):
@@ -127,7 +127,7 @@ def test_sizes_are_those_that_the_cubin_says(tmp_path: Path) -> None:
         command = [knobs.nvidia.cuobjdump.path, "--dump-elf", file]
         told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         sizes = {int(i, 16): int(size, 16) for i, size in re.findall(r"Ordinal : 0x(\w+).*Size    : 0x(\w+)", told)}
-        parameters = Parameters(made.description)
+        parameters = KernelParams(made.description)
         wanted = [8 if kind.startswith("*") else of_types[kind] for kind in parameters.types.values()]
         wanted += [8] * made.description["null_pointers"]
         assert [sizes[i] for i in sorted(sizes)] == wanted

@@ -2,34 +2,34 @@ import numpy as np
 import pytest
 
 from llmc.errors import InputError
-from llmc.runtime.sampling import Parameters, draw, verify
+from llmc.runtime.sampling import SamplingParams, draw, verify
 
 LOGITS = np.array([2.0, 1.0, 0.5, 0.0, -1.0], np.float32)
 
 
 def test_greedy_is_certain():
-    assert Parameters().distribution(LOGITS).tolist() == [1, 0, 0, 0, 0]
-    assert draw(Parameters().distribution(LOGITS), np.random.default_rng(0)) == 0
+    assert SamplingParams().distribution(LOGITS).tolist() == [1, 0, 0, 0, 0]
+    assert draw(SamplingParams().distribution(LOGITS), np.random.default_rng(0)) == 0
 
 
 def test_temperature_top_k_and_top_p():
     expected = np.exp(LOGITS.astype(np.float64) / 0.7)
     expected /= expected.sum()
-    np.testing.assert_allclose(Parameters(temperature=0.7).distribution(LOGITS), expected, rtol=1e-6)
-    two = Parameters(temperature=0.7, top_k=2).distribution(LOGITS)
+    np.testing.assert_allclose(SamplingParams(temperature=0.7).distribution(LOGITS), expected, rtol=1e-6)
+    two = SamplingParams(temperature=0.7, top_k=2).distribution(LOGITS)
     np.testing.assert_allclose(two, [*(expected[:2] / expected[:2].sum()), 0, 0, 0], rtol=1e-6)
     # The smallest set of likeliest tokens that reaches top_p.
     mass = expected.cumsum()
-    nucleus = Parameters(temperature=0.7, top_p=float(mass[1] + 1e-6)).distribution(LOGITS)
+    nucleus = SamplingParams(temperature=0.7, top_p=float(mass[1] + 1e-6)).distribution(LOGITS)
     assert (nucleus > 0).tolist() == [True, True, True, False, False]
-    assert (Parameters(temperature=0.7, top_p=1e-9).distribution(LOGITS) > 0).sum() == 1
+    assert (SamplingParams(temperature=0.7, top_p=1e-9).distribution(LOGITS) > 0).sum() == 1
 
 
 @pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 0.999])
 def test_the_nucleus_of_a_large_vocabulary(top_p):
     """Against a plain walk down the sorted list."""
     logits = 3 * np.random.default_rng(0).standard_normal(5000).astype(np.float32)
-    everything = Parameters(temperature=1.0).distribution(logits)
+    everything = SamplingParams(temperature=1.0).distribution(logits)
     expected, total = np.zeros(5000), 0.0
     for token in sorted(range(5000), key=lambda token: -everything[token]):
         if total >= top_p:
@@ -37,26 +37,26 @@ def test_the_nucleus_of_a_large_vocabulary(top_p):
         expected[token] = everything[token]
         total += everything[token]
     np.testing.assert_allclose(
-        Parameters(temperature=1.0, top_p=top_p).distribution(logits), expected / total, rtol=1e-9
+        SamplingParams(temperature=1.0, top_p=top_p).distribution(logits), expected / total, rtol=1e-9
     )
 
 
 def test_min_p_and_repetition_penalty():
-    everything = Parameters(temperature=1.0).distribution(LOGITS)
-    kept = Parameters(temperature=1.0, min_p=0.2).distribution(LOGITS)
+    everything = SamplingParams(temperature=1.0).distribution(LOGITS)
+    kept = SamplingParams(temperature=1.0, min_p=0.2).distribution(LOGITS)
     likely = everything >= 0.2 * everything.max()
     np.testing.assert_allclose(kept, np.where(likely, everything, 0) / everything[likely].sum(), rtol=1e-9)
     assert 1 < likely.sum() < 5
-    penalty = Parameters(temperature=1.0, repetition_penalty=2.0)
+    penalty = SamplingParams(temperature=1.0, repetition_penalty=2.0)
     changed = np.array([1.0, 1.0, 0.5, 0.0, -2.0])  # tokens 0 and 4 were there before
     expected = np.exp(changed) / np.exp(changed).sum()
     np.testing.assert_allclose(penalty.distribution(LOGITS, [0, 4, 0]), expected, rtol=1e-6)
-    assert LOGITS[0] == 2.0 and Parameters(repetition_penalty=4.0).distribution(LOGITS, [0]).argmax() == 1
+    assert LOGITS[0] == 2.0 and SamplingParams(repetition_penalty=4.0).distribution(LOGITS, [0]).argmax() == 1
 
 
 def test_logits_that_are_not_finite_are_refused():
     with pytest.raises(InputError, match="NaN or infinity"):
-        Parameters().distribution(np.array([1.0, np.nan], np.float32))
+        SamplingParams().distribution(np.array([1.0, np.nan], np.float32))
 
 
 def agree(counts, probability):
@@ -69,7 +69,7 @@ def agree(counts, probability):
 
 
 def test_draws_follow_the_distribution():
-    generator, probability = np.random.default_rng(0), Parameters(temperature=1.0).distribution(LOGITS)
+    generator, probability = np.random.default_rng(0), SamplingParams(temperature=1.0).distribution(LOGITS)
     counts = np.bincount([draw(probability, generator) for _ in range(20_000)], minlength=5)
     assert agree(counts, probability)
     assert not agree(counts, np.full(5, 0.2))  # the statistic can tell

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from llmc.runtime import Parameters, load
+from llmc.runtime import SamplingParams, load
 
 PROMPT = "def parse("
 
@@ -29,7 +29,7 @@ def test_a_stop_string_ends_the_answer_before_it(model, whole, place, length):
     assert answer.token_ids == whole.token_ids[: len(answer.token_ids)]  # as they came, the stop string's among them
     assert stop in model.tokenizer.decode([*model.encode(PROMPT), *answer.token_ids])
     assert "".join(model.stream(PROMPT, max_new_tokens=40, stop=stop)) == answer.text
-    together = model.generate([PROMPT, "x"], [Parameters(40, stop=stop), Parameters(3)])
+    together = model.generate([PROMPT, "x"], [SamplingParams(40, stop=stop), SamplingParams(3)])
     assert together[0].text == answer.text and len(together[1].token_ids) == 3
 
 

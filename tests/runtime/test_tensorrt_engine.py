@@ -70,7 +70,7 @@ def test_without_a_gpu_the_cpu_runs_it_and_the_reason_is_told(dense, tmp_path):
     with pytest.raises(MachineError, match=r"tensorrt-rtx: there is no GPU that CUDA can use \(.+\)$"):
         load(artifact, backend="tensorrt-rtx")
     with load(artifact) as model:
-        assert model.reason.startswith("onnxruntime (tensorrt-rtx: there is no GPU")
+        assert model.backend_info.startswith("onnxruntime (tensorrt-rtx: there is no GPU")
 
 
 def test_why_engines_cannot_run(dense, tmp_path, monkeypatch):
@@ -301,7 +301,7 @@ def test_an_engine_is_driven_like_any_backend(trained, tmp_path, gpu, target):
         alone = [model.generate(prompt, max_new_tokens=40) for prompt in PROMPTS]
         together = model.generate(PROMPTS[:2], max_new_tokens=12)
     with load(artifact) as model:
-        assert model.reason == target and model.backend.prefill == PREFILL and model.backend.batch == 2
+        assert model.backend_info == target and model.backend.max_prefill_tokens == PREFILL and model.backend.batch == 2
         assert len(model.tokenizer.encode(PROMPTS[1]).ids) > PREFILL
         assert [model.generate(prompt, max_new_tokens=40) for prompt in PROMPTS] == alone
         assert sum(answer.accepted for answer in alone) > 10

@@ -15,7 +15,7 @@ class Llmc:
 
     def start(self, prompt: NDArray[np.int64]) -> None:
         self.cache, self.position = self.backend.new_cache(1), 0
-        width = self.backend.prefill
+        width = self.backend.max_prefill_tokens
         for first in range(0, len(prompt), width):
             part = prompt[first : first + width]
             self.token = self._forward(part, [len(part) - 1])[0].argmax()
@@ -25,7 +25,10 @@ class Llmc:
 
     def logits(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         self.cache, self.position = self.backend.new_cache(1), 0
-        parts = [ids[first : first + self.backend.prefill] for first in range(0, len(ids), self.backend.prefill)]
+        parts = [
+            ids[first : first + self.backend.max_prefill_tokens]
+            for first in range(0, len(ids), self.backend.max_prefill_tokens)
+        ]
         return np.concatenate([self._forward(part, range(len(part))) for part in parts])
 
     def traffic(self) -> dict[str, float]:

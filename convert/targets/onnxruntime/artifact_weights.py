@@ -69,7 +69,7 @@ class ArtifactWeights(Rewriter):
             return self.as_float(self.stored(weight))
         kind = weight.kind
         as_stored = kind.code_type == "float8_e4m3fn" or (kind.code_type == "int4" and weight.packed)
-        if not as_stored or kind.zeros or kind.groups:
+        if not as_stored or kind.zero_points or kind.g_idx:
             layout = replace(weight.layout, transposed=False, heads=None)
             name = f"{weight.name}.plain"  # written again: few operators could decode it, none of them fast
             return self.initializer(WeightTensor(weight.checkpoint, weight.names, layout, name, FLOAT))

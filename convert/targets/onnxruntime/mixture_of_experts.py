@@ -97,9 +97,9 @@ def _experts(
     if quantized is None:
         first, second = two_layers(*map(rewriter.matrices, weights))
         return rewriter.op("MoE", x, log_weight, first, None, scaled(second), **attributes)
-    first, second = two_layers(*quantized.codes)
+    first, second = two_layers(*quantized.qweight)
     first_scales, second_scales = two_layers(*quantized.scales)
-    zeros = two_layers(*quantized.zeros) if quantized.zeros else ()
+    zeros = two_layers(*quantized.zero_points) if quantized.zero_points else ()
     return rewriter.op(
         "QMoE",
         *(x, log_weight, first, first_scales, None, second, scaled(second_scales)),

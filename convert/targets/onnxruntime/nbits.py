@@ -10,7 +10,7 @@ import onnx_ir as ir
 import torch
 
 from llmc.convert.bits import pack
-from llmc.convert.graph.weight import Pieces, WeightTensor, tensor_of
+from llmc.convert.graph.weight import ChunkedTensor, WeightTensor, tensor_of
 from llmc.convert.quantized_weight import bits_of
 from llmc.convert.targets.onnxruntime.artifact_weights import FLOAT, ArtifactWeights
 
@@ -22,16 +22,16 @@ BLOCK_8BIT = 32
 class NBits:
     """Weights that share bits and block size.
 
-    codes:  of each weight uint8 [..., out, in / block, block * bits / 8], zero being 2^(bits - 1)
+    qweight: of each weight uint8 [..., out, in / block, block * bits / 8], zero being 2^(bits - 1)
     scales: of each weight float32 [..., out, in / block]
-    zeros:  of each weight uint8 [..., out, ceil(in / block * bits / 8)]; None: all 2^(bits - 1)
+    zero_points: of each weight uint8 [..., out, ceil(in / block * bits / 8)]; None: all 2^(bits - 1)
     """
 
     bits: int
     block: int
-    codes: list[ir.Value]
+    qweight: list[ir.Value]
     scales: list[ir.Value]
-    zeros: list[ir.Value] | None = None
+    zero_points: list[ir.Value] | None = None
 
 
 def matmul_nbits(
@@ -53,7 +53,7 @@ def matmul_nbits(
 
     y: ir.Value = rewriter.op(
         "MatMulNBits",
-        *(x, joined(quantized.codes), joined(quantized.scales), joined(quantized.zeros)),
+        *(x, joined(quantized.qweight), joined(quantized.scales), joined(quantized.zero_points)),
         *(None, bias),  # no order of channels
         domain="com.microsoft",
         N=rows,
@@ -78,7 +78,7 @@ def nbits(rewriter: ArtifactWeights, weights: Sequence[WeightTensor], accuracy_l
         if any(weight.shape.numpy()[weight.layout.input_axis] % BLOCK_8BIT for weight in weights):
             return None
         return eight_bit(rewriter, weights)
-    if code_types - {"int4", "int8"} or len(code_types) > 1 or len({kind.zeros for kind in kinds if kind}) > 1:
+    if code_types - {"int4", "int8"} or len(code_types) > 1 or len({kind.zero_points for kind in kinds if kind}) > 1:
         return None
     bits = 4 if code_types == {"int4"} else 8
     # The kernels want one block size, a power of two: a longer group is several blocks of one scale.
@@ -102,10 +102,10 @@ def _codes(rewriter: ArtifactWeights, weight: WeightTensor, bits: int, block: in
 
     def pieces() -> Iterator[ir.TensorProtocol]:
         for each in weight.stored_weights():
-            yield tensor_of(pack(each.codes, bits).view(torch.uint8), ir.DataType.UINT8)
+            yield tensor_of(pack(each.qweight, bits).view(torch.uint8), ir.DataType.UINT8)
 
     name = f"{weight.name}.{bits}bit"
-    return rewriter.initializer(Pieces(pieces, ir.DataType.UINT8, (*weight.stack, *shape), name))
+    return rewriter.initializer(ChunkedTensor(pieces, ir.DataType.UINT8, (*weight.stack, *shape), name))
 
 
 def _scales(rewriter: ArtifactWeights, weight: WeightTensor, block: int) -> ir.Value:
@@ -118,20 +118,20 @@ def _scales(rewriter: ArtifactWeights, weight: WeightTensor, block: int) -> ir.V
             yield tensor_of(each.scales.float().repeat_interleave(weight.block[1] // block, 1), FLOAT)
 
     shape = (*weight.stack, rows, columns // block)
-    return rewriter.initializer(Pieces(pieces, FLOAT, shape, f"{weight.name}.scales"))
+    return rewriter.initializer(ChunkedTensor(pieces, FLOAT, shape, f"{weight.name}.scales"))
 
 
-def _zeros(weight: WeightTensor, bits: int, block: int) -> Pieces:
+def _zeros(weight: WeightTensor, bits: int, block: int) -> ChunkedTensor:
     rows, columns = weight.checkpoint.shape(weight.names[0])
     count = -(-columns // block * bits // 8)
 
     def pieces() -> Iterator[ir.TensorProtocol]:
         for each in weight.stored_weights():
-            assert each.zeros is not None
-            packed = pack(each.zeros.repeat_interleave(weight.block[1] // block, 1), bits)
+            assert each.zero_points is not None
+            packed = pack(each.zero_points.repeat_interleave(weight.block[1] // block, 1), bits)
             yield tensor_of(packed.view(torch.uint8)[:, :count].contiguous(), ir.DataType.UINT8)
 
-    return Pieces(pieces, ir.DataType.UINT8, (*weight.stack, rows, count), f"{weight.name}.zeros")
+    return ChunkedTensor(pieces, ir.DataType.UINT8, (*weight.stack, rows, count), f"{weight.name}.zeros")
 
 
 def eight_bit(rewriter: ArtifactWeights, weights: Sequence[WeightTensor]) -> NBits:
@@ -141,7 +141,7 @@ def eight_bit(rewriter: ArtifactWeights, weights: Sequence[WeightTensor]) -> NBi
     return NBits(8, BLOCK_8BIT, codes, scales)
 
 
-def _eight_bit(weight: WeightTensor) -> tuple[Pieces, Pieces]:
+def _eight_bit(weight: WeightTensor) -> tuple[ChunkedTensor, ChunkedTensor]:
     """Codes c and scales s of W = (c - 128) * s, with s the largest magnitude of a block / 127."""
     rows, columns = weight.checkpoint.shape(weight.names[0])
     shape = (*weight.stack, rows, columns // BLOCK_8BIT)
@@ -156,6 +156,6 @@ def _eight_bit(weight: WeightTensor) -> tuple[Pieces, Pieces]:
     uint8 = ir.DataType.UINT8
     name = f"{weight.name}.8bit"
     return (
-        Pieces(lambda: (tensor_of(codes, uint8) for codes, _ in encoded()), uint8, (*shape, BLOCK_8BIT), name),
-        Pieces(lambda: (tensor_of(scales, FLOAT) for _, scales in encoded()), FLOAT, shape, f"{name}.scales"),
+        ChunkedTensor(lambda: (tensor_of(codes, uint8) for codes, _ in encoded()), uint8, (*shape, BLOCK_8BIT), name),
+        ChunkedTensor(lambda: (tensor_of(scales, FLOAT) for _, scales in encoded()), FLOAT, shape, f"{name}.scales"),
     )

@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class Stream:
+class ActivationFile:
     """float32 [N, L, W], memory-mapped; `part` says whose activations, `layer` at which layer's input they are.
 
     What is read comes on `device`; what is written may be anywhere.
@@ -39,7 +39,7 @@ class Stream:
     def tokens(self) -> int:
         return self.shape[0] * self.shape[1]
 
-    def create(self) -> Stream:
+    def create(self) -> ActivationFile:
         """Takes the disk space at once: a mapped file that finds the disk full later would end the process."""
         with self.path.open("wb") as file:
             try:
@@ -48,11 +48,11 @@ class Stream:
                 raise no_space(self.path, error) from error
         return self
 
-    def beside(self, part: str, width: int | None = None) -> Stream:
+    def beside(self, part: str, width: int | None = None) -> ActivationFile:
         """Another part of the same layer, over the same tokens."""
         return replace(self, part=part, shape=(*self.shape[:2], width or self.shape[2]))
 
-    def following(self) -> Stream:
+    def following(self) -> ActivationFile:
         """The next layer's input, empty; a half-written one of an interrupted run is overwritten."""
         return replace(self, layer=self.layer + 1).create()
 

@@ -11,7 +11,7 @@ import numpy as np
 from llmc.runtime.backends import FloatArray, IntArray
 from llmc.runtime.detokenizer import Detokenizer
 from llmc.runtime.logprobs import TokenLogprob, token_logprobs
-from llmc.runtime.sampling import Parameters, Probabilities, draw, verify, verify_greedy
+from llmc.runtime.sampling import Probabilities, SamplingParams, draw, verify, verify_greedy
 from llmc.runtime.tokenizer import Tokenizer
 
 _NEVER = np.float32(-1e30)  # a logit of probability 0 that still is a number
@@ -40,12 +40,12 @@ class Generation:
 
 
 @dataclass
-class Answer:
+class GeneratedSequence:
     """first_tokens: the first new token is one of these, if that is not None; the prompt's text then ends in the
     space that they begin with. limit: the most new tokens."""
 
     prompt: list[int]
-    parameters: Parameters
+    parameters: SamplingParams
     limit: int
     tokenizer: Tokenizer
     eos_token_ids: frozenset[int]
@@ -70,7 +70,7 @@ class Answer:
         return self.finish_reason is not None
 
     @property
-    def room(self) -> int:
+    def remaining(self) -> int:
         """New tokens that may still come."""
         return self.limit - len(self.tokens)
 
@@ -114,7 +114,7 @@ class Answer:
         if self.parameters.logprobs is not None:
             self.logprobs += token_logprobs(logits[None], np.array([token]), self.parameters.logprobs)
         self._append(self._detokenizer.push(token))
-        if not self.done and not self.room:
+        if not self.done and not self.remaining:
             self._end("length")
 
     def generation(self) -> Generation:
