@@ -10,7 +10,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-from random_checkpoint import DEEPSEEK_V3, random_checkpoint
+from support.random_checkpoint import DEEPSEEK_V3, random_checkpoint
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 REPOSITORY = Path(__file__).parent.parent

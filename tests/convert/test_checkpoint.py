@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from random_checkpoint import DEEPSEEK_V3, LLAMA, random_checkpoint, random_weights, write_checkpoint
 from safetensors.torch import load_file, save_file
+from support.random_checkpoint import DEEPSEEK_V3, LLAMA, random_checkpoint, random_weights, write_checkpoint
 
 from llmc.convert.checkpoint import INDEX, Checkpoint
 from llmc.convert.model import load_layer

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from quantized_checkpoint import quantized_copy
-from random_checkpoint import DEEPSEEK_V3, LLAMA, QWEN2, random_weights, write_checkpoint
+from support.quantized_checkpoint import quantized_copy
+from support.random_checkpoint import DEEPSEEK_V3, LLAMA, QWEN2, random_weights, write_checkpoint
 from transformers import AutoModelForCausalLM
 
 from llmc.convert import copies

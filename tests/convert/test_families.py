@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from random_checkpoint import DEEPSEEK_V3, LLAMA, QWEN2
+from support.random_checkpoint import DEEPSEEK_V3, LLAMA, QWEN2
 
 from llmc.convert.families import families, family_of
 from llmc.convert.formats import formats

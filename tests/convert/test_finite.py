@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from random_checkpoint import LLAMA, random_weights, write_checkpoint
 from safetensors.torch import save_file
+from support.random_checkpoint import LLAMA, random_weights, write_checkpoint
 
 from llmc.convert import finite
 from llmc.convert.checkpoint import Checkpoint

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from random_checkpoint import DEEPSEEK_V3, LLAMA, random_checkpoint
+from support.random_checkpoint import DEEPSEEK_V3, LLAMA, random_checkpoint
 
 from llmc.convert import folder
 from llmc.convert.checkpoint import INDEX, Checkpoint

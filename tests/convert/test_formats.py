@@ -12,7 +12,7 @@ import torch
 from compressed_tensors.compressors.base import BaseCompressor
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
-from random_checkpoint import DEEPSEEK_V3, LLAMA, random_weights, write_checkpoint
+from support.random_checkpoint import DEEPSEEK_V3, LLAMA, random_weights, write_checkpoint
 from transformers import AutoModelForCausalLM, FineGrainedFP8Config
 
 from llmc.convert.bits import pack, unpack

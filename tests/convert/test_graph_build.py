@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from quantized_checkpoint import CASES, quantized_checkpoint
+from support.quantized_checkpoint import CASES, quantized_checkpoint
 
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.graph.build import graphs, main_graph

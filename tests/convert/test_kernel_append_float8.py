@@ -11,7 +11,7 @@ import sys
 
 import pytest
 import torch
-from interpreted_kernels import compiled_alike, run
+from support.interpreted_kernels import compiled_alike, run
 
 from llmc.convert.kernels.kernel_sets import KernelRequest
 from llmc.runtime.plugins.append_float8 import AppendFloat8Plugin, EntryShape

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from interpreted_kernels import compiled_alike, let_the_interpreter_multiply_bfloat16, run
+from support.interpreted_kernels import compiled_alike, let_the_interpreter_multiply_bfloat16, run
 
 from llmc.convert.kernels.kernel_sets import KernelRequest
 from llmc.convert.kernels.latent_attention_tiles import FEW_HEADS, LARGEST_RANK, LARGEST_ROPE, SMS

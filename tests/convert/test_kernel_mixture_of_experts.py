@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from interpreted_kernels import (
+from support.interpreted_kernels import (
     compiled_alike,
     let_the_interpreter_multiply_bfloat16,
     let_the_interpreter_round_to_bfloat16,
@@ -269,7 +269,7 @@ def test_no_routing_needs_more_tiles() -> None:
 
 @pytest.mark.parametrize("shape", [R1, QWEN3, replace(R1, experts=3, top_k=8)], ids=["R1", "Qwen3", "3 experts"])
 def test_the_workspace_suffices_for_fewer_tokens(shape: ExpertsShape) -> None:
-    from interpreted_kernels import InterpretedKernels
+    from support.interpreted_kernels import InterpretedKernels
 
     operation = MixtureOfExpertsPlugin(InterpretedKernels(KernelRequest("MixtureOfExperts", shape), 80))
     layout = ExpertsLaunch(**operation.kernels.layouts[80])

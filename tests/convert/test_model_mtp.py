@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from random_checkpoint import DEEPSEEK_V3, random_checkpoint
-from test_model_parity import EMBEDDED, TOLERANCE, error
+from support.architectures import EMBEDDED, TOLERANCE, error
+from support.random_checkpoint import DEEPSEEK_V3, random_checkpoint
 from transformers import AutoModelForCausalLM, DeepseekV3ForCausalLM
 from transformers.cache_utils import MtpCache
 from transformers.modeling_layers import MtpModel

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from graph_session import GraphSession, divergences
-from quantized_checkpoint import limit_of, quantized_checkpoint
-from random_checkpoint import DEEPSEEK_V3, LLAMA, QWEN2
+from support.graph_session import GraphSession, divergences
+from support.quantized_checkpoint import limit_of, quantized_checkpoint
+from support.random_checkpoint import DEEPSEEK_V3, LLAMA, QWEN2
 
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.model import CausalLM

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from graph_session import GraphSession, divergences
-from quantized_checkpoint import DEEPSEEK, DENSE, EXACT, quantized_checkpoint
-from random_checkpoint import LLAMA, QWEN2
-from test_model_parity import yarn
+from support.architectures import yarn
+from support.graph_session import GraphSession, divergences
+from support.quantized_checkpoint import DEEPSEEK, DENSE, EXACT, quantized_checkpoint
+from support.random_checkpoint import LLAMA, QWEN2
 
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.model import CausalLM

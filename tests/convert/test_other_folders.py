@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from random_checkpoint import LLAMA, random_checkpoint
 from safetensors.torch import load_file, save_file
+from support.random_checkpoint import LLAMA, random_checkpoint
 
 from llmc.convert.checkpoint import INDEX, Checkpoint
 from llmc.convert.other_folders import require_tokenizer

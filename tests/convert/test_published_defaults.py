@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from random_checkpoint import DEEPSEEK_V3, LLAMA, QWEN2
+from support.random_checkpoint import DEEPSEEK_V3, LLAMA, QWEN2
 from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from random_checkpoint import LLAMA, random_checkpoint, random_weights, write_checkpoint
+from support.random_checkpoint import LLAMA, random_checkpoint, random_weights, write_checkpoint
 
 from llmc.convert.bits import pack, unpack
 from llmc.convert.checkpoint import Checkpoint

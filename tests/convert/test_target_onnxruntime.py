@@ -11,13 +11,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from graph_session import GraphSession, divergences
 from onnx.external_data_helper import ExternalDataInfo
-from quantized_checkpoint import CASES, EXACT, limit_of, quantized_checkpoint, quantized_copy
-from random_checkpoint import random_checkpoint
-from test_model_parity import CASES as ARCHITECTURES
-from test_model_parity import EMBEDDED
-from test_target_onnx import compare_with_torch
+from support.architectures import CASES as ARCHITECTURES
+from support.architectures import EMBEDDED
+from support.graph_comparison import compare_with_torch
+from support.graph_session import GraphSession, divergences
+from support.quantized_checkpoint import CASES, EXACT, limit_of, quantized_checkpoint, quantized_copy
+from support.random_checkpoint import random_checkpoint
 from tokenizers import Tokenizer
 
 from llmc.convert.checkpoint import Checkpoint

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 import pytest
-from quantized_checkpoint import DEEPSEEK, quantized_checkpoint
+from support.quantized_checkpoint import DEEPSEEK, quantized_checkpoint
 
 from llmc.convert.engines import compiler
 from llmc.convert.targets import target, tensorrt

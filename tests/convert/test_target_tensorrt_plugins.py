@@ -11,11 +11,10 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 import pytest
-from plugin_functions import add_plugin_functions
-from quantized_checkpoint import CASES, DEEPSEEK, quantized_checkpoint
-from random_checkpoint import LLAMA, QWEN2
-from test_target_onnx import compare_with_torch
-from test_target_tensorrt_rtx import WIDTHS, compare_narrow_steps, write_graphs
+from support.graph_comparison import WIDTHS, compare_narrow_steps, compare_with_torch, write_graphs
+from support.plugin_functions import add_plugin_functions
+from support.quantized_checkpoint import CASES, DEEPSEEK, quantized_checkpoint
+from support.random_checkpoint import LLAMA, QWEN2
 
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.engines import plugins as plugin_nodes
@@ -159,8 +158,20 @@ BF16, FP16, INT64 = onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT16, onnx.Te
     ("query", "cache", "kind", "key", "message"),
     [
         ([1, 4, 2, 48], [1, 1, 64, 48], BF16, None, None),
-        ([1, 4, 2, 40], [1, 1, 64, 48], BF16, None, r"LatentAttention: input 0 is bf16 \[1, 4, 2, 40\], not InputSpec\("),
-        ([1, 4, 2, 48], [1, 2, 64, 48], BF16, None, r"LatentAttention: input 1 is bf16 \[1, 2, 64, 48\], not InputSpec\("),
+        (
+            [1, 4, 2, 40],
+            [1, 1, 64, 48],
+            BF16,
+            None,
+            r"LatentAttention: input 0 is bf16 \[1, 4, 2, 40\], not InputSpec\(",
+        ),
+        (
+            [1, 4, 2, 48],
+            [1, 2, 64, 48],
+            BF16,
+            None,
+            r"LatentAttention: input 1 is bf16 \[1, 2, 64, 48\], not InputSpec\(",
+        ),
         ([1, 4, 2, 48], [1, 1, 64, 48], FP16, None, r"LatentAttention: input 0 is fp16 .*, not InputSpec\(type='bf16'"),
         ([1, 4, 2, 48], [1, 1, 64, 48], BF16, "0" * 64, r"kernels '0+' of LatentAttention are not registered"),
     ],

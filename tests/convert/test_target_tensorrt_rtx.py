@@ -19,10 +19,10 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
-from graph_session import GraphSession, divergences
-from quantized_checkpoint import CASES, DEEPSEEK, EXACT, limit_of, quantized_checkpoint
-from random_checkpoint import LLAMA, random_checkpoint
-from test_target_onnx import compare_with_torch
+from support.graph_comparison import WIDTHS, compare_narrow_steps, compare_with_torch, write_graphs
+from support.graph_session import GraphSession
+from support.quantized_checkpoint import CASES, DEEPSEEK, EXACT, limit_of, quantized_checkpoint
+from support.random_checkpoint import LLAMA, random_checkpoint
 
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.engines import compiler, engine, lowering
@@ -32,8 +32,6 @@ from llmc.convert.engines.package import TENSORRT_RTX, TensorRTPackage
 from llmc.convert.engines.windows import windows
 from llmc.convert.graph.build import graphs
 from llmc.convert.graph.rewrite import Rewriter
-from llmc.convert.graph.write import write
-from llmc.convert.model import CausalLM
 from llmc.convert.quantized_weight import Activations
 from llmc.convert.spec import LatentAttentionSpec
 from llmc.convert.targets import TargetResult, target
@@ -42,7 +40,6 @@ from llmc.quant.layerwise import QuantizeOptions
 from llmc.recipe import read_recipe
 
 rtx = target("tensorrt-rtx")
-WIDTHS = (1, 2)
 INT4, BOTH = INTEGERS, INTEGERS | {"float8_e4m3fn"}
 LOWERED = {name: given for name, given in CASES.items() if "dynamic" not in name} | {
     "deepseek, fp8-channel experts": (
@@ -77,27 +74,6 @@ def spell_out_attention(model: ir.Model) -> list[ir.Value]:
         assert query is not None
         queries.append(query)
     return queries
-
-
-def write_graphs(checkpoint: Checkpoint, models: dict[str, ir.Model]) -> TargetResult:
-    files = {role: f"lowered/{role}.onnx" for role in models}
-    return write("tensorrt-rtx", models, checkpoint.path, files, lambda *_: None)
-
-
-def compare_narrow_steps(checkpoint: Checkpoint, result: TargetResult) -> None:
-    """Steps of two tokens and of one behind a cache, rows of unequal length, and tokens taken back."""
-    model, limit = CausalLM.load(checkpoint), limit_of(checkpoint)
-    ids = torch.randint(0, 96, (2, 24), generator=torch.Generator().manual_seed(1))
-    hidden = model.hidden(ids)
-    runs = {"main": (ids, model.logits(hidden), None)}
-    if "mtp" in result.files:
-        runs["mtp"] = (ids[:, 1:], model.logits(model.mtp(ids[:, 1:], hidden[:, :-1])), hidden)
-    for role, (tokens, expected, previous) in runs.items():
-        graph = GraphSession(checkpoint.path / result.files[role], batch=2)
-        for start, width in (([0, 0], 9), ([9, 6], 2), ([11, 8], 1), ([12, 9], 2), ([13, 9], 2), ([15, 11], 4)):
-            at = torch.tensor([[0], [1]]), torch.tensor(start)[:, None] + torch.arange(width)
-            logits, _ = graph.step(tokens[at], start, previous_hidden=None if previous is None else previous[at])
-            assert divergences(expected[at], logits).abs().max() < limit, (role, start, width)
 
 
 def code_bytes(checkpoint: Checkpoint, role: str) -> dict[str, int]:

@@ -32,7 +32,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.strategies import SearchStrategy
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "convert")]
+sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from llmc.errors import LlmcError  # noqa: E402
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from harness import Case
-from quantized_checkpoint import quantized_checkpoint
-from random_checkpoint import DEEPSEEK_V3, LLAMA, QWEN2
+from support.quantized_checkpoint import quantized_checkpoint
+from support.random_checkpoint import DEEPSEEK_V3, LLAMA, QWEN2
 
 from llmc.quant.layerwise import QuantizeOptions
 

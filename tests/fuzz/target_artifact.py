@@ -163,7 +163,7 @@ def vouch(folder: Path, names: set[str] | None = None) -> None:
 
 def make(base: Path) -> None:
     """base/artifact: a DeepSeek-V3 of a few parameters, quantized, with engines that are none."""
-    from random_checkpoint import DEEPSEEK_V3, random_checkpoint
+    from support.random_checkpoint import DEEPSEEK_V3, random_checkpoint
     from tokenizers import Tokenizer as Library
     from tokenizers import decoders, models, pre_tokenizers
 
@@ -242,5 +242,5 @@ def kernels(operation: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.path[:0] = [str(HERE), str(HERE.parent / "convert")]
+    sys.path[:0] = [str(HERE), str(HERE.parent)]
     make(Path(sys.argv[1]))

@@ -10,7 +10,7 @@ import yaml
 from damage import damaged_bytes, damaged_json
 from harness import Target
 from hypothesis import strategies as st
-from random_checkpoint import DEEPSEEK_V3, random_checkpoint
+from support.random_checkpoint import DEEPSEEK_V3, random_checkpoint
 
 from llmc.job import Limits, plan_only
 

@@ -105,7 +105,7 @@ def nothing_but_a_log() -> bool:
 @pytest.mark.parametrize(
     ("changes", "part"),
     [
-        ({"quantize": []}, "did you mean 'quantize'?"),
+        ({"quantise": []}, "did you mean 'quantize'?"),
         ({"model": "nowhere/at/all"}, "there is no folder"),
         ({"model": "builtin:tiny-deepsek"}, "did you mean"),
         ({"prune": {"keep": 0.7}}, "use one of 0.5, 0.75, 1"),

@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from listed_files import list_files
 from safetensors.numpy import load_file
+from support.listed_files import list_files
 
 from llmc.runtime import load
 from llmc.runtime.chat import ChatTemplate

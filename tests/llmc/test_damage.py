@@ -4,8 +4,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from damaged_files import DAMAGES, flip
 from rich.console import Console
+from support.damaged_files import DAMAGES, flip
 
 from llmc.build import _Build, build
 from llmc.errors import InputError

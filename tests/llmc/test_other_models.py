@@ -7,7 +7,7 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-from random_checkpoint import LLAMA, random_checkpoint
+from support.random_checkpoint import LLAMA, random_checkpoint
 
 
 @pytest.mark.parametrize(

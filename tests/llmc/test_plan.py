@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from random_checkpoint import DEEPSEEK_V3, LLAMA, random_checkpoint
 from rich.console import Console
+from support.random_checkpoint import DEEPSEEK_V3, LLAMA, random_checkpoint
 
 from llmc import machine
 from llmc.convert.checkpoint import Checkpoint

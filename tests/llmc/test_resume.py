@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from killable_build import finish, start
 from rich.console import Console
+from support.killable_build import finish, start
 
 from llmc.build import build
 from llmc.errors import InputError

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from listed_files import list_files
+from support.listed_files import list_files
 from typer.testing import CliRunner
 
 from llmc.cli import app

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from random_checkpoint import DEEPSEEK_V3, random_checkpoint
+from support.random_checkpoint import DEEPSEEK_V3, random_checkpoint
 
 from llmc.convert.checkpoint import Checkpoint
 from llmc.errors import InputError

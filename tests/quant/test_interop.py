@@ -5,7 +5,7 @@ transformers leaves MTP tensors unread (it reports them as unexpected); that the
 
 import pytest
 import torch
-from random_checkpoint import DEEPSEEK_V3, LLAMA, random_checkpoint
+from support.random_checkpoint import DEEPSEEK_V3, LLAMA, random_checkpoint
 from transformers import AutoModelForCausalLM
 
 from llmc.convert.checkpoint import Checkpoint

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from random_checkpoint import DEEPSEEK_V3, LLAMA, random_checkpoint
 from safetensors.torch import load_file
+from support.random_checkpoint import DEEPSEEK_V3, LLAMA, random_checkpoint
 
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.model import CausalLM, load_layer
@@ -230,9 +230,7 @@ def test_killed_and_resumed(source, finished, tmp_path):
         "t.run(Path(sys.argv[1]), Path(sys.argv[2]), keep=2 / 3, progress=lambda *_: time.sleep(0.2))\n"
     )
     here = Path(__file__).parent
-    child = subprocess.Popen(
-        [sys.executable, "-c", code, str(source), str(tmp_path), str(here), str(here.parent / "convert")]
-    )
+    child = subprocess.Popen([sys.executable, "-c", code, str(source), str(tmp_path), str(here), str(here.parent)])
     marker = tmp_path / "work" / "layer-00000.json"
     deadline = time.monotonic() + 120
     while not marker.exists() and child.poll() is None and time.monotonic() < deadline:

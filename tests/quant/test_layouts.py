@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-from random_checkpoint import DEEPSEEK_V3, LLAMA, random_checkpoint
 from safetensors.torch import load_file
+from support.random_checkpoint import DEEPSEEK_V3, LLAMA, random_checkpoint
 from transformers import AutoModelForCausalLM, FineGrainedFP8Config
 
 from llmc.convert.checkpoint import Checkpoint

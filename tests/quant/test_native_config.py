@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from quantized_checkpoint import quantized_copy
-from random_checkpoint import DEEPSEEK_V3, LLAMA, random_checkpoint
+from support.quantized_checkpoint import quantized_copy
+from support.random_checkpoint import DEEPSEEK_V3, LLAMA, random_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmc.convert.checkpoint import Checkpoint

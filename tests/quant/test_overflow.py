@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from random_checkpoint import DEEPSEEK_V3, LLAMA, random_weights, write_checkpoint
+from support.random_checkpoint import DEEPSEEK_V3, LLAMA, random_weights, write_checkpoint
 
 from llmc.convert.checkpoint import Checkpoint
 from llmc.errors import InputError

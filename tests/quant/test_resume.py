@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from damaged_files import DAMAGES, flip
-from random_checkpoint import DEEPSEEK_V3, random_checkpoint
+from support.damaged_files import DAMAGES, flip
+from support.random_checkpoint import DEEPSEEK_V3, random_checkpoint
 
 from llmc.convert.checkpoint import Checkpoint
 from llmc.quant.assign import Rule

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from quantized_checkpoint import quantized_copy
-from random_checkpoint import LLAMA, random_weights, write_checkpoint
+from support.quantized_checkpoint import quantized_copy
+from support.random_checkpoint import LLAMA, random_weights, write_checkpoint
 
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.model import CausalLM

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from random_checkpoint import LLAMA, random_checkpoint
+from support.random_checkpoint import LLAMA, random_checkpoint
 from tokenizers import Tokenizer
 
 from llmc.convert.checkpoint import Checkpoint

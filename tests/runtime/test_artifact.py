@@ -7,7 +7,7 @@ import types
 from dataclasses import dataclass
 
 import pytest
-from listed_files import list_files
+from support.listed_files import list_files
 
 import llmc.runtime.backends
 from llmc.errors import InputError, MachineError

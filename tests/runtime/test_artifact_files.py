@@ -11,8 +11,8 @@ from typing import Any
 
 import onnx
 import pytest
-from listed_files import list_files
 from onnx.external_data_helper import set_external_data
+from support.listed_files import list_files
 
 from llmc.errors import InputError
 from llmc.runtime import load

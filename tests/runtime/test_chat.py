@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from listed_files import list_files
+from support.listed_files import list_files
 from transformers import PreTrainedTokenizerFast
 
 from llmc.errors import InputError

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from listed_files import list_files
+from support.listed_files import list_files
 from tokenizers import Tokenizer, decoders, models
 
 from llmc.convert.checkpoint import Checkpoint

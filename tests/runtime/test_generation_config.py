@@ -6,7 +6,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from listed_files import list_files
+from support.listed_files import list_files
 from transformers import GenerationConfig
 
 from llmc.errors import InputError

@@ -7,8 +7,8 @@ import shutil
 import lm_eval
 import numpy as np
 import pytest
-from listed_files import list_files
 from lm_eval.api.instance import Instance
+from support.listed_files import list_files
 
 from llmc.errors import InputError
 from llmc.runtime import load

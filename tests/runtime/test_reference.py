@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from listed_files import list_files
 from safetensors.numpy import load_file, save_file
+from support.listed_files import list_files
 
 from llmc.errors import InputError
 from llmc.runtime import load

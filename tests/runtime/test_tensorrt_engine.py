@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cuda.bindings import runtime as real_cuda
-from listed_files import list_files
+from support.listed_files import list_files
 
 import llmc.runtime.backends.tensorrt_engine as backend
 from llmc.errors import InputError, MachineError

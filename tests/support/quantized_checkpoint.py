@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from random_checkpoint import DEEPSEEK_V3, LLAMA, QWEN2, random_weights, write_checkpoint
 
 from llmc.convert.checkpoint import Checkpoint
 from llmc.quant.assign import Rule
 from llmc.quant.layerwise import QuantizeOptions, quantize
+from support.random_checkpoint import DEEPSEEK_V3, LLAMA, QWEN2, random_weights, write_checkpoint
 
 # Input widths that the int4 groups divide; kv_a_proj_with_mqa has 80 rows, less than one FP8 block.
 DEEPSEEK = DEEPSEEK_V3 | {

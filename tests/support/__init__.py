@@ -1,0 +1,1 @@
+"""What several tests use to make their input and to look at results."""
