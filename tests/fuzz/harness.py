@@ -71,6 +71,8 @@ class Findings:
         places = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames if "llmc" in frame.filename]
         group = f"{type(error).__name__} at {places[-1] if places else frames[-1].filename}"
         trace = "".join(traceback.format_exception(error)[-12:])
+        if group not in self.groups:
+            print(f"\n{group}: {str(error)[:200]!r}", file=sys.stderr, flush=True)
         found = self.groups.setdefault(group, Finding(f"{type(error).__name__}: {error}"[:300], trace, case, 0))
         found.count += 1
         if sum(map(len, case.values())) < sum(map(len, found.case.values())):
@@ -90,6 +92,7 @@ def fuzz(target: Target, cases: int, first_seed: int, folder: Path, progress: Ca
     """Runs so many cases, or until Ctrl-C. The process may take MEMORY more than it has now."""
     findings = Findings()
     signal.signal(signal.SIGPROF, _too_slow)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell turns off for what runs behind it
     _limit_memory()
 
     def try_one(case: Case) -> None:
