@@ -229,6 +229,11 @@ def _hub(repo: str, lacking: str = "no such folder") -> Iterator[Any]:
         raise
     except Exception as error:  # whatever the network, the hub and its client come up with
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if not isinstance(error, OSError) and type(error).__module__ in ("builtins", "json.decoder"):
+            raise InputError(
+                f"model {repo}: the hub's client cannot read what is there ({reason}); choose another repository or "
+                "@revision"
+            ) from error
         raise MachineError(f"model {repo}: {lacking}, and the hub says: {reason}") from error
 
 
@@ -236,7 +241,7 @@ def _license(path: Path) -> str | None:
     """`license:` of the front matter of README.md; None where that cannot be read, whatever is wrong with it."""
     try:
         with open_regular(path / "README.md") as file:
-            text = file.read(_MAX_FRONT_MATTER).decode("utf-8", "ignore")  # a character may be cut at the end
+            text = file.read(_MAX_FRONT_MATTER).decode("utf-8-sig", "ignore")  # a character may be cut at the end
         match = re.match(r"---\n(.*?)\n---\s*(?:\n|$)", text.replace("\r\n", "\n"), re.DOTALL)
         front, _ = plain_yaml.read(match[1], typed=False) if match else (None, None)
     except (LlmcError, OSError, plain_yaml.Problem):

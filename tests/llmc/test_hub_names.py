@@ -97,3 +97,13 @@ def test_headers_promise_no_more_than_a_file_can_hold(plan: Plan, embedded: Path
     made = plan(spoken(embedded) | {"model.safetensors": shard(data_offsets=[0, 1 << 60])})
     assert made.returncode == 2, made.stderr
     assert "model.safetensors: broken safetensors header at 'w'" in made.stderr
+
+
+@pytest.mark.parametrize(
+    "entry", [{"shape": 3}, {"shape": ["x"]}, {"data_offsets": None}, {"dtype": 4}, {"shape": None}]
+)
+def test_headers_of_other_types(plan: Plan, embedded: Path, entry: dict[str, object]) -> None:
+    made = plan(spoken(embedded) | {"model.safetensors": shard(**entry)})
+    assert made.returncode == 2, made.stderr
+    assert "model.safetensors" in made.stderr or "choose another repository or @revision" in made.stderr
+    assert made.stderr.count("llmc: ") == 1 and "Traceback" not in made.stderr

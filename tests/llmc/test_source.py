@@ -177,6 +177,7 @@ BOMB = "\n".join(["a0: &a0 [lol, lol]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}
         ("---\nlicense: mit\n---\n# A model", "mit"),
         ("---\r\nlicense: mit\r\n---\r\n# A model", "mit"),
         ("---\nlicense: mit\n---", "mit"),
+        ("\ufeff---\nlicense: mit\n---\n", "mit"),
         ("---\nlicense: no\ndate: 2026-02-30\nn: 0x_\nprompt: |\n  many\n  lines\n---\n", "no"),
         ("---\nlicense: [mit, bsd]\n---\n", "mit, bsd"),
         ("# A model", None),
