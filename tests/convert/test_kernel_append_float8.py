@@ -5,13 +5,12 @@ The kernel runs in Triton's interpreter, which needs a process of its own: this 
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 
 import pytest
 import torch
 from support.interpreted_kernels import compiled_alike, run
+from support.interpreter_process import run_interpreted
 
 from llmc.convert.kernels.kernel_sets import KernelRequest
 from llmc.runtime.plugins.append_float8 import AppendFloat8Plugin, EntryShape
@@ -53,7 +52,7 @@ def in_kernel(given: torch.Tensor, starts: list[int], capacity: int, scale: floa
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     path = tmp_path_factory.mktemp("kernel") / "results.pt"
-    subprocess.run([sys.executable, __file__, path], env=os.environ | {"TRITON_INTERPRET": "1"}, check=True)
+    run_interpreted(__file__, path)
     return torch.load(path)
 
 

@@ -5,8 +5,6 @@ They run in Triton's interpreter, which needs a process of its own: this file, r
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from support.interpreted_kernels import compiled_alike, let_the_interpreter_multiply_bfloat16, run
+from support.interpreter_process import run_interpreted
 
 from llmc.convert.kernels.kernel_sets import KernelRequest
 from llmc.convert.kernels.latent_attention_tiles import FEW_HEADS, LARGEST_RANK, LARGEST_ROPE, SMS
@@ -143,7 +142,7 @@ def in_float64(case: Case, given: Inputs) -> torch.Tensor:
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, torch.Tensor]:
     """What the kernels make of each case, from a process whose Triton interprets."""
     path = tmp_path_factory.mktemp("kernel") / "results.pt"
-    subprocess.run([sys.executable, __file__, path], env=os.environ | {"TRITON_INTERPRET": "1"}, check=True)
+    run_interpreted(__file__, path)
     return torch.load(path)
 
 

@@ -5,8 +5,6 @@ They run in Triton's interpreter, which needs a process of its own: this file, r
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +18,7 @@ from support.interpreted_kernels import (
     let_the_interpreter_round_to_bfloat16,
     run,
 )
+from support.interpreter_process import run_interpreted
 
 from llmc.convert.kernels.kernel_sets import CUBINS, KernelRequest
 from llmc.convert.quantized_weight import QuantizedWeight
@@ -201,7 +200,7 @@ def decoded(form: str, rows: int) -> torch.Tensor:
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
     """What the kernels make of each case, from a process whose Triton interprets."""
     path = tmp_path_factory.mktemp("kernel") / "results.pt"
-    subprocess.run([sys.executable, __file__, path], env=os.environ | {"TRITON_INTERPRET": "1"}, check=True)
+    run_interpreted(__file__, path)
     return torch.load(path)
 
 

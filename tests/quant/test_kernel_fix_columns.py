@@ -5,9 +5,7 @@ It runs in Triton's interpreter, which needs a process of its own: this file, ru
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -17,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.interpreter_process import run_interpreted
 
 from llmc.quant import gptq
 from llmc.quant.gptq import _fix_columns, solve
@@ -131,7 +130,7 @@ def in_torch(name: str, given: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     """What the kernel makes of each case, from a process whose Triton interprets."""
     path = tmp_path_factory.mktemp("kernel") / "results.pt"
-    subprocess.run([sys.executable, __file__, path], env=os.environ | {"TRITON_INTERPRET": "1"}, check=True)
+    run_interpreted(__file__, path)
     return torch.load(path)
 
 
