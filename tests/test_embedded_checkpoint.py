@@ -13,6 +13,8 @@ from tokenizers import Tokenizer
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.model import CausalLM
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).parents[1]
 SCRIPTS = REPOSITORY / "ci/training"
 EMBEDDED = REPOSITORY / "recipes/checkpoints/tiny-deepseek-v3"

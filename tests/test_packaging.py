@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).parents[1]
 ROOMS = ("llmc", "convert", "quant", "runtime", "recipes")
 PROGRAM = """

@@ -21,6 +21,8 @@ from llmc.runtime.plugins.kernel_set import KernelSet
 from llmc.runtime.plugins.latent_attention import LatentAttentionPlugin, LatentLaunch, LatentShape, plan
 from llmc.runtime.plugins.operation import Gpu
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("triton", reason="Triton, which comes with torch for NVIDIA GPUs, is not installed")
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -34,6 +34,8 @@ from llmc.runtime.plugins.mixture_of_experts import (
 )
 from llmc.runtime.plugins.operation import Gpu
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("triton", reason="Triton, which comes with torch for NVIDIA GPUs, is not installed")
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32

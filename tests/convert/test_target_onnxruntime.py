@@ -26,6 +26,8 @@ from llmc.convert.safetensors_file import read_header
 from llmc.convert.targets import TargetResult, target
 from llmc.runtime.quiet_onnxruntime import onnxruntime as ort
 
+pytestmark = pytest.mark.slow
+
 
 def build(checkpoint: Checkpoint, accuracy_level: int, **options: Any) -> TargetResult:
     module = target("onnxruntime")

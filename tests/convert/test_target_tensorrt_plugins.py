@@ -31,6 +31,8 @@ from llmc.recipe import read_recipe
 from llmc.runtime.plugins import kernel_set
 from llmc.runtime.plugins.latent_attention import LatentAttentionPlugin, LatentShape
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("triton", reason="Triton, which comes with torch for NVIDIA GPUs, is not installed")
 
 rtx = target("tensorrt-rtx")

@@ -39,6 +39,8 @@ from llmc.errors import InputError, MachineError, MissingPackageError
 from llmc.quant.layerwise import QuantizeOptions
 from llmc.recipe import read_recipe
 
+pytestmark = pytest.mark.slow
+
 rtx = target("tensorrt-rtx")
 INT4, BOTH = INTEGERS, INTEGERS | {"float8_e4m3fn"}
 LOWERED = {name: given for name, given in CASES.items() if "dynamic" not in name} | {

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 HARNESS = Path(__file__).parent / "harness.py"
 TARGETS = sorted(path.stem.removeprefix("target_") for path in HARNESS.parent.glob("target_*.py"))
 CASES = 2000

@@ -11,6 +11,8 @@ from llmc.build import _Build, build
 from llmc.errors import InputError
 from llmc.progress import Display
 
+pytestmark = pytest.mark.slow
+
 
 def contents(directory: Path) -> dict[str, bytes]:
     return {

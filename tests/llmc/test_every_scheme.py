@@ -15,6 +15,8 @@ from llmc.quant.assign import linear_modules
 from llmc.quant.schemes import scheme, schemes
 from llmc.runtime import load
 
+pytestmark = pytest.mark.slow
+
 # Not kv_b_proj: schemes that round inputs have no place there.
 ROLES = ("dense_mlp", "experts", "shared_experts", "attention")
 

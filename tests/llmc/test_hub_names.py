@@ -15,6 +15,8 @@ from urllib.parse import unquote
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 Plan = Callable[[dict[str, bytes]], "subprocess.CompletedProcess[str]"]
 COMMIT = "a" * 40
 ESCAPE = "\x1b]52;c;eA==\x07.json"

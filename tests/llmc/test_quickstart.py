@@ -6,6 +6,8 @@ from pathlib import Path
 
 import yaml
 
+pytestmark = pytest.mark.slow
+
 
 def test_quickstart(llmc, tmp_path: Path) -> None:
     recipe = yaml.safe_load((Path(__file__).parents[2] / "recipes" / "quickstart.yaml").read_text())

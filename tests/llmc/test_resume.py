@@ -16,6 +16,8 @@ from llmc.build import build
 from llmc.errors import InputError
 from llmc.progress import Display
 
+pytestmark = pytest.mark.slow
+
 
 def contents(directory: Path) -> dict[str, bytes]:
     return {

@@ -12,6 +12,8 @@ from llmc import build
 from llmc.convert.targets import onnx, onnxruntime
 from llmc.output import digest
 
+pytestmark = pytest.mark.slow
+
 BOTH = [{"onnxruntime": {}}, {"onnx": {}}]
 
 

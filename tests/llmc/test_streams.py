@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 
 from llmc.cli import app
 
+pytestmark = pytest.mark.slow
+
 LLMC = shlex.join([sys.executable, "-m", "llmc.cli"])
 FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 

@@ -24,6 +24,8 @@ from llmc.quant.schemes.fp8 import FP8
 from llmc.quant.schemes.integer import Integer
 from llmc.quant.schemes.scheme import Scheme
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("triton", reason="Triton, which comes with torch for NVIDIA GPUs, is not installed")
 
 EXPERTS = 3

@@ -14,6 +14,8 @@ from llmc.quant.assign import Rule
 from llmc.quant.layerwise import quantize
 from llmc.quant.prune import Pruning
 
+pytestmark = pytest.mark.slow
+
 RULES = [
     Rule("experts", "int4-g32"),
     Rule(r"re:model\.layers\.3\.mlp\..*", "int4-g32"),

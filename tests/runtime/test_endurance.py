@@ -9,6 +9,8 @@ import pytest
 from llmc.errors import InputError, MachineError
 from llmc.runtime import load
 
+pytestmark = pytest.mark.slow
+
 ALLOWED = 16 << 20  # bytes; a session of this small model holds more than 1 MB, a cache 0.5 MB
 
 
