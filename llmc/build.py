@@ -22,6 +22,7 @@ import torch
 
 from llmc import machine
 from llmc.card import model_card
+from llmc.contracts.manifest import Checks, Gate, Manifest, QuantizedModel, Target
 from llmc.convert.checkpoint import REWRITTEN, Checkpoint
 from llmc.convert.targets import target
 from llmc.errors import InputError, MachineError, MissingPackageError, RefusedError
@@ -29,7 +30,7 @@ from llmc.extras import install
 from llmc.job import Job, Limits, prepare
 from llmc.manifest import build_manifest, describe_quantized, hash_files_of
 from llmc.measure import Speed, measure, peak_memory
-from llmc.output import MANIFEST, OutputFolder, digest, is_whole, read_manifest
+from llmc.output import MANIFEST, OutputFolder, digest, read_manifest, whole
 from llmc.progress import Display
 from llmc.quant.durable import damage, write_json
 from llmc.quant.layerwise import quantize
@@ -48,15 +49,16 @@ class Result:
     """path is where the artifact lies; the rest is for the terminal: none of it is in the artifact."""
 
     path: Path
-    manifest: dict[str, Any]
+    manifest: Manifest
     up_to_date: bool = False
     seconds: float = 0.0
     peak_memory: int = 0
     speed: Speed | None = None
 
     @property
-    def missed_gates(self) -> list[dict[str, Any]]:
-        return [gate for gate in self.manifest["checks"].get("gates", ()) if not gate["passed"]]
+    def missed_gates(self) -> list[Gate]:
+        checks = self.manifest.checks
+        return [gate for gate in checks.gates if not gate.passed] if checks else []
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -65,7 +67,7 @@ class Result:
             "seconds": round(self.seconds, 1),
             "peak_memory": self.peak_memory,
             "speed": vars(self.speed) if self.speed else None,
-            "manifest": self.manifest,
+            "manifest": self.manifest.to_json(),
         }
 
 
@@ -86,8 +88,8 @@ def build(
         machine.spare_memory()
     job, place = prepare(argument, output, limits, display)
     keys = job.keys()
-    if not fresh and (manifest := read_manifest(place.path)) and manifest.get("key") == keys["build"]:
-        if is_whole(place.path, manifest):
+    if not fresh and (document := read_manifest(place.path)) and document.get("key") == keys["build"]:
+        if manifest := whole(place.path, document):
             place.clear()
             return Result(place.path, manifest, up_to_date=True)
         display.line(f"{place.path}: files are missing or cut short; building again")
@@ -164,11 +166,11 @@ class _Build:
         write_json(self.home / FINGERPRINT, job.fingerprint())
         self.stages = Stages(self.home / "stages", self.artifact, display.line)
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> Manifest:
         """The finished artifact's manifest."""
         sidecars = self._copy_sidecars()
-        quantized = self.stages.run(
-            "quantize", self.keys["quantize"], self._quantize, lambda _: quantized_files(self.artifact)
+        quantized = QuantizedModel.model_validate(
+            self.stages.run("quantize", self.keys["quantize"], self._quantize, lambda _: quantized_files(self.artifact))
         )
         shutil.rmtree(self.home / "scratch", ignore_errors=True)
         self._remove_all_but({*sidecars, *self.stages.files()})  # what a killed run left
@@ -177,18 +179,20 @@ class _Build:
         self.stages.forget_all_but({"quantize", "check", *targets})  # targets that the recipe no longer names
         self._remove_all_but({*sidecars, *self.stages.files()})
         manifest = build_manifest(self.job, checkpoint, quantized, targets, self.keys)
-        manifest["files"] = hash_files_of(self.artifact)  # README.md is not among them: _remove_all_but
-        if not self.job.recipe.check.publish_text:
-            manifest["reference"] = manifest["files"].pop(REFERENCE)
+        files = hash_files_of(self.artifact)  # README.md is not among them: _remove_all_but
+        apart = {} if self.job.recipe.check.publish_text else {"reference": files.pop(REFERENCE)}
+        manifest = manifest.model_copy(update={"files": files, **apart})
         if "onnxruntime" in targets:
-            write_json(self.artifact / MANIFEST, manifest)  # the runtime wants one
-            manifest["checks"] = self._judged(self.stages.run("check", self.keys["check"], self._check))
+            write_json(self.artifact / MANIFEST, manifest.to_json())  # the runtime wants one
+            checks = Checks.model_validate(self.stages.run("check", self.keys["check"], self._check))
+            manifest = manifest.model_copy(update={"checks": self._judged(checks)})
         (self.artifact / "README.md").write_text(model_card(manifest), encoding="utf-8")
-        manifest["files"] = hash_files_of(self.artifact, manifest["files"])
-        if "reference" in manifest:
-            del manifest["files"][REFERENCE]
-        manifest["digest"] = digest(manifest)
-        write_json(self.artifact / MANIFEST, manifest)
+        files = hash_files_of(self.artifact, files)
+        if apart:
+            del files[REFERENCE]
+        manifest = manifest.model_copy(update={"files": files})
+        manifest = manifest.model_copy(update={"digest": digest(manifest.to_json())})
+        write_json(self.artifact / MANIFEST, manifest.to_json())
         if found := damage(self.artifact, self.stages.files()):
             raise MachineError(
                 f"{self.artifact}: {found}, though nothing wrote there; look after the disk, build again"
@@ -221,9 +225,9 @@ class _Build:
                 if not any(scratch.glob("layer-*.json")):  # finished layers are kept, whatever became of the next one
                     shutil.rmtree(self.home)
                 raise
-        return describe_quantized(job, Checkpoint.open(self.artifact), result.to_json())
+        return describe_quantized(job, Checkpoint.open(self.artifact), result).to_json()
 
-    def _target(self, checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+    def _target(self, checkpoint: Checkpoint, name: str) -> Target:
         module = target(name)
         options = module.Options.model_validate(self.job.targets[name])
 
@@ -232,16 +236,16 @@ class _Build:
                 return vars(module.build(checkpoint, options, self.artifact, self.display.update))
 
         try:
-            result: dict[str, Any] = self.stages.run(name, self.keys[name], work, lambda made: made["files"].values())
+            made = self.stages.run(name, self.keys[name], work, lambda made: made["files"].values())
         except MissingPackageError as error:
             self.display.line(f"target {name}: skipped, {error}")
-            result = {"name": name, "skipped": error.reason, "files": {}}
+            return Target(name=name, skipped=error.reason, files={})
         except RefusedError as error:
             rules = self.job.rules_at(_module(error.node))
             causes = [f"{{match: {rule.match}, scheme: {rule.scheme}}}" for rule in rules]
             caused = f"; the weights there come of the recipe's `quantize` {' and '.join(causes)}" if causes else ""
             raise InputError(f"target {name}: {error}{caused}") from error
-        return result
+        return Target.model_validate(made)
 
     def _remove_all_but(self, kept: set[str]) -> None:
         """Removes what targets that the recipe no longer names, or a killed run, left in the artifact."""
@@ -264,12 +268,13 @@ class _Build:
             checks["mtp_acceptance"] = acceptance
         return checks
 
-    def _judged(self, checks: dict[str, Any]) -> dict[str, Any]:
+    def _judged(self, checks: Checks) -> Checks:
         """What was measured, held against the recipe's gates."""
         from llmc.runtime.check import CheckReport, gates
 
-        report = CheckReport(**{field.name: checks[field.name] for field in fields(CheckReport)})
-        return checks | {"gates": [asdict(gate) for gate in gates(report, self.job.recipe.check.gates.limits())]}
+        report = CheckReport(**{field.name: getattr(checks, field.name) for field in fields(CheckReport)})
+        judged = gates(report, self.job.recipe.check.gates.limits())
+        return checks.model_copy(update={"gates": [Gate.model_validate(asdict(gate)) for gate in judged]})
 
 
 def _module(node: str) -> str:

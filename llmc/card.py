@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from llmc.contracts.manifest import Manifest, Pruned, QuantizedRole
 from llmc.progress import size
 from llmc.quant.layouts import Layout, layout
 from llmc.runtime.artifact import REFERENCE
@@ -33,14 +34,14 @@ _CRITERIA = {
 }
 
 
-def model_card(manifest: dict[str, Any]) -> str:
+def model_card(manifest: Manifest) -> str:
     """Markdown; says only what the manifest says, so that equal builds have equal cards."""
-    source, name = manifest["source"], manifest["name"]
-    made = f"Made from {_plain(source['id'])} by llmc {manifest['llmc_version']}"
-    front: dict[str, Any] = {"license": source["license"] or "unknown"}
-    if "/" in source["id"]:
-        front |= {"base_model": source["id"], "base_model_relation": "quantized"}
-    tags = ["llmc", manifest["recipe"]["layout"], *(["onnx"] if manifest["targets"] else [])]
+    source, name = manifest.source, manifest.name
+    made = f"Made from {_plain(source.id)} by llmc {manifest.llmc_version}"
+    front: dict[str, Any] = {"license": source.license or "unknown"}
+    if "/" in source.id:
+        front |= {"base_model": source.id, "base_model_relation": "quantized"}
+    tags = ["llmc", manifest.recipe.layout, *(["onnx"] if manifest.targets else [])]
     front |= {"pipeline_tag": "text-generation", "library_name": "transformers", "tags": tags}
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
@@ -48,17 +49,17 @@ def model_card(manifest: dict[str, Any]) -> str:
         f"{made} and compared with it before it was released.\n",
         _table(("", ""), rows(manifest)),
         "## Use\n",
-        _usage(name, layout(manifest["recipe"]["layout"]), manifest["quantized"]),
+        _usage(name, layout(manifest.recipe.layout), manifest.quantized),
         "## What was done to the tensors\n",
         _table(("role", "scheme", "method", "modules", "error, median", "error, largest"), _tensor_rows(manifest)),
         "The error is the relative squared error of a module's output on the calibration text (gptq, gptaq) or of its "
         "weights (rtn). Modules that are not listed keep the original's precision.\n",
         _fallbacks(manifest),
     ]
-    if pruned := manifest["pruned"]:
+    if pruned := manifest.pruned:
         parts += [
             "## Pruned experts\n",
-            f"The experts that contribute least on the calibration text, by {_CRITERIA[pruned['method']]}, were "
+            f"The experts that contribute least on the calibration text, by {_CRITERIA[pruned.method]}, were "
             "removed: the same number in every router group.\n",
             _table(("layer", "experts that stayed"), _survivors(pruned)),
         ]
@@ -66,15 +67,15 @@ def model_card(manifest: dict[str, Any]) -> str:
         "## Files\n",
         _table(("target", "files", ""), _file_rows(manifest)),
         "## How it was measured\n",
-        f"Texts: {_plain(manifest['texts']['note'])}.\n",
+        f"Texts: {_plain(manifest.texts.note)}.\n",
         "\n".join(f"- {key}: {text}" for key, text in _MEASURES.items()) + "\n",
         _repeating(manifest),
     ]
     return "\n".join(part for part in parts if part)
 
 
-def _repeating(manifest: dict[str, Any]) -> str:
-    if REFERENCE in manifest["files"]:
+def _repeating(manifest: Manifest) -> str:
+    if REFERENCE in manifest.files:
         return (
             "`llmc check` repeats the measurement on the machine that serves the model. The check text is in "
             f"{REFERENCE} word for word, as tokens: whoever has this artifact can read it.\n"
@@ -85,10 +86,10 @@ def _repeating(manifest: dict[str, Any]) -> str:
     )
 
 
-def _usage(name: str, layout: Layout, roles: dict[str, Any]) -> str:
-    experts = roles.get("experts", {"parameters": 0, "quantized": 0})
-    schemes = {role: counts["schemes"] for role, counts in roles.items()}
-    obstacle = layout.obstacle(schemes, experts["quantized"] < experts["parameters"])
+def _usage(name: str, layout: Layout, roles: dict[str, QuantizedRole]) -> str:
+    experts = roles.get("experts")
+    schemes = {role: counts.schemes for role, counts in roles.items()}
+    obstacle = layout.obstacle(schemes, experts is not None and experts.quantized < experts.parameters)
     return (
         f"```python\nfrom llmc.runtime import load\n\nmodel = load({name!r})\n"
         'for piece in model.stream("The first", max_new_tokens=64):\n    print(piece, end="")\n```\n\n'
@@ -107,18 +108,18 @@ def _plain(text: str) -> str:
     return re.sub(r"[\\`*\[\]<>|~&]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.", r"\\\g<0>", visible_line(text))
 
 
-def _tensor_rows(manifest: dict[str, Any]) -> list[tuple[str, ...]]:
+def _tensor_rows(manifest: Manifest) -> list[tuple[str, ...]]:
     errors: dict[tuple[str, str, str], list[float]] = defaultdict(list)
-    for tensor in manifest["tensors"].values():
-        errors[tensor["role"], tensor["scheme"], tensor["method"]].append(tensor.get("error", 0.0))
+    for tensor in manifest.tensors.values():
+        errors[tensor.role, tensor.scheme, tensor.method].append(tensor.error or 0.0)
     return [
         (*kind, str(len(found)), f"{statistics.median(found):.2e}", f"{max(found):.2e}")
         for kind, found in sorted(errors.items())
     ]
 
 
-def _fallbacks(manifest: dict[str, Any]) -> str:
-    found = {name: tensor["fallback"] for name, tensor in manifest["tensors"].items() if tensor.get("fallback")}
+def _fallbacks(manifest: Manifest) -> str:
+    found = {name: tensor.fallback for name, tensor in manifest.tensors.items() if tensor.fallback}
     if not found:
         return "No module needed a fallback.\n"
     lines = [f"- {_plain(name)}: {_plain(fallback)}" for name, fallback in list(found.items())[:20]]
@@ -126,16 +127,16 @@ def _fallbacks(manifest: dict[str, Any]) -> str:
     return "\n".join([f"{len(found)} modules saw too few tokens or a singular Hessian:\n", *lines, *more]) + "\n"
 
 
-def _survivors(pruned: dict[str, Any]) -> list[tuple[str, ...]]:
-    return [(layer, ", ".join(map(str, kept))) for layer, kept in pruned["survivors"].items()]
+def _survivors(pruned: Pruned) -> list[tuple[str, ...]]:
+    return [(layer, ", ".join(map(str, kept))) for layer, kept in pruned.survivors.items()]
 
 
-def _file_rows(manifest: dict[str, Any]) -> list[tuple[str, ...]]:
-    found: list[tuple[str, ...]] = [("", "model-*.safetensors", size(manifest["sizes"]["artifact"]))]
-    if reference := manifest["files"].get(REFERENCE):
-        told = f"{size(reference['bytes'])}; the check text, as tokens, and what the original said about it"
+def _file_rows(manifest: Manifest) -> list[tuple[str, ...]]:
+    found: list[tuple[str, ...]] = [("", "model-*.safetensors", size(manifest.sizes.artifact))]
+    if reference := manifest.files.get(REFERENCE):
+        told = f"{size(reference.bytes)}; the check text, as tokens, and what the original said about it"
         found.append(("", REFERENCE, told))
-    for name, target in manifest["targets"].items():
-        files = ", ".join(sorted(target.get("files", {}).values()))
-        found.append((name, files, "; ".join([target_line(target), *target.get("notes", ())])))
+    for name, target in manifest.targets.items():
+        files = ", ".join(sorted(target.files.values()))
+        found.append((name, files, "; ".join([target_line(target), *target.notes])))
     return found

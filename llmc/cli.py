@@ -166,7 +166,7 @@ def build(
     if result.up_to_date:
         console.print(f"{result.path} is up to date; --fresh builds it anew", highlight=False)
     if missed := result.missed_gates:
-        each = "; ".join(f"{gate['name']} {gate_line(gate)}" for gate in missed)
+        each = "; ".join(f"{gate.name} {gate_line(gate)}" for gate in missed)
         raise GateError(f"{each}; the artifact is kept in {result.path} for a look")
 
 
@@ -253,19 +253,19 @@ def check(
 
     `llmc check build/quickstart --backend tensorrt-rtx`
     """
+    from llmc.contracts.manifest import Checks
     from llmc.runtime import load
     from llmc.summary import check_rows, gate_line
 
     _verify(artifact, verify)
     with load(artifact, backend, threads) as model:
-        report = model.check(reference=reference)
-        found = report.to_json() | {"backend": model.backend_info}
+        found = Checks.model_validate(model.check(reference=reference).to_json())
     if as_json:
-        terminal.print_json(found)
+        terminal.print_json(found.to_json() | {"backend": model.backend_info})
     else:
         _print_rows(str(artifact), [("backend", model.backend_info), *check_rows(found)])
-    if missed := [gate for gate in found["gates"] if not gate["passed"]]:
-        each = "; ".join(f"{gate['name']} {gate_line(gate)}" for gate in missed)
+    if missed := [gate for gate in found.gates if not gate.passed]:
+        each = "; ".join(f"{gate.name} {gate_line(gate)}" for gate in missed)
         raise GateError(f"{artifact}: {each}; this backend does not say what the original said")
 
 

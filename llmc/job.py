@@ -90,7 +90,11 @@ class Job:
             "kv_cache": self.recipe.kv_cache,
             "layout": self.recipe.layout,
             "device": [self.options.device.type, str(calibration_dtype(self.options.device))],
-            "version of llmc": [code_version("convert", without=_AFTER_QUANTIZING), code_version("quant")],
+            "version of llmc": [
+                code_version("convert", without=_AFTER_QUANTIZING),
+                code_version("quant"),
+                code_version("contracts"),
+            ],
             "versions of python, torch or numpy": versions("python", *_QUANTIZE_PACKAGES),
         }
 

@@ -10,6 +10,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from llmc.contracts.manifest import Manifest
+from llmc.contracts.part import checked
 from llmc.errors import InputError
 from llmc.files import read_json
 from llmc.quant.durable import sync
@@ -92,22 +94,21 @@ def read_manifest(artifact: Path) -> dict[str, Any] | None:
     return manifest if "format_version" in manifest else None
 
 
-def digest(manifest: dict[str, Any]) -> str:
+def digest(document: dict[str, Any]) -> str:
     """What a manifest says of itself, under `digest`: a bit that flipped in its results is noticed."""
-    said = {name: value for name, value in manifest.items() if name != "digest"}
+    said = {name: value for name, value in document.items() if name != "digest"}
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
-def is_whole(artifact: Path, manifest: dict[str, Any]) -> bool:
-    """Whether all files of an artifact are there in their size, and its manifest says what was written into it."""
+def whole(artifact: Path, document: dict[str, Any]) -> Manifest | None:
+    """The manifest, where it says what was written into it and all files of the artifact are there in their size."""
     from llmc.runtime.artifact import Artifact
-    from llmc.runtime.artifact_schema import Described, checked
 
-    if manifest.get("digest", digest(manifest)) != digest(manifest):
-        return False
+    if document.get("digest", digest(document)) != digest(document):
+        return None
     try:
-        checked(Described, manifest, str(artifact))
+        manifest = checked(Manifest, document, str(artifact))
         opened = Artifact.open(artifact)
-        return all(opened.file(name) for name in opened.files)
+        return manifest if all(opened.file(name) for name in opened.files) else None
     except InputError:
-        return False
+        return None

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmc.contracts.manifest import Checks, File, Manifest
+from llmc.contracts.part import checked
 from llmc.convert.checkpoint import INDEX, Checkpoint
 from llmc.errors import InputError
-from llmc.manifest import QUANTIZED
 from llmc.output import OutputFolder, digest, read_manifest
 from llmc.quant.durable import seal
 from llmc.reference import beside
@@ -28,34 +29,33 @@ class Earlier:
     """same: stage → key, of the stages that need not be run again; `quantize` is one of them."""
 
     path: Path
-    manifest: dict[str, Any]
+    manifest: Manifest
     same: dict[str, str]
 
     def results(self) -> Iterator[tuple[str, Any, list[str]]]:
-        """Stage, result and files of what may be taken; KeyError, TypeError or InputError for a broken artifact."""
-        yield "quantize", {part: self.manifest[part] for part in QUANTIZED}, quantized_files(self.path)
-        for name, result in self.manifest["targets"].items():
+        """Stage, result and files of what may be taken; InputError for a broken artifact."""
+        yield "quantize", self.manifest.result.to_json(), quantized_files(self.path)
+        for name, result in self.manifest.targets.items():
             if name in self.same:
-                yield name, result, list(result["files"].values())
-        if "check" in self.same:
-            yield "check", self.manifest["checks"] | {"gates": []}, []
+                yield name, result.to_json(), list(result.files.values())
+        if "check" in self.same and isinstance(self.manifest.checks, Checks):
+            yield "check", self.manifest.checks.model_copy(update={"gates": []}).to_json(), []
 
     def nbytes(self) -> int:
         """Of the files that may be taken; 0 where they cannot be told."""
         try:
-            return sum(int(self._entry(name)["bytes"]) for _, _, names in self.results() for name in names)
-        except (KeyError, TypeError, ValueError, AttributeError, InputError):
+            return sum(self._entry(name).bytes for _, _, names in self.results() for name in names)
+        except (KeyError, InputError):
             return 0
 
-    def _entry(self, name: str) -> dict[str, Any]:
-        """Size and hash of a file."""
-        apart = name == REFERENCE and "reference" in self.manifest
-        entry: dict[str, Any] = self.manifest["reference"] if apart else self.manifest["files"][name]
-        return entry
+    def _entry(self, name: str) -> File:
+        """Size and hash of a file; KeyError for one that the manifest does not list."""
+        apart = self.manifest.reference if name == REFERENCE else None
+        return apart or self.manifest.files[name]
 
     def _file(self, name: str) -> Path:
         """Where it lies: what is not published, beside the artifact. ValueError for a name that leads out of it."""
-        if name == REFERENCE and "reference" in self.manifest:
+        if name == REFERENCE and self.manifest.reference:
             return beside(self.path)
         path = self.path.resolve() / name
         if path.resolve() != path or not path.is_relative_to(self.path.resolve()):
@@ -69,7 +69,7 @@ class Earlier:
             for name, result, files in self.results():
                 if stages.holds(name, self.same[name]):
                     continue
-                entries = {file: self._entry(file) for file in files}
+                entries = {file: self._entry(file).to_json() for file in files}
                 for file in files:
                     _link(self._file(file), stages.artifact / file)
                 if seal(stages.artifact, files) != entries:
@@ -78,7 +78,7 @@ class Earlier:
                     raise ValueError
                 stages.keep(name, self.same[name], result, entries)
                 taken.append(name)
-        except (KeyError, TypeError, ValueError, AttributeError, FileNotFoundError, InputError):
+        except (KeyError, ValueError, FileNotFoundError, InputError):
             tell(f"{self.path}: not all of it is as it was built; what is missing is made again")
         if taken:
             tell(f"{self.path}: {', '.join(taken)} taken from there, since nothing that decides about it has changed")
@@ -89,9 +89,14 @@ def earlier(place: OutputFolder, keys: dict[str, str]) -> Earlier | None:
     manifest says something else than was written into it has nothing: its results would be believed."""
     found = []
     for path in (place.path, place.rejected):
-        manifest = read_manifest(path) or {}
-        stages = manifest.get("stages") if manifest.get("digest") == digest(manifest) else None
-        same = {name: key for name, key in stages.items() if keys.get(name) == key} if isinstance(stages, dict) else {}
+        document = read_manifest(path) or {}
+        if document.get("digest") != digest(document):
+            continue
+        try:
+            manifest = checked(Manifest, document, str(path))
+        except InputError:
+            continue
+        same = {name: key for name, key in manifest.stages.items() if keys.get(name) == key}
         if "quantize" in same:
             found.append(Earlier(path, manifest, same))
     return max(found, key=lambda each: len(each.same), default=None)

@@ -81,18 +81,17 @@ def _fits(fits: bool) -> str:
 
 def _artifact(path: Path) -> Report:
     from llmc.runtime.artifact import Artifact
-    from llmc.runtime.artifact_schema import Described, checked
     from llmc.summary import rows
 
-    manifest = Artifact.open(path).manifest
-    checked(Described, manifest, f"{path / MANIFEST}: broken manifest")
+    artifact = Artifact.open(path)
+    manifest = artifact.described()
     overview = table(str(path), "", "", numbers=False)
     for row in rows(manifest):
         overview.add_row(*row)
     files = table("files", "file", "bytes")
-    for name, entry in manifest["files"].items():
-        files.add_row(name, f"{entry['bytes']:,}")
-    return Report(manifest, [overview, files])
+    for name, entry in manifest.files.items():
+        files.add_row(name, f"{entry.bytes:,}")
+    return Report(artifact.document, [overview, files])
 
 
 def _checkpoint(path: Path) -> Report:
@@ -123,23 +122,24 @@ def _checkpoint(path: Path) -> Report:
 
 
 def _engine(path: Path) -> Report:
-    from llmc.runtime.artifact_schema import DescribedEngine, checked
+    from llmc.contracts.engine import EngineDescription
+    from llmc.contracts.part import checked
 
     data = read_json(path, _DESCRIPTION_BYTES)
-    checked(DescribedEngine, data, f"{path}: describes no engine")
-    overview = table(str(data["engine"]), "", "", numbers=False)
+    engine = checked(EngineDescription, data, f"{path}: describes no engine")
+    overview = table(engine.engine, "", "", numbers=False)
     for key in ("graph", "package", "release", "sm", "context", "batch", "plugins", "kernels"):
-        overview.add_row(key, str(data.get(key)))
-    overview.add_row("size", f"{size(data['bytes'])}, of which {size(data['text_bytes'])} program text")
-    for kind, count in data["weight_bytes"].items():
+        overview.add_row(key, str(getattr(engine, key)))
+    overview.add_row("size", f"{size(engine.bytes)}, of which {size(engine.text_bytes)} program text")
+    for kind, count in engine.weight_bytes.items():
         overview.add_row(f"weights, {kind}", size(count))
     io = table("inputs and outputs", "", "name", "dtype", "shape", numbers=False)
-    for direction in ("inputs", "outputs"):
-        for value in data[direction]:
-            io.add_row(direction[:-1], value["name"], value["dtype"], str(value["shape"]))
+    for direction, values in (("input", engine.inputs), ("output", engine.outputs)):
+        for value in values:
+            io.add_row(direction, value.name, value.dtype, str(value.shape))
     profiles = table("profiles", "number", "tokens per row")
-    for number, profile in enumerate(data["profiles"]):
-        profiles.add_row(str(number), str(profile["tokens"]))
+    for number, profile in enumerate(engine.profiles):
+        profiles.add_row(str(number), str(profile.tokens))
     return Report(data, [overview, io, profiles])
 
 
@@ -151,8 +151,8 @@ def _kernels(path: Path) -> Report:
         path.name, "operation", "SM", "kernel", "registers", "spilled bytes", "shared memory", "threads",
     )  # fmt: skip
     for each in sets.values():
-        for sm, compiled in each.told["sm"].items():
-            for name, said in compiled["kernels"].items():
-                numbers = (said["registers"], said["stack_bytes"], said["shared_bytes"], said["threads"])
+        for sm, compiled in each.description.sm.items():
+            for name, said in compiled.kernels.items():
+                numbers = (said.registers, said.stack_bytes, said.shared_bytes, said.threads)
                 shown.add_row(each.operation, sm, name, *map(str, numbers))
-    return Report({key: dict(each.told) for key, each in sets.items()}, [shown])
+    return Report({key: each.description.to_json() for key, each in sets.items()}, [shown])

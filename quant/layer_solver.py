@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import nn
 
+from llmc.contracts.layer_record import ModuleReport
 from llmc.convert.model import Linear
 from llmc.convert.quantized_weight import LARGEST_FP8, Activations, QuantizedWeight
 from llmc.quant.activation_file import CPU
@@ -60,7 +60,7 @@ class SolveBatch:
 @dataclass
 class Solved:
     weights: dict[str, QuantizedWeight] = field(default_factory=dict)
-    reports: dict[str, dict[str, Any]] = field(default_factory=dict)
+    reports: dict[str, ModuleReport] = field(default_factory=dict)
 
 
 def solve_batches(assigned: dict[str, Assignment]) -> list[SolveBatch]:
@@ -106,7 +106,7 @@ def _round(
         modules[name].hold(quantized)
         lost = (quantized.dequantize() - weight).square().sum() / weight.square().sum().clamp_min(1e-30)
         solved.weights[name] = quantized.to(CPU)
-        solved.reports[name] = {"method": "rtn", "weight_error": lost.item()}
+        solved.reports[name] = ModuleReport(method="rtn", weight_error=lost.item())
 
 
 def solve_modules(
@@ -134,21 +134,21 @@ def _solve_job(job: SolveBatch, modules: dict[str, Linear], measured: Calibratio
     result = solve(weight, hessian, job.scheme, torch.stack(crosses) if crosses else None)
     for number, names in enumerate(job.members):
         weights = _take_apart(result, number, names, modules, moments[number].amax)
-        damping = result.damping[number].item()
+        damping, fallback = result.damping[number].item(), None
+        if sources[number] in measured.blended:
+            fallback = "all-token Hessian blended in"
+        if damping == float("inf"):
+            fallback = "round to nearest"
+        report = ModuleReport(
+            method="gptaq" if job.asymmetric else "gptq",
+            output_error=result.error[number].item(),
+            damping=None if damping == float("inf") else damping,
+            tokens=moments[number].tokens if job.expert else None,
+            fallback=fallback,
+        )
         for name in names:
             modules[name].hold(weights[name])
             solved.weights[name] = weights[name].to(CPU)
-            report: dict[str, Any] = {
-                "method": "gptaq" if job.asymmetric else "gptq",
-                "output_error": result.error[number].item(),
-                "damping": damping,
-            }
-            if job.expert:
-                report["tokens"] = moments[number].tokens
-            if sources[number] in measured.blended:
-                report["fallback"] = "all-token Hessian blended in"
-            if damping == float("inf"):
-                report |= {"fallback": "round to nearest", "damping": None}
             solved.reports[name] = report
 
 

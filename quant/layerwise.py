@@ -12,11 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch.nn import functional
 
+from llmc.contracts.layer_record import Experts, LayerRecord, ModuleReport, RoleCounts
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.model import (
     DecoderLayer,
@@ -153,9 +154,9 @@ class _Pass:
             self.layer, self.place = index, (f"model.layers.{index}",)
             record = self._one_layer(index)
             self.unchanged()
-            finish_layer(self.work_dir, index, record, self._shard(index + 1), self._following(index))
+            finished = finish_layer(self.work_dir, index, record, self._shard(index + 1), self._following(index))
             self._forget(index - 1)
-            records.append(record)
+            records.append(finished)
             release_memory()
         write_ends(self.checkpoint, self._shard(0))
         result = self._finish(records)
@@ -225,12 +226,12 @@ class _Pass:
 
     # One layer ---------------------------------------------------------------------------------------------------
 
-    def _one_layer(self, index: int) -> dict[str, Any]:
+    def _one_layer(self, index: int) -> LayerRecord:
         prefix = f"model.layers.{index}."
         mine = {m.removeprefix(prefix): a for m, a in self.assigned.items() if m.startswith(prefix)}
         is_mtp = self.spec.is_mtp(index)
         layer = load_stored_layer(self.checkpoint, index).to(self.options.device)
-        record: dict[str, Any] = {"reports": {}, "roles": {}}
+        experts, error = None, None
         if not is_mtp:
             self._advance(layer, "original", index)
         as_stored: set[str] = set()
@@ -254,18 +255,18 @@ class _Pass:
             calibration.attention(begin("self_attn"), self.fp8_cache)
             if self.pruning is not None and isinstance(layer.mlp, MixtureOfExperts):
                 scores = calibration.prune(self.pruning.method, self.per_group)
-                record |= {"survivors": calibration.kept, "expert_tokens": scores.tokens.tolist()}
-                record["super_experts"] = scores.protected()
-                mine = renumber(mine, record["survivors"])
+                kept = list(calibration.kept or ())
+                experts = Experts(survivors=kept, tokens=scores.tokens.tolist(), super_experts=scores.protected())
+                mine = renumber(mine, kept)
             calibration.mlp(begin("mlp"), need_output=index < self.last_calibrated)
             if isinstance(layer, MultiTokenPrediction):
                 self._leave_mtp(calibration, index)
         if not is_mtp:
             compute_in(layer, None)
             self._advance(layer, "check", index)
-            record["error"] = self._distance(index + 1)
+            error = self._distance(index + 1)
         weights = calibration.solved.weights
-        record["schemes"] = write_layer(
+        schemes = write_layer(
             self.checkpoint,
             index,
             layer,
@@ -275,10 +276,10 @@ class _Pass:
             self._shard(index + 1),
             self.layout,
         )
-        record["reports"] = calibration.solved.reports
-        record["reports"] |= {name: {"method": "kept as stored"} for name in sorted(as_stored)}
-        record["roles"] = self._count(prefix, mine, record["schemes"], layer)
-        return record
+        reports = calibration.solved.reports
+        reports |= {name: ModuleReport(method="kept as stored") for name in sorted(as_stored)}
+        roles = self._count(prefix, mine, schemes, layer)
+        return LayerRecord(reports=reports, roles=roles, schemes=schemes, experts=experts, error=error)
 
     def _calibration(self, layer: DecoderLayer, index: int) -> LayerCalibration:
         paths = []
@@ -375,24 +376,23 @@ class _Pass:
 
     def _count(
         self, prefix: str, mine: dict[str, Assignment], schemes: dict[str, str], layer: DecoderLayer
-    ) -> dict[str, dict[str, int]]:
+    ) -> dict[str, RoleCounts]:
         """Parameters that were to be quantized and that are, per role."""
-        roles: dict[str, dict[str, int]] = {}
+        roles: dict[str, RoleCounts] = {}
         for name, assignment in mine.items():
             role = self.checkpoint.role(f"{prefix}{name}.weight")
-            counts = roles.setdefault(role, {"expected": 0, "quantized": 0})
             linear = layer.get_submodule(name)
             assert isinstance(linear, Linear)
             size = linear.in_features * linear.out_features
-            counts["expected"] += size
-            counts["quantized"] += size if schemes.get(prefix + name) == assignment.scheme.name else 0
+            done = size if schemes.get(prefix + name) == assignment.scheme.name else 0
+            roles[role] = roles.get(role, RoleCounts()) + RoleCounts(expected=size, quantized=done)
         return roles
 
     # The end -----------------------------------------------------------------------------------------------------
 
-    def _finish(self, records: list[dict[str, Any]]) -> QuantizeResult:
+    def _finish(self, records: list[LayerRecord]) -> QuantizeResult:
         result = QuantizeResult.of(records)
-        schemes = {module: name for record in records for module, name in record["schemes"].items()}
+        schemes = {module: name for record in records for module, name in record.schemes.items()}
         last = self.spec.num_layers
         self.place = ("model.norm", "model.embed_tokens" if self.spec.tie_word_embeddings else "lm_head")
         distance = write_reference(
@@ -423,7 +423,11 @@ class _Pass:
         modules = []
         for module in linear_modules(self.checkpoint):
             parts = module.split(".")
-            kept = result.survivors.get(parts[2])
-            if kept is None or "experts" not in parts or int(parts[parts.index("experts") + 1]) < len(kept):
+            pruned = result.experts.get(parts[2])
+            if (
+                pruned is None
+                or "experts" not in parts
+                or int(parts[parts.index("experts") + 1]) < len(pruned.survivors)
+            ):
                 modules.append(module)
         return modules

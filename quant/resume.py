@@ -1,16 +1,16 @@
 """Where an interrupted pass goes on: behind the last layer whose record, shard and following inputs are all whole.
 
-Each layer leaves a record. It vouches for the layer's shard, under "shard", and for what enters the next layer, under
-"next". The inputs of the last finished layer stay until one more is finished, so that whatever a power cut or a
-failing disk does to the newest files costs one layer.
+Each layer leaves a record, which vouches for the layer's shard and for what enters the next layer. The inputs of the
+last finished layer stay until one more is finished, so that whatever a power cut or a failing disk does to the newest
+files costs one layer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
+from llmc.contracts.layer_record import LayerRecord, Seal
 from llmc.quant.durable import Damaged, damage, read_record, seal, write_record
 
 _HASH = "xxh3"
@@ -20,36 +20,52 @@ def record_path(work_dir: Path, index: int) -> Path:
     return work_dir / f"layer-{index:05d}.json"
 
 
-def finish_layer(work_dir: Path, index: int, record: dict[str, Any], shard: Path, following: Iterable[Path]) -> None:
-    """Writes the record of a layer, when its shard and what enters the next layer are on the disk for good."""
-    record["shard"] = seal(shard.parent, [shard.name], _HASH)
-    record["next"] = seal(work_dir, [path.name for path in following], _HASH)
-    write_record(record_path(work_dir, index), record)
+def finish_layer(
+    work_dir: Path, index: int, record: LayerRecord, shard: Path, following: Iterable[Path]
+) -> LayerRecord:
+    """Writes the record of a layer, when its shard and what enters the next layer are on the disk for good.
+
+    Returns:
+        The record as it was written, which vouches for both.
+    """
+    sealed = _seal(shard.parent, [shard.name]), _seal(work_dir, [path.name for path in following])
+    record = record.model_copy(update={"shard": sealed[0], "following": sealed[1]})
+    write_record(record_path(work_dir, index), record.to_json())
+    return record
+
+
+def _seal(folder: Path, names: list[str]) -> dict[str, Seal]:
+    return {name: Seal.model_validate(entry) for name, entry in seal(folder, names, _HASH).items()}
+
+
+def _damage(folder: Path, sealed: dict[str, Seal]) -> str | None:
+    return damage(folder, {name: entry.to_json() for name, entry in sealed.items()})
 
 
 def finished_layers(
     work_dir: Path, output_dir: Path, layers: int, last: int, tell: Callable[[str], None]
-) -> list[dict[str, Any]]:
+) -> list[LayerRecord]:
     """Records of the layers that need not be done again, first to last; those of others are removed.
 
     last: the layer before whose inputs the reference is made of; MTP layers follow it
     tell: is told what is damaged, and what is done again for that
     """
-    records, found = [], None
+    records, found = list[LayerRecord](), None
     for index in range(layers):
         try:
-            record = read_record(record_path(work_dir, index))
-            found = record and damage(output_dir, record["shard"])
+            read = read_record(record_path(work_dir, index))
+            record = None if read is None else LayerRecord.model_validate(read)
+            found = record and _damage(output_dir, record.shard)
         except Damaged as error:
             record, found = None, str(error)
         if record is None or found:
             break
         records.append(record)
     while records:
-        needed = dict(records[-1]["next"])
+        needed = records[-1].following
         if len(records) > last:
-            needed |= {name: entry for name, entry in records[last - 1]["next"].items() if name not in needed}
-        missing = damage(work_dir, needed)
+            needed = records[last - 1].following | needed
+        missing = _damage(work_dir, needed)
         if missing is None:
             break
         found = found or missing

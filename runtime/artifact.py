@@ -16,12 +16,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmc.errors import InputError
 from llmc.files import open_regular, parse_json, read_json, read_regular
 
-FORMAT_VERSION = 1
+if TYPE_CHECKING:
+    from llmc.contracts.manifest import File, Manifest, RunManifest
+
 MANIFEST = "llmc.json"
 CARD = "README.md"
 REFERENCE = "reference.safetensors"
@@ -34,34 +36,26 @@ Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 
 @dataclass(frozen=True)
-class Listed:
-    """A file as it was built."""
-
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
 class Artifact:
-    """context: tokens that the model was made for; gates: limits by name, ppl_increase and kl_mean from above, top1
-    from below; targets: {name: {role: file}} of what was compiled; files: all that were built, by name; reference: what
-    reference.safetensors is, where it was left out."""
+    """A folder with a manifest.
+
+    Args:
+        path: where it lies
+        document: llmc.json as it is
+        manifest: what of it running depends on
+        eos_token_ids: tokens that end an answer
+    """
 
     path: Path
-    manifest: dict[str, Any]
-    context: int
-    vocab_size: int
+    document: dict[str, Any]
+    manifest: RunManifest
     eos_token_ids: frozenset[int]
-    add_bos: bool | None  # whether texts begin with the beginning-of-text token; None: an older llmc did not say
-    gates: dict[str, float]
-    targets: dict[str, dict[str, str]]
-    files: dict[str, Listed]
-    reference: Listed | None
 
     @classmethod
     def open(cls, path: str | Path) -> Artifact:
         """Reads and checks the manifest; InputError when this is no artifact, an incomplete or a newer one."""
-        from llmc.runtime.artifact_schema import Manifest, checked
+        from llmc.contracts.manifest import FORMAT_VERSION, RunManifest
+        from llmc.contracts.part import checked
 
         path = Path(path)
         file = path / MANIFEST
@@ -69,30 +63,56 @@ class Artifact:
             raise InputError(f"{path}: no {MANIFEST} here; give the directory that `llmc build` made")
         what = f"{file}: broken manifest"
         try:
-            manifest = read_json(file, _MANIFEST_BYTES)
+            document = read_json(file, _MANIFEST_BYTES)
         except InputError as error:
             raise InputError(f"{what} ({str(error).removeprefix(f'{file}: ')}); download the artifact again") from error
-        version = manifest.get("format_version")
+        version = document.get("format_version")
         if type(version) is int and version > FORMAT_VERSION:
             known = f"this llmc knows ({FORMAT_VERSION})"
             raise InputError(f"{file}: format {version} is newer than {known}; upgrade llmc")
-        said = checked(Manifest, manifest, what)
-        opened = cls(
-            path,
-            manifest,
-            said.model.max_position_embeddings,
-            said.model.vocab_size,
-            frozenset(said.model.eos_token_ids),
-            said.tokenizer.add_bos if said.tokenizer else None,
-            dict(said.recipe.check.gates or {}) if said.recipe.check else {},
-            {name: dict(target.files) for name, target in said.targets.items()},
-            {name: Listed(entry.bytes, entry.sha256) for name, entry in said.files.items()},
-            Listed(said.reference.bytes, said.reference.sha256) if said.reference else None,
-        )
+        manifest = checked(RunManifest, document, what)
+        opened = cls(path, document, manifest, frozenset(manifest.model.eos_token_ids))
         for name in opened.files:
             if name != CARD:  # which its publisher may have gone on writing, and nothing here reads
                 opened.file(name)
         return opened
+
+    @property
+    def context(self) -> int:
+        """Tokens that the model was made for."""
+        return self.manifest.model.max_position_embeddings
+
+    @property
+    def vocab_size(self) -> int:
+        return self.manifest.model.vocab_size
+
+    @property
+    def add_bos(self) -> bool | None:
+        """Whether texts begin with the beginning-of-text token; None: an older llmc did not say."""
+        return self.manifest.tokenizer.add_bos if self.manifest.tokenizer else None
+
+    @property
+    def gates(self) -> dict[str, float]:
+        """Limits by name: ppl_increase and kl_mean from above, top1 from below."""
+        check = self.manifest.recipe.check
+        return check.gates or {} if check else {}
+
+    @property
+    def files(self) -> dict[str, File]:
+        """All files that were built, by name."""
+        return self.manifest.files
+
+    @property
+    def reference(self) -> File | None:
+        """What reference.safetensors is, where it was left out."""
+        return self.manifest.reference
+
+    def described(self) -> Manifest:
+        """All of the manifest; InputError where it does not say what it must."""
+        from llmc.contracts.manifest import Manifest
+        from llmc.contracts.part import checked
+
+        return checked(Manifest, self.document, f"{self.path / MANIFEST}: broken manifest")
 
     def called(self, name: str) -> str:
         """A file in messages; whatever reads one asks `file`, `read`, `verified` or `graph`."""
@@ -180,9 +200,14 @@ class Artifact:
 
     def target_file(self, target: str, role: str) -> str | None:
         """A file of a target by its role (`main`, `mtp`, …); None when it was not asked for or was skipped."""
-        return self.targets.get(target, {}).get(role)
+        return self.target_files(target).get(role)
 
-    def _listed(self, name: str) -> Listed:
+    def target_files(self, target: str) -> dict[str, str]:
+        """Role → file of a target; empty where there is none."""
+        made = self.manifest.targets.get(target)
+        return made.files if made else {}
+
+    def _listed(self, name: str) -> File:
         if name not in self.files:
             raise InputError(f"{self.path / name}: missing from the files that {MANIFEST} lists; no other is used")
         return self.files[name]

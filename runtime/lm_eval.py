@@ -84,7 +84,7 @@ class ArtifactLM(TemplateLM):
     def prefix_token_id(self) -> int:
         """What stands in front of a text without context: the beginning of text, if the model has such a token, or the
         end of another text, or of a line."""
-        first = self.model.artifact.manifest["model"].get("bos_token_id")
+        first = self.model.artifact.manifest.model.bos_token_id
         for token in (first, self.model.tokenizer.bos_token_id, *sorted(self.model.artifact.eos_token_ids)):
             if token is not None:
                 return int(token)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmc.errors import InputError
 from llmc.files import count_items
@@ -18,6 +18,9 @@ from llmc.runtime.origin import Origin, read, where
 from llmc.runtime.special_tokens import CONFIG, added_tokens, end_token_ids, special_tokens, tokenizer_config
 from llmc.runtime.tokenizer_hazards import harmless
 from llmc.runtime.tokenizer_library import Apart, Here, Methods
+
+if TYPE_CHECKING:
+    from llmc.contracts.manifest import TokenizerRecord
 
 TOKENIZER = "tokenizer.json"
 _MOST_BYTES = 1 << 28  # of tokenizer.json; Gemma's 33 MB are the largest known
@@ -117,11 +120,13 @@ class Tokenizer:
     def get_vocab(self, with_added_tokens: bool = True) -> dict[str, int]:
         return self._library.get_vocab(with_added_tokens)
 
-    def to_json(self) -> dict[str, Any]:
+    def record(self) -> TokenizerRecord:
         """For an artifact's manifest: what is done here, to be done again by who loads it."""
+        from llmc.contracts.manifest import TokenizerRecord
+
         ends: tuple[Sequence[int], ...] = (self.begins_with, self.eos_token_ids)
-        first, last = ([[token, self.id_to_token(token)] for token in each] for each in ends)
-        return {"add_bos": self.add_bos, "because": self.because, "begins_with": first, "ends_with": last}
+        first, last = ([(token, self.id_to_token(token)) for token in each] for each in ends)
+        return TokenizerRecord(add_bos=self.add_bos, because=self.because, begins_with=first, ends_with=last)
 
     def _refuse_long(self, text: str, most: int) -> None:
         """Looks at beginnings of the text, each four times as long as the one before: what is far too long is not read

@@ -16,7 +16,15 @@ FORBIDDEN = {
 # Both who builds an engine and who runs it need these.
 ALLOWED = {"convert": ("llmc.runtime.plugins",)}
 # Leaf modules of the folder llmc/, which every room may import.
-FRONT = {"llmc.errors", "llmc.extras", "llmc.file_names", "llmc.files", "llmc.patterns", "llmc.visible"}
+FRONT = {
+    "llmc.contracts",
+    "llmc.errors",
+    "llmc.extras",
+    "llmc.file_names",
+    "llmc.files",
+    "llmc.patterns",
+    "llmc.visible",
+}
 
 
 def imported(path: Path) -> set[str]:

@@ -101,7 +101,7 @@ def attempt(arguments: argparse.Namespace, what: str) -> int:
 
 def engines(artifact: Artifact, backend: str) -> list[dict[str, Any]]:
     """What is told of each."""
-    files = artifact.targets.get(backend, {}).values()
+    files = artifact.target_files(backend).values()
     return [artifact.read_json(file) for file in files if file.endswith(".json")]
 
 

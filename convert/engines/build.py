@@ -109,9 +109,10 @@ def build(
             for path in (engine, engine.with_suffix(".json")):
                 result.files[path.name] = path.relative_to(directory).as_posix()
                 result.file_bytes += path.stat().st_size
-            result.weight_bytes += sum(description["weight_bytes"].values())
+            result.weight_bytes += sum(description.weight_bytes.values())
+            written = description.to_json()
             result.details[engine.stem] = {
-                key: description[key] for key in ("sm", "bytes", "text_bytes", "weight_bytes", "programs")
+                key: written[key] for key in ("sm", "bytes", "text_bytes", "weight_bytes", "programs")
             }
         shutil.rmtree(work)
     return result

@@ -8,13 +8,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 
+from llmc.contracts.engine import EngineDescription, Profile
 from llmc.convert.engines.compiler import compile_engine
 from llmc.convert.engines.package import TensorRTPackage
-from llmc.convert.engines.program import inspect
+from llmc.convert.engines.program import ProgramText, inspect
 from llmc.convert.graph.write import op_histogram
 from llmc.errors import MachineError
 
@@ -41,16 +41,15 @@ class Steps:
     prefill: int
     windows: tuple[int, ...] = ()
 
-    def profiles(self, model: ir.Model) -> list[dict[str, Any]]:
-        """An optimization profile for each decode width, and one for everything wider, and each window: {"tokens":
-        [least, most], "window": entries, "shapes": {input: [smallest, usual, largest]}}."""
+    def profiles(self, model: ir.Model) -> list[Profile]:
+        """Return an optimization profile for each decode width, and one for everything wider, and each window."""
         has_window = any(value.name == "window" for value in model.graph.inputs)
         spans = [(width, width) for width in self.widths] + [(max(self.widths) + 1, self.prefill)]
         return [
-            {
-                "tokens": [least, most],
-                "window": window,
-                "shapes": {
+            Profile(
+                tokens=[least, most],
+                window=window,
+                shapes={
                     str(value.name): [
                         _shape(value, batch=1, sequence=least, num_logits=1, window=window),
                         _shape(value, batch=1, sequence=most, num_logits=1, window=window),
@@ -58,7 +57,7 @@ class Steps:
                     ]
                     for value in model.graph.inputs
                 },
-            }
+            )
             for least, most in spans
             for window in (self.windows if has_window else (self.context,))
         ]
@@ -79,62 +78,64 @@ def build_engine(
     timeout: float,
     progress: Callable[[float], None],
     kernels: Path | None = None,
-) -> dict[str, Any]:
+) -> EngineDescription:
     """Compile `model`, which lies in the file `onnx`, and return what the .json says. kernels: of its plugins.
 
     MachineError if codes did not arrive in the engine as codes.
     """
     _check_products(engine.name, model)
     profiles = steps.profiles(model)
-    shapes = [profile["shapes"] for profile in profiles]
+    shapes = [profile.shapes for profile in profiles]
     plugins = [node for node in model.graph if "kernels" in node.attributes]
     compiled = compile_engine(package, onnx, engine, sm, shapes, timeout, progress, kernels)
-    description = {
-        "engine": engine.name,
-        "graph": model.graph.name,
-        "bytes": engine.stat().st_size,
-        "sha256": _sha256(engine),
-        "package": package.module,
-        "release": compiled["version"],
-        "sm": list(sm),
-        "context": steps.context,
-        "batch": steps.batch,
-        "profiles": profiles,
-        "plugins": sorted({f"{node.domain}.{node.op_type}" for node in plugins}),
-        "kernels": kernels and kernels.name,
-        "kernel_sets": sorted({node.attributes["kernels"].as_string() for node in plugins}),
-        "inputs": compiled["inputs"],
-        "outputs": compiled["outputs"],
-        "weight_bytes": _weight_bytes(model),
-        **(inspect(engine, len(profiles)) if package.readable else {"text_bytes": 0, "programs": []}),
-        "ops": op_histogram(model),
-    }
+    text = inspect(engine, len(profiles)) if package.readable else ProgramText(0, [])
+    description = EngineDescription(
+        engine=engine.name,
+        graph="mtp" if model.graph.name == "mtp" else "main",
+        bytes=engine.stat().st_size,
+        sha256=_sha256(engine),
+        package=package.module,
+        release=compiled.version,
+        sm=list(sm),
+        context=steps.context,
+        batch=steps.batch,
+        profiles=profiles,
+        plugins=sorted({f"{node.domain}.{node.op_type}" for node in plugins}),
+        kernels=None if kernels is None else kernels.name,
+        kernel_sets=sorted({node.attributes["kernels"].as_string() for node in plugins}),
+        inputs=compiled.inputs,
+        outputs=compiled.outputs,
+        weight_bytes=_weight_bytes(model),
+        text_bytes=text.text_bytes,
+        programs=text.programs,
+        ops=op_histogram(model),
+    )
     if package.readable:
         _check_codes(engine.name, description)
     _check_size(engine.name, description, package.overhead)
-    engine.with_suffix(".json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+    engine.with_suffix(".json").write_text(json.dumps(description.to_json(), indent=1) + "\n", encoding="utf-8")
     return description
 
 
-def _check_codes(name: str, description: dict[str, Any]) -> None:
-    weights = description["weight_bytes"]
-    if len(description["programs"]) != len(description["profiles"]):
+def _check_codes(name: str, description: EngineDescription) -> None:
+    weights = description.weight_bytes
+    if len(description.programs) != len(description.profiles):
         raise MachineError(
-            f"{name}: {len(description['programs'])} programs found for {len(description['profiles'])} profiles; llmc "
-            f"cannot read what {description['package']} {description['release']} writes"
+            f"{name}: {len(description.programs)} programs found for {len(description.profiles)} profiles; llmc "
+            f"cannot read what {description.package} {description.release} writes"
         )
     for stored, compiled in _CODES.items():
-        for profile, program in zip(description["profiles"], description["programs"], strict=True):
-            if (found := program["constant_bytes"].get(compiled, 0)) < weights.get(stored, 0):
+        for profile, program in zip(description.profiles, description.programs, strict=True):
+            if (found := program.constant_bytes.get(compiled, 0)) < weights.get(stored, 0):
                 raise MachineError(
                     f"{name}: of {weights[stored]} bytes of {stored} weights only {found} are in the program for "
-                    f"{profile['tokens']} tokens; the compiler widened the rest, so quantize them differently"
+                    f"{profile.tokens} tokens; the compiler widened the rest, so quantize them differently"
                 )
 
 
-def _check_size(name: str, description: dict[str, Any], overhead: int) -> None:
-    weights = description["weight_bytes"]
-    held, limit = description["bytes"] - description["text_bytes"], _FACTOR * sum(weights.values()) + overhead
+def _check_size(name: str, description: EngineDescription, overhead: int) -> None:
+    weights = description.weight_bytes
+    held, limit = description.bytes - description.text_bytes, _FACTOR * sum(weights.values()) + overhead
     if held > limit:
         raise MachineError(
             f"{name}: holds {held} bytes for {sum(weights.values())} bytes of weights; the compiler widened or "

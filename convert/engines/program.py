@@ -9,8 +9,10 @@ from __future__ import annotations
 import mmap
 import re
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from llmc.contracts.engine import EngineProgram
 
 # The head of a profile's program. Those of single kernels have the same head, but are for any accelerator.
 _HEADER = re.compile(rb"header \{\s+version = \d+\s+n_accelerators")
@@ -21,14 +23,22 @@ _PRINTABLE = bytes(range(0x20, 0x7F)) + b"\t\n\r"
 _PAGE = 4096
 
 
-def inspect(engine: Path, profiles: int) -> dict[str, Any]:
-    """{"text_bytes", "programs": [{"sm", "parts", "constant_bytes": {type: bytes}, "kernels": {kind: count}}]}
+@dataclass(frozen=True)
+class ProgramText:
+    """What of an engine is text.
 
     text_bytes: of the file that is program and kernel source, not weights; about the same for every model with
     as many layers, however wide
-    constant_bytes: of all weights the program uses. Programs share what they have in common, so the file holds
-    less than their sum.
+    programs: one per profile. Programs share what weights they have in common, so the file holds less than the sum of
+    their constant_bytes.
     """
+
+    text_bytes: int
+    programs: list[EngineProgram]
+
+
+def inspect(engine: Path, profiles: int) -> ProgramText:
+    """Read the text of an engine that was compiled for so many optimization profiles."""
     with engine.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         # Pages of text lead, pages of weights follow; of random bytes, 38 % would be printable.
         pages = (data[start : start + _PAGE] for start in range(0, len(data), _PAGE))
@@ -48,15 +58,15 @@ def inspect(engine: Path, profiles: int) -> dict[str, Any]:
             parts.append((tuple(sorted(int(name.removeprefix("sm")) for name in sm)), constant_bytes, kernels))
     count = max(1, len(parts) // profiles)
     programs = [_program(parts[start : start + count]) for start in range(0, len(parts), count)]
-    return {"text_bytes": len(text) * _PAGE, "programs": programs}
+    return ProgramText(len(text) * _PAGE, programs)
 
 
-def _program(parts: list[tuple[tuple[int, ...], Counter[str], Counter[str]]]) -> dict[str, Any]:
+def _program(parts: list[tuple[tuple[int, ...], Counter[str], Counter[str]]]) -> EngineProgram:
     """Parts follow each other, those of a profile together."""
     sms, constant_bytes, kernels = zip(*parts, strict=True)
-    return {
-        "sm": sorted(set.intersection(*map(set, sms))),
-        "parts": len(parts),
-        "constant_bytes": dict(sorted(sum(constant_bytes, Counter()).items())),
-        "kernels": dict(sorted(sum(kernels, Counter()).items())),
-    }
+    return EngineProgram(
+        sm=sorted(set.intersection(*map(set, sms))),
+        parts=len(parts),
+        constant_bytes=dict(sorted(sum(constant_bytes, Counter()).items())),
+        kernels=dict(sorted(sum(kernels, Counter()).items())),
+    )

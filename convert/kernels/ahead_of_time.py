@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from llmc.contracts.kernels import Argument, KernelDescription
 from llmc.runtime.plugins.cubin import ALIGNMENT
 
 # Bytes of shared memory that a block may have (CUDA C++ Programming Guide, "Technical Specifications per Compute
@@ -19,10 +20,10 @@ TENSOR_MEMORY_COLUMNS = 512  # sm_100; Triton asks for more without a word, and 
 
 @dataclass(frozen=True)
 class Compiled:
-    """description: JSON; see `llmc.runtime.plugins.cubin`, which reads it."""
+    """A kernel, and what `llmc.runtime.plugins.cubin` has to know to launch it."""
 
     cubin: bytes
-    description: dict[str, Any]
+    description: KernelDescription
 
 
 @dataclass(frozen=True)
@@ -68,19 +69,18 @@ def compile_kernel(source: KernelSource, sm: int) -> Compiled:
         raise ValueError(f"{found.name}: needs scratch memory, clusters or dependent launches, which no launcher gives")
     cubin = made.asm["cubin"]
     registers, stack_bytes = _resources(cubin)
-    description = {
-        "name": found.name,
-        "sm": sm,
-        "threads": 32 * source.warps,
-        "shared_bytes": found.shared,
-        "alignment": ALIGNMENT,
-        "arguments": [{"name": name, "type": kind} for name, kind in arguments.items()],
+    description = KernelDescription(
+        name=found.name,
+        sm=sm,
+        threads=32 * source.warps,
+        shared_bytes=found.shared,
+        alignment=ALIGNMENT,
+        arguments=[Argument(name=name, type=kind) for name, kind in arguments.items()],
         # Triton's own launcher ends with the addresses of two scratch memories, null where there are none.
-        "null_pointers": 2,
-        # For whoever reads it. Of a thread; what is on the stack was spilled.
-        "registers": registers,
-        "stack_bytes": stack_bytes,
-    }
+        null_pointers=2,
+        registers=registers,
+        stack_bytes=stack_bytes,
+    )
     return Compiled(cubin, description)
 
 

@@ -12,6 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from llmc.contracts.kernels import CompiledFor, KernelSetDescription, StoredKernel
 from llmc.convert.kernels.ahead_of_time import Compiled, compile_kernel
 from llmc.runtime.plugins.kernel_set import KernelSet
 
@@ -32,8 +33,8 @@ class KernelRequest:
 
 
 @dataclass(frozen=True)
-class CompiledFor:
-    """What one SM gets: kernels by name, and in `layout`, JSON, what their launches depend on."""
+class CompiledKernels:
+    """What one SM gets: kernels by name, and in `layout` what their launches depend on."""
 
     layout: dict[str, Any]
     kernels: dict[str, Compiled]
@@ -49,7 +50,7 @@ def kernel_sets(
 ) -> list[KernelSet]:
     """One for each that is wanted, in their order. Takes a second or so for each kernel and SM, on one core."""
     tasks = [(each, sm) for each in dict.fromkeys(wanted) for sm in sorted(set(map(cubin_sm, sms)))]
-    found: dict[KernelRequest, dict[int, CompiledFor]] = defaultdict(dict)
+    found: dict[KernelRequest, dict[int, CompiledKernels]] = defaultdict(dict)
     # New processes, not copies: this one has threads, and torch's memory.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(len(os.sched_getaffinity(0)), len(tasks)), context) as pool:
@@ -59,32 +60,29 @@ def kernel_sets(
     return [kernel_set(each, found[each]) for each in wanted]
 
 
-def kernel_set(wanted: KernelRequest, compiled: Mapping[int, CompiledFor]) -> KernelSet:
+def kernel_set(wanted: KernelRequest, compiled: Mapping[int, CompiledKernels]) -> KernelSet:
     cubins: dict[str, bytes] = {}
 
-    def stored(cubin: bytes) -> str:
-        digest = hashlib.sha256(cubin).hexdigest()
-        cubins[digest] = cubin
-        return digest
+    def stored(kernel: Compiled) -> StoredKernel:
+        digest = hashlib.sha256(kernel.cubin).hexdigest()
+        cubins[digest] = kernel.cubin
+        return StoredKernel.model_validate(kernel.description.to_json() | {"cubin": digest})
 
-    told = {
-        "operation": wanted.operation,
-        "shape": asdict(wanted.shape),
-        "sm": {
-            str(sm): {
-                "layout": each.layout,
-                "kernels": {
-                    name: {**kernel.description, "cubin": stored(kernel.cubin)} for name, kernel in each.kernels.items()
-                },
-            }
+    described = KernelSetDescription(
+        operation=wanted.operation,
+        shape=asdict(wanted.shape),
+        sm={
+            str(sm): CompiledFor(
+                layout=each.layout, kernels={name: stored(kernel) for name, kernel in each.kernels.items()}
+            )
             for sm, each in sorted(compiled.items())
         },
-    }
-    return KernelSet(told, cubins.__getitem__)
+    )
+    return KernelSet(described, cubins.__getitem__)
 
 
-def _compiled(task: tuple[KernelRequest, int]) -> tuple[KernelRequest, int, CompiledFor]:
+def _compiled(task: tuple[KernelRequest, int]) -> tuple[KernelRequest, int, CompiledKernels]:
     wanted, sm = task
     sources = wanted.module().sources(wanted.shape, sm)
     layout = asdict(wanted.module().layout_for(wanted.shape, sm))
-    return wanted, sm, CompiledFor(layout, {name: compile_kernel(each, sm) for name, each in sources.items()})
+    return wanted, sm, CompiledKernels(layout, {name: compile_kernel(each, sm) for name, each in sources.items()})

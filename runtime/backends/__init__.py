@@ -108,7 +108,7 @@ def start(artifact: Artifact, name: str | None = None, threads: int | None = Non
     if name and name not in known:
         raise InputError(f"unknown backend {name!r}; use one of {', '.join(known)}")
     reasons: list[str] = []
-    built = [each for each in known if each in artifact.targets]
+    built = [each for each in known if each in artifact.manifest.targets]
     for candidate in [name] if name else built or known:
         reason = known[candidate].unavailable(artifact, provider or None)
         if reason is None:

@@ -15,9 +15,10 @@ import json
 import mmap
 import threading
 import weakref
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,9 @@ from llmc.extras import install
 from llmc.runtime.artifact import Artifact
 from llmc.runtime.backends import CLOSED, FloatArray, Graph, Hidden, IntArray, kernel_cache, step_inputs
 from llmc.runtime.plugins import tensorrt as plugins
+
+if TYPE_CHECKING:
+    from llmc.contracts.engine import EngineDescription
 
 Array = NDArray[Any]
 _MOST_GRAPHS = 32  # of an engine; each takes some memory of the GPU
@@ -51,24 +55,24 @@ class Package:
 def unavailable(package: Package, artifact: Artifact, provider: str | None) -> str | None:
     if provider:
         return f"it has no providers; leave out {provider!r}"
-    descriptions = _descriptions(package, artifact)
-    if not descriptions:
+    built = built_engines(package, artifact)
+    if not built:
         return f"the artifact has no engines; add `{package.name}` to the recipe's targets"
     if importlib.util.find_spec(package.module) is None or importlib.util.find_spec("cuda") is None:
         return f"the packages are not installed; {install(package.module)}"
     sm = compute_capability()
     if isinstance(sm, str):
         return sm
-    matching = [each for each in descriptions if sm in each["sm"]]
-    if not any(each["graph"] == "main" for each in matching):
-        known = ", ".join(map(str, sorted({n for each in descriptions for n in each["sm"]})))
+    matching = [each.description for each in built if sm in each.description.sm]
+    if not any(each.graph == "main" for each in matching):
+        known = ", ".join(map(str, sorted({n for each in built for n in each.description.sm})))
         add = "add it to `sm` of the target, if it is a choice" if package.jit else "build it on this machine"
         return f"its engines are for SM {known}, this GPU is SM {sm}; {add}"
-    if unknown := {name for each in matching for name in each["plugins"]} - plugins.names():
+    if unknown := {name for each in matching for name in each.plugins} - plugins.names():
         return f"its engines need the plugin {min(unknown)}, which this llmc does not have; upgrade llmc"
     installed = importlib.metadata.version(package.distribution)
-    if built := {each["release"] for each in matching} - {installed}:  # releases do not read each other's engines
-        version = min(built)
+    if others := {each.release for each in matching} - {installed}:  # releases do not read each other's engines
+        version = min(others)
         need = f"pip install {package.distribution}=={version}"
         return f"its engines need release {version}, {installed} is installed; {need}"
     return None
@@ -76,10 +80,11 @@ def unavailable(package: Package, artifact: Artifact, provider: str | None) -> s
 
 def start(package: Package, artifact: Artifact) -> EngineBackend:
     sm = compute_capability()
-    found = {each["graph"]: each for each in _descriptions(package, artifact) if sm in each["sm"]}
+    found = {each.description.graph: each for each in built_engines(package, artifact) if sm in each.description.sm}
     for each in found.values():
-        each["kernels"] = artifact.verified(each["kernels"]) if each["kernels"] else None
-    return EngineBackend(package, found)
+        if each.kernels:
+            artifact.verified(each.kernels)
+    return EngineBackend(package, artifact, found)
 
 
 def compute_capability() -> int | str:
@@ -97,21 +102,29 @@ def compute_capability() -> int | str:
     return 10 * int(major) + int(minor)
 
 
-def _descriptions(package: Package, artifact: Artifact) -> list[dict[str, Any]]:
-    """What the .json of each engine says; its "engine" becomes a path, its "kernels" a name in the artifact."""
-    from llmc.runtime.artifact_schema import Engine, checked
+@dataclass(frozen=True)
+class BuiltEngine:
+    """An engine of an artifact: where it lies, and the name of its plugins' kernels there."""
+
+    description: EngineDescription
+    path: Path
+    kernels: str | None
+
+
+def built_engines(package: Package, artifact: Artifact) -> list[BuiltEngine]:
+    """The engines that the artifact has for a package, by the .json of each; InputError for broken ones."""
+    from llmc.contracts.engine import EngineDescription
+    from llmc.contracts.part import checked
 
     found = []
-    for name in artifact.targets.get(package.name, {}).values():
+    for name in artifact.target_files(package.name).values():
         if name.endswith(".json"):
-            description = artifact.read_json(name)
-            checked(Engine, description, f"{artifact.path / name}: broken")
-            engine = artifact.beside(name, description["engine"])
-            if artifact.files[engine].sha256 != description["sha256"]:
+            said = checked(EngineDescription, artifact.read_json(name), f"{artifact.path / name}: broken")
+            engine = artifact.beside(name, said.engine)
+            if artifact.files[engine].sha256 != said.sha256:
                 raise InputError(f"{artifact.path / engine}: not the engine that was built; download it again")
-            description["engine"] = artifact.file(engine)
-            description["kernels"] = artifact.beside(name, description["kernels"]) if description["plugins"] else None
-            found.append(description)
+            kernels = artifact.beside(name, said.kernels) if said.plugins and said.kernels else None
+            found.append(BuiltEngine(said, artifact.file(engine), kernels))
     return found
 
 
@@ -124,17 +137,17 @@ class EngineCache:
 
 
 class EngineBackend:
-    """descriptions: of the engines of graph "main" and, where the model has it, "mtp"."""
+    """engines: of graph "main" and, where the model has it, "mtp"."""
 
-    def __init__(self, package: Package, descriptions: dict[str, dict[str, Any]]) -> None:
-        main = descriptions["main"]
-        self.context, self.batch = int(main["context"]), int(main["batch"])
-        self.max_prefill_tokens = max(profile["tokens"][1] for profile in main["profiles"])
+    def __init__(self, package: Package, artifact: Artifact, engines: Mapping[Graph, BuiltEngine]) -> None:
+        main = engines["main"].description
+        self.context, self.batch = main.context, main.batch
+        self.max_prefill_tokens = max(profile.tokens[1] for profile in main.profiles)
         # The engine's memory is that of its profiles.
         self.max_attention_scores = self.batch * self.max_prefill_tokens * self.context
-        self.has_mtp = "mtp" in descriptions
+        self.has_mtp = "mtp" in engines
         self._device, self._lock = _Device(), threading.Lock()
-        self._engines = {graph: _Engine(package, self._device, each) for graph, each in descriptions.items()}
+        self._engines = {graph: _Engine(package, artifact, self._device, each) for graph, each in engines.items()}
         kinds = [kind for engine in self._engines.values() for kind in engine.caches.values()]
         self.cache_bytes = sum(shape[1] * shape[3] * np.dtype(dtype).itemsize for shape, dtype in kinds)
 
@@ -182,17 +195,17 @@ class EngineBackend:
 class _Engine:
     """One deserialized engine, with a context for each profile that is used and buffers for the largest step."""
 
-    def __init__(self, package: Package, device: _Device, description: dict[str, Any]) -> None:
-        trt = importlib.import_module(package.module)
-        self._jit, self._device, self._path = package.jit, device, description["engine"]
+    def __init__(self, package: Package, artifact: Artifact, device: _Device, built: BuiltEngine) -> None:
+        trt, description = importlib.import_module(package.module), built.description
+        self._jit, self._device, self._path = package.jit, device, built.path
         self._logger = trt.Logger(trt.Logger.ERROR)
         self._runtime = trt.Runtime(self._logger)
-        if description["kernels"]:
-            known = plugins.register(trt, description["kernels"])
-            if set(description["kernel_sets"]) - known:
-                raise InputError(f"{description['kernels']}: other kernels than {self._path} needs; download it again")
+        if built.kernels:
+            kernels = artifact.file(built.kernels)
+            if set(description.kernel_sets) - plugins.register(trt, kernels):
+                raise InputError(f"{kernels}: other kernels than {self._path} needs; download it again")
         with self._path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            if hashlib.sha256(data).hexdigest() != description["sha256"]:  # the library trusts what it reads
+            if hashlib.sha256(data).hexdigest() != description.sha256:  # the library trusts what it reads
                 raise InputError(f"{self._path}: not the engine that was built; download it again")
             self._engine = self._runtime.deserialize_cuda_engine(data)
         if self._engine is None:
@@ -208,16 +221,14 @@ class _Engine:
             self._config.set_runtime_cache(self._kernels)
         self._contexts: dict[int, Any] = {}
         self._graphs: dict[Hashable, Any] = {}  # None: that step has been made, and will be captured the next time
-        self._spans = [tuple(profile["tokens"]) for profile in description["profiles"]]
-        self._windows = [int(profile["window"]) for profile in description["profiles"]]
+        self._spans = [tuple(profile.tokens) for profile in description.profiles]
+        self._windows = [profile.window for profile in description.profiles]
         self._narrow = max((most for least, most in self._spans if least == most), default=0)
-        io = {each["name"]: (tuple(each["shape"]), _NUMPY[each["dtype"]]) for each in description["inputs"]}
+        io = {each.name: (tuple(each.shape), _NUMPY[each.dtype]) for each in description.inputs}
         self.caches = {name: kind for name, kind in io.items() if name.startswith("past.")}
         self._inputs = {name: dtype for name, (_, dtype) in io.items() if name not in self.caches}
         self._outputs = {
-            each["name"]: _NUMPY[each["dtype"]]
-            for each in description["outputs"]
-            if not each["name"].startswith("present.")
+            each.name: _NUMPY[each.dtype] for each in description.outputs if not each.name.startswith("present.")
         }
         self._buffers: dict[str, int] = {}
         self._sizes: dict[str, int] = {}
@@ -303,9 +314,9 @@ class _Engine:
         return self._buffers[name]
 
 
-def _kernel_file(description: dict[str, Any]) -> str:
+def _kernel_file(description: EngineDescription) -> str:
     """Under which name the library's kernels for an engine are kept: for its hash, on this kind of GPU."""
-    told = json.dumps({"engine": description["sha256"], "release": description["release"], "gpu": compute_capability()})
+    told = json.dumps({"engine": description.sha256, "release": description.release, "gpu": compute_capability()})
     return f"{hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]}.bin"
 
 

@@ -1,8 +1,7 @@
 """Kernels that were compiled ahead of time, launched through the CUDA driver.
 
-What a cubin's kernel takes stands in a description, JSON, which `llmc.convert.kernels.ahead_of_time` writes:
-name, sm, threads of a block, shared_bytes, alignment of addresses, arguments as [{"name", "type"}, …] in the order of
-the kernel, and how many null_pointers follow them. Types are Triton's: "*…" is an address.
+What a cubin's kernel takes stands in its `llmc.contracts.kernels.KernelDescription`, which
+`llmc.convert.kernels.ahead_of_time` writes.
 """
 
 from __future__ import annotations
@@ -11,11 +10,14 @@ import ctypes
 import struct
 import threading
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from llmc.errors import MachineError
+
+if TYPE_CHECKING:
+    from llmc.contracts.kernels import KernelDescription
 
 ALIGNMENT = 16  # of every address, in bytes: kernels are compiled to load so many at once
 _PACKED = {"i32": "i4x", "i64": "q", "fp32": "f4x"}  # as `struct` calls them, each filled up to 8 bytes
@@ -24,10 +26,10 @@ _PACKED = {"i32": "i4x", "i64": "q", "fp32": "f4x"}  # as `struct` calls them, e
 class KernelParams:
     """The values of a launch side by side, and `addresses` of them all as cuLaunchKernel wants them."""
 
-    def __init__(self, description: Mapping[str, Any]) -> None:
-        self._name, self._alignment = description["name"], description["alignment"]
-        self.types = {each["name"]: each["type"] for each in description["arguments"]}
-        nulls = description["null_pointers"]
+    def __init__(self, description: KernelDescription) -> None:
+        self._name, self._alignment = description.name, description.alignment
+        self.types = {each.name: each.type for each in description.arguments}
+        nulls = description.null_pointers
         packed = "".join("Q" if kind.startswith("*") else _PACKED[kind] for kind in self.types.values())
         self._struct = struct.Struct(f"={packed}{8 * nulls}x")
         self.values = ctypes.create_string_buffer(self._struct.size)
@@ -48,21 +50,21 @@ class KernelParams:
 class CubinKernel:
     """Loaded into the current context of the calling thread, which a call of the CUDA runtime makes."""
 
-    def __init__(self, cubin: bytes, description: Mapping[str, Any]) -> None:
+    def __init__(self, cubin: bytes, description: KernelDescription) -> None:
         from cuda.bindings import driver
 
         self._driver, self._description = driver, description
         self._parameters, self._lock = KernelParams(description), threading.Lock()
-        self._block = (description["threads"], 1, 1)
+        self._block = (description.threads, 1, 1)
         self._module = self._call("cuModuleLoadData", cubin)
-        self._function = self._call("cuModuleGetFunction", self._module, description["name"].encode())
+        self._function = self._call("cuModuleGetFunction", self._module, description.name.encode())
         # Without it a block has 48 KiB at most.
         limit = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-        self._call("cuFuncSetAttribute", self._function, limit, description["shared_bytes"])
+        self._call("cuFuncSetAttribute", self._function, limit, description.shared_bytes)
 
     def launch(self, grid: tuple[int, int, int], stream: int, **values: float) -> None:
         """Does not wait. values: by name of the argument; addresses are integers."""
-        shared_bytes = self._description["shared_bytes"]
+        shared_bytes = self._description.shared_bytes
         with self._lock:  # the call copies the values
             self._parameters.fill(values)
             addresses = int(self._parameters.addresses.ctypes.data)
@@ -75,6 +77,6 @@ class CubinKernel:
         """What the function returns besides its error code."""
         error, *found = getattr(self._driver, name)(*arguments)
         if error != self._driver.CUresult.CUDA_SUCCESS:
-            kernel, sm = self._description["name"], self._description["sm"]
+            kernel, sm = self._description.name, self._description.sm
             raise MachineError(f"{kernel}, a kernel for SM {sm}: {name} says {error.name}")
         return found[0] if found else None

@@ -1,24 +1,18 @@
 """Kernels of an artifact: cubins for several GPUs in one safetensors file, with what is needed to launch them.
 
-The file's metadata hold as "llmc" a JSON list of kernel sets:
-
-    {"operation": "LatentAttention",
-     "shape": what the operation was compiled for,
-     "sm": {"80": {"layout": what launches depend on,
-                   "kernels": {name: a description (see cubin.py) with "cubin", the SHA-256 of the cubin}}}}
-
-Each cubin is a tensor of bytes under its SHA-256. The SHA-256 of a set names it, in an engine too, which so cannot meet
-other kernels than those it was built with.
+The file's metadata hold as "llmc" a JSON list of kernel sets, `llmc.contracts.kernels.KernelSetDescription`. Each cubin
+is a tensor of bytes under its SHA-256. The SHA-256 of a set names it, in an engine too, which so cannot meet other
+kernels than those it was built with.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
@@ -27,28 +21,30 @@ from llmc.errors import InputError, MachineError
 from llmc.files import parse_json
 from llmc.runtime.plugins.cubin import CubinKernel
 
+if TYPE_CHECKING:
+    from llmc.contracts.kernels import KernelSetDescription
+
 METADATA = "llmc"
 
 
 class KernelSet:
-    """told: as in the file. cubin: the bytes of a SHA-256."""
+    """description: as in the file. cubin: the bytes of a SHA-256."""
 
-    def __init__(self, told: Mapping[str, Any], cubin: Callable[[str], bytes]) -> None:
-        self.told = told
-        self.operation: str = told["operation"]
-        self.shape: dict[str, Any] = told["shape"]
-        self._sm = {int(sm): each for sm, each in told["sm"].items()}
+    def __init__(self, description: KernelSetDescription, cubin: Callable[[str], bytes]) -> None:
+        self.description = description
+        self.operation, self.shape = description.operation, description.shape
+        self._sm = {int(sm): each for sm, each in description.sm.items()}
         self._cubin = cubin
         self._loaded: dict[tuple[int, int, str], CubinKernel] = {}
 
     @property
     def key(self) -> str:
-        return hashlib.sha256(json.dumps(self.told, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.description.to_json(), sort_keys=True).encode()).hexdigest()
 
     @property
     def layouts(self) -> dict[int, dict[str, Any]]:
         """By the compute capability, times ten, that kernels were compiled for."""
-        return {sm: each["layout"] for sm, each in self._sm.items()}
+        return {sm: each.layout for sm, each in self._sm.items()}
 
     def fitting(self, sm: int) -> int:
         """Which of them a GPU of compute capability `sm` runs: the nearest of its generation that is not newer."""
@@ -60,29 +56,30 @@ class KernelSet:
 
     def load(self, sm: int, device: int = 0) -> None:
         """All of them: loading may have to wait for the GPU, which a graph that is being captured does not allow."""
-        for name in self._sm[self.fitting(sm)]["kernels"]:
+        for name in self._sm[self.fitting(sm)].kernels:
             self.kernel(name, sm, device)
 
     def kernel(self, name: str, sm: int, device: int = 0) -> CubinKernel:
         """Loaded into the current context, which is that of the GPU number `device`, and kept."""
         fitting = self.fitting(sm)
         if (device, fitting, name) not in self._loaded:
-            description = self._sm[fitting]["kernels"][name]
-            self._loaded[device, fitting, name] = CubinKernel(self._cubin(description["cubin"]), description)
+            description = self._sm[fitting].kernels[name]
+            self._loaded[device, fitting, name] = CubinKernel(self._cubin(description.cubin), description)
         return self._loaded[device, fitting, name]
 
 
 def read(file: Path) -> dict[str, KernelSet]:
     """The sets of a file by their key; cubins are read when they are used. InputError if it is not such a file."""
-    from llmc.runtime.artifact_schema import KernelSets, checked
+    from llmc.contracts.kernels import KernelSets
+    from llmc.contracts.part import checked
 
     try:
         with safe_open(file, "numpy") as opened:
             told = parse_json((opened.metadata() or {})[METADATA].encode())
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise InputError(f"{file}: no kernels of llmc ({error!r}); build or download the artifact again") from error
-    checked(KernelSets, {"sets": told}, f"{file}: no kernels of llmc")
-    sets = [KernelSet(each, partial(_cubin, file)) for each in told]
+    described = checked(KernelSets, {"sets": told}, f"{file}: no kernels of llmc")
+    sets = [KernelSet(each, partial(_cubin, file)) for each in described.sets]
     return {each.key: each for each in sets}
 
 
@@ -90,13 +87,13 @@ def write(file: Path, sets: list[KernelSet]) -> None:
     import numpy as np
 
     cubins = {
-        description["cubin"]: each._cubin(description["cubin"])
+        kernel.cubin: each._cubin(kernel.cubin)
         for each in sets
-        for compiled in each.told["sm"].values()
-        for description in compiled["kernels"].values()
+        for compiled in each.description.sm.values()
+        for kernel in compiled.kernels.values()
     }
     tensors = {digest: np.frombuffer(cubin, np.uint8) for digest, cubin in sorted(cubins.items())}
-    metadata = {METADATA: json.dumps([dict(each.told) for each in sets], sort_keys=True)}
+    metadata = {METADATA: json.dumps([each.description.to_json() for each in sets], sort_keys=True)}
     file.write_bytes(save(tensors, metadata))  # small, and `save_file` would let nobody else read it
 
 

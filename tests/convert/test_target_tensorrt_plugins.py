@@ -124,10 +124,10 @@ def test_a_kernel_file_that_was_changed_is_refused(built: tuple[Checkpoint, Targ
     data[-100:] = bytes(100)
     damaged.write_bytes(data)
     digests = {
-        kernel["cubin"]
+        kernel.cubin
         for each in kernel_set.read(damaged).values()
-        for compiled in each.told["sm"].values()
-        for kernel in compiled["kernels"].values()
+        for compiled in each.description.sm.values()
+        for kernel in compiled.kernels.values()
     }
     refused = 0
     for digest in digests:
@@ -202,7 +202,7 @@ def test_plugins_look_at_what_they_are_given(
     given = TENSORRT_RTX, tmp_path / "main.onnx", tmp_path / "rtx.engine", [89], [profile], 60
     if message is None:
         said = compile_engine(*given, lambda _: None, kernels)
-        assert said["outputs"] == [{"name": "y", "dtype": "bf16", "shape": [1, 4, 2, 32]}]
+        assert [each.to_json() for each in said.outputs] == [{"name": "y", "dtype": "bf16", "shape": [1, 4, 2, 32]}]
         return
     with pytest.raises(InputError, match=rf"^TensorRT-RTX refuses rtx\.engine.*: .*{message}") as caught:
         compile_engine(*given, lambda _: None, kernels)

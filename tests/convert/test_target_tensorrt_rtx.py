@@ -24,11 +24,14 @@ from support.graph_session import GraphSession
 from support.quantized_checkpoint import CASES, DEEPSEEK, EXACT, limit_of, quantized_checkpoint
 from support.random_checkpoint import LLAMA, random_checkpoint
 
+from llmc.contracts.engine import EngineDescription, EngineProgram, Value
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.engines import compiler, engine, lowering
+from llmc.convert.engines.compiler import CompiledEngine
 from llmc.convert.engines.contents import INTEGERS
 from llmc.convert.engines.lowering import lower
 from llmc.convert.engines.package import TENSORRT_RTX, TensorRTPackage
+from llmc.convert.engines.program import ProgramText
 from llmc.convert.engines.windows import windows
 from llmc.convert.graph.build import graphs
 from llmc.convert.graph.rewrite import Rewriter
@@ -292,8 +295,9 @@ def test_widened_codes_are_noticed(
     said = description(built, "rtx-sm89")
 
     def check() -> None:
-        engine._check_codes("rtx-sm89.engine", said)
-        engine._check_size("rtx-sm89.engine", said, TENSORRT_RTX.overhead)
+        described = EngineDescription.model_validate(said)
+        engine._check_codes("rtx-sm89.engine", described)
+        engine._check_size("rtx-sm89.engine", described, TENSORRT_RTX.overhead)
 
     check()
     change(said)
@@ -308,14 +312,16 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
 
     def compile_engine(
         package: TensorRTPackage, onnx: Path, path: Path, sm: list[int], profiles: list[Any], *_: Any
-    ) -> dict[str, Any]:
+    ) -> CompiledEngine:
         asked[path.name] = profiles
         path.write_bytes(b"")
-        return {"version": "1", "inputs": [], "outputs": []}
+        names = ("input_ids", "cache_position", "logits_index")
+        inputs = [Value(name=name, dtype="int64", shape=[-1]) for name in names]
+        return CompiledEngine("1", inputs, [Value(name="logits", dtype="float", shape=[-1])])
 
-    def inspect(path: Path, profiles: int) -> dict[str, Any]:
-        holds = {"sm": [], "constant_bytes": dict.fromkeys(engine._CODES.values(), 1 << 40), "kernels": {}}
-        return {"text_bytes": 0, "programs": [holds] * profiles}
+    def inspect(path: Path, profiles: int) -> ProgramText:
+        holds = EngineProgram(sm=[], parts=1, constant_bytes=dict.fromkeys(engine._CODES.values(), 1 << 40), kernels={})
+        return ProgramText(0, [holds] * profiles)
 
     monkeypatch.setattr(engine, "compile_engine", compile_engine)
     monkeypatch.setattr(engine, "inspect", inspect)
@@ -326,7 +332,8 @@ def test_build_checks_the_codes(
     compiled: dict[str, list[Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     checkpoint = quantized_checkpoint(tmp_path, *CASES["llama"])
-    monkeypatch.setattr(engine, "inspect", lambda *_: {"text_bytes": 0, "programs": [{"constant_bytes": {}}] * 2})
+    empty = EngineProgram(sm=[], parts=1, constant_bytes={}, kernels={})
+    monkeypatch.setattr(engine, "inspect", lambda *_: ProgramText(0, [empty] * 2))
     with pytest.raises(MachineError, match=r"^rtx-sm89\.engine: of \d+ bytes of int4 weights only 0 "):
         rtx.build(checkpoint, rtx.Options(sm=[89]), tmp_path, lambda *_: None)
     assert list(compiled) == ["rtx-sm89.engine"] and not (tmp_path / "engines/rtx-sm89.json").exists()

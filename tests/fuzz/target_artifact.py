@@ -18,6 +18,7 @@ from damage import damaged_bytes, damaged_file, damaged_json
 from harness import Case, Target
 from hypothesis import strategies as st
 
+from llmc.contracts.kernels import KernelSetDescription
 from llmc.errors import LlmcError
 from llmc.runtime import load
 from llmc.runtime.artifact import REFERENCE, Artifact
@@ -133,9 +134,9 @@ def tokenize(artifact: Artifact) -> None:
 
 
 def engines(artifact: Artifact) -> None:
-    for description in tensorrt_engine._descriptions(tensorrt_rtx.PACKAGE, artifact):
-        if description["kernels"]:
-            file = artifact.verified(description["kernels"])
+    for engine in tensorrt_engine.built_engines(tensorrt_rtx.PACKAGE, artifact):
+        if engine.kernels:
+            file = artifact.verified(engine.kernels)
             for each in kernel_set.read(file).values():
                 assert each.key and each.layouts
                 attempt(lambda each=each: kernel_set.write(artifact.path / "again.safetensors", [each]))  # type: ignore[misc]
@@ -201,7 +202,7 @@ def add_engine(artifact: Path) -> None:
     (artifact / "engines").mkdir()
     (artifact / ENGINE).write_bytes(b"engine")
     told = [kernels(operation.name) for operation in OPERATIONS]
-    sets = [kernel_set.KernelSet(each, lambda _: b"cubin") for each in told]
+    sets = [kernel_set.KernelSet(KernelSetDescription.model_validate(each), lambda _: b"cubin") for each in told]
     kernel_set.write(artifact / KERNELS, sets)
     shape = [-1, 1, 64, 48]
     description = {

@@ -42,6 +42,7 @@ def test_build(llmc, recipe, small_model: Path) -> None:
         assert counts["bytes"] == planned.roles[role].after.bytes
         assert counts["expected"] == counts["quantized"] == sum(planned.schemes.get(role, {}).values())
     assert manifest["pruned"]["experts_after"] == 6 == planned.experts[1]
+    assert manifest["pruned"]["super_experts"].keys() == manifest["pruned"]["survivors"].keys()
     assert set(manifest["targets"]) == {"onnxruntime", "onnx"}
 
     # The check is that of the artifact, and is what `llmc check` finds.

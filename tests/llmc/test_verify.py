@@ -98,11 +98,11 @@ def test_the_description_of_an_engine(artifact: Path, text: str) -> None:
 
 
 def test_an_artifact_with_a_broken_manifest_is_built_anew(artifact: Path) -> None:
-    from llmc.output import is_whole, read_manifest
+    from llmc.output import read_manifest, whole
 
     manifest = read_manifest(artifact)
-    assert manifest and is_whole(artifact, manifest)
+    assert manifest and whole(artifact, manifest)
     manifest["checks"]["ppl"] = "low"
-    assert not is_whole(artifact, manifest)
+    assert not whole(artifact, manifest)
     (artifact / "llmc.json").write_text("[" * 10_000)
     assert read_manifest(artifact) is None

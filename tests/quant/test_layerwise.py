@@ -74,7 +74,7 @@ def test_the_result_opens_and_every_promised_parameter_is_quantized(source, fini
     before, after = Checkpoint.open(source), Checkpoint.open(directory / "out")
     assert after.spec.mlps[1].router.num_experts == 8
     experts = 2 * 8 * 3 * 64 * 64
-    assert result.roles["experts"] == {"expected": experts, "quantized": experts}
+    assert result.roles["experts"].to_json() == {"expected": experts, "quantized": experts}
     assert after.quantized("model.layers.1.mlp.experts.7.down_proj").block == (1, 32)
     assert after.quantized("model.layers.2.self_attn.o_proj").code_type == "float8_e4m3fn"
     assert after.quantized("model.layers.2.self_attn.kv_b_proj") is None
@@ -86,7 +86,7 @@ def test_the_mtp_layer_is_inside_and_pruned_like_the_rest(source, finished):
     directory, result = finished
     before, after = Checkpoint.open(source), Checkpoint.open(directory / "out")
     assert after.spec.num_mtp_layers == 1
-    kept = result.survivors["3"]
+    kept = result.experts["3"].survivors
     assert len(kept) == 8 and all(sum(3 * g <= e < 3 * g + 3 for e in kept) == 2 for g in range(4))
     for new, old in enumerate(kept):
         name = "model.layers.3.mlp.experts.{}.gate_proj.weight"
@@ -148,8 +148,8 @@ def test_experts_in_portions_give_the_same_bytes(source, finished, tmp_path):
 def test_experts_with_too_few_tokens_have_others_blended_in_and_say_so(source, tmp_path):
     result = run(source, tmp_path, calibration=ids(2, 16, 0))
     experts = {name: report for name, report in result.modules.items() if ".experts." in name}
-    few = [report for report in experts.values() if report["tokens"] < 2 * 64 / 3]
-    assert few and all(report["fallback"] == "all-token Hessian blended in" for report in few)
+    few = [report for report in experts.values() if (report.tokens or 0) < 2 * 64 / 3]
+    assert few and all(report.fallback == "all-token Hessian blended in" for report in few)
 
 
 def test_experts_calibrated_on_all_tokens_see_all_tokens(source, tmp_path):
@@ -157,7 +157,7 @@ def test_experts_calibrated_on_all_tokens_see_all_tokens(source, tmp_path):
     for mode in ("routed", "shared", "all"):
         result = run(source, tmp_path / mode, [Rule("experts", "int4-g32")], experts=mode)
         for end in ("gate_proj", "down_proj"):
-            tokens[mode, end] = {r["tokens"] for name, r in result.modules.items() if name.endswith(end)}
+            tokens[mode, end] = {r.tokens for name, r in result.modules.items() if name.endswith(end)}
     every = {48 * 32}
     assert tokens["all", "gate_proj"] == tokens["all", "down_proj"] == tokens["shared", "gate_proj"] == every
     assert not (tokens["shared", "down_proj"] | tokens["routed", "down_proj"]) & every
@@ -180,14 +180,14 @@ def test_what_the_mtp_layer_reads_is_the_quantized_model(source, tmp_path):
 def test_a_family_without_experts(tmp_path):
     source = random_checkpoint(tmp_path / "llama", LLAMA | {"intermediate_size": 128})
     result = run(source, tmp_path, [Rule("dense_mlp", "int4-g64"), Rule("attention", "fp8-channel", "rtn")])
-    assert result.roles["dense_mlp"]["quantized"] == 2 * 3 * 64 * 128
+    assert result.roles["dense_mlp"].quantized == 2 * 3 * 64 * 128
     with pytest.raises(InputError, match="no experts to prune"):
         run(source, tmp_path / "pruned", [Rule("dense_mlp", "int4-g64")], keep=0.5)
 
 
 def test_weights_that_are_stored_in_the_scheme_already_are_not_rounded_again(finished, tmp_path):
     result = run(finished[0] / "out", tmp_path)
-    assert {report["method"] for report in result.modules.values()} == {"kept as stored"}
+    assert {report.method for report in result.modules.values()} == {"kept as stored"}
     before, after = Checkpoint.open(finished[0] / "out"), Checkpoint.open(tmp_path / "out")
     for name in before.names():
         assert torch.equal(before.tensor(name), after.tensor(name))
@@ -195,7 +195,7 @@ def test_weights_that_are_stored_in_the_scheme_already_are_not_rounded_again(fin
 
 def test_mtp_layers_are_quantized_when_named(source, tmp_path):
     result = run(source, tmp_path, [Rule("re:model.layers.3.mlp.experts.*", "int4-g32")])
-    assert result.roles["mtp"]["quantized"] == 12 * 3 * 64 * 64
+    assert result.roles["mtp"].quantized == 12 * 3 * 64 * 64
     original, quantized = (load_layer(Checkpoint.open(path), 3) for path in (source, tmp_path / "out"))
     assert not torch.equal(original.mlp.experts[0].up_proj.weight, quantized.mlp.experts[0].up_proj.weight)
 

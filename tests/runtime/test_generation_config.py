@@ -9,9 +9,10 @@ import pytest
 from support.listed_files import list_files
 from transformers import GenerationConfig
 
+from llmc.contracts.manifest import File, RunManifest, RunModel, RunRecipe
 from llmc.errors import InputError
 from llmc.runtime import SamplingParams, load
-from llmc.runtime.artifact import Artifact, Listed
+from llmc.runtime.artifact import Artifact
 from llmc.runtime.generation_config import FILE, read, said
 
 R1 = {"do_sample": True, "temperature": 0.6, "top_p": 0.95, "bos_token_id": 0, "eos_token_id": 1}
@@ -20,8 +21,19 @@ QWEN = {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20, "repet
 
 def settings(folder: Path) -> SamplingParams:
     """Of an artifact that lists what is in the folder."""
-    files = {path.name: Listed(path.stat().st_size, sha256(path.read_bytes()).hexdigest()) for path in folder.iterdir()}
-    return read(Artifact(folder, {}, 1, 1, frozenset(), None, {}, {}, files, None))
+    files = {
+        path.name: File(sha256=sha256(path.read_bytes()).hexdigest(), bytes=path.stat().st_size)
+        for path in folder.iterdir()
+    }
+    model = RunModel(max_position_embeddings=1, vocab_size=1, eos_token_ids=[])
+    return read(
+        Artifact(
+            folder,
+            {},
+            RunManifest(format_version=1, files=files, targets={}, model=model, recipe=RunRecipe()),
+            frozenset(),
+        )
+    )
 
 
 @pytest.mark.parametrize(

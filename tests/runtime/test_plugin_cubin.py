@@ -15,24 +15,27 @@ import pytest
 from cuda.bindings import driver as real_driver
 from safetensors.numpy import save
 
+from llmc.contracts.kernels import Argument, KernelDescription
 from llmc.errors import InputError, MachineError
 from llmc.runtime.plugins import kernel_set
 from llmc.runtime.plugins.cubin import CubinKernel, KernelParams
 
-DESCRIPTION = {
-    "name": "_attend",
-    "sm": 90,
-    "threads": 256,
-    "shared_bytes": 200_000,
-    "alignment": 16,
-    "arguments": [
-        {"name": "query", "type": "*bf16"},
-        {"name": "scale", "type": "fp32"},
-        {"name": "tokens", "type": "i32"},
-        {"name": "capacity", "type": "i64"},
+DESCRIPTION = KernelDescription(
+    name="_attend",
+    sm=90,
+    threads=256,
+    shared_bytes=200_000,
+    alignment=16,
+    arguments=[
+        Argument(name="query", type="*bf16"),
+        Argument(name="scale", type="fp32"),
+        Argument(name="tokens", type="i32"),
+        Argument(name="capacity", type="i64"),
     ],
-    "null_pointers": 2,
-}
+    null_pointers=2,
+    registers=128,
+    stack_bytes=0,
+)
 VALUES = {"tokens": 3, "capacity": 2**40, "query": 2**63 + 16, "scale": 0.1}
 
 
@@ -129,7 +132,7 @@ def test_sizes_are_those_that_the_cubin_says(tmp_path: Path) -> None:
         sizes = {int(i, 16): int(size, 16) for i, size in re.findall(r"Ordinal : 0x(\w+).*Size    : 0x(\w+)", told)}
         parameters = KernelParams(made.description)
         wanted = [8 if kind.startswith("*") else of_types[kind] for kind in parameters.types.values()]
-        wanted += [8] * made.description["null_pointers"]
+        wanted += [8] * made.description.null_pointers
         assert [sizes[i] for i in sorted(sizes)] == wanted
         assert len(parameters.addresses) == len(wanted)
 

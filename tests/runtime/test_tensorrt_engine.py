@@ -42,6 +42,7 @@ def describe(graph: str, onnx: Path, sm: list[int], context: int) -> dict[str, o
     return {
         "engine": f"{graph}.engine", "graph": graph, "sm": sm, "package": "tensorrt_rtx",
         "release": RELEASE, "context": context, "batch": 2, "plugins": [],
+        "bytes": len(str(onnx)), "text_bytes": 0, "weight_bytes": {},
         "sha256": hashlib.sha256(str(onnx).encode()).hexdigest(),
         "profiles": [{"tokens": each, "window": context} for each in ([1, 1], [2, 2], [3, PREFILL])],
         "inputs": io(session.get_inputs()), "outputs": io(session.get_outputs()),

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from llmc.contracts.kernels import CompiledFor, KernelSetDescription
 from llmc.convert.kernels.ahead_of_time import KernelSource
 from llmc.convert.kernels.kernel_sets import KernelRequest
 from llmc.runtime.plugins.kernel_set import KernelSet
@@ -26,10 +27,9 @@ DTYPES = {
 class InterpretedKernels(KernelSet):
     def __init__(self, wanted: KernelRequest, sm: int) -> None:
         layout = asdict(wanted.module().layout_for(wanted.shape, sm))
-        told = {"layout": layout, "kernels": {}}
-        super().__init__(
-            {"operation": wanted.operation, "shape": asdict(wanted.shape), "sm": {str(sm): told}}, lambda _: b""
-        )
+        compiled = {str(sm): CompiledFor(layout=layout, kernels={})}
+        described = KernelSetDescription(operation=wanted.operation, shape=asdict(wanted.shape), sm=compiled)
+        super().__init__(described, lambda _: b"")
         self.sources: dict[str, KernelSource] = wanted.module().sources(wanted.shape, sm)
         self.memory: list[torch.Tensor] = []
         self.launched: list[str] = []

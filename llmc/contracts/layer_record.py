@@ -1,0 +1,69 @@
+"""What a pass over a model keeps of a finished layer, on the disk of the build; no artifact has it."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from llmc.contracts.part import Count, Part
+
+
+class ModuleReport(Part):
+    """How one module was quantized."""
+
+    scheme: str | None = Field(default=None, description="name of the scheme that it is stored in")
+    method: str = Field(description="gptq, gptaq, rtn, or `kept as stored`")
+    weight_error: float | None = Field(
+        default=None, description="relative squared error of the weights, rounded to nearest"
+    )
+    output_error: float | None = Field(
+        default=None, description="relative squared error of the outputs on the calibration text"
+    )
+    damping: float | None = Field(default=None, description="share of the Hessian's mean diagonal that was added to it")
+    tokens: Count | None = Field(default=None, description="calibration tokens that an expert saw")
+    fallback: str | None = Field(
+        default=None, description="what was done instead, where tokens or the Hessian did not suffice"
+    )
+
+    @property
+    def error(self) -> float | None:
+        """The error that is known of it."""
+        return self.weight_error if self.output_error is None else self.output_error
+
+
+class RoleCounts(Part):
+    """Parameters of one role."""
+
+    expected: Count = Field(default=0, description="parameters that the rules cover")
+    quantized: Count = Field(default=0, description="parameters that are quantized")
+
+    def __add__(self, other: RoleCounts) -> RoleCounts:
+        return RoleCounts(expected=self.expected + other.expected, quantized=self.quantized + other.quantized)
+
+
+class Experts(Part):
+    """What pruning did to a layer."""
+
+    survivors: list[Count] = Field(description="original numbers of the experts that stayed")
+    tokens: list[Count] = Field(description="calibration tokens routed to each expert before")
+    super_experts: list[Count] = Field(description="original numbers of the experts that had to be spared")
+
+
+class Seal(Part):
+    """Size and hash of a file of the build."""
+
+    xxh3: str
+    bytes: Count
+
+
+class LayerRecord(Part):
+    """A finished layer. It vouches for the layer's shard, and for what enters the next layer."""
+
+    reports: dict[str, ModuleReport] = Field(description="module, by its name inside the layer → how it was quantized")
+    roles: dict[str, RoleCounts] = Field(description="role → parameters")
+    schemes: dict[str, str] = Field(description="module, by its whole name → scheme that it is stored in")
+    experts: Experts | None = Field(default=None, description="what pruning did; null: nothing")
+    error: float | None = Field(
+        default=None, description="relative distance of the check activations behind it; null: MTP"
+    )
+    shard: dict[str, Seal] = Field(default={}, description="the layer's shard")
+    following: dict[str, Seal] = Field(default={}, description="what enters the next layer")

@@ -1,0 +1,305 @@
+"""llmc.json, the manifest of an artifact: everything that is known about it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+
+from llmc.contracts.part import Count, FileName, Nothing, Number, Part, Positive, Sha256, Size
+
+FORMAT_VERSION = 1
+# Keys as they were written before the American spelling; older artifacts stay readable.
+_FORMER_KEYS = {"quantised": "quantized", "quantise": "quantize"}
+
+
+def _renamed(value: Any) -> Any:
+    if not isinstance(value, dict) or not _FORMER_KEYS.keys() & value.keys():
+        return value
+    return {_FORMER_KEYS.get(key, key): each for key, each in value.items()}
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+Token = Annotated[tuple[int, str | None], BeforeValidator(_as_tuple)]  # id and text
+
+
+class File(Part):
+    """Size and hash of a file, as it was built."""
+
+    sha256: Sha256 = Field(description="SHA-256 of its content, in hexadecimal digits")
+    bytes: Count = Field(description="its size")
+
+
+class Source(Part):
+    """The checkpoint that the artifact was made from."""
+
+    id: str = Field(description="id on the hub, `builtin:` name or name of the folder")
+    revision: str | None = Field(description="commit on the hub; null for a folder")
+    license: str | None = Field(description="as the source's README.md says; null if it says nothing")
+    files: dict[str, str] = Field(default={}, description="name of every input file → its SHA-256")
+
+
+class Texts(Part):
+    """The texts that calibration and check were done on."""
+
+    note: str = Field(default="", description="where they come from, in words")
+    sha256: list[str] = Field(
+        default=[], description="SHA-256 of the tokens for calibration, and of those for the check"
+    )
+
+
+class Model(Part):
+    """What a program has to know of the model."""
+
+    family: str = Field(description="`model_type` of config.json")
+    num_layers: Count = Field(description="decoder layers")
+    num_mtp_layers: Count = Field(description="layers for multi-token prediction, which follow them")
+    vocab_size: Size = Field(description="width of the logits")
+    max_position_embeddings: Size = Field(description="tokens of context that the model was made for")
+    bos_token_id: Count | None = Field(default=None, description="the beginning-of-text token; null: none")
+    eos_token_ids: list[Count] = Field(description="tokens that end an answer")
+
+
+class TokenizerRecord(Part):
+    """What the build made of the tokenizer's files; a token is [id, text]."""
+
+    add_bos: bool | None = Field(default=None, description="whether texts begin with the beginning-of-text token")
+    because: str = Field(default="", description="what that was decided by")
+    begins_with: list[Token] = Field(default=[], description="tokens in front of every text")
+    ends_with: list[Token] = Field(default=[], description="tokens that end an answer")
+
+
+class RuleRecord(Part):
+    """One rule of `quantize`."""
+
+    match: str = Field(description="a role, or `re:` and a pattern of module names")
+    scheme: str = Field(description="name of the scheme")
+    method: str = Field(description="gptq, gptaq or rtn")
+
+
+class CheckRecord(Part):
+    """`check` of the recipe."""
+
+    model_config = ConfigDict(extra="allow")
+
+    text: str = Field(default="", description="the text, or where it was")
+    publish_text: bool = Field(default=True, description="whether reference.safetensors is part of the artifact")
+    tokens: Count = Field(default=0, description="how many tokens were asked for")
+    length: Count | None = Field(default=None, description="tokens per window")
+    gates: dict[str, Number] | None = Field(default=None, description="limit by name of the gate")
+
+
+class RecipeRecord(Part):
+    """The recipe with all its defaults. Absolute paths are cut to their last part."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = Field(default="", description="name of the recipe")
+    model: str = Field(default="", description="the model as the recipe names it")
+    add_bos: bool | None = Field(default=None, description="the recipe's own decision, if it has one")
+    calibration: dict[str, Any] = Field(default={}, description="text, samples, length, seed, experts")
+    prune: dict[str, Any] | None = Field(default=None, description="method and keep; absent: no pruning")
+    quantize: list[RuleRecord] = Field(
+        default=[], description="the rules, the defaults included; the first that matches counts"
+    )
+    kv_cache: str = Field(default="bf16", description="bf16 or fp8")
+    layout: str = Field(default="compressed-tensors", description="layout of the safetensors")
+    targets: list[dict[str, dict[str, Any] | None]] = Field(default=[], description="each target with its options")
+    check: CheckRecord | None = Field(default=None, description="what the artifact was compared on, and its gates")
+
+
+class QuantizedRole(Part):
+    """One role of tensors: all of it, and how much of it was quantized."""
+
+    parameters: Count = Field(default=0, description="parameters in the artifact")
+    bytes: Count = Field(default=0, description="their size there")
+    expected: Count = Field(default=0, description="parameters that the rules cover")
+    quantized: Count = Field(description="parameters that are quantized; a build fails if it is not `expected`")
+    schemes: list[str] = Field(description="schemes that occur, sorted")
+
+    _former_keys = model_validator(mode="before")(staticmethod(_renamed))
+
+
+class Tensor(Part):
+    """What was done to one module."""
+
+    role: str = Field(description="role of its weight")
+    scheme: str = Field(description="name of the scheme")
+    method: str = Field(description="gptq, gptaq, rtn, or `kept as stored`")
+    error: Number | None = Field(
+        default=None,
+        description="relative squared error: of its outputs on the calibration text (gptq, gptaq), or its weights",
+    )
+    tokens: Count | None = Field(default=None, description="calibration tokens that an expert saw")
+    fallback: str | None = Field(
+        default=None, description="what was done instead, where tokens or the Hessian did not suffice"
+    )
+
+
+class Pruned(Part):
+    """Which experts were removed. Layers are numbered from 0, as strings; experts as in the source."""
+
+    method: str = Field(description="criterion: reap, ean or frequency")
+    experts_before: Count = Field(description="experts per layer of the source")
+    experts_after: Count = Field(description="experts per layer of the artifact")
+    survivors: dict[str, list[Count]] = Field(
+        default={}, description="layer → experts that stayed, by their numbers before"
+    )
+    calibration_tokens: dict[str, list[Count]] = Field(
+        default={}, description="layer → tokens routed to each expert before"
+    )
+    super_experts: dict[str, list[Count]] = Field(
+        default={},
+        description="layer → experts that stayed whatever the criterion says, since their outputs are far the largest",
+    )
+
+
+class Sizes(Part):
+    """Bytes of all weights."""
+
+    original: Positive = Field(description="of the source")
+    artifact: Count = Field(description="of the artifact's safetensors")
+
+
+class Target(Part):
+    """What was made for one target, or why nothing was."""
+
+    name: str = Field(default="", description="name of the target")
+    skipped: str | None = Field(default=None, description="why it was left out; absent if it was made")
+    files: dict[str, str] = Field(description="role (main, mtp, data, or the file's own name) → file")
+    weight_bytes: Count = Field(default=0, description="bytes of the weights that it uses, wherever they lie")
+    file_bytes: Count = Field(default=0, description="bytes of its own files")
+    notes: list[str] = Field(default=[], description="what whoever runs it should know")
+    details: dict[str, Any] = Field(
+        default={}, description="for the curious: operators of its graphs, programs of its engines"
+    )
+
+
+class Gate(Part):
+    """A limit of the recipe held against what was measured."""
+
+    name: str = Field(description="ppl_increase, kl_mean or top1")
+    limit: Number = Field(description="the recipe's limit")
+    value: Number = Field(description="what was measured")
+    passed: bool = Field(description="whether the value keeps the limit")
+
+
+class Checks(Part):
+    """A comparison with the original on the check text, in ONNX Runtime. Standard errors are over windows."""
+
+    tokens: Count = Field(description="predictions that were compared")
+    ppl_original: Annotated[Number, Field(gt=0)] = Field(description="perplexity of the original")
+    ppl_original_stderr: Number = Field(description="its standard error")
+    ppl: Number = Field(description="perplexity of the artifact")
+    ppl_stderr: Number = Field(description="its standard error")
+    kl_mean: Number = Field(description="Kullback–Leibler divergence from the original, mean, in nats per token")
+    kl_median: Number = Field(description="its median")
+    kl_p99: Number = Field(description="its 99th percentile")
+    kl_max: Number = Field(description="its maximum")
+    top1: Number = Field(description="share of positions at which both find the same token most likely")
+    p_change: Number | None = Field(default=None, description="mean change of the true token's probability")
+    gates: list[Gate] = Field(description="the recipe's gates")
+    mtp_acceptance: Number | None = Field(default=None, description="share of MTP drafts that greedy decoding accepts")
+
+
+class QuantizedModel(Part):
+    """What is written of a quantized model, whatever is made of it afterwards."""
+
+    quantized: dict[str, QuantizedRole]
+    tensors: dict[str, Tensor]
+    pruned: Pruned | Nothing
+    layer_errors: list[float]
+
+
+class Manifest(Part):
+    """llmc.json. Nothing in it says when or where the artifact was made: equal builds have equal manifests."""
+
+    format_version: Annotated[int, Field(ge=1)] = Field(description="1; a program refuses what is newer than it knows")
+    llmc_version: str = Field(default="", description="version of llmc that built it")
+    key: str = Field(default="", description="hash of everything that decides the build")
+    stages: dict[str, str] = Field(default={}, description="stage → hash of everything that decides it")
+    name: str = Field(default="", description="name of the recipe")
+    recipe: RecipeRecord = Field(description="the recipe with all its defaults")
+    source: Source = Field(description="what it was made from")
+    texts: Texts = Field(default=Texts(), description="the texts for calibration and check")
+    model: Model = Field(description="what a program has to know of the model")
+    tokenizer: TokenizerRecord | None = Field(default=None, description="what its files were taken to mean")
+    quantized: dict[str, QuantizedRole] = Field(description="role → how much there is, and is quantized")
+    tensors: dict[str, Tensor] = Field(
+        default={}, description="module → what was done to it; others are as in the source"
+    )
+    pruned: Pruned | Nothing = Field(description="which experts were removed; `{}`: none")
+    layer_errors: list[float] = Field(
+        default=[],
+        description="relative distance of the activations from the original's on the check text, after each layer",
+    )
+    sizes: Sizes = Field(description="bytes of all weights, before and after")
+    targets: dict[str, Target] = Field(description="target → its files")
+    checks: Checks | Nothing = Field(description="the comparison with the original; `{}`: there was none")
+    versions: dict[str, str] = Field(default={}, description="package → version that built it")
+    files: dict[FileName, File] = Field(description="every file of the artifact but llmc.json; no other is used")
+    reference: File | None = Field(
+        default=None, description="reference.safetensors, where it is not part of the artifact"
+    )
+    digest: str | None = Field(
+        default=None, description="SHA-256 of the manifest without this key, as JSON with sorted keys"
+    )
+
+    _former_keys = model_validator(mode="before")(staticmethod(_renamed))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _former_stages(cls, value: Any) -> Any:
+        return value | {"stages": _renamed(value["stages"])} if isinstance(value, dict) and "stages" in value else value
+
+    @property
+    def result(self) -> QuantizedModel:
+        """What its pass over the model reported."""
+        return QuantizedModel(
+            quantized=self.quantized, tensors=self.tensors, pruned=self.pruned, layer_errors=self.layer_errors
+        )
+
+
+class RunModel(Part):
+    max_position_embeddings: Size
+    vocab_size: Size
+    eos_token_ids: list[Count]
+    bos_token_id: Count | None = None
+
+
+class RunCheck(Part):
+    gates: dict[str, Number] | None = None
+
+
+class RunRecipe(Part):
+    check: RunCheck | None = None
+
+
+class RunTokenizer(Part):
+    add_bos: bool | None = None
+
+
+class RunTarget(Part):
+    files: dict[str, str]
+
+
+class RunManifest(Part):
+    """What of llmc.json running an artifact depends on: the rest may be of an older or a later llmc, or damaged."""
+
+    format_version: Annotated[int, Field(ge=1)]
+    files: dict[FileName, File]
+    targets: dict[str, RunTarget]
+    model: RunModel
+    recipe: RunRecipe
+    tokenizer: RunTokenizer | None = None
+    reference: File | None = None
+
+    @model_validator(mode="after")
+    def _lists_what_can_be_run(self) -> RunManifest:
+        named = {name for target in self.targets.values() for name in target.files.values()}
+        if unlisted := named - self.files.keys():
+            raise ValueError(f"files do not list {min(unlisted)!r}")
+        return self
