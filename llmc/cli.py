@@ -62,6 +62,8 @@ class Commands(TyperGroup):
 app = typer.Typer(cls=Commands, no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 recipe_app = typer.Typer(no_args_is_help=True, help="About recipes.")
 app.add_typer(recipe_app, name="recipe")
+artifact_app = typer.Typer(no_args_is_help=True, help="Work with the format of artifacts.")
+app.add_typer(artifact_app, name="artifact")
 
 
 def _bytes(text: str) -> int:
@@ -415,6 +417,17 @@ def schema() -> None:
     from llmc.recipe import json_schema
 
     terminal.print_json(json_schema())
+
+
+@artifact_app.command("schema")
+def artifact_schema() -> None:
+    """Print the JSON Schema of an artifact's manifest, llmc.json.
+
+    `llmc artifact schema > llmc-artifact.schema.json`
+    """
+    from llmc.contracts.manifest import Manifest
+
+    terminal.print_json(Manifest.json_schema())
 
 
 def _text(path: Path) -> str:

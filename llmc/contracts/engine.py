@@ -47,7 +47,7 @@ class EngineProgram(Part):
 
 
 class EngineDescription(Part):
-    """engines/NAME.json, which is read before the engine is: deserializing the wrong one can end the process."""
+    """What an engine is for. It is read before the engine is: deserializing the wrong one can end the process."""
 
     engine: BareName = Field(description="the engine's file, in the same folder")
     graph: Literal["main", "mtp"] = Field(description="the model, or its layer for multi-token prediction")

@@ -215,7 +215,7 @@ class QuantizedModel(Part):
 
 
 class Manifest(Part):
-    """llmc.json. Nothing in it says when or where the artifact was made: equal builds have equal manifests."""
+    """What was done to the model, what was measured, and which files belong to the artifact."""
 
     format_version: Annotated[int, Field(ge=1)] = Field(description="1; a program refuses what is newer than it knows")
     llmc_version: str = Field(default="", description="version of llmc that built it")
@@ -254,6 +254,14 @@ class Manifest(Part):
     @classmethod
     def _former_stages(cls, value: Any) -> Any:
         return value | {"stages": _renamed(value["stages"])} if isinstance(value, dict) and "stages" in value else value
+
+    @classmethod
+    def json_schema(cls) -> dict[str, Any]:
+        """Return the JSON Schema of llmc.json, as it is written."""
+        schema = {"$schema": "https://json-schema.org/draft/2020-12/schema"} | cls.model_json_schema(
+            mode="serialization"
+        )
+        return schema | {"title": "llmc artifact manifest"}
 
     @property
     def result(self) -> QuantizedModel:

@@ -1,0 +1,151 @@
+"""Writes docs/artifact-format.md: every key of an artifact's JSON files, from the models that read and write them.
+
+python ci/docs/artifact_format.py          write the page
+python ci/docs/artifact_format.py --check  exit with 1 where the page is another
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from llmc.contracts.engine import EngineDescription
+from llmc.contracts.kernels import KernelSetDescription
+from llmc.contracts.manifest import Manifest
+from llmc.contracts.part import Nothing, Part
+
+PAGE = Path(__file__).parents[2] / "docs" / "artifact-format.md"
+INTRODUCTION = """# The artifact format
+
+<!-- Generated from llmc/contracts by ci/docs/artifact_format.py; edit those. -->
+
+`llmc build` leaves one folder. It can be copied, published to a model hub and loaded by `llmc.runtime`; it is complete
+or absent, since a build works beside it and renames the folder at the end.
+
+| file | what it is | who reads it |
+|---|---|---|
+| `llmc.json` | the manifest, below: what was done, what was measured, size and SHA-256 of every other file | llmc |
+| `README.md` | the model card, with the front matter of the Hugging Face hub | people, the hub |
+| `config.json` | the model's configuration, with `quantization_config` | llmc, transformers, vLLM |
+| `model-*.safetensors`, `model.safetensors.index.json` | the quantized weights, in the recipe's `layout` | the same, \
+and ONNX Runtime, whose graph points into them |
+| `tokenizer.json`, `tokenizer_config.json`, `generation_config.json`, `chat_template.jinja`, license files, … | taken \
+over from the source as they are | the same |
+| `model.onnx`, `mtp.onnx`, `model.onnx.data` | target `onnxruntime`: graphs of the model and of its layer for \
+multi-token prediction, and weights that no safetensors hold in the form that they need | ONNX Runtime |
+| `onnx/portable.onnx`, `onnx/portable-mtp.onnx`, `onnx/portable.onnx.data` | target `onnx`: the same in standard \
+operators | any ONNX program |
+| `engines/NAME.engine`, `engines/NAME-mtp.engine` | targets `tensorrt` and `tensorrt-rtx`: compiled engines | \
+TensorRT |
+| `engines/NAME.json`, `engines/NAME-mtp.json` | what each engine is for, [below](#engine-descriptions) | llmc |
+| `engines/NAME.kernels.safetensors` | compiled kernels of the engines' plugins, [below](#kernel-files) | llmc |
+| `reference.safetensors` | the check text as tokens, and what the original said about it, [below](#the-reference) | \
+`llmc check` |
+
+Rules for whoever reads it:
+
+- A program uses the files that `files` lists, of the size and SHA-256 it says there, and no others. A name is relative,
+  with `/` between its parts, and leads to no place outside the folder.
+- Keys that a program does not know are to be ignored. `format_version` grows when a reader of the version before would
+  go wrong.
+- A key without a value in the column "default" is always there. Artifacts of format version 1 that were written before
+  llmc 0.1.0 was released may spell `quantized` and the stage `quantize` with an s, and lack keys that have a default.
+- The manifest has no time stamps, durations, absolute paths or host names: equal builds have equal bytes.
+
+`llmc artifact schema` prints the manifest's JSON Schema.
+"""
+ENGINES = """## Engine descriptions
+
+Each engine has a `.json` of the same name beside it.
+"""
+KERNELS = """## Kernel files
+
+A safetensors file. Each cubin is a tensor of bytes, named by its SHA-256; the metadata hold under `llmc` a JSON list of
+kernel sets.
+"""
+REFERENCE = """## The reference
+
+`reference.safetensors` lets `llmc check` repeat the measurement without the original. It has N windows of P + 1 tokens;
+position i predicts token i + 1. K is 64, or the size of the vocabulary where that is less.
+
+| tensor | type and shape | meaning |
+|---|---|---|
+| `input_ids` | int32 [N, P + 1] | the check text |
+| `top_ids` | int32 [N, P, K] | the original's most likely tokens |
+| `top_logprobs` | float32 [N, P, K] | their log-probabilities, descending |
+| `true_logprobs` | float32 [N, P] | log-probability of the token that follows |
+
+With `check: {publish_text: false}` it is not part of the artifact but lies beside it, as `NAME.reference.safetensors`,
+and the manifest has its size and SHA-256 under `reference`.
+"""
+
+
+def page() -> str:
+    """Return the page, as Markdown."""
+    parts = [INTRODUCTION, "## llmc.json\n", *tables(Manifest), ENGINES, *tables(EngineDescription)]
+    return "\n".join([*parts, KERNELS, *tables(KernelSetDescription), REFERENCE])
+
+
+def tables(part: type[Part]) -> Iterator[str]:
+    """A table of a model's keys, and one of every model that it refers to, in the order of their appearance."""
+    schema = part.model_json_schema(mode="serialization")
+    definitions = schema.pop("$defs", {})
+    seen, queue = {part.__name__}, [(part.__name__, schema)]
+    while queue:
+        name, found = queue.pop(0)
+        if name != part.__name__:
+            yield f"### {name}\n"
+        yield f"{' '.join(found['description'].split())}\n"
+        yield "| key | type | default | meaning |\n|---|---|---|---|"
+        for key, value in found["properties"].items():
+            default = "" if key in found.get("required", ()) else _default(value)
+            meaning = value.get("description", "").replace("|", "\\|")
+            yield f"| `{key}` | {kind(value)} | {default} | {meaning} |"
+        yield ""
+        for other in re.findall(r"#/\$defs/(\w+)", str(found["properties"])):
+            if other not in seen and other != Nothing.__name__:
+                seen.add(other)
+                queue.append((other, definitions[other]))
+
+
+def kind(value: dict[str, Any]) -> str:
+    """A JSON Schema's type in words: `list of integer`, `Checks or {}`, `object of File`."""
+    if "$ref" in value:
+        name = value["$ref"].rpartition("/")[2]
+        return "`{}`" if name == Nothing.__name__ else f"[{name}](#{name.lower()})"
+    if "anyOf" in value:
+        return " or ".join(kind(each) for each in value["anyOf"])
+    if "enum" in value or "const" in value:
+        return " or ".join(f"`{each}`" for each in value.get("enum", [value.get("const")]))
+    if "prefixItems" in value:
+        return f"[{', '.join(kind(each) for each in value['prefixItems'])}]"
+    if value.get("type") == "array":
+        return f"list of {kind(value['items'])}"
+    if value.get("type") == "object":
+        inner = value.get("additionalProperties") or next(iter(value.get("patternProperties", {}).values()), None)
+        return f"object of {kind(inner)}" if isinstance(inner, dict) else "object"
+    return str(value.get("type", "any"))
+
+
+def _default(value: dict[str, Any]) -> str:
+    default = value.get("default")
+    if default is None or isinstance(default, dict):
+        return "absent"
+    return f"`{json.dumps(default)}`"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where the page is another")
+    arguments = parser.parse_args()
+    if arguments.check:
+        raise SystemExit(PAGE.read_text(encoding="utf-8") != page())
+    PAGE.write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
