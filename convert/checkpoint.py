@@ -18,7 +18,7 @@ from llmc.convert.families.family import Family
 from llmc.convert.fields import Fields
 from llmc.convert.folder import INDEX_LIMIT, read_json, require_sidecars
 from llmc.convert.formats import PART_NAMES, Format, Parts, formats, has_fp8_cache
-from llmc.convert.model.causal_lm import CACHE_SCALES, fewest_weights, weight_shapes
+from llmc.convert.layer_modules import fewest_weights, weight_shapes
 from llmc.convert.other_folders import (
     names_in,
     refuse_file,
@@ -31,7 +31,7 @@ from llmc.convert.other_folders import (
 from llmc.convert.quantization_config import QUANTIZE_CONFIG, with_quantization_config
 from llmc.convert.quantized_weight import Activations, QuantizedWeight
 from llmc.convert.safetensors_file import StoredTensor, read_header
-from llmc.convert.spec import ModelSpec, Role
+from llmc.convert.spec import CACHE_SCALES, ModelSpec, Role
 from llmc.errors import InputError
 from llmc.file_names import is_bare_file_name
 

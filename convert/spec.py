@@ -22,6 +22,51 @@ Role = Literal[
     "mtp",  # everything inside a multi-token-prediction layer
     "vision",
 ]
+# By what an FP8 cache is scaled: keys, or the latent, and values. Tensors of `self_attn`.
+CACHE_SCALES = ("k_scale", "v_scale")
+
+
+@dataclass(frozen=True)
+class LinearSpec:
+    """A linear layer: weight [outputs, inputs].
+
+    reads_block: whether it reads what enters its block, as others there do, and not an input of its own
+    """
+
+    outputs: int
+    inputs: int
+    bias: bool = False
+    reads_block: bool = False
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"weight": (self.outputs, self.inputs)} | ({"bias": (self.outputs,)} if self.bias else {})
+
+
+@dataclass(frozen=True)
+class NormSpec:
+    """RMS norm over `size` channels."""
+
+    size: int
+    eps: float
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"weight": (self.size,)}
+
+
+@dataclass(frozen=True)
+class GateSpec:
+    """What scores experts: a row per expert, and a bias where they are selected with one."""
+
+    num_experts: int
+    inputs: int
+    selection_bias: bool
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        shapes: dict[str, tuple[int, ...]] = {"weight": (self.num_experts, self.inputs)}
+        return shapes | ({"e_score_correction_bias": (self.num_experts,)} if self.selection_bias else {})
+
+
+ModuleSpec = LinearSpec | NormSpec | GateSpec  # what has weights, and their shapes
 
 
 @dataclass(frozen=True)
@@ -47,7 +92,38 @@ class LatentAttentionSpec:
     v_head_dim: int
     bias: bool
     softmax_scale: float
+    rope: RopeSpec
     norm_eps: float = 1e-6  # of q_a_layernorm and kv_a_layernorm, whatever config.json's rms_norm_eps
+
+    @property
+    def output_size(self) -> int:
+        """How many channels `o_proj` reads."""
+        return self.num_heads * self.v_head_dim
+
+    def cache_entry(self) -> dict[str, tuple[int, int]]:
+        """What is cached per token: kind → (heads, channels)."""
+        return {"latent": (1, self.kv_lora_rank + self.qk_rope_head_dim)}
+
+    def modules(self, hidden_size: int) -> dict[str, ModuleSpec]:
+        """What has weights, by its name in `self_attn`."""
+        query = self.num_heads * (self.qk_nope_head_dim + self.qk_rope_head_dim)
+        found: dict[str, ModuleSpec]
+        if self.q_lora_rank is None:
+            found = {"q_proj": LinearSpec(query, hidden_size, reads_block=True)}
+        else:
+            found = {
+                "q_a_proj": LinearSpec(self.q_lora_rank, hidden_size, self.bias, reads_block=True),
+                "q_a_layernorm": NormSpec(self.q_lora_rank, self.norm_eps),
+                "q_b_proj": LinearSpec(query, self.q_lora_rank),
+            }
+        key_value = self.num_heads * (self.qk_nope_head_dim + self.v_head_dim)
+        latent = self.kv_lora_rank + self.qk_rope_head_dim
+        return found | {
+            "kv_a_proj_with_mqa": LinearSpec(latent, hidden_size, self.bias, reads_block=True),
+            "kv_a_layernorm": NormSpec(self.kv_lora_rank, self.norm_eps),
+            "kv_b_proj": LinearSpec(key_value, self.kv_lora_rank),
+            "o_proj": LinearSpec(hidden_size, self.output_size, self.bias),
+        }
 
 
 @dataclass(frozen=True)
@@ -60,13 +136,38 @@ class GroupedQueryAttentionSpec:
     qkv_bias: bool
     output_bias: bool
     softmax_scale: float
+    rope: RopeSpec
+
+    @property
+    def output_size(self) -> int:
+        """How many channels `o_proj` reads."""
+        return self.num_heads * self.head_dim
+
+    def cache_entry(self) -> dict[str, tuple[int, int]]:
+        """What is cached per token: kind → (heads, channels)."""
+        return dict.fromkeys(("key", "value"), (self.num_kv_heads, self.head_dim))
+
+    def modules(self, hidden_size: int) -> dict[str, ModuleSpec]:
+        """What has weights, by its name in `self_attn`."""
+        key = LinearSpec(self.num_kv_heads * self.head_dim, hidden_size, self.qkv_bias, reads_block=True)
+        return {
+            "q_proj": LinearSpec(self.output_size, hidden_size, self.qkv_bias, reads_block=True),
+            "k_proj": key,
+            "v_proj": key,
+            "o_proj": LinearSpec(hidden_size, self.output_size, self.output_bias),
+        }
 
 
 @dataclass(frozen=True)
 class DenseMLPSpec:
-    """SwiGLU: down(silu(gate(x)) * up(x))."""
+    """SwiGLU: down(silu(gate(x)) * up(x)). Also one routed expert, or the shared experts as one."""
 
     intermediate_size: int
+
+    def modules(self, hidden_size: int) -> dict[str, ModuleSpec]:
+        """What has weights, by its name in `mlp`."""
+        gate = LinearSpec(self.intermediate_size, hidden_size, reads_block=True)
+        return {"gate_proj": gate, "up_proj": gate, "down_proj": LinearSpec(hidden_size, self.intermediate_size)}
 
 
 @dataclass(frozen=True)
@@ -89,6 +190,24 @@ class MixtureOfExpertsSpec:
     intermediate_size: int
     shared_intermediate_size: int  # 0: no shared expert
 
+    @property
+    def expert(self) -> DenseMLPSpec:
+        """A routed expert."""
+        return DenseMLPSpec(self.intermediate_size)
+
+    @property
+    def shared_experts(self) -> DenseMLPSpec | None:
+        return DenseMLPSpec(self.shared_intermediate_size) if self.shared_intermediate_size else None
+
+    def modules(self, hidden_size: int) -> dict[str, ModuleSpec]:
+        """What has weights, by its name in `mlp`."""
+        router, expert = self.router, self.expert.modules(hidden_size)
+        found: dict[str, ModuleSpec] = {"gate": GateSpec(router.num_experts, hidden_size, router.selection_bias)}
+        for number in range(router.num_experts):
+            found |= {f"experts.{number}.{name}": module for name, module in expert.items()}
+        shared = self.shared_experts.modules(hidden_size) if self.shared_experts else {}
+        return found | {f"shared_experts.{name}": module for name, module in shared.items()}
+
 
 AttentionSpec = LatentAttentionSpec | GroupedQueryAttentionSpec
 MLPSpec = DenseMLPSpec | MixtureOfExpertsSpec
@@ -100,9 +219,9 @@ class ModelSpec:
     hidden_size: int
     vocab_size: int
     rms_norm_eps: float
-    rope: RopeSpec
-    attention: AttentionSpec
-    mlps: tuple[MLPSpec, ...]  # one per layer; the MTP layers follow the decoder layers
+    # One of each per layer, and one object for all layers that are alike; the MTP layers follow the decoder layers.
+    attentions: tuple[AttentionSpec, ...]
+    mlps: tuple[MLPSpec, ...]
     num_layers: int  # decoder layers, without MTP
     num_mtp_layers: int
     tie_word_embeddings: bool

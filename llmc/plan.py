@@ -13,9 +13,9 @@ import torch
 
 from llmc import machine
 from llmc.convert.checkpoint import Checkpoint
-from llmc.convert.model.causal_lm import CACHE_SCALES, empty_layer
+from llmc.convert.model.causal_lm import empty_layer
 from llmc.convert.quantized_weight import Activations, QuantizedWeight
-from llmc.convert.spec import LatentAttentionSpec, MixtureOfExpertsSpec, MLPSpec, ModelSpec
+from llmc.convert.spec import CACHE_SCALES, LatentAttentionSpec, MixtureOfExpertsSpec, MLPSpec, ModelSpec
 from llmc.convert.targets import target
 from llmc.errors import InputError, MachineError
 from llmc.progress import size
@@ -235,13 +235,15 @@ def _stored_bytes(layout_name: str, scheme: Scheme, shape: tuple[int, int]) -> i
 
 def _cache_bytes(spec: ModelSpec, fp8: bool) -> tuple[int, int]:
     """Bytes per token: as kept, and as one key and one value per head."""
-    attention, entry = spec.attention, (1 if fp8 else 2) * spec.num_all_layers
-    if isinstance(attention, LatentAttentionSpec):
-        kept = attention.kv_lora_rank + attention.qk_rope_head_dim
-        head = attention.qk_nope_head_dim + attention.qk_rope_head_dim + attention.v_head_dim
-        return entry * kept, entry * attention.num_heads * head
-    kept = 2 * attention.num_kv_heads * attention.head_dim
-    return entry * kept, entry * kept
+    entry, kept, expanded = 1 if fp8 else 2, 0, 0
+    for attention in spec.attentions:
+        mine = sum(heads * channels for heads, channels in attention.cache_entry().values())
+        kept += entry * mine
+        if isinstance(attention, LatentAttentionSpec):
+            head = attention.qk_nope_head_dim + attention.qk_rope_head_dim + attention.v_head_dim
+            mine = attention.num_heads * head
+        expanded += entry * mine
+    return kept, expanded
 
 
 def _streams(spec: ModelSpec, assigned: Mapping[str, Assignment], calibration: int, check: int) -> int:
@@ -251,9 +253,9 @@ def _streams(spec: ModelSpec, assigned: Mapping[str, Assignment], calibration: i
     calibration text that, what `o_proj` and what the MLP reads, in the quantized model and, where calibration is
     asymmetric, in the original. An MTP layer reads one more.
     """
-    attention, models = spec.attention, 1 + any(given.method == "gptaq" for given in assigned.values())
-    head = attention.v_head_dim if isinstance(attention, LatentAttentionSpec) else attention.head_dim
-    widths = (4 + bool(spec.num_mtp_layers)) * spec.hidden_size + attention.num_heads * head
+    models = 1 + any(given.method == "gptaq" for given in assigned.values())
+    mixed = max(attention.output_size for attention in spec.attentions)
+    widths = (4 + bool(spec.num_mtp_layers)) * spec.hidden_size + mixed
     return 4 * (2 * 3 * check * spec.hidden_size + models * calibration * widths)
 
 
@@ -281,11 +283,14 @@ def _memory(
     @functools.cache  # layers of one kind
     def solver(index: int) -> int:
         modules = linears(empty_layer(spec, index))
-        found = solve_batches(by_layer.get(index, {}))
+        found = solve_batches(by_layer.get(index, {}), modules)
         measured = max((job.moments_bytes(modules) for job in found), default=0)
         return max((job.working_bytes(modules, on_gpu) for job in found), default=0) + min(measured, budget)
 
-    kinds = [(mlp, spec.is_mtp(index)) for index, mlp in enumerate(spec.mlps)]
+    kinds = [
+        (attention, mlp, spec.is_mtp(index))
+        for index, (attention, mlp) in enumerate(zip(spec.attentions, spec.mlps, strict=True))
+    ]
     largest = max(
         held + max(solver(kinds.index(kind)), _activations(spec)) for held, kind in zip(layer_bytes, kinds, strict=True)
     )

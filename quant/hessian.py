@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 
+from llmc.convert.model import Linear
+from llmc.convert.tensor_names import ModuleName
+from llmc.errors import LlmcError
 from llmc.quant.overflow import refuse_overflow
 
 _STRIP = 256  # columns of a Hessian that are summed at once, from the diagonal on: the rest is symmetry
-_EXPERT = re.compile(r"mlp\.experts\.(\d+)(\.\w+)?")
 
 
-def source(name: str) -> str:
-    """What a linear layer reads, by the module it is the input of; layers of one source share a Hessian."""
-    parent, _, last = name.rpartition(".")
-    first = last in ("q_proj", "k_proj", "v_proj", "q_a_proj", "kv_a_proj_with_mqa", "gate_proj", "up_proj")
-    return parent if first else name
-
-
-def expert_of(name: str) -> int | None:
-    """The routed expert that a module, or the source of one, belongs to."""
-    match = _EXPERT.fullmatch(name)
-    return int(match[1]) if match else None
+def source(name: str, modules: Mapping[str, Linear]) -> str:
+    """What a linear layer (by its name inside its decoder layer) reads, by the module that it is the input of: layers
+    of one source share a Hessian. LlmcError for a name that the layer does not have."""
+    if name not in modules:
+        raise LlmcError(f"{name} is no linear layer of this model; this is a bug in llmc")
+    return ModuleName.parse(name).parent if modules[name].reads_block else name
 
 
 @dataclass

@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 
 from llmc.convert.model import DecoderLayer, DenseMLP, LatentAttention, MixtureOfExperts
-from llmc.convert.model.causal_lm import CACHE_SCALES
+from llmc.convert.spec import CACHE_SCALES
 from llmc.quant.activation_file import MICRO_BATCH_TOKENS, ActivationFile
 from llmc.quant.assign import Assignment
 from llmc.quant.hessian import CalibrationStats, HessianStats, source
@@ -55,7 +55,7 @@ class LayerRun:
 
     def normed(self, rows: slice) -> torch.Tensor:
         """What attention reads."""
-        x: torch.Tensor = self.layer.input_layernorm(self.x.read(rows))
+        x: torch.Tensor = self.layer.get_submodule("input_layernorm")(self.x.read(rows))
         return x
 
 
@@ -136,7 +136,7 @@ class LayerCalibration:
             for rows in self._rows("attention output"):
                 x = path.x.read(rows).add_(path.layer.self_attn.o_proj(path.mixed.read(rows)))
                 path.out.write(rows, x)
-                path.hidden.write(rows, path.layer.post_attention_layernorm(x))
+                path.hidden.write(rows, path.layer.get_submodule("post_attention_layernorm")(x))
             path.mixed.delete()
 
     def _cache_scales(self) -> dict[str, float]:
@@ -191,7 +191,7 @@ class LayerCalibration:
         self, phase: str, assigned: dict[str, Assignment], views: dict[str, InputFunction], everything: bool = False
     ) -> None:
         """Measures sources, by what makes them, and solves what reads them; `everything` is made even if unread."""
-        calibrated = _calibrated_sources(assigned)
+        calibrated = self._calibrated_sources(assigned)
         wanted = {name: view for name, view in views.items() if everything or name in calibrated}
         if not wanted:
             return
@@ -205,8 +205,14 @@ class LayerCalibration:
 
     def _solve(self, assigned: dict[str, Assignment], measured: CalibrationStats) -> None:
         """What reads the sources that were measured."""
-        mine = {name: given for name, given in assigned.items() if source(name) in measured.moments}
-        solve_modules(linears(self.layer), mine, measured, self.solved)
+        modules = linears(self.layer)
+        mine = {name: given for name, given in assigned.items() if source(name, modules) in measured.moments}
+        solve_modules(modules, mine, measured, self.solved)
+
+    def _calibrated_sources(self, assigned: dict[str, Assignment]) -> set[str]:
+        """What the modules read that are calibrated."""
+        modules = linears(self.layer)
+        return {source(module, modules) for module, given in assigned.items() if given.calibrated}
 
     def _rows(self, phase: str) -> Iterator[slice]:
         stream = self.paths[0].x
@@ -238,12 +244,14 @@ class LayerCalibration:
     def _together(self, assigned: dict[str, Assignment]) -> int:
         """How many experts can be solved at once."""
         modules = linears(self.layer)
-        each = [job.moments_bytes(modules) // len(job.members) for job in solve_batches(assigned) if job.expert]
+        each = [
+            job.moments_bytes(modules) // len(job.members) for job in solve_batches(assigned, modules) if job.expert
+        ]
         return max(1, self.memory_budget * 3 // 4 // max(each)) if each else len(modules)
 
     def _units(self, units: list[MLPBatch], assigned: dict[str, Assignment], need_output: bool) -> None:
         """Solves the projections of MLPs that are worked on together, and adds their outputs."""
-        wanted = _calibrated_sources(assigned)
+        wanted = self._calibrated_sources(assigned)
         measured = CalibrationStats()
         for unit in self._counted("gate and up", [unit for unit in units if unit.name in wanted]):
             self._measure(measured, unit, unit.name, self._hidden)
@@ -304,11 +312,6 @@ class LayerCalibration:
             others.add(name, *view(unit, torch.arange(0, every, max(1, int(every / (2 * needed))))))
             measured.blend(name, others.moments[name], needed - len(tokens))
         return made
-
-
-def _calibrated_sources(assigned: dict[str, Assignment]) -> set[str]:
-    """What the modules read that are calibrated."""
-    return {source(module) for module, given in assigned.items() if given.calibrated}
 
 
 def _latent_attention(path: LayerRun) -> LatentAttention:

@@ -11,10 +11,11 @@ from torch import nn
 from llmc.contracts.layer_record import ModuleReport
 from llmc.convert.model import Linear
 from llmc.convert.quantized_weight import LARGEST_FP8, Activations, QuantizedWeight
+from llmc.convert.tensor_names import ModuleName
 from llmc.quant.activation_file import CPU
 from llmc.quant.assign import Assignment
 from llmc.quant.gptq import Quantized, round_to_nearest, solve
-from llmc.quant.hessian import CalibrationStats, expert_of, source
+from llmc.quant.hessian import CalibrationStats, source
 from llmc.quant.schemes.scheme import Scheme
 
 # Weights in one batch: larger ones only fall out of the processor's caches, and each of their temporaries is fetched
@@ -63,27 +64,28 @@ class Solved:
     reports: dict[str, ModuleReport] = field(default_factory=dict)
 
 
-def solve_batches(assigned: dict[str, Assignment]) -> list[SolveBatch]:
+def solve_batches(assigned: dict[str, Assignment], modules: dict[str, Linear]) -> list[SolveBatch]:
     """Groups calibrated modules (names inside the layer): same projection of all experts, same input, same scheme."""
     groups: dict[tuple[str, ...], dict[str, list[str]]] = {}
     for name, assignment in assigned.items():
         if not assignment.calibrated:
             continue
-        read, last = source(name), name.rpartition(".")[2]
-        kind = read if expert_of(read) is None else "experts." + ("down" if last == "down_proj" else "input")
+        read, parsed = source(name, modules), ModuleName.parse(name)
+        kind = read if parsed.expert is None else str(replace(ModuleName.parse(read), expert=None))
         # Rows that share a scale with their neighbors cannot be stacked.
-        alone = last if assignment.scheme.block((2, 2))[0] > 1 else ""
+        alone = parsed.projection if assignment.scheme.block((2, 2))[0] > 1 else ""
         key = kind, assignment.scheme.name, assignment.method, alone
         groups.setdefault(key, {}).setdefault(read, []).append(name)
     result = []
-    for (kind, *_), members in groups.items():
-        given = assigned[next(iter(members.values()))[0]]
+    for members in groups.values():
+        first = next(iter(members.values()))[0]
+        given, of_experts = assigned[first], ModuleName.parse(first).expert is not None
         # Matrices of one batch have one shape: experts of which only some projections match go apart.
         by_suffix: dict[tuple[str, ...], list[list[str]]] = {}
         for names in members.values():
-            by_suffix.setdefault(tuple(name.rpartition(".")[2] for name in names), []).append(names)
+            by_suffix.setdefault(tuple(ModuleName.parse(name).projection for name in names), []).append(names)
         for matrices in by_suffix.values():
-            result.append(SolveBatch(given.scheme, given.method, matrices, kind.startswith("experts.")))
+            result.append(SolveBatch(given.scheme, given.method, matrices, of_experts))
     return result
 
 
@@ -113,19 +115,19 @@ def solve_modules(
     modules: dict[str, Linear], assigned: dict[str, Assignment], measured: CalibrationStats, solved: Solved
 ) -> None:
     """Quantizes the calibrated modules of `assigned`, in `modules` too, from the moments of their sources."""
-    for job in solve_batches(assigned):
+    for job in solve_batches(assigned, modules):
         if job.method == "rtn":  # measured for the sake of the inputs' scale
             rounded = {name: Assignment(job.scheme, "rtn") for names in job.members for name in names}
-            _round(modules, rounded, solved, {name: measured.moments[source(name)].amax for name in rounded})
+            _round(modules, rounded, solved, {name: measured.moments[source(name, modules)].amax for name in rounded})
             continue
-        first = measured.moments[source(job.members[0][0])]
+        first = measured.moments[source(job.members[0][0], modules)]
         together = job.together(modules, first.hessian.is_cuda)
         for start in range(0, len(job.members), together):
             _solve_job(replace(job, members=job.members[start : start + together]), modules, measured, solved)
 
 
 def _solve_job(job: SolveBatch, modules: dict[str, Linear], measured: CalibrationStats, solved: Solved) -> None:
-    sources = [source(names[0]) for names in job.members]
+    sources = [source(names[0], modules) for names in job.members]
     moments = [measured.moments[name] for name in sources]
     different = moments[:1] if all(each is moments[0] for each in moments) else moments
     hessian = torch.stack([each.symmetric() for each in different])

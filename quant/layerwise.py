@@ -321,7 +321,7 @@ class _Pass:
             assert isinstance(path.layer, MultiTokenPrediction)
             path.x.create()
             for rows in path.x.micro_batches():
-                path.x.write(rows, path.layer.eh_proj(joined(path, rows)))
+                path.x.write(rows, path.layer.get_submodule("eh_proj")(joined(path, rows)))
 
     def _leave_mtp(self, calibration: LayerCalibration, index: int) -> None:
         """The next MTP layer goes on from what this one predicts."""
@@ -330,7 +330,7 @@ class _Pass:
             if index < self.last_calibrated:
                 target = path.entry.following()
                 for rows in path.out.micro_batches():
-                    y = path.layer.shared_head["norm"](path.out.read(rows))
+                    y = path.layer.get_submodule("shared_head.norm")(path.out.read(rows))
                     target.write(rows, functional.pad(y, (0, 0, 0, target.shape[1] - y.shape[1])))
                 target.flush()
             path.x.delete()

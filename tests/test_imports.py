@@ -53,6 +53,21 @@ def test_rooms_import_only_what_they_may(room: str) -> None:
                 assert any(f"{name}.".startswith(f"{front}.") for front in FRONT), f"{path} imports {name}"
 
 
+def test_checkpoints_are_read_without_the_model() -> None:
+    """No circle: the model is built from a checkpoint, and what a checkpoint must hold is said by its spec alone."""
+    waiting, seen = ["llmc.convert.checkpoint"], set[str]()
+    while waiting:
+        name = waiting.pop()
+        path = REPOSITORY.joinpath(*name.split(".")[1:])
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        if name in seen or not name.startswith("llmc.convert") or not path.exists():
+            continue
+        seen.add(name)
+        waiting += imported(path)
+    assert {"llmc.convert.layer_modules", "llmc.convert.families.family"} <= seen
+    assert not [name for name in seen if f"{name}.".startswith("llmc.convert.model.")]
+
+
 def test_no_file_without_a_subject() -> None:
     for room in ("llmc", "convert", "quant", "runtime", "recipes", "tests", "ci"):
         for path in (REPOSITORY / room).rglob("*.py"):

@@ -21,7 +21,7 @@ import torch
 from rich.progress import track
 
 from llmc.convert.families import family_of
-from llmc.convert.model.causal_lm import weight_shapes
+from llmc.convert.layer_modules import weight_shapes
 from llmc.convert.safetensors_file import SafetensorsWriter
 from llmc.source import locate
 

@@ -16,6 +16,7 @@ from llmc.convert.kernels.expert_weights import PLAIN
 from llmc.convert.kernels.latent_attention_tiles import LARGEST_RANK, LARGEST_ROPE
 from llmc.convert.spec import LatentAttentionSpec, MixtureOfExpertsSpec, ModelSpec, RouterSpec
 from llmc.convert.targets import rounding_notes
+from llmc.convert.tensor_names import ModuleName
 from llmc.errors import InputError
 
 FP8_SM = 89
@@ -40,14 +41,16 @@ def check(target: str, spec: ModelSpec, options: ExpectedContents, schemes: Mapp
         raise InputError(
             f"target {target}: context is {options.context}, but the model ends at {spec.max_position_embeddings}"
         )
-    routes, attention = router(spec), spec.attention
+    routes = router(spec)
     if routes and not options.plugins and routes.num_experts > MOST_DENSE_EXPERTS:
         raise InputError(
             f"target {target}: without plugins a prompt's step computes all {routes.num_experts} experts, "
             f"{routes.num_experts // routes.top_k} times the chosen ones, which is not done for more than "
             f"{MOST_DENSE_EXPERTS}; leave out `plugins: false`"
         )
-    if options.plugins and isinstance(attention, LatentAttentionSpec):
+    for attention in dict.fromkeys(spec.attentions) if options.plugins else ():
+        if not isinstance(attention, LatentAttentionSpec):
+            continue
         rank, rope = attention.kv_lora_rank, attention.qk_rope_head_dim
         if rank > LARGEST_RANK or rope > LARGEST_ROPE:
             raise InputError(
@@ -55,9 +58,9 @@ def check(target: str, spec: ModelSpec, options: ExpectedContents, schemes: Mapp
                 f"`qk_rope_head_dim` of at most {LARGEST_ROPE}, not {rank} and {rope}; say `plugins: false`"
             )
     for module in schemes:
-        name, _, projection = module.rpartition(".")
-        fellow = {"gate_proj": "up_proj", "up_proj": "gate_proj"}.get(projection)
-        if ".experts." in name and fellow and schemes.get(f"{name}.{fellow}") != schemes[module]:
+        name = ModuleName.parse(module)
+        fellow = {"gate_proj": "up_proj", "up_proj": "gate_proj"}.get(name.projection)
+        if name.expert is not None and fellow and schemes.get(f"{name.parent}.{fellow}") != schemes[module]:
             raise InputError(
                 f"target {target}: {module} is to become {schemes[module]}, and {fellow} is not, which an engine "
                 "computes together with it; let one line of the recipe's `quantize` match both"
@@ -69,7 +72,8 @@ class Contents:
 
     def __init__(self, checkpoint: Checkpoint, plugins: bool) -> None:
         self.checkpoint, self.spec, self.plugins = checkpoint, checkpoint.spec, plugins
-        self.cache_in_codes = self.spec.fp8_cache and plugins and isinstance(self.spec.attention, LatentAttentionSpec)
+        latent = all(isinstance(attention, LatentAttentionSpec) for attention in self.spec.attentions)
+        self.cache_in_codes = self.spec.fp8_cache and plugins and latent
 
     def groups(self, sms: Sequence[int]) -> list[tuple[list[int], set[str]]]:
         """Which GPUs share an engine, and the kinds of stored codes that TensorRT keeps in it. Plugins keep theirs, and

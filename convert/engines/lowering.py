@@ -13,7 +13,7 @@ from llmc.convert.engines.plugins import Plugins
 from llmc.convert.engines.weights import EngineWeights, in_groups
 from llmc.convert.engines.windows import add_window
 from llmc.convert.graph.builder import DOMAIN
-from llmc.convert.graph.rewrite import Rewriter, producer, weight_of
+from llmc.convert.graph.rewrite import Rewriter, layer_of, producer, weight_of
 from llmc.convert.spec import LatentAttentionSpec, ModelSpec
 
 
@@ -38,14 +38,16 @@ def lower(
     """
     b = Rewriter(model)
     weights, phases = EngineWeights(b, dtype, code_types), Phases(b, widths)
-    if windowed and (plugins is None or not isinstance(spec.attention, LatentAttentionSpec)):
+    latent = all(isinstance(attention, LatentAttentionSpec) for attention in spec.attentions)
+    if windowed and (plugins is None or not latent):
         add_window(b)
-    if isinstance(spec.attention, LatentAttentionSpec):
-        for node in b.nodes("LatentAttention", DOMAIN):
-            if plugins is not None:
-                latent_attention_plugin(b, node, spec.attention, dtype, plugins)
-            else:
-                latent_attention(b, node, spec.attention, phases)
+    for node in b.nodes("LatentAttention", DOMAIN):
+        attention = spec.attentions[layer_of(node)]
+        assert isinstance(attention, LatentAttentionSpec)
+        if plugins is not None:
+            latent_attention_plugin(b, node, attention, dtype, plugins)
+        else:
+            latent_attention(b, node, attention, phases)
     rounding = b.nodes("RoundActivations", DOMAIN)  # the compiler wants scales to be constants
     rounding += [
         node

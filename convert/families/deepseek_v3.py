@@ -13,6 +13,7 @@ from llmc.convert.spec import (
     MixtureOfExpertsSpec,
     MLPSpec,
     ModelSpec,
+    RopeSpec,
     RouterSpec,
 )
 from llmc.errors import InputError
@@ -42,8 +43,7 @@ class DeepseekV3(Family):
             hidden_size=fields.integer("hidden_size"),
             vocab_size=fields.integer("vocab_size"),
             rms_norm_eps=fields.number("rms_norm_eps", 1e-6),
-            rope=rope,
-            attention=_latent_attention(fields),
+            attentions=(_latent_attention(fields, rope),) * (num_layers + num_mtp_layers),
             mlps=tuple(mlps),
             num_layers=num_layers,
             num_mtp_layers=num_mtp_layers,
@@ -63,11 +63,11 @@ def _num_mtp_layers(fields: Fields) -> int:
     return fields.count([*given, *names][0], 1, minimum=0)
 
 
-def _latent_attention(fields: Fields) -> LatentAttentionSpec:
-    nope, rope = fields.integer("qk_nope_head_dim"), fields.count("qk_rope_head_dim")
-    if rope % 2:
-        raise InputError(f"`qk_rope_head_dim` must be even, not {rope}")
-    softmax_scale = (nope + rope) ** -0.5
+def _latent_attention(fields: Fields, rope: RopeSpec) -> LatentAttentionSpec:
+    nope = fields.integer("qk_nope_head_dim")
+    if rope.dim % 2:
+        raise InputError(f"`qk_rope_head_dim` must be even, not {rope.dim}")
+    softmax_scale = (nope + rope.dim) ** -0.5
     scaling, kind = rope_scaling(fields.config)
     if kind != "default" and scaling.config.get("mscale_all_dim"):
         mscale = yarn_mscale(scaling.number("factor"), scaling.number("mscale_all_dim"))
@@ -77,10 +77,11 @@ def _latent_attention(fields: Fields) -> LatentAttentionSpec:
         q_lora_rank=None if fields.config.get("q_lora_rank", 0) is None else fields.integer("q_lora_rank", 1536),
         kv_lora_rank=fields.integer("kv_lora_rank"),
         qk_nope_head_dim=nope,
-        qk_rope_head_dim=rope,
+        qk_rope_head_dim=rope.dim,
         v_head_dim=fields.integer("v_head_dim"),
         bias=fields.boolean("attention_bias", False),
         softmax_scale=softmax_scale,
+        rope=rope,
     )
 
 

@@ -41,20 +41,21 @@ class Llama(Family):
             raise InputError(f"`head_dim` must be even, not {head_dim}")
         max_positions = fields.integer("max_position_embeddings", self.max_positions)
         qkv_bias, output_bias = self.biases(fields)
+        attention = GroupedQueryAttentionSpec(
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
+            qkv_bias=qkv_bias,
+            output_bias=output_bias,
+            softmax_scale=head_dim**-0.5,
+            rope=rope_spec(config, head_dim, interleaved=False, max_positions=max_positions),
+        )
         return ModelSpec(
             family=self.name,
             hidden_size=hidden_size,
             vocab_size=fields.integer("vocab_size"),
             rms_norm_eps=fields.number("rms_norm_eps", 1e-6),
-            rope=rope_spec(config, head_dim, interleaved=False, max_positions=max_positions),
-            attention=GroupedQueryAttentionSpec(
-                num_heads=num_heads,
-                num_kv_heads=num_kv_heads,
-                head_dim=head_dim,
-                qkv_bias=qkv_bias,
-                output_bias=output_bias,
-                softmax_scale=head_dim**-0.5,
-            ),
+            attentions=(attention,) * num_layers,
             mlps=(DenseMLPSpec(fields.integer("intermediate_size")),) * num_layers,
             num_layers=num_layers,
             num_mtp_layers=0,

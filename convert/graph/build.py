@@ -24,9 +24,8 @@ import onnx_ir as ir
 
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.graph.builder import GraphBuilder
-from llmc.convert.graph.decoder_layer import decoder_layer
+from llmc.convert.graph.decoder_layer import decoder_layer, multi_token_prediction
 from llmc.convert.graph.linear import linear
-from llmc.convert.graph.multi_token_prediction import multi_token_prediction
 from llmc.convert.graph.rms_norm import rms_norm
 from llmc.convert.graph.step import StepInputs
 from llmc.convert.graph.weight import WeightView, stored_dtype

@@ -1,13 +1,15 @@
-"""One pre-norm decoder layer: attention and MLP, each with its residual."""
+"""One layer in the graph."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
+from llmc.convert import dataflow
 from llmc.convert.graph.builder import GraphBuilder
 from llmc.convert.graph.dense_mlp import dense_mlp
 from llmc.convert.graph.grouped_query_attention import grouped_query_attention
 from llmc.convert.graph.latent_attention import latent_attention
+from llmc.convert.graph.linear import linear
 from llmc.convert.graph.mixture_of_experts import mixture_of_experts
 from llmc.convert.graph.rms_norm import rms_norm
 from llmc.convert.graph.step import StepInputs
@@ -16,16 +18,47 @@ from llmc.convert.spec import LatentAttentionSpec, MixtureOfExpertsSpec
 
 def decoder_layer(b: GraphBuilder, x: ir.Value, layer: int, step: StepInputs) -> ir.Value:
     """[B, S, H] -> [B, S, H]"""
-    path = f"model.layers.{layer}"
-    latent = isinstance(b.spec.attention, LatentAttentionSpec)
-    attention = latent_attention if latent else grouped_query_attention
-    with b.at(path):
-        normed = rms_norm(b, x, f"{path}.input_layernorm")
-        x = b.op("Add", x, attention(b, normed, f"{path}.self_attn", layer, step))
-        normed = rms_norm(b, x, f"{path}.post_attention_layernorm")
-        mlp = b.spec.mlps[layer]
-        if isinstance(mlp, MixtureOfExpertsSpec):
-            y = mixture_of_experts(b, normed, f"{path}.mlp", mlp)
-        else:
-            y = dense_mlp(b, normed, f"{path}.mlp")
-        return b.op("Add", x, y)
+    ops = GraphOps(b, layer, step)
+    with b.at(ops.path):
+        return dataflow.decoder_layer(ops, x)
+
+
+def multi_token_prediction(
+    b: GraphBuilder, embedding: ir.Value, hidden: ir.Value, layer: int, step: StepInputs
+) -> ir.Value:
+    """Embedding of token i+1, hidden state of token i: [B, S, H] -> [B, S, H] after shared_head.norm."""
+    ops = GraphOps(b, layer, step)
+    with b.at(ops.path):
+        return dataflow.multi_token_prediction(ops, embedding, hidden)
+
+
+class GraphOps:
+    """The steps of a layer as nodes, called after it."""
+
+    def __init__(self, b: GraphBuilder, layer: int, step: StepInputs) -> None:
+        self.b, self.layer, self.step, self.path = b, layer, step, f"model.layers.{layer}"
+
+    def norm(self, name: str, x: ir.Value) -> ir.Value:
+        return rms_norm(self.b, x, f"{self.path}.{name}")
+
+    def linear(self, name: str, x: ir.Value) -> ir.Value:
+        return linear(self.b, x, f"{self.path}.{name}")
+
+    def attention(self, x: ir.Value) -> ir.Value:
+        spec, path = self.b.spec.attentions[self.layer], f"{self.path}.self_attn"
+        if isinstance(spec, LatentAttentionSpec):
+            return latent_attention(self.b, x, path, spec, self.layer, self.step)
+        return grouped_query_attention(self.b, x, path, spec, self.layer, self.step)
+
+    def mlp(self, x: ir.Value) -> ir.Value:
+        spec, path = self.b.spec.mlps[self.layer], f"{self.path}.mlp"
+        if isinstance(spec, MixtureOfExpertsSpec):
+            return mixture_of_experts(self.b, x, path, spec)
+        return dense_mlp(self.b, x, path)
+
+    def add(self, x: ir.Value, y: ir.Value) -> ir.Value:
+        total: ir.Value = self.b.op("Add", x, y)
+        return total
+
+    def concat(self, x: ir.Value, y: ir.Value) -> ir.Value:
+        return self.b.concat(x, y)

@@ -36,14 +36,14 @@ def latent_attention_function() -> ir.Function:
     return b.function(b.op("Slice", mixed, first, rank, b.constant([3])))
 
 
-def latent_attention(b: GraphBuilder, x: ir.Value, path: str, layer: int, step: StepInputs) -> ir.Value:
+def latent_attention(
+    b: GraphBuilder, x: ir.Value, path: str, spec: LatentAttentionSpec, layer: int, step: StepInputs
+) -> ir.Value:
     """[B, S, H] -> [B, S, H].
 
     kv_b_proj never meets the cache: its key half is folded into the query, its value half into the output
     (section 2.1.2), so the cache holds R + P numbers per token: the normalized latent, then the rotated key.
     """
-    spec = b.spec.attention
-    assert isinstance(spec, LatentAttentionSpec)
     rank, nope, rope = spec.kv_lora_rank, spec.qk_nope_head_dim, spec.qk_rope_head_dim
     with b.at(path):
         if spec.q_lora_rank is None:
@@ -57,7 +57,7 @@ def latent_attention(b: GraphBuilder, x: ir.Value, path: str, layer: int, step: 
         entry = b.op("Unsqueeze", linear(b, x, f"{path}.kv_a_proj_with_mqa"), b.constant([1]))
         latent, key_rope = b.split(entry, rank, rope)
         latent = rms_norm(b, latent, f"{path}.kv_a_layernorm", spec.norm_eps)
-        cached = step.append(b, layer, "latent", b.concat(latent, rotary(b, key_rope, step.angles)))
+        cached = step.append(b, layer, "latent", b.concat(latent, rotary(b, key_rope, spec.rope, step.angles)))
 
         kv_b = f"{path}.kv_b_proj.weight"
         key_layout = WeightView(transposed=False, heads=spec.num_heads, rows=(0, nope))
@@ -65,7 +65,7 @@ def latent_attention(b: GraphBuilder, x: ir.Value, path: str, layer: int, step: 
         absorbed = b.op("MatMul", query_nope, b.weight(kv_b, key_layout, name=f"{kv_b}.key"))
         mixed = b.call(
             latent_attention_function(),
-            b.concat(absorbed, rotary(b, query_rope, step.angles)),
+            b.concat(absorbed, rotary(b, query_rope, spec.rope, step.angles)),
             cached,
             step.mask,
             num_heads=spec.num_heads,

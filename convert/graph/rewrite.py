@@ -10,6 +10,7 @@ from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPa
 
 from llmc.convert.graph.nodes import Nodes
 from llmc.convert.graph.weight import WeightTensor
+from llmc.convert.tensor_names import ModuleName
 
 
 class Rewriter(Nodes):
@@ -76,3 +77,10 @@ def weight_of(value: ir.Value | None) -> WeightTensor | None:
     """The checkpoint weight that `value` is, if it is one."""
     tensor = value.const_value if value is not None else None
     return tensor if isinstance(tensor, WeightTensor) else None
+
+
+def layer_of(node: ir.Node) -> int:
+    """The layer that a node, which is named after its module, belongs to."""
+    layer = ModuleName.parse((node.name or "").rpartition("/")[0]).layer
+    assert layer is not None, node.name
+    return layer

@@ -5,11 +5,13 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from llmc.convert.graph.builder import GraphBuilder
+from llmc.convert.spec import RopeSpec
+
+Angles = tuple[ir.Value, ir.Value]  # cosine and sine
 
 
-def rotary_angles(b: GraphBuilder, position_ids: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """Cosine and sine [B, S, dim / 2] of every position's angles, once per graph, computed in float32."""
-    rope = b.spec.rope
+def rotary_angles(b: GraphBuilder, position_ids: ir.Value, rope: RopeSpec) -> Angles:
+    """Cosine and sine [B, S, dim / 2] of every position's angles, computed in float32."""
     positions = b.op("Unsqueeze", b.op("Cast", position_ids, to=int(ir.DataType.FLOAT)), b.constant([-1]))
     angles = b.op("Mul", positions, b.constant(rope.inverse_frequencies, ir.DataType.FLOAT))
     factor = b.constant(rope.attention_factor, ir.DataType.FLOAT)
@@ -17,10 +19,10 @@ def rotary_angles(b: GraphBuilder, position_ids: ir.Value) -> tuple[ir.Value, ir
     return b.cast(cos, b.dtype, ir.DataType.FLOAT), b.cast(sin, b.dtype, ir.DataType.FLOAT)
 
 
-def rotary(b: GraphBuilder, x: ir.Value, angles: tuple[ir.Value, ir.Value]) -> ir.Value:
+def rotary(b: GraphBuilder, x: ir.Value, rope: RopeSpec, angles: dict[RopeSpec, Angles]) -> ir.Value:
     """[B, heads, S, dim] -> [B, heads, S, dim].
 
     Interleaved pairs stay interleaved, where transformers' DeepSeek gathers them into halves: the same
     permutation of query and key, invisible in their product.
     """
-    return b.op("RotaryEmbedding", x, *angles, interleaved=int(b.spec.rope.interleaved))
+    return b.op("RotaryEmbedding", x, *angles[rope], interleaved=int(rope.interleaved))

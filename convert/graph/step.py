@@ -9,18 +9,9 @@ import onnx_ir as ir
 from llmc.convert.graph.builder import GraphBuilder
 from llmc.convert.graph.linear import round_by
 from llmc.convert.graph.rotary import rotary_angles
-from llmc.convert.spec import LatentAttentionSpec, ModelSpec
 
 # Finite, so that a masked score stays finite in every float type and never meets another infinity.
 MASKED = -1e9
-
-
-def cache_entry(spec: ModelSpec) -> dict[str, tuple[int, int]]:
-    """What a layer caches per token: kind -> (heads, channels)."""
-    attention = spec.attention
-    if isinstance(attention, LatentAttentionSpec):
-        return {"latent": (1, attention.kv_lora_rank + attention.qk_rope_head_dim)}
-    return dict.fromkeys(("key", "value"), (attention.num_kv_heads, attention.head_dim))
 
 
 class StepInputs:
@@ -34,11 +25,13 @@ class StepInputs:
         self.position_ids = b.input("position_ids", ir.DataType.INT64, "batch", "sequence")
         self.cache_position = b.input("cache_position", ir.DataType.INT64, "batch")
         self.logits_index = b.input("logits_index", ir.DataType.INT64, "batch", "num_logits")
-        self.angles = rotary_angles(b, self.position_ids)
+        # Once per graph for all layers that rotate alike.
+        ropes = dict.fromkeys(b.spec.attentions[layer].rope for layer in layers)
+        self.angles = {rope: rotary_angles(b, self.position_ids, rope) for rope in ropes}
         self.past = {
             (layer, kind): b.input(f"past.{layer}.{kind}", b.dtype, "batch", heads, capacity, channels)
             for layer in layers
-            for kind, (heads, channels) in cache_entry(b.spec).items()
+            for kind, (heads, channels) in b.spec.attentions[layer].cache_entry().items()
         }
         self.mask = self._mask(b)
 

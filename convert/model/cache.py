@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from llmc.convert.quantized_weight import round_to_fp8
-from llmc.convert.spec import LatentAttentionSpec, ModelSpec
+from llmc.convert.spec import AttentionSpec, LatentAttentionSpec
 
 
 class LatentCache:
@@ -51,9 +51,8 @@ def as_cached(entries: dict[str, torch.Tensor], scales: dict[str, float]) -> dic
 LayerCache = LatentCache | KeyValueCache
 
 
-def layer_cache(spec: ModelSpec, batch: int, capacity: int, dtype: torch.dtype = torch.float32) -> LayerCache:
-    """An empty cache for any one layer of the model."""
-    attention = spec.attention
+def layer_cache(attention: AttentionSpec, batch: int, capacity: int, dtype: torch.dtype = torch.float32) -> LayerCache:
+    """An empty cache for a layer with this attention."""
     if isinstance(attention, LatentAttentionSpec):
         return LatentCache(batch, capacity, attention.kv_lora_rank + attention.qk_rope_head_dim, dtype)
     return KeyValueCache(batch, attention.num_kv_heads, capacity, attention.head_dim, dtype)

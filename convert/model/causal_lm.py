@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,45 +13,16 @@ from llmc.convert.model.decoder_layer import DecoderLayer
 from llmc.convert.model.linear import Linear
 from llmc.convert.model.multi_token_prediction import MultiTokenPrediction
 from llmc.convert.model.rms_norm import RMSNorm
-from llmc.convert.spec import MixtureOfExpertsSpec, MLPSpec, ModelSpec
+from llmc.convert.spec import ModelSpec
 
 if TYPE_CHECKING:
     from llmc.convert.checkpoint import Checkpoint
-
-
-CACHE_SCALES = ("k_scale", "v_scale")
 
 
 def empty_layer(spec: ModelSpec, index: int) -> DecoderLayer:
     """A layer on the meta device: names and shapes without memory."""
     with torch.device("meta"):
         return (MultiTokenPrediction if spec.is_mtp(index) else DecoderLayer)(spec, index)
-
-
-def fewest_weights(spec: ModelSpec) -> int:
-    """A lower bound of how many tensors the model needs, without making any of them."""
-    experts = (mlp.router.num_experts if isinstance(mlp, MixtureOfExpertsSpec) else 1 for mlp in spec.mlps)
-    return sum(3 * count + 4 for count in experts)
-
-
-@functools.lru_cache(64)  # hundreds of experts, in dozens of equal layers, for whoever opens the checkpoint again
-def _layer_shapes(spec: ModelSpec, index: int) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(weight.shape) for name, weight in empty_layer(spec, index).named_parameters()}
-
-
-def weight_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """Every tensor the model needs: name → shape."""
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (spec.vocab_size, spec.hidden_size)}
-    first: dict[tuple[MLPSpec, bool], int] = {}
-    for index, mlp in enumerate(spec.mlps):
-        like = _layer_shapes(spec, first.setdefault((mlp, spec.is_mtp(index)), index))
-        shapes |= {f"model.layers.{index}.{name}": shape for name, shape in like.items()}
-        if spec.fp8_cache:
-            shapes |= {f"model.layers.{index}.self_attn.{name}": (1,) for name in CACHE_SCALES}
-    shapes["model.norm.weight"] = (spec.hidden_size,)
-    if not spec.tie_word_embeddings:
-        shapes["lm_head.weight"] = (spec.vocab_size, spec.hidden_size)
-    return shapes
 
 
 def load_layer(checkpoint: Checkpoint, index: int, dtype: torch.dtype = torch.float32) -> DecoderLayer:
@@ -139,7 +109,7 @@ class CausalLM:
 
     def new_cache(self, batch: int, capacity: int) -> list[LayerCache]:
         """An empty cache per layer, MTP layers included."""
-        return [layer_cache(self.spec, batch, capacity, self.dtype) for _ in self.layers]
+        return [layer_cache(attention, batch, capacity, self.dtype) for attention in self.spec.attentions]
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """ids [B, S] → [B, S, H]."""

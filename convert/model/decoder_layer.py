@@ -1,16 +1,18 @@
-"""One decoder layer: attention and MLP, each behind a norm and beside a residual."""
+"""One decoder layer in torch."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
+from llmc.convert import dataflow
+from llmc.convert.layer_modules import own_modules
 from llmc.convert.model.cache import LayerCache
 from llmc.convert.model.dense_mlp import DenseMLP
 from llmc.convert.model.grouped_query_attention import GroupedQueryAttention
 from llmc.convert.model.latent_attention import LatentAttention
 from llmc.convert.model.mixture_of_experts import MixtureOfExperts
-from llmc.convert.model.rms_norm import RMSNorm
+from llmc.convert.model.modules import add_modules
 from llmc.convert.spec import LatentAttentionSpec, MixtureOfExpertsSpec, ModelSpec
 
 
@@ -19,21 +21,44 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, spec: ModelSpec, index: int) -> None:
         super().__init__()
-        hidden_size, mlp = spec.hidden_size, spec.mlps[index]
-        self.input_layernorm = RMSNorm(hidden_size, spec.rms_norm_eps)
+        hidden_size, attention, mlp = spec.hidden_size, spec.attentions[index], spec.mlps[index]
         self.self_attn = (
-            LatentAttention(spec.attention, spec.rope, hidden_size)
-            if isinstance(spec.attention, LatentAttentionSpec)
-            else GroupedQueryAttention(spec.attention, spec.rope, hidden_size)
+            LatentAttention(attention, hidden_size)
+            if isinstance(attention, LatentAttentionSpec)
+            else GroupedQueryAttention(attention, hidden_size)
         )
-        self.post_attention_layernorm = RMSNorm(hidden_size, spec.rms_norm_eps)
         self.mlp = (
-            MixtureOfExperts(mlp, hidden_size)
-            if isinstance(mlp, MixtureOfExpertsSpec)
-            else DenseMLP(hidden_size, mlp.intermediate_size)
+            MixtureOfExperts(mlp, hidden_size) if isinstance(mlp, MixtureOfExpertsSpec) else DenseMLP(mlp, hidden_size)
         )
+        add_modules(self, own_modules(spec, index))
 
     def forward(self, x: torch.Tensor, positions: torch.Tensor, cache: LayerCache | None = None) -> torch.Tensor:
         """x [B, S, H], positions [B, S] → [B, S, H]."""
-        x = x + self.self_attn(self.input_layernorm(x), positions, cache)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        return dataflow.decoder_layer(TorchOps(self, positions, cache), x)
+
+
+class TorchOps:
+    """The steps of a layer on tensors: whole sequences, or with a cache those tokens that follow what it holds."""
+
+    def __init__(self, layer: DecoderLayer, positions: torch.Tensor, cache: LayerCache | None) -> None:
+        self.layer, self.positions, self.cache = layer, positions, cache
+
+    def norm(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.layer.get_submodule(name)(x)
+        return y
+
+    linear = norm
+
+    def attention(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.layer.self_attn(x, self.positions, self.cache)
+        return y
+
+    def mlp(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.layer.mlp(x)
+        return y
+
+    def add(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return x + y
+
+    def concat(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return torch.cat((x, y), dim=-1)

@@ -7,16 +7,20 @@ from torch import nn
 from torch.nn import functional
 
 from llmc.convert.model.linear import Linear
+from llmc.convert.model.modules import add_modules
+from llmc.convert.spec import DenseMLPSpec
 
 
 class DenseMLP(nn.Module):
     """`down(silu(gate(x)) * up(x))`; one dense layer, one routed expert, or the shared experts as one."""
 
-    def __init__(self, hidden_size: int, intermediate_size: int) -> None:
+    gate_proj: Linear
+    up_proj: Linear
+    down_proj: Linear
+
+    def __init__(self, spec: DenseMLPSpec, hidden_size: int) -> None:
         super().__init__()
-        self.gate_proj = Linear(hidden_size, intermediate_size, bias=False)
-        self.up_proj = Linear(hidden_size, intermediate_size, bias=False)
-        self.down_proj = Linear(intermediate_size, hidden_size, bias=False)
+        add_modules(self, spec.modules(hidden_size))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.down_proj(self.activate(x))

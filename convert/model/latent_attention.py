@@ -10,9 +10,10 @@ from torch import nn
 from llmc.convert.model.cache import LatentCache, as_cached
 from llmc.convert.model.causal_attention import causal_attention
 from llmc.convert.model.linear import Linear
+from llmc.convert.model.modules import add_modules
 from llmc.convert.model.rms_norm import RMSNorm
-from llmc.convert.model.rotary import rotary, rotary_table
-from llmc.convert.spec import LatentAttentionSpec, RopeSpec
+from llmc.convert.model.rotary import rotary
+from llmc.convert.spec import LatentAttentionSpec
 
 Form = Literal["expanded", "absorbed"]
 
@@ -25,23 +26,20 @@ class LatentAttention(nn.Module):
     `kv_b_proj` into query and output, so that all heads attend to the latent itself (decode).
     """
 
-    def __init__(self, spec: LatentAttentionSpec, rope: RopeSpec, hidden_size: int, form: Form = "expanded") -> None:
+    q_proj: Linear  # or, with a latent of queries, the next three
+    q_a_proj: Linear
+    q_a_layernorm: RMSNorm
+    q_b_proj: Linear
+    kv_a_proj_with_mqa: Linear
+    kv_a_layernorm: RMSNorm
+    kv_b_proj: Linear
+    o_proj: Linear
+
+    def __init__(self, spec: LatentAttentionSpec, hidden_size: int, form: Form = "expanded") -> None:
         super().__init__()
-        self.spec, self.rope, self.form = spec, rope, form
+        self.spec, self.form = spec, form
         self.cache_scales: dict[str, float] = {}  # k_scale and an equal v_scale, where the cache holds E4M3
-        query_size = spec.num_heads * (spec.qk_nope_head_dim + spec.qk_rope_head_dim)
-        if spec.q_lora_rank is None:
-            self.q_proj = Linear(hidden_size, query_size, bias=False)
-        else:
-            self.q_a_proj = Linear(hidden_size, spec.q_lora_rank, bias=spec.bias)
-            self.q_a_layernorm = RMSNorm(spec.q_lora_rank, spec.norm_eps)
-            self.q_b_proj = Linear(spec.q_lora_rank, query_size, bias=False)
-        self.kv_a_proj_with_mqa = Linear(hidden_size, spec.kv_lora_rank + spec.qk_rope_head_dim, bias=spec.bias)
-        self.kv_a_layernorm = RMSNorm(spec.kv_lora_rank, spec.norm_eps)
-        self.kv_b_proj = Linear(
-            spec.kv_lora_rank, spec.num_heads * (spec.qk_nope_head_dim + spec.v_head_dim), bias=False
-        )
-        self.o_proj = Linear(spec.num_heads * spec.v_head_dim, hidden_size, bias=spec.bias)
+        add_modules(self, spec.modules(hidden_size))
 
     def forward(self, x: torch.Tensor, positions: torch.Tensor, cache: LatentCache | None = None) -> torch.Tensor:
         """x [B, S, H], positions [B, S] → [B, S, H]."""
@@ -59,7 +57,7 @@ class LatentAttention(nn.Module):
         """[B, S, H] → what is cached [B, 1, S, R + P], by the name of its scale."""
         sizes = self.spec.kv_lora_rank, self.spec.qk_rope_head_dim
         latent, key_rope = self.kv_a_proj_with_mqa(x)[:, None].split(sizes, dim=-1)
-        key_rope = rotary(key_rope, rotary_table(self.rope, positions), self.rope.interleaved)
+        key_rope = rotary(key_rope, self.spec.rope, positions)
         return {"k_scale": torch.cat((self.kv_a_layernorm(latent), key_rope), dim=-1)}
 
     def mix(self, x: torch.Tensor, positions: torch.Tensor, cache: LatentCache | None = None) -> torch.Tensor:
@@ -68,7 +66,7 @@ class LatentAttention(nn.Module):
         query = self.q_proj(x) if spec.q_lora_rank is None else self.q_b_proj(self.query_latent(x))
         query = query.unflatten(-1, (spec.num_heads, -1)).transpose(1, 2)
         query_nope, query_rope = query.split((spec.qk_nope_head_dim, spec.qk_rope_head_dim), dim=-1)
-        query_rope = rotary(query_rope, rotary_table(self.rope, positions), self.rope.interleaved)
+        query_rope = rotary(query_rope, spec.rope, positions)
         (latent,) = as_cached(self.entries(x, positions), self.cache_scales).values()
         if cache is not None:
             latent = cache.append(latent).to(x.dtype)

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from llmc.convert.quantized_weight import Activations, QuantizedWeight
+from llmc.convert.spec import LinearSpec
 
 
 class Linear(nn.Linear):
@@ -17,11 +18,19 @@ class Linear(nn.Linear):
     codes:         takes the place of `weight`, which is then empty
     activations:   how inputs are rounded; None: not at all
     compute_dtype: of the product; None: that of the input, which the output has in any case
+    reads_block:   see `LinearSpec`
     """
 
     quantized: QuantizedWeight | None = None
     activations: Activations | None = None
     compute_dtype: torch.dtype | None = None
+    reads_block: bool = False
+
+    @classmethod
+    def of(cls, spec: LinearSpec) -> Linear:
+        linear = cls(spec.inputs, spec.outputs, bias=spec.bias)
+        linear.reads_block = spec.reads_block
+        return linear
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Linear:
         """nn.Module's, by which a module is moved: codes go where the weight goes."""

@@ -16,12 +16,8 @@ class MixtureOfExperts(nn.Module):
     def __init__(self, spec: MixtureOfExpertsSpec, hidden_size: int) -> None:
         super().__init__()
         self.gate = GroupedTopK(spec.router, hidden_size)
-        self.experts = nn.ModuleList(
-            DenseMLP(hidden_size, spec.intermediate_size) for _ in range(spec.router.num_experts)
-        )
-        self.shared_experts = (
-            DenseMLP(hidden_size, spec.shared_intermediate_size) if spec.shared_intermediate_size else None
-        )
+        self.experts = nn.ModuleList(DenseMLP(spec.expert, hidden_size) for _ in range(spec.router.num_experts))
+        self.shared_experts = DenseMLP(spec.shared_experts, hidden_size) if spec.shared_experts else None
 
     def route(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """x [N, H] → expert index [N, K] int64, weight [N, K] float32."""

@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
+from llmc.convert import dataflow
 from llmc.convert.model.cache import LayerCache
-from llmc.convert.model.decoder_layer import DecoderLayer
-from llmc.convert.model.linear import Linear
-from llmc.convert.model.rms_norm import RMSNorm
-from llmc.convert.spec import ModelSpec
+from llmc.convert.model.decoder_layer import DecoderLayer, TorchOps
 
 
 class MultiTokenPrediction(DecoderLayer):
     """`model.layers.<num_layers + depth>`; embedding and head are the main model's."""
-
-    def __init__(self, spec: ModelSpec, index: int) -> None:
-        super().__init__(spec, index)
-        size = spec.hidden_size
-        self.enorm = RMSNorm(size, spec.rms_norm_eps)
-        self.hnorm = RMSNorm(size, spec.rms_norm_eps)
-        self.eh_proj = Linear(2 * size, size, bias=False)
-        self.shared_head = nn.ModuleDict({"norm": RMSNorm(size, spec.rms_norm_eps)})
 
     def forward(  # type: ignore[override]  # takes the embedding beside the hidden state
         self,
@@ -36,9 +25,8 @@ class MultiTokenPrediction(DecoderLayer):
         hidden:    [B, S, H] of position i, after the main model's final norm (or the result for depth - 1)
         positions: [B, S], i
         """
-        x = self.eh_proj(self.joined(embedding, hidden))
-        return self.shared_head["norm"](super().forward(x, positions, cache))
+        return dataflow.multi_token_prediction(TorchOps(self, positions, cache), embedding, hidden)
 
     def joined(self, embedding: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """[B, S, 2 H], what `eh_proj` reads."""
-        return torch.cat((self.enorm(embedding), self.hnorm(hidden)), dim=-1)
+        return torch.cat((self.get_submodule("enorm")(embedding), self.get_submodule("hnorm")(hidden)), dim=-1)

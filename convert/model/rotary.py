@@ -14,13 +14,13 @@ def rotary_table(rope: RopeSpec, positions: torch.Tensor) -> tuple[torch.Tensor,
     return angles.cos() * rope.attention_factor, angles.sin() * rope.attention_factor
 
 
-def rotary(x: torch.Tensor, table: tuple[torch.Tensor, torch.Tensor], interleaved: bool) -> torch.Tensor:
-    """Rotates x [B, heads, S, dim].
+def rotary(x: torch.Tensor, rope: RopeSpec, positions: torch.Tensor) -> torch.Tensor:
+    """Rotates x [B, heads, S, dim] at positions [B, S].
 
     The result is in halves whatever the input: channel i of the first half and channel i of the second are a
     pair. Interleaved input pairs (0, 1), (2, 3)… come out as (0, dim/2), (1, dim/2 + 1)…; query and key are
     permuted alike, so scores do not change. A cached key is in this order.
     """
-    first, second = (x[..., 0::2], x[..., 1::2]) if interleaved else x.chunk(2, dim=-1)
-    cos, sin = table
+    first, second = (x[..., 0::2], x[..., 1::2]) if rope.interleaved else x.chunk(2, dim=-1)
+    cos, sin = rotary_table(rope, positions)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)

@@ -11,7 +11,7 @@ from support.random_checkpoint import DEEPSEEK_V3, LLAMA, QWEN2
 
 from llmc.convert.families import families, family_of
 from llmc.convert.formats import formats
-from llmc.convert.model.causal_lm import weight_shapes
+from llmc.convert.layer_modules import weight_shapes
 from llmc.convert.spec import (
     GroupedQueryAttentionSpec,
     LatentAttentionSpec,
@@ -70,9 +70,9 @@ def spec_of(config: dict[str, Any], **changes: Any) -> ModelSpec:
 def test_the_released_model_has_the_parameters_it_is_known_for() -> None:
     spec = spec_of(DEEPSEEK_R1)
     assert spec.num_all_layers == 62
-    assert isinstance(spec.attention, LatentAttentionSpec)
+    assert isinstance(spec.attentions[0], LatentAttentionSpec)
     assert sum(isinstance(mlp, MixtureOfExpertsSpec) for mlp in spec.mlps) == 59
-    assert spec.attention.softmax_scale == pytest.approx(192**-0.5 * 1.3689**2, rel=1e-4)
+    assert spec.attentions[0].softmax_scale == pytest.approx(192**-0.5 * 1.3689**2, rel=1e-4)
     parameters = {False: 0, True: 0}
     for name, shape in weight_shapes(spec).items():
         size = 1
@@ -93,12 +93,12 @@ def test_both_spellings_of_rope_are_the_same() -> None:
 
 def test_llama_and_qwen2() -> None:
     llama, qwen2 = spec_of(LLAMA), spec_of(QWEN2)
-    assert isinstance(llama.attention, GroupedQueryAttentionSpec)
-    assert isinstance(qwen2.attention, GroupedQueryAttentionSpec)
-    assert (llama.attention.qkv_bias, llama.attention.output_bias) == (False, False)
-    assert (qwen2.attention.qkv_bias, qwen2.attention.output_bias) == (True, False)
+    assert isinstance(llama.attentions[0], GroupedQueryAttentionSpec)
+    assert isinstance(qwen2.attentions[0], GroupedQueryAttentionSpec)
+    assert (llama.attentions[0].qkv_bias, llama.attentions[0].output_bias) == (False, False)
+    assert (qwen2.attentions[0].qkv_bias, qwen2.attentions[0].output_bias) == (True, False)
     assert llama.eos_token_ids == (1, 2)
-    assert qwen2.rope.theta == 1e6
+    assert qwen2.attentions[0].rope.theta == 1e6
 
 
 ROLES = {

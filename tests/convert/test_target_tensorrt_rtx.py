@@ -108,7 +108,7 @@ def test_lowered_equals_torch(case: Checkpoint, code_types: set[str]) -> None:
         stored = {kind: n for kind, n in code_bytes(case, role).items() if code_types == BOTH or kind != "float8e4m3fn"}
         held = engine._weight_bytes(model)
         assert {kind: held[kind] for kind in held.keys() & {"int4", "int8", "float8e4m3fn"}} == stored  # each once
-        if isinstance(case.spec.attention, LatentAttentionSpec):
+        if isinstance(case.spec.attentions[0], LatentAttentionSpec):
             assert spell_out_attention(model)
     if code_types == INT4 and limit_of(case) != EXACT:  # without the type nothing can be rounded to it
         assert not any(node.op_type == "QuantizeLinear" for model in models.values() for node in model.graph)
@@ -124,7 +124,7 @@ def test_a_window_cuts_nothing_off_that_counts(name: str, tmp_path: Path) -> Non
     models = graphs(checkpoint, ir.DataType.FLOAT, 64)
     for model in models.values():
         lower(model, checkpoint.spec, ir.DataType.FLOAT, BOTH, WIDTHS, 1, windowed=True)
-        if isinstance(checkpoint.spec.attention, LatentAttentionSpec):
+        if isinstance(checkpoint.spec.attentions[0], LatentAttentionSpec):
             spell_out_attention(model)
     result = write_graphs(checkpoint, models)
     graph = GraphSession(checkpoint.path / result.files["main"], batch=1)

@@ -21,8 +21,9 @@ def add_plugin_functions(model: ir.Model, spec: ModelSpec, plugins: Plugins) -> 
     shapes = {each.shape for node, each in plugins._waiting if node in nodes and each.operation == "MixtureOfExperts"}
     functions += [mixture_of_experts(shape) for shape in shapes]
     assert len(shapes) <= 1
-    if isinstance(spec.attention, LatentAttentionSpec):
-        functions.append(latent_attention(spec.attention, spec.fp8_cache))
+    attention = spec.attentions[0]
+    if isinstance(attention, LatentAttentionSpec):
+        functions.append(latent_attention(attention, spec.fp8_cache))
     for function in functions:
         if any((node.domain, node.op_type) == (function.domain, function.name) for node in model.graph):
             model.functions[function.identifier()] = function

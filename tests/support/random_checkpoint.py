@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from llmc.convert.families import family_of
-from llmc.convert.model.causal_lm import weight_shapes
+from llmc.convert.layer_modules import weight_shapes
 from llmc.convert.safetensors_file import SafetensorsWriter
 
 DEEPSEEK_V3: dict[str, Any] = {

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.graph.build import graphs
 from llmc.convert.graph.write import write
-from llmc.convert.spec import GroupedQueryAttentionSpec, ModelSpec
+from llmc.convert.spec import ModelSpec
 from llmc.convert.targets import Progress, TargetResult, rounding_notes
 from llmc.convert.targets.onnxruntime.artifact_weights import ArtifactWeights
 from llmc.convert.targets.onnxruntime.grouped_query_attention import lower_grouped_query_attention
@@ -69,8 +69,7 @@ def lower(model: ir.Model, spec: ModelSpec, options: Options) -> bool:
     lower_linears(rewriter, options.accuracy_level)
     rounded = options.lm_head_bits == 8 and options.accuracy_level == 4 and lower_lm_head(rewriter)
     lower_mixture_of_experts(rewriter, options.accuracy_level)
-    if isinstance(spec.attention, GroupedQueryAttentionSpec):
-        lower_grouped_query_attention(rewriter, spec)
+    lower_grouped_query_attention(rewriter, spec)
     lower_residual_norms(rewriter)
     rewriter.lower_weights()
     rewriter.clean()

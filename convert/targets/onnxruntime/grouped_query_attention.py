@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from llmc.convert.graph.rewrite import Rewriter, producer
-from llmc.convert.spec import GroupedQueryAttentionSpec, ModelSpec
+from llmc.convert.graph.rewrite import Rewriter, layer_of, producer
+from llmc.convert.spec import GroupedQueryAttentionSpec, ModelSpec, RopeSpec
 
 _HEAD_STEP = 8  # channels: the kernel takes heads of any multiple of it
 
@@ -22,13 +22,14 @@ def lower_grouped_query_attention(rewriter: Rewriter, spec: ModelSpec) -> None:
 
     Heads that the kernel refuses, of 100 channels for instance, keep the standard operators.
     """
-    attention = spec.attention
-    assert isinstance(attention, GroupedQueryAttentionSpec)
-    if attention.head_dim % _HEAD_STEP:
-        return
     lengths: list[ir.Value] = []
-    angles: list[ir.Value] = []
+    angles: dict[RopeSpec, list[ir.Value]] = {}
     for node in rewriter.nodes("Attention"):
+        attention = spec.attentions[layer_of(node)]
+        assert isinstance(attention, GroupedQueryAttentionSpec)
+        if attention.head_dim % _HEAD_STEP:
+            continue
+        rope = attention.rope
         query, *caches, _ = node.inputs
         writes = [producer(cache) for cache in caches]
         with rewriter.before(node):
@@ -39,11 +40,11 @@ def lower_grouped_query_attention(rewriter: Rewriter, spec: ModelSpec) -> None:
             rotates = producer(key).op_type == "RotaryEmbedding" and attention.head_dim % 16 == 0
             if rotates:
                 query, key = (rotation.inputs[0] for rotation in rotations)
-                angles = angles or _angles(rewriter, rotations[0], lengths[1])
+                angles[rope] = angles.get(rope) or _angles(rewriter, rotations[0], lengths[1])
             mixed, *presents = rewriter.op(
                 "GroupQueryAttention",
                 *_packed([_flat(rewriter, heads) for heads in (query, key, value)]),
-                *(past_key, past_value, *lengths[:2], *(angles if rotates else [None] * 3)),
+                *(past_key, past_value, *lengths[:2], *(angles[rope] if rotates else [None] * 3)),
                 *[None] * 6,  # bias, sink, quantization, norms
                 lengths[2],
                 domain="com.microsoft",
@@ -52,7 +53,7 @@ def lower_grouped_query_attention(rewriter: Rewriter, spec: ModelSpec) -> None:
                 kv_num_heads=attention.num_kv_heads,
                 scale=attention.softmax_scale,
                 do_rotary=int(rotates),
-                rotary_interleaved=int(spec.rope.interleaved),
+                rotary_interleaved=int(rope.interleaved),
             )
             _replace_flattened(rewriter, node, mixed)
         for write, present in zip(writes, presents, strict=True):

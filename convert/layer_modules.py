@@ -1,0 +1,96 @@
+"""Which weights a model of a spec has, by name and shape: what a checkpoint of it must hold."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+
+from llmc.convert.dataflow import decoder_layer, multi_token_prediction
+from llmc.convert.spec import (
+    CACHE_SCALES,
+    AttentionSpec,
+    LinearSpec,
+    MixtureOfExpertsSpec,
+    MLPSpec,
+    ModelSpec,
+    ModuleSpec,
+    NormSpec,
+)
+
+BLOCKS = ("self_attn", "mlp")
+
+
+def layer_modules(spec: ModelSpec, index: int) -> Mapping[str, ModuleSpec]:
+    """What has weights in `model.layers.<index>`, by its name there."""
+    return _modules(spec.attentions[index], spec.mlps[index], spec.is_mtp(index), spec.hidden_size, spec.rms_norm_eps)
+
+
+def own_modules(spec: ModelSpec, index: int) -> dict[str, ModuleSpec]:
+    """Those that belong to none of the `BLOCKS`."""
+    return {name: module for name, module in layer_modules(spec, index).items() if name.partition(".")[0] not in BLOCKS}
+
+
+def fewest_weights(spec: ModelSpec) -> int:
+    """A lower bound of how many tensors the model needs, without naming any of them."""
+    experts = (mlp.router.num_experts if isinstance(mlp, MixtureOfExpertsSpec) else 1 for mlp in spec.mlps)
+    return sum(3 * count + 4 for count in experts)
+
+
+def weight_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """Every tensor the model needs: name → shape."""
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (spec.vocab_size, spec.hidden_size)}
+    for index in range(spec.num_all_layers):
+        prefix = f"model.layers.{index}"
+        for module, found in layer_modules(spec, index).items():
+            shapes |= {f"{prefix}.{module}.{part}": shape for part, shape in found.shapes().items()}
+        if spec.fp8_cache:
+            shapes |= {f"{prefix}.self_attn.{name}": (1,) for name in CACHE_SCALES}
+    shapes["model.norm.weight"] = (spec.hidden_size,)
+    if not spec.tie_word_embeddings:
+        shapes["lm_head.weight"] = (spec.vocab_size, spec.hidden_size)
+    return shapes
+
+
+@functools.lru_cache(64)  # hundreds of experts, in dozens of equal layers, for whoever opens the checkpoint again
+def _modules(
+    attention: AttentionSpec, mlp: MLPSpec, is_mtp: bool, hidden_size: int, norm_eps: float
+) -> Mapping[str, ModuleSpec]:
+    listing = _Listing(attention, mlp, hidden_size, norm_eps)
+    decoder_layer(listing, hidden_size)
+    if is_mtp:
+        multi_token_prediction(listing, hidden_size, hidden_size)
+    return listing.found
+
+
+class _Listing:
+    """Goes through a layer with numbers of channels, and notes what has weights."""
+
+    def __init__(self, attention: AttentionSpec, mlp: MLPSpec, hidden_size: int, norm_eps: float) -> None:
+        self.blocks: dict[str, AttentionSpec | MLPSpec] = {"self_attn": attention, "mlp": mlp}
+        self.hidden_size, self.norm_eps = hidden_size, norm_eps
+        self.found: dict[str, ModuleSpec] = {}
+
+    def norm(self, name: str, x: int) -> int:
+        self.found[name] = NormSpec(x, self.norm_eps)
+        return x
+
+    def linear(self, name: str, x: int) -> int:
+        self.found[name] = LinearSpec(self.hidden_size, x)
+        return self.hidden_size
+
+    def attention(self, x: int) -> int:
+        return self._block("self_attn", x)
+
+    def mlp(self, x: int) -> int:
+        return self._block("mlp", x)
+
+    def _block(self, block: str, x: int) -> int:
+        self.found |= {f"{block}.{name}": module for name, module in self.blocks[block].modules(x).items()}
+        return x
+
+    def add(self, x: int, y: int) -> int:
+        assert x == y
+        return x
+
+    def concat(self, x: int, y: int) -> int:
+        return x + y
