@@ -74,7 +74,7 @@ def test_writes_its_place_alone(results: dict[str, torch.Tensor], dtype: torch.d
 @pytest.mark.parametrize("sm", [80, 120])
 def test_compiles(sm: int) -> None:
     made = compiled_alike(KernelRequest("AppendFloat8", EntryShape(576, "bf16")), sm)
-    assert made["append"].description["stack_bytes"] == 0
+    assert made["append"].description.stack_bytes == 0
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def test_null_is_not_absent(family: str, name: str) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 def test_no_number_of_key_value_heads_is_as_many_as_heads(family: str) -> None:
-    attention: Any = spec_of(CONFIGS[family] | {"num_attention_heads": 16, "num_key_value_heads": None}).attention
+    attention: Any = spec_of(CONFIGS[family] | {"num_attention_heads": 16, "num_key_value_heads": None}).attentions[0]
     assert attention.num_kv_heads == 16
 
 

@@ -199,7 +199,7 @@ def test_confined_tokenizers_say_the_same(folder, text):
     assert apart.decode(ids, skip_special_tokens=False) == here.decode(ids, skip_special_tokens=False)
     assert [apart.id_to_token(i) for i in (0, 67, 99999)] == [here.id_to_token(i) for i in (0, 67, 99999)]
     assert apart.get_vocab(with_added_tokens=False) == here.get_vocab(with_added_tokens=False)
-    assert apart.to_json() == here.to_json()
+    assert apart.record() == here.record()
     assert here.decoder.decode(["Ġa", "Ã©"]) == apart.decoder.decode(["Ġa", "Ã©"]) == " aé"
 
 
