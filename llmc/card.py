@@ -46,7 +46,7 @@ def model_card(manifest: Manifest) -> str:
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
         f"# {_plain(name)}\n",
-        f"{made} and compared with it before it was released.\n",
+        f"{made} and compared with it.{_rejected(manifest)}\n",
         _table(("", ""), rows(manifest)),
         "## Use\n",
         _usage(name, layout(manifest.recipe.layout), manifest.quantized),
@@ -72,6 +72,11 @@ def model_card(manifest: Manifest) -> str:
         _repeating(manifest),
     ]
     return "\n".join(part for part in parts if part)
+
+
+def _rejected(manifest: Manifest) -> str:
+    missed = [gate.name for gate in manifest.checks.gates if not gate.passed] if manifest.checks else []
+    return f" **It was rejected: it misses the recipe's limit of {', '.join(missed)}.**" if missed else ""
 
 
 def _repeating(manifest: Manifest) -> str:

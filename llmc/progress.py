@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from rich import filesize
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
 
@@ -22,6 +23,7 @@ class Display:
         self.console, self.log = console, log
         self.process = psutil.Process()
         self.live: Progress | None = None
+        self._pass: LayerProgress | None = None
         self.stage_name = self.phase = ""
         self.stage_start = self.phase_start = 0.0
 
@@ -42,6 +44,9 @@ class Display:
             self.live = live
             live.add_task(visible_line(name), total=1.0)
             yield
+        if self._pass is not None:
+            self._pass.finish()
+            self._pass = None
         self.line(f"{name}: {duration(time.monotonic() - self.stage_start)}, {self.memory()} in memory")
 
     def update(self, phase: str, fraction: float, tokens: int = 0, eta: float | None = None) -> None:
@@ -63,7 +68,8 @@ class Display:
 
     def layers(self, weights: Sequence[int]) -> LayerProgress:
         """Progress of the single pass, whose layer i takes time in proportion to `weights[i]`."""
-        return LayerProgress(self, weights)
+        self._pass = LayerProgress(self, weights)
+        return self._pass
 
 
 class LayerProgress:
@@ -82,14 +88,21 @@ class LayerProgress:
                 if layer:
                     self.display.line(f"  resumed: {layer} of {layers} layers were finished")
             else:
-                took = duration(now - self.layer_start)
-                self.display.line(f"  layer {layer}/{layers}: {took}, {self.display.memory()} in memory")
+                self.finish(now)
             self.layer, self.layer_start = layer, now
         finished = sum(self.weights[self.first : layer])
         rest = sum(self.weights[layer:])
         eta = (self.layer_start - self.start) / finished * rest - (now - self.layer_start) if finished else None
         fraction = sum(self.weights[:layer]) / sum(self.weights)
         self.display.update(f"layer {layer + 1}/{layers} {phase}", fraction, done, max(0.0, eta) if eta else None)
+
+    def finish(self, now: float | None = None) -> None:
+        """Tells of the layer that was worked on last."""
+        if self.layer >= 0:
+            took = duration((now or time.monotonic()) - self.layer_start)
+            self.display.line(
+                f"  layer {self.layer + 1}/{len(self.weights)}: {took}, {self.display.memory()} in memory"
+            )
 
 
 def duration(seconds: float) -> str:
@@ -106,8 +119,4 @@ def duration(seconds: float) -> str:
 
 def size(count: float) -> str:
     """25.6 MB: decimal, as disks and model hubs count."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.2f} TB"
+    return filesize.decimal(round(count))

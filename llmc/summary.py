@@ -19,6 +19,9 @@ def rows(manifest: Manifest) -> list[tuple[str, str]]:
     ]
     if pruned := manifest.pruned:
         result.append(("experts per layer", f"{pruned.experts_before} → {pruned.experts_after} ({pruned.method})"))
+        if spared := {layer: experts for layer, experts in pruned.super_experts.items() if experts}:
+            told = "; ".join(f"{', '.join(map(str, experts))} of layer {layer}" for layer, experts in spared.items())
+            result.append(("super experts kept", told))
     for role, counts in manifest.quantized.items():
         if counts.quantized:
             result.append((role, f"{counts.quantized:,} parameters as {', '.join(counts.schemes)}"))
@@ -54,13 +57,17 @@ def _token(number: int, text: str | None) -> str:
 
 def check_rows(checks: Checks) -> list[tuple[str, str]]:
     """What a comparison with the original found."""
-    change = checks.ppl / checks.ppl_original - 1
+    change = f"{100 * (checks.ppl / checks.ppl_original - 1):+.2f}{_error(checks.ppl_increase_stderr, 100, 2)} %"
     before, after = (checks.ppl_original, checks.ppl_original_stderr), (checks.ppl, checks.ppl_stderr)
-    kl = f"mean {checks.kl_mean:.4f}, median {checks.kl_median:.4f}, 99 % {checks.kl_p99:.3f}, max {checks.kl_max:.2f}"
+    kl = (
+        f"mean {checks.kl_mean:.4f}{_error(checks.kl_mean_stderr, 1, 4)}, median {checks.kl_median:.4f}, "
+        f"99 % {checks.kl_p99:.3f}, max {checks.kl_max:.2f}"
+    )
+    top1 = f"{100 * checks.top1:.2f}{_error(checks.top1_stderr, 100, 2)} %"
     result = [
-        ("perplexity", f"{_with_error(*before)} → {_with_error(*after)} ({change:+.2%})"),
+        ("perplexity", f"{_with_error(*before)} → {_with_error(*after)} ({change})"),
         ("KL divergence", kl),
-        ("top-1 agreement", f"{checks.top1:.2%} of {checks.tokens:,} tokens"),
+        ("top-1 agreement", f"{top1} of {checks.tokens:,} tokens"),
     ]
     if checks.mtp_acceptance is not None:
         result.append(("MTP acceptance", f"{checks.mtp_acceptance:.1%} of drafts, greedy"))
@@ -74,10 +81,19 @@ def target_line(target: Target) -> str:
 
 
 def gate_line(gate: Gate) -> str:
-    """`passed: 0.013 (limit 0.02)`"""
-    if gate.passed:
-        return f"passed: {gate.value:.4g} (limit {gate.limit:g})"
-    return f"MISSED by {abs(gate.value - gate.limit):.3g}: {gate.value:.4g} (limit {gate.limit:g})"
+    """`passed: +1.30 % (at most 2 %)`, in the unit that recipes are written in."""
+    bound = "at least" if gate.name == "top1" else "at most"
+    if gate.name == "kl_mean":
+        value, limit = f"{gate.value:.4g}", f"{gate.limit:g} nats"
+    else:
+        sign = "+" if gate.name == "ppl_increase" else ""
+        value, limit = f"{100 * gate.value:{sign}.2f} %", f"{100 * gate.limit:g} %"
+    return f"{'passed' if gate.passed else 'MISSED'}: {value} ({bound} {limit})"
+
+
+def _error(error: float | None, factor: float, digits: int) -> str:
+    """Artifacts of earlier releases have none."""
+    return "" if error is None else f" ± {factor * error:.{digits}f}"
 
 
 def _with_error(value: float, error: float) -> str:

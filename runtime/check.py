@@ -38,19 +38,23 @@ class Gate:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """tokens: predictions compared; ppl: per token, with standard errors over windows; kl in nats; top1: share of
-    positions whose most likely token is the original's; p_change: mean change of the true token's probability."""
+    """tokens: predictions compared; ppl: per token; kl in nats; top1: share of positions whose most likely token is the
+    original's; p_change: mean change of the true token's probability. Standard errors (`…_stderr`) are over windows;
+    that of the increase of perplexity is paired: what makes a window hard for both models does not count."""
 
     tokens: int
     ppl_original: float
     ppl_original_stderr: float
     ppl: float
     ppl_stderr: float
+    ppl_increase_stderr: float
     kl_mean: float
+    kl_mean_stderr: float
     kl_median: float
     kl_p99: float
     kl_max: float
     top1: float
+    top1_stderr: float
     p_change: float
     gates: list[Gate] = field(default_factory=list)
 
@@ -89,31 +93,40 @@ def compare(reference: dict[str, Array], top_logprobs: Array, true_logprobs: Arr
     p, q = np.exp(base), np.exp(other)
     rest_p, rest_q = (np.clip(1.0 - x.sum(-1), 0.0, 1.0) for x in (p, q))
     tail = np.where(rest_p > 1e-9, rest_p * np.log(np.maximum(rest_p, 1e-9) / np.maximum(rest_q, 1e-9)), 0.0)
-    kl = np.maximum((p * (base - other)).sum(-1) + tail, 0.0).ravel()
+    kl = np.maximum((p * (base - other)).sum(-1) + tail, 0.0)
     before, after = (array.astype(np.float64) for array in (reference["true_logprobs"], true_logprobs))
     ppl_original, ppl_original_stderr = _perplexity(before)
     ppl, ppl_stderr = _perplexity(after)
+    agreed = best == reference["top_ids"][..., 0]
     return CheckReport(
         tokens=kl.size,
         ppl_original=ppl_original,
         ppl_original_stderr=ppl_original_stderr,
         ppl=ppl,
         ppl_stderr=ppl_stderr,
+        ppl_increase_stderr=ppl / ppl_original * _standard_error(after - before),
         kl_mean=float(kl.mean()),
+        kl_mean_stderr=_standard_error(kl),
         kl_median=float(np.median(kl)),
         kl_p99=float(np.quantile(kl, 0.99)),
         kl_max=float(kl.max()),
-        top1=float((best == reference["top_ids"][..., 0]).mean()),
+        top1=float(agreed.mean()),
+        top1_stderr=_standard_error(agreed.astype(np.float64)),
         p_change=float((np.exp(after) - np.exp(before)).mean()),
     )
 
 
 def _perplexity(logprobs: Array) -> tuple[float, float]:
-    """Perplexity of [N, P] log-probabilities and its standard error, from the spread between windows: the tokens of
-    one window depend on each other. A single window leaves only the spread between its tokens. Cut at e^700."""
+    """Perplexity of [N, P] log-probabilities, cut at e^700, and its standard error."""
     ppl = math.exp(min(-logprobs.mean(), _LARGEST_SURPRISE))
-    spread = logprobs.mean(axis=1) if len(logprobs) > 1 else logprobs[0]
-    return ppl, float(ppl * spread.std(ddof=1) / math.sqrt(len(spread)))
+    return ppl, ppl * _standard_error(logprobs)
+
+
+def _standard_error(values: Array) -> float:
+    """Of the mean of [N, P] values, from the spread between windows: the tokens of one window depend on each other. A
+    single window leaves only the spread between its tokens."""
+    spread = values.mean(axis=1) if len(values) > 1 else values[0]
+    return float(spread.std(ddof=1) / math.sqrt(len(spread)))
 
 
 def check(

@@ -195,11 +195,16 @@ class Checks(Part):
     ppl_original_stderr: Number = Field(description="its standard error")
     ppl: Number = Field(description="perplexity of the artifact")
     ppl_stderr: Number = Field(description="its standard error")
+    ppl_increase_stderr: Number | None = Field(
+        default=None, description="standard error of ppl / ppl_original - 1, from the same windows (paired)"
+    )
     kl_mean: Number = Field(description="Kullback–Leibler divergence from the original, mean, in nats per token")
+    kl_mean_stderr: Number | None = Field(default=None, description="standard error of kl_mean")
     kl_median: Number = Field(description="its median")
     kl_p99: Number = Field(description="its 99th percentile")
     kl_max: Number = Field(description="its maximum")
     top1: Number = Field(description="share of positions at which both find the same token most likely")
+    top1_stderr: Number | None = Field(default=None, description="standard error of top1")
     p_change: Number | None = Field(default=None, description="mean change of the true token's probability")
     gates: list[Gate] = Field(description="the recipe's gates")
     mtp_acceptance: Number | None = Field(default=None, description="share of MTP drafts that greedy decoding accepts")

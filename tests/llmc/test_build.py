@@ -45,6 +45,9 @@ def test_build(llmc, recipe, small_model: Path) -> None:
     assert manifest["pruned"]["super_experts"].keys() == manifest["pruned"]["survivors"].keys()
     assert set(manifest["targets"]) == {"onnxruntime", "onnx"}
 
+    # Every layer has its line, the last one too.
+    assert re.findall(r"^  layer (\d/\d): ", made.stderr, re.MULTILINE) == ["1/3", "2/3", "3/3"]
+
     # The check is that of the artifact, and is what `llmc check` finds.
     checked = json.loads(llmc("check", out, "--json").stdout)
     for name in ("ppl", "ppl_original", "kl_mean", "top1"):
@@ -128,10 +131,12 @@ def test_missed_gate(llmc, recipe) -> None:
     made = llmc("build", path)
     assert made.exit_code == 3
     message = made.stderr.strip().splitlines()[-1]
-    assert "kl_mean MISSED by" in message
+    assert re.search(r"kl_mean MISSED: [\d.e-]+ \(at most 1e-09 nats\)", message)
     assert "top1" not in message
     assert sorted(file.name for file in Path("build").iterdir()) == ["small.log", "small.rejected"]
+    card = (Path("build/small.rejected") / "README.md").read_text()
 
+    assert "**It was rejected: it misses the recipe's limit of kl_mean.**" in card
     # The rejected artifact is whole: it can be looked at, run and checked.
     rejected = Path("build/small.rejected")
     assert llmc("inspect", rejected).exit_code == 0

@@ -39,6 +39,10 @@ def test_statistics_are_those_of_the_plain_formulas(report, torch_logprobs):
     assert measured.ppl == pytest.approx(windows, rel=1e-5)
     assert measured.ppl_original == pytest.approx(np.exp(-reference["true_logprobs"].astype(float).mean()), rel=1e-6)
     assert measured.ppl_stderr == pytest.approx(windows * true.mean(1).std(ddof=1) / 2, rel=1e-4)  # 4 windows
+    change = (true - reference["true_logprobs"].astype(float)).mean(1)  # of a window, which both read
+    paired = measured.ppl / measured.ppl_original * change.std(ddof=1) / 2
+    assert measured.ppl_increase_stderr == pytest.approx(paired, rel=1e-3)
+    assert measured.ppl_increase_stderr < measured.ppl_stderr / measured.ppl / 3  # much of the spread is the text's
     kl = []
     for n in range(len(ids)):
         for i in range(ids.shape[1] - 1):
@@ -47,9 +51,13 @@ def test_statistics_are_those_of_the_plain_formulas(report, torch_logprobs):
             rest = (1 - p.sum()) * math.log((1 - p.sum()) / (1 - q.sum()))
             kl.append((p * np.log(p / q)).sum() + rest)
     assert measured.kl_mean == pytest.approx(np.mean(kl), rel=1e-3)
+    by_window = np.reshape(kl, (len(ids), -1)).mean(1)
+    assert measured.kl_mean_stderr == pytest.approx(by_window.std(ddof=1) / 2, rel=1e-2)
     assert measured.kl_max == pytest.approx(np.max(kl), rel=1e-2)
     assert measured.kl_p99 == pytest.approx(np.quantile(kl, 0.99), rel=1e-2)
     assert measured.top1 == pytest.approx((logprobs.argmax(-1) == top_ids[..., 0]).mean(), abs=2 / len(kl))
+    agreed = (logprobs[:, :, :].argmax(-1) == top_ids[..., 0]).mean(1)
+    assert measured.top1_stderr == pytest.approx(agreed.std(ddof=1) / 2, rel=0.2)
     assert measured.p_change == pytest.approx((np.exp(true) - np.exp(reference["true_logprobs"])).mean(), abs=1e-6)
     assert measured.tokens == len(kl) and seen[-1] == (len(kl), len(kl))
 
