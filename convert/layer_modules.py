@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 
-from llmc.convert.dataflow import decoder_layer, multi_token_prediction
+from llmc.convert import dataflow
 from llmc.convert.spec import (
     CACHE_SCALES,
     AttentionSpec,
@@ -56,9 +56,9 @@ def _modules(
     attention: AttentionSpec, mlp: MLPSpec, is_mtp: bool, hidden_size: int, norm_eps: float
 ) -> Mapping[str, ModuleSpec]:
     listing = _Listing(attention, mlp, hidden_size, norm_eps)
-    decoder_layer(listing, hidden_size)
+    dataflow.decoder_layer(listing, hidden_size)
     if is_mtp:
-        multi_token_prediction(listing, hidden_size, hidden_size)
+        dataflow.multi_token_prediction(listing, hidden_size, hidden_size)
     return listing.found
 
 

@@ -21,45 +21,13 @@ from llmc.convert.spec import CACHE_SCALES
 from llmc.quant.activation_file import MICRO_BATCH_TOKENS, ActivationFile
 from llmc.quant.assign import Assignment
 from llmc.quant.hessian import CalibrationStats, HessianStats, source
+from llmc.quant.layer_run import Flow, InputFunction, LayerRun, positions, rows_of
 from llmc.quant.layer_solver import Solved, input_scale, linears, solve_batches, solve_modules
 from llmc.quant.memory import release_memory
 from llmc.quant.prune import ExpertScores, prune, survivors
 
 # "shared": gate and up on all tokens, by one Hessian for all experts, down on those routed.
 ExpertTokens = Literal["routed", "shared", "all"]
-
-
-@dataclass(frozen=True)
-class LayerRun:
-    """One model's way through the layer: its layer, and its activations.
-
-    entry: what an MTP layer's `eh_proj` joins with an embedding; of a decoder layer x itself
-    x:     what enters attention
-    out:   what leaves the layer; before the MLP has added its share, the residual
-    """
-
-    layer: DecoderLayer
-    entry: ActivationFile
-    x: ActivationFile
-    out: ActivationFile
-
-    @property
-    def mixed(self) -> ActivationFile:
-        """What `o_proj` reads."""
-        return self.x.beside(f"{self.x.part}-mixed", self.layer.self_attn.o_proj.in_features)
-
-    @property
-    def hidden(self) -> ActivationFile:
-        """What the MLP reads."""
-        return self.x.beside(f"{self.x.part}-hidden")
-
-    def normed(self, rows: slice) -> torch.Tensor:
-        """What attention reads."""
-        x: torch.Tensor = self.layer.get_submodule("input_layernorm")(self.x.read(rows))
-        return x
-
-
-InputFunction = Callable[[LayerRun, slice], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -85,107 +53,136 @@ BatchInputs = Callable[[MLPBatch, torch.Tensor], list[torch.Tensor]]
 
 @dataclass
 class LayerCalibration:
-    """
+    """The steps of a layer (`dataflow.LayerOps`) on calibration text, each solved before the text passes it.
+
     paths:         the quantized model, and the original where anything is calibrated asymmetrically
+    begin:         what of a part of the layer ("self_attn", "mlp", or a linear layer of its own) is to be quantized
+    need_output:   whether anything behind this layer is calibrated
     few_tokens:    inputs → an expert that saw fewer tokens is calibrated on others, too
     memory_budget: bytes, three quarters for moments, one for what an MLP need not compute twice
     tick:          called with a phase and how many tokens of how many it is through
     expert_tokens: whether experts are calibrated on the tokens routed to them or on all
+    pruning:       by what, and to how many per router group, experts are pruned; None: not at all
+    fp8_cache:     whether to find the scales of an FP8 cache
     """
 
     paths: list[LayerRun]
+    begin: Callable[[str], dict[str, Assignment]]
+    need_output: bool
     few_tokens: Callable[[int], float]
     memory_budget: int
     tick: Callable[[str, int, int], None]
     expert_tokens: ExpertTokens
+    pruning: tuple[str, int] | None = None
+    fp8_cache: bool = False
     solved: Solved = field(default_factory=Solved)
     shared: HessianStats | None = None
     kept: list[int] | None = None  # the experts that survive, by their original numbers; None: all
+    scores: ExpertScores | None = None  # of all experts, where they were pruned
 
     @property
     def layer(self) -> DecoderLayer:
         return self.paths[0].layer
 
+    def entrance(self) -> Flow:
+        """What enters a decoder layer."""
+        return Flow(lambda run, rows: run.x.read(rows))
+
+    # The steps ---------------------------------------------------------------------------------------------------
+
+    def norm(self, name: str, x: Flow) -> Flow:
+        return Flow(lambda run, rows: run.layer.get_submodule(name)(x.read(run, rows)), x.phase)
+
+    def concat(self, x: Flow, y: Flow) -> Flow:
+        return Flow(lambda run, rows: torch.cat((x.read(run, rows), y.read(run, rows)), dim=-1))
+
     @torch.no_grad()
-    def attention(self, assigned: dict[str, Assignment], fp8_cache: bool = False) -> None:
-        """From the layer's input to what its MLP reads; finds the scales of an FP8 cache, if it is to be one."""
-        attention = self.layer.self_attn
-        self.calibrate_inputs("attention input", assigned, {"self_attn": LayerRun.normed})
+    def linear(self, name: str, x: Flow) -> Flow:
+        """In front of attention: what enters that."""
+        self.calibrate_inputs(f"{name} input", self.begin(name), {name: x.read})
+        for run in self.paths:
+            run.x.create()
+            for rows in self._rows(name):
+                run.x.write(rows, run.layer.get_submodule(name)(x.read(run, rows)))
+        return self.entrance()
+
+    @torch.no_grad()
+    def attention(self, x: Flow) -> Flow:
+        """Finds the scales of an FP8 cache, too, if it is to be one."""
+        attention, assigned, normed = self.layer.self_attn, self.begin("self_attn"), x.read
+        self.calibrate_inputs("attention input", assigned, {"self_attn": normed})
         if isinstance(attention, LatentAttention):
             views: dict[str, InputFunction] = {
-                "self_attn.kv_b_proj": lambda path, rows: _latent_attention(path).latent(path.normed(rows))
+                "self_attn.kv_b_proj": lambda run, rows: _latent_attention(run).latent(normed(run, rows))
             }
             if attention.spec.q_lora_rank is not None:
-                views["self_attn.q_b_proj"] = lambda path, rows: _latent_attention(path).query_latent(path.normed(rows))
+                views["self_attn.q_b_proj"] = lambda run, rows: _latent_attention(run).query_latent(normed(run, rows))
             self.calibrate_inputs("attention latent", assigned, views)
 
-        if fp8_cache:
-            self.layer.self_attn.cache_scales = self._cache_scales()
+        if self.fp8_cache:
+            self.layer.self_attn.cache_scales = self._cache_scales(normed)
 
-        def mix(path: LayerRun, rows: slice) -> torch.Tensor:
-            x = path.normed(rows)
-            mixed: torch.Tensor = path.layer.self_attn.mix(x, positions(x))
-            path.mixed.write(rows, mixed)
+        def mix(run: LayerRun, rows: slice) -> torch.Tensor:
+            x = normed(run, rows)
+            mixed: torch.Tensor = run.layer.self_attn.mix(x, positions(x))
+            run.mixed.write(rows, mixed)
             return mixed
 
-        for path in self.paths:
-            path.mixed.create()
+        for run in self.paths:
+            run.mixed.create()
         self.calibrate_inputs("attention", assigned, {"self_attn.o_proj": mix}, everything=True)
-        for path in self.paths:
-            path.hidden.create()
-            for rows in self._rows("attention output"):
-                x = path.x.read(rows).add_(path.layer.self_attn.o_proj(path.mixed.read(rows)))
-                path.out.write(rows, x)
-                path.hidden.write(rows, path.layer.get_submodule("post_attention_layernorm")(x))
-            path.mixed.delete()
+        return Flow(lambda run, rows: run.layer.self_attn.o_proj(run.mixed.read(rows)), "attention output")
 
-    def _cache_scales(self) -> dict[str, float]:
+    @torch.no_grad()
+    def add(self, x: Flow, y: Flow) -> Flow:
+        """The residual: from here on `out`."""
+        if y.add_to is not None:  # behind attention, so that x is what lies there
+            y.add_to([run.out for run in self.paths])
+        else:
+            for run in self.paths:
+                for rows in self._rows(y.phase):
+                    run.out.write(rows, x.read(run, rows).add_(y.read(run, rows)))
+                run.mixed.delete()
+        return Flow(lambda run, rows: run.out.read(rows))
+
+    @torch.no_grad()
+    def mlp(self, x: Flow) -> Flow:
+        """What it reads is written first: an expert's tokens are taken from all over the text."""
+        for run in self.paths:
+            run.hidden.create()
+            for rows in self._rows("MLP input"):
+                run.hidden.write(rows, x.read(run, rows))
+        if self.pruning is not None and isinstance(self.layer.mlp, MixtureOfExperts):
+            self._prune(*self.pruning)
+        written: list[ActivationFile] = []
+
+        def read(run: LayerRun, rows: slice) -> torch.Tensor:
+            if not written:  # nobody adds the shares to a residual as they are
+                written.extend(each.shares.create() for each in self.paths)
+                self._mlp(written)
+            return run.shares.read(rows)
+
+        return Flow(read, "MLP output", self._mlp)
+
+    def finish(self) -> None:
+        """What the layer leaves is on disk for good; the rest is gone."""
+        for run in self.paths:
+            for file in (run.mixed, run.hidden, run.shares):
+                file.delete()
+            run.out.flush()
+
+    # Attention ---------------------------------------------------------------------------------------------------
+
+    def _cache_scales(self, normed: InputFunction) -> dict[str, float]:
         """Such that the largest magnitude that enters the cache becomes the largest code."""
         path, peaks = self.paths[0], dict[str, float]()
         for rows in self._rows("attention cache"):
-            x = path.normed(rows)
+            x = normed(path, rows)
             entries = path.layer.self_attn.entries(x, positions(x))
             for name, entry in entries.items():
                 peaks[name] = max(peaks.get(name, 0.0), entry.abs().max().item())
         # One latent is both key and value.
         return {name: input_scale(peaks.get(name, peaks["k_scale"])) for name in CACHE_SCALES}
-
-    @torch.no_grad()
-    def prune(self, method: str, per_group: int) -> ExpertScores:
-        """Removes experts from the quantized model's layer, by what each does with the tokens routed to it."""
-        moe, hidden = self.layer.mlp, self.paths[0].hidden
-        assert isinstance(moe, MixtureOfExperts)
-        scores = ExpertScores.empty(len(moe.experts))
-        for number, unit in enumerate(self._counted("score experts", self._experts(moe))):
-            assert unit.weight is not None
-            for part in _chunks(len(unit.tokens)):
-                scores.add(number, moe.experts[number](hidden.take(unit.tokens[part])), unit.weight[part])
-        values = scores.by(method)
-        values[scores.protected()] = torch.inf
-        self.kept = survivors(values, moe.gate.spec.num_groups, per_group)
-        prune(self.layer, self.kept)
-        return scores
-
-    @torch.no_grad()
-    def mlp(self, assigned: dict[str, Assignment], need_output: bool) -> None:
-        """From what the MLP reads to what leaves the layer."""
-        mlp, every = self.layer.mlp, torch.arange(self.paths[0].x.tokens)
-        if not isinstance(mlp, MixtureOfExperts):
-            self._units([MLPBatch(("mlp", "mlp"), every)], assigned, need_output)
-        else:
-            experts = self._experts(mlp)
-            together = self._together(assigned)
-            for start in range(0, len(experts), together):
-                self._units(experts[start : start + together], assigned, need_output)
-                release_memory()
-            if mlp.shared_experts is not None:
-                self._units([MLPBatch(("mlp.shared_experts",) * 2, every)], assigned, need_output)
-        for path in self.paths[1:] if need_output else []:  # the original routes by itself
-            for rows in self._rows("original MLP"):
-                path.out.write(rows, path.out.read(rows) + path.layer.mlp(path.hidden.read(rows)))
-        for path in self.paths:
-            path.hidden.delete()
-            path.out.flush()
 
     def calibrate_inputs(
         self, phase: str, assigned: dict[str, Assignment], views: dict[str, InputFunction], everything: bool = False
@@ -215,12 +212,43 @@ class LayerCalibration:
         return {source(module, modules) for module, given in assigned.items() if given.calibrated}
 
     def _rows(self, phase: str) -> Iterator[slice]:
-        stream = self.paths[0].x
-        for rows in stream.micro_batches():
-            yield rows
-            self.tick(phase, rows.stop * stream.shape[1], stream.tokens)
+        return rows_of(self.paths, phase, self.tick)
 
     # The MLP -----------------------------------------------------------------------------------------------------
+
+    def _prune(self, method: str, per_group: int) -> None:
+        """Removes experts from the quantized model's layer, by what each does with the tokens routed to it."""
+        moe, hidden = self.layer.mlp, self.paths[0].hidden
+        assert isinstance(moe, MixtureOfExperts)
+        self.scores = scores = ExpertScores.empty(len(moe.experts))
+        for number, unit in enumerate(self._counted("score experts", self._experts(moe))):
+            assert unit.weight is not None
+            for part in _chunks(len(unit.tokens)):
+                scores.add(number, moe.experts[number](hidden.take(unit.tokens[part])), unit.weight[part])
+        values = scores.by(method)
+        values[scores.protected()] = torch.inf
+        self.kept = survivors(values, moe.gate.spec.num_groups, per_group)
+        prune(self.layer, self.kept)
+
+    @torch.no_grad()
+    def _mlp(self, targets: list[ActivationFile]) -> None:
+        """Solves the MLP, and adds what leaves it to the target of each run."""
+        assigned = self.begin("mlp")
+        mlp, every = self.layer.mlp, torch.arange(self.paths[0].x.tokens)
+        if not isinstance(mlp, MixtureOfExperts):
+            self._units([MLPBatch(("mlp", "mlp"), every)], assigned, targets[0])
+        else:
+            experts = self._experts(mlp)
+            together = self._together(assigned)
+            for start in range(0, len(experts), together):
+                self._units(experts[start : start + together], assigned, targets[0])
+                release_memory()
+            if mlp.shared_experts is not None:
+                self._units([MLPBatch(("mlp.shared_experts",) * 2, every)], assigned, targets[0])
+        if self.need_output:
+            for run, target in zip(self.paths[1:], targets[1:], strict=True):  # the original routes by itself
+                for rows in self._rows("original MLP"):
+                    target.write(rows, target.read(rows) + run.layer.mlp(run.hidden.read(rows)))
 
     def _counted(self, phase: str, units: list[MLPBatch]) -> Iterator[MLPBatch]:
         done, total = 0, sum(len(unit.tokens) for unit in units)
@@ -249,8 +277,8 @@ class LayerCalibration:
         ]
         return max(1, self.memory_budget * 3 // 4 // max(each)) if each else len(modules)
 
-    def _units(self, units: list[MLPBatch], assigned: dict[str, Assignment], need_output: bool) -> None:
-        """Solves the projections of MLPs that are worked on together, and adds their outputs."""
+    def _units(self, units: list[MLPBatch], assigned: dict[str, Assignment], target: ActivationFile) -> None:
+        """Solves the projections of MLPs that are worked on together, and adds their outputs to the target."""
         wanted = self._calibrated_sources(assigned)
         measured = CalibrationStats()
         for unit in self._counted("gate and up", [unit for unit in units if unit.name in wanted]):
@@ -259,7 +287,7 @@ class LayerCalibration:
 
         measured = CalibrationStats()
         kept: dict[str, list[torch.Tensor]] = {}
-        room = self.memory_budget // 4 if need_output else 0
+        room = self.memory_budget // 4 if self.need_output else 0
         for unit in self._counted("down", [unit for unit in units if f"{unit.name}.down_proj" in wanted]):
             size = 4 * len(unit.tokens) * _mlp(self.layer, unit.name).down_proj.in_features
             seen = self._measure(measured, unit, f"{unit.name}.down_proj", self._activated)
@@ -268,12 +296,12 @@ class LayerCalibration:
                 room -= size
         self._solve(assigned, measured)
 
-        for unit in self._counted("MLP output", units if need_output else []):
+        for unit in self._counted("MLP output", units if self.need_output else []):
             seen, down = kept.pop(unit.name, []), _mlp(self.layer, unit.name).down_proj
             for number, part in enumerate(_chunks(len(unit.tokens))):
                 tokens = unit.tokens[part]
                 y = down(seen[number] if seen else self._activated(unit, tokens)[0])
-                self.paths[0].out.add(tokens, y if unit.weight is None else y * unit.weight[part, None])
+                target.add(tokens, y if unit.weight is None else y * unit.weight[part, None])
 
     def _hidden(self, _: MLPBatch, tokens: torch.Tensor) -> list[torch.Tensor]:
         return [path.hidden.take(tokens) for path in self.paths]
@@ -332,11 +360,6 @@ def calibration_dtype(device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
-
-
-def positions(x: torch.Tensor) -> torch.Tensor:
-    """[B, S], of whole rows x [B, S, H]."""
-    return torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
 
 
 def _chunks(count: int) -> Iterator[slice]:

@@ -18,12 +18,12 @@ import torch
 from torch.nn import functional
 
 from llmc.contracts.layer_record import Experts, LayerRecord, ModuleReport, RoleCounts
+from llmc.convert import dataflow
 from llmc.convert.checkpoint import Checkpoint
+from llmc.convert.layer_modules import BLOCKS, own_modules
 from llmc.convert.model import (
     DecoderLayer,
     Linear,
-    MixtureOfExperts,
-    MultiTokenPrediction,
     compute_in,
     load_embedding,
     load_final_norm,
@@ -31,11 +31,13 @@ from llmc.convert.model import (
     share_layer,
 )
 from llmc.convert.spec import MixtureOfExpertsSpec
+from llmc.convert.tensor_names import ModuleName
 from llmc.errors import InputError
 from llmc.quant.activation_file import CPU, ActivationFile
 from llmc.quant.assign import Assignment, Rule, assign, check_layout, linear_modules
 from llmc.quant.durable import write_json
-from llmc.quant.layer_calibration import ExpertTokens, LayerCalibration, LayerRun, calibration_dtype, positions
+from llmc.quant.layer_calibration import ExpertTokens, LayerCalibration, calibration_dtype
+from llmc.quant.layer_run import Flow, LayerRun, positions
 from llmc.quant.layer_solver import linears, round_modules
 from llmc.quant.layouts import DEFAULT_LAYOUT, layout
 from llmc.quant.memory import release_memory
@@ -122,6 +124,7 @@ class _Pass:
         self.fp8_cache = options.fp8_cache and not self.spec.fp8_cache  # a checkpoint that has scales keeps them
         check_layout(rules, self.layout, options.fp8_cache)
         self.assigned = assign(checkpoint, rules)
+        self.parsed = {ModuleName.parse(module): given for module, given in self.assigned.items()}
         self.ids, self.output_dir, self.work_dir = ids, output_dir, work_dir
         self.options, self.progress = options, progress
         self.unchanged, self.tell = unchanged, tell
@@ -189,7 +192,7 @@ class _Pass:
         """The last layer that the calibration text has to reach; -1: none."""
         if self.fp8_cache:
             return self.layers - 1
-        gptq = [int(module.split(".")[2]) for module, given in self.assigned.items() if given.calibrated]
+        gptq = [name.layer or 0 for name, given in self.parsed.items() if given.calibrated]
         pruned = [i for i, mlp in enumerate(self.spec.mlps) if isinstance(mlp, MixtureOfExpertsSpec)]
         return max([-1, *gptq, *(pruned if self.pruning else [])])
 
@@ -228,39 +231,38 @@ class _Pass:
 
     def _one_layer(self, index: int) -> LayerRecord:
         prefix = f"model.layers.{index}."
-        mine = {m.removeprefix(prefix): a for m, a in self.assigned.items() if m.startswith(prefix)}
+        mine = {name.inside: a for name, a in self.parsed.items() if name.layer == index}
         is_mtp = self.spec.is_mtp(index)
         layer = load_stored_layer(self.checkpoint, index).to(self.options.device)
         experts, error = None, None
         if not is_mtp:
             self._advance(layer, "original", index)
         as_stored: set[str] = set()
-        calibration = self._calibration(layer, index)
 
         def begin(part: str) -> dict[str, Assignment]:
             """What of a part of the layer is to be calibrated; what needs no calibration is quantized."""
-            assigned = {name: given for name, given in mine.items() if name.split(".")[0] == part}
-            stored = self._stored_alike(prefix, assigned, calibration.kept)
+            kept = calibration.kept
+            surviving = mine if kept is None else renumber(mine, kept)
+            assigned = {name: a for name, a in surviving.items() if ModuleName.parse(name).part_of_layer == part}
+            stored = self._stored_alike(prefix, assigned, kept)
             as_stored.update(stored)
             todo = {name: given for name, given in assigned.items() if name not in stored}
             round_modules(linears(layer), todo, calibration.solved)
             return todo
 
+        calibration = self._calibration(layer, index, begin)
         if index > self.last_calibrated:
-            for part in ("eh_proj", "self_attn", "mlp"):
+            for part in (*own_modules(self.spec, index), *BLOCKS):
                 begin(part)
+        elif is_mtp:
+            self._calibrate_mtp(calibration, index)
         else:
-            if isinstance(layer, MultiTokenPrediction):
-                self._enter_mtp(calibration, begin("eh_proj"), index)
-            calibration.attention(begin("self_attn"), self.fp8_cache)
-            if self.pruning is not None and isinstance(layer.mlp, MixtureOfExperts):
-                scores = calibration.prune(self.pruning.method, self.per_group)
-                kept = list(calibration.kept or ())
-                experts = Experts(survivors=kept, tokens=scores.tokens.tolist(), super_experts=scores.protected())
-                mine = renumber(mine, kept)
-            calibration.mlp(begin("mlp"), need_output=index < self.last_calibrated)
-            if isinstance(layer, MultiTokenPrediction):
-                self._leave_mtp(calibration, index)
+            dataflow.decoder_layer(calibration, calibration.entrance())
+            calibration.finish()
+        if calibration.scores is not None and calibration.kept is not None:
+            scores, kept = calibration.scores, calibration.kept
+            experts = Experts(survivors=kept, tokens=scores.tokens.tolist(), super_experts=scores.protected())
+            mine = renumber(mine, kept)
         if not is_mtp:
             compute_in(layer, None)
             self._advance(layer, "check", index)
@@ -281,7 +283,9 @@ class _Pass:
         roles = self._count(prefix, mine, schemes, layer)
         return LayerRecord(reports=reports, roles=roles, schemes=schemes, experts=experts, error=error)
 
-    def _calibration(self, layer: DecoderLayer, index: int) -> LayerCalibration:
+    def _calibration(
+        self, layer: DecoderLayer, index: int, begin: Callable[[str], dict[str, Assignment]]
+    ) -> LayerCalibration:
         paths = []
         for part in self.calibration_parts:
             mine, entry = layer, self._stream(part, index)
@@ -297,44 +301,42 @@ class _Pass:
             paths.append(LayerRun(mine, entry, x, out() if index <= self.last_calibrated else x))
         return LayerCalibration(
             paths,
+            begin,
+            index < self.last_calibrated,
             self._few_tokens(index),
             self.options.memory_budget,
             lambda phase, done, total: self.progress(self.layer, self.layers, phase, done, total),
             self.options.expert_tokens,
+            (self.pruning.method, self.per_group) if self.pruning else None,
+            self.fp8_cache,
         )
 
-    def _enter_mtp(self, calibration: LayerCalibration, assigned: dict[str, Assignment], index: int) -> None:
-        """What `eh_proj` makes of the hidden state at position i and the embedding of token i + 1 + depth."""
+    def _calibrate_mtp(self, calibration: LayerCalibration, index: int) -> None:
+        """Position i joins its hidden state with the embedding of token i + 1 + depth; the next MTP layer goes on from
+        what this one makes of them."""
         depth = index - self.spec.num_layers
         embedding, norm = load_embedding(self.checkpoint), load_final_norm(self.checkpoint).to(self.options.device)
 
-        @torch.no_grad()
-        def joined(path: LayerRun, rows: slice) -> torch.Tensor:
-            assert isinstance(path.layer, MultiTokenPrediction)
+        def embedded(run: LayerRun, rows: slice) -> torch.Tensor:
             tokens = self.ids["calibration"][rows, 1 + depth :]
-            hidden = path.entry.read(rows)[:, : tokens.shape[1]]
-            embedded = functional.embedding(tokens, embedding).to(hidden.device)
-            return path.layer.joined(embedded, norm(hidden) if depth == 0 else hidden)
+            return functional.embedding(tokens, embedding).to(self.options.device)
 
-        calibration.calibrate_inputs("MTP input", assigned, {"eh_proj": joined})
-        for path in calibration.paths:
-            assert isinstance(path.layer, MultiTokenPrediction)
-            path.x.create()
-            for rows in path.x.micro_batches():
-                path.x.write(rows, path.layer.get_submodule("eh_proj")(joined(path, rows)))
+        def hidden(run: LayerRun, rows: slice) -> torch.Tensor:
+            x = run.entry.read(rows)[:, : run.x.shape[1]]
+            return norm(x) if depth == 0 else x
 
-    def _leave_mtp(self, calibration: LayerCalibration, index: int) -> None:
-        """The next MTP layer goes on from what this one predicts."""
-        for path in calibration.paths:
-            assert isinstance(path.layer, MultiTokenPrediction)
-            if index < self.last_calibrated:
-                target = path.entry.following()
-                for rows in path.out.micro_batches():
-                    y = path.layer.get_submodule("shared_head.norm")(path.out.read(rows))
-                    target.write(rows, functional.pad(y, (0, 0, 0, target.shape[1] - y.shape[1])))
-                target.flush()
-            path.x.delete()
-            path.out.delete()
+        with torch.no_grad():
+            predicted = dataflow.multi_token_prediction(calibration, Flow(embedded), Flow(hidden))
+            calibration.finish()
+            for run in calibration.paths:
+                if index < self.last_calibrated:
+                    target = run.entry.following()
+                    for rows in run.out.micro_batches():
+                        y = predicted.read(run, rows)
+                        target.write(rows, functional.pad(y, (0, 0, 0, target.shape[1] - y.shape[1])))
+                    target.flush()
+                run.x.delete()
+                run.out.delete()
 
     def _few_tokens(self, index: int) -> Callable[[int], float]:
         """With fewer tokens than this, for a number of inputs, an expert's own Hessian says too little."""
@@ -422,12 +424,8 @@ class _Pass:
         """All linear layers of the result."""
         modules = []
         for module in linear_modules(self.checkpoint):
-            parts = module.split(".")
-            pruned = result.experts.get(parts[2])
-            if (
-                pruned is None
-                or "experts" not in parts
-                or int(parts[parts.index("experts") + 1]) < len(pruned.survivors)
-            ):
+            name = ModuleName.parse(module)
+            pruned = result.experts.get(str(name.layer))
+            if pruned is None or name.expert is None or name.expert < len(pruned.survivors):
                 modules.append(module)
         return modules

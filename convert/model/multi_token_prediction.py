@@ -26,7 +26,3 @@ class MultiTokenPrediction(DecoderLayer):
         positions: [B, S], i
         """
         return dataflow.multi_token_prediction(TorchOps(self, positions, cache), embedding, hidden)
-
-    def joined(self, embedding: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-        """[B, S, 2 H], what `eh_proj` reads."""
-        return torch.cat((self.get_submodule("enorm")(embedding), self.get_submodule("hnorm")(hidden)), dim=-1)
