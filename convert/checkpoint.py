@@ -133,7 +133,7 @@ class Checkpoint:
 
     def tensor(self, name: str, dtype: torch.dtype | None = torch.float32) -> torch.Tensor:
         """A fresh tensor, dequantized, in `dtype` (None: as it is stored); InputError when it holds NaN or infinity."""
-        if weight := self.quantized(name.removesuffix(".weight")):
+        if weight := self.quantized_tensor(name):
             return weight.dequantize(dtype or torch.float32)
         tensor = self.stored(name).read()
         self._refuse_nan(name, tensor)
@@ -141,7 +141,10 @@ class Checkpoint:
 
     def quantized(self, module: str) -> QuantizedWeight | None:
         """The codes and scales of `<module>.weight` as they are stored; None when it is stored plain."""
-        name = f"{module}.weight"
+        return self.quantized_tensor(f"{module}.weight")
+
+    def quantized_tensor(self, name: str) -> QuantizedWeight | None:
+        """The same, by the name of the tensor; None also for what is no weight."""
         layout = self._layout(name)
         if layout is None:
             return None

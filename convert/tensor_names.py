@@ -60,6 +60,11 @@ class ModuleName:
         """The first component of the name inside the layer: "self_attn", "mlp", "eh_proj"."""
         return self.inside.partition(".")[0]
 
+    @property
+    def is_router(self) -> bool:
+        """Whether its weights have one row per expert."""
+        return (self.block, self.projection) == ("mlp", "gate")
+
 
 @dataclass(frozen=True, slots=True)
 class TensorName:

@@ -17,6 +17,7 @@ from llmc.convert.model.causal_lm import empty_layer
 from llmc.convert.quantized_weight import Activations, QuantizedWeight
 from llmc.convert.spec import CACHE_SCALES, LatentAttentionSpec, MixtureOfExpertsSpec, MLPSpec, ModelSpec
 from llmc.convert.targets import target
+from llmc.convert.tensor_names import ModuleName, TensorName
 from llmc.errors import InputError, MachineError
 from llmc.progress import size
 from llmc.quant.activation_file import MICRO_BATCH_TOKENS
@@ -152,17 +153,19 @@ def plan(
     for name, before in tensor_sizes(checkpoint).items():
         role = checkpoint.role(name)
         parameters, count = before.parameters, before.bytes
-        if assignment := assigned.get(name.removesuffix(".weight")):
+        tensor = TensorName.parse(name)
+        assignment = assigned.get(str(tensor.module)) if tensor.part == "weight" else None
+        if assignment:
             rows, columns = checkpoint.shape(name)
             count = _stored_bytes(recipe.layout, assignment.scheme, (rows, columns))
-        if ".mlp.gate." in name:  # one row per expert
+        if tensor.module.is_router:
             parameters, count = round(parameters * kept), round(count * kept)
-        if _pruned(name, experts[1] if experts else 0):
+        if _pruned(tensor.module, experts[1] if experts else 0):
             parameters = count = 0
         change = Change(before, Size(parameters, count))
         changes[role] = changes.get(role, _NOTHING) + change
-        if name.startswith("model.layers."):
-            layers[int(name.split(".")[2])] += change
+        if tensor.module.layer is not None:
+            layers[tensor.module.layer] += change
         if assignment and parameters:
             by_scheme = schemes.setdefault(role, {})
             by_scheme[assignment.scheme.name] = by_scheme.get(assignment.scheme.name, 0) + parameters
@@ -275,10 +278,10 @@ def _memory(
     if limit is not None:
         budget = max(1, limit - _BASE_MEMORY - max(layer_bytes) - 2 * _activations(spec))
     by_layer: dict[int, dict[str, Assignment]] = {}
-    for name, assignment in assigned.items():
-        _, _, index, inside = name.split(".", 3)
-        if not _pruned(name, kept):
-            by_layer.setdefault(int(index), {})[inside] = assignment
+    for module, assignment in assigned.items():
+        name = ModuleName.parse(module)
+        if name.layer is not None and not _pruned(name, kept):
+            by_layer.setdefault(name.layer, {})[name.inside] = assignment
 
     @functools.cache  # layers of one kind
     def solver(index: int) -> int:
@@ -308,10 +311,9 @@ def _activations(spec: ModelSpec) -> int:
     return 4 * MICRO_BATCH_TOKENS * (3 * max(widths) + 4 * spec.hidden_size)
 
 
-def _pruned(name: str, kept: int) -> bool:
-    """Whether a tensor goes with its expert. All experts are alike, so which of them go does not matter here."""
-    parts = name.split(".")
-    return "experts" in parts and int(parts[parts.index("experts") + 1]) >= kept
+def _pruned(module: ModuleName, kept: int) -> bool:
+    """Whether it goes with its expert. All experts are alike, so which of them go does not matter here."""
+    return module.expert is not None and module.expert >= kept
 
 
 def _target_bytes(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from llmc.convert.checkpoint import Checkpoint
-from llmc.convert.spec import Role
+from llmc.convert.layer_modules import layer_modules
+from llmc.convert.spec import LinearSpec, Role
+from llmc.convert.tensor_names import ModuleName, TensorName
 from llmc.errors import InputError
 from llmc.patterns import Budget, compile_pattern, shown
 from llmc.quant.layouts.layout import DEFAULT_LAYOUT, Layout
@@ -19,7 +20,6 @@ Method = Literal["gptq", "gptaq", "rtn"]
 METHODS: tuple[str, ...] = get_args(Method)
 # The rest (embedding, head, norms, router) is small, sensitive or both, and stays as it is.
 QUANTIZABLE: tuple[Role, ...] = ("experts", "shared_experts", "dense_mlp", "attention", "kv_b_proj", "mtp")
-_EXPERT = re.compile(r"(.+\.experts)\.\d+\.(.+)")
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,15 @@ def check_layout(rules: Iterable[Rule], layout: Layout, fp8_cache: bool = False)
 
 def linear_modules(checkpoint: Checkpoint) -> list[str]:
     """Every linear layer of the decoder and MTP layers, in file order; the router is not one."""
-    modules = []
+    spec, modules = checkpoint.spec, []
+    layers = [layer_modules(spec, index) for index in range(spec.num_all_layers)]
     for name in checkpoint.names():
-        module = name.removesuffix(".weight")
-        if name == module or not name.startswith("model.layers.") or len(checkpoint.shape(name)) != 2:
+        tensor = TensorName.parse(name)
+        layer = tensor.module.layer
+        if layer is None or layer >= len(layers) or tensor.part != "weight":
             continue
-        if module.endswith((".mlp.gate", ".embed_tokens", ".shared_head.head")):
-            continue
-        modules.append(module)
+        if isinstance(layers[layer].get(tensor.module.inside), LinearSpec):
+            modules.append(str(tensor.module))
     return modules
 
 
@@ -119,12 +120,13 @@ def assign(checkpoint: Checkpoint, rules: Sequence[Rule]) -> dict[str, Assignmen
 
 def _refuse_unlike_experts(checkpoint: Checkpoint, assigned: dict[str, Assignment]) -> None:
     """The same projection of all experts of a layer is stored, and computed with, as one stack."""
-    first: dict[tuple[str, str], tuple[str, str]] = {}
+    first: dict[ModuleName, tuple[str, str]] = {}
     for module in linear_modules(checkpoint):
-        if match := _EXPERT.fullmatch(module):
+        parsed = ModuleName.parse(module)
+        if parsed.expert is not None:
             given = assigned.get(module)
             name = given.scheme.name if given else "as it is"
-            fellow, expected = first.setdefault((match[1], match[2]), (module, name))
+            fellow, expected = first.setdefault(replace(parsed, expert=None), (module, name))
             if name != expected:
                 raise InputError(
                     f"{module} is to become {name}, and {fellow} {expected}: experts of a layer lie in one stack; let "

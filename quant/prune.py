@@ -11,6 +11,7 @@ from torch import nn
 
 from llmc.convert.model import DecoderLayer, GroupedTopK, MixtureOfExperts
 from llmc.convert.spec import MixtureOfExpertsSpec, RouterSpec
+from llmc.convert.tensor_names import ModuleName
 from llmc.errors import InputError
 
 SUPER_EXPERT = 10.0  # times the median of the largest outputs of a layer's experts
@@ -123,11 +124,10 @@ def routers(mlps: tuple[object, ...]) -> list[RouterSpec]:
 
 def original_name(name: str, kept: list[int] | None) -> str:
     """A module's name in the checkpoint, for its name after pruning."""
-    parts = name.split(".")
-    if kept is not None and "experts" in parts:
-        at = parts.index("experts") + 1
-        parts[at] = str(kept[int(parts[at])])
-    return ".".join(parts)
+    parsed = ModuleName.parse(name)
+    if kept is None or parsed.expert is None:
+        return name
+    return str(replace(parsed, expert=kept[parsed.expert]))
 
 
 def renumber(assigned: dict[str, _T], kept: list[int]) -> dict[str, _T]:
@@ -135,11 +135,9 @@ def renumber(assigned: dict[str, _T], kept: list[int]) -> dict[str, _T]:
     numbers = {old: new for new, old in enumerate(kept)}
     result = {}
     for name, assignment in assigned.items():
-        parts = name.split(".")
-        if "experts" in parts:
-            at = parts.index("experts") + 1
-            if int(parts[at]) not in numbers:
-                continue
-            parts[at] = str(numbers[int(parts[at])])
-        result[".".join(parts)] = assignment
+        parsed = ModuleName.parse(name)
+        if parsed.expert is None:
+            result[name] = assignment
+        elif parsed.expert in numbers:
+            result[str(replace(parsed, expert=numbers[parsed.expert]))] = assignment
     return result

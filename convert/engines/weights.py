@@ -106,7 +106,7 @@ def in_groups(weight: WeightTensor) -> bool:
 
 
 def _stored(like: WeightTensor, name: str) -> QuantizedWeight:
-    weight = like.checkpoint.quantized(name.removesuffix(".weight"))
+    weight = like.checkpoint.quantized_tensor(name)
     if weight is None or weight.kind != like.kind:
         raise InputError(
             f"{name} is not quantized like {like.names[0]}, and an engine holds them in one tensor; "

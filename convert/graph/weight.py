@@ -13,6 +13,7 @@ import torch
 
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.quantized_weight import QuantizedWeight, QuantSpec
+from llmc.convert.tensor_names import module_of
 from llmc.errors import InputError
 
 CODE_TYPES = {"int4": ir.DataType.INT4, "int8": ir.DataType.INT8, "float8_e4m3fn": ir.DataType.FLOAT8E4M3FN}
@@ -99,12 +100,12 @@ class WeightTensor(ChunkedTensor):
 
     @property
     def modules(self) -> tuple[str, ...]:
-        return tuple(name.removesuffix(".weight") for name in self.names)
+        return tuple(module_of(name) for name in self.names)
 
     @cached_property
     def kind(self) -> QuantSpec | None:
         """How the codes are stored, see `QuantizedWeight.kind`; None: as plain floats."""
-        weight = self.checkpoint.quantized(self.modules[0])
+        weight = self.checkpoint.quantized_tensor(self.names[0])
         return None if weight is None else weight.kind
 
     @property
@@ -206,7 +207,7 @@ class WeightTensor(ChunkedTensor):
 
 def stored_dtype(checkpoint: Checkpoint, name: str) -> ir.DataType:
     """The float type a tensor is stored in; FLOAT where it is quantized."""
-    if checkpoint.quantized(name.removesuffix(".weight")) is not None:
+    if checkpoint.quantized_tensor(name) is not None:
         return ir.DataType.FLOAT
     return FLOAT_TYPES[checkpoint.stored(name).dtype]
 

@@ -14,6 +14,7 @@ from llmc.convert.model.linear import Linear
 from llmc.convert.model.multi_token_prediction import MultiTokenPrediction
 from llmc.convert.model.rms_norm import RMSNorm
 from llmc.convert.spec import ModelSpec
+from llmc.convert.tensor_names import TensorName, module_of
 
 if TYPE_CHECKING:
     from llmc.convert.checkpoint import Checkpoint
@@ -33,7 +34,7 @@ def load_layer(checkpoint: Checkpoint, index: int, dtype: torch.dtype = torch.fl
     layer = empty_layer(checkpoint.spec, index)
     prefix = f"model.layers.{index}."
     weights = {
-        name: checkpoint.tensor(prefix + name, torch.float32 if name.startswith("mlp.gate.") else dtype)
+        name: checkpoint.tensor(prefix + name, torch.float32 if TensorName.parse(name).module.is_router else dtype)
         for name, _ in layer.named_parameters()
     }
     for name, module in layer.named_modules():
@@ -54,7 +55,7 @@ def load_stored_layer(checkpoint: Checkpoint, index: int) -> DecoderLayer:
             module.hold(codes)
     for name, parameter in layer.named_parameters():
         if parameter.is_meta:
-            is_matrix = isinstance(layer.get_submodule(name.rpartition(".")[0]), Linear)
+            is_matrix = isinstance(layer.get_submodule(module_of(name)), Linear)
             weights[name] = checkpoint.tensor(prefix + name, None if is_matrix else torch.float32)
     layer.load_state_dict(weights, assign=True, strict=False)
     layer.self_attn.cache_scales = checkpoint.cache_scales(index)

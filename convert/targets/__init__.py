@@ -23,6 +23,7 @@ from pydantic import BaseModel
 
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.spec import ModelSpec
+from llmc.convert.tensor_names import TensorName
 from llmc.errors import InputError
 
 Progress = Callable[[str, float], None]  # phase, fraction of it that is done
@@ -45,7 +46,8 @@ def rounding_notes(checkpoint: Checkpoint, wider_cache: bool = True) -> list[str
     notes = []
     if checkpoint.spec.fp8_cache and wider_cache:
         notes.append("the cache holds FP8's numbers in a wider type: as exact as an FP8 cache, and not as small")
-    if any(checkpoint.activations(name.removesuffix(".weight")) for name in checkpoint.names() if ".experts." in name):
+    tensors = map(TensorName.parse, checkpoint.names())
+    if any(checkpoint.activations(str(name.module)) for name in tensors if name.module.expert is not None):
         notes.append("the inputs of routed experts are not rounded to FP8")
     return notes
 
