@@ -66,6 +66,12 @@ class Checkpoint:
     _parts: dict[str, dict[str, StoredTensor]]  # by logical name: last name component → stored tensor
     _formats: tuple[Format, ...]
 
+    def __repr__(self) -> str:
+        layers = (
+            f"{self.spec.num_layers}+{self.spec.num_mtp_layers}" if self.spec.num_mtp_layers else self.spec.num_layers
+        )
+        return f"Checkpoint({str(self.path)!r}, family={self.family.name!r}, layers={layers}, bytes={self.nbytes()})"
+
     @classmethod
     def open(cls, path: str | Path, headers_only: bool = False) -> Checkpoint:
         """Reads config and headers, no weights; InputError for everything that is wrong with them.

@@ -148,13 +148,12 @@ def build(
 
     `llmc build recipes/deepseek-v3.yaml --output /data/deepseek-v3-int4`
     """
-    from llmc.build import build as run_build
-    from llmc.job import Limits
+    from llmc.pipeline import build as run_build
     from llmc.progress import Display, duration, size
     from llmc.summary import gate_line, rows
 
     console = terminal.console(stderr=True)
-    result = run_build(recipe, output, fresh, Display(console), Limits(memory, gpu_memory))
+    result = run_build(recipe, output, memory=memory, gpu_memory=gpu_memory, fresh=fresh, progress=Display(console))
     if as_json:
         terminal.print_json(result.to_json())
     else:
@@ -186,10 +185,10 @@ def plan(
 
     `llmc plan ~/models/DeepSeek-R1-Distill-Qwen-7B --json`
     """
-    from llmc.job import Limits, plan_only
+    from llmc.job import plan as plan_recipe
     from llmc.tables import plan_tables
 
-    planned = plan_only(recipe, output, Limits(memory, gpu_memory))
+    planned = plan_recipe(recipe, output, memory=memory, gpu_memory=gpu_memory)
     if as_json:
         terminal.print_json(planned.to_json())
     else:

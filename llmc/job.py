@@ -9,18 +9,19 @@ from typing import Any
 import torch
 
 from llmc import machine
+from llmc.contracts.progress import Progress
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.other_folders import names_in, require_tokenizer
 from llmc.output import OutputFolder
 from llmc.output_path import output_path, refuse_overlap
-from llmc.plan import Plan, plan, rules_of
-from llmc.progress import Display
+from llmc.planning import Plan, rules_of
+from llmc.planning import plan as plan_checkpoint
 from llmc.quant.assign import Rule, assign
 from llmc.quant.layer_calibration import calibration_dtype
 from llmc.quant.layerwise import QuantizeOptions
 from llmc.quant.layouts import layout
 from llmc.quant.prune import Pruning
-from llmc.recipe import Recipe, load_recipe
+from llmc.recipe import Recipe, RecipeLike, load_recipe
 from llmc.runtime.tokenizer import Tokenizer
 from llmc.source import ModelSource, hash_files, locate, locate_headers
 from llmc.source_files import SourceFiles
@@ -112,21 +113,39 @@ class Job:
         return keys
 
 
-def plan_only(argument: str, output: Path | None, limits: Limits = Limits()) -> Plan:  # immutable
-    """The plan of a build; reads and downloads no weight and no text."""
-    recipe, base = load_recipe(argument)
+def plan(
+    recipe: RecipeLike,
+    output: Path | str | None = None,
+    *,
+    memory: int | None = None,
+    gpu_memory: int | None = None,
+) -> Plan:
+    """Return what a build would take and give; read and download no weight and no text.
+
+    Args:
+        recipe: a recipe, or a model for the default one: see `llmc.build`
+        output: where the artifact would go; default: build/NAME
+        memory: bytes that the build may take; None: what there is
+        gpu_memory: bytes of a GPU that is to do the work; None: the GPU is left alone
+
+    Raises:
+        InputError: for a recipe that does not fit the model
+    """
+    recipe, base = load_recipe(recipe)
     place = _output(recipe, output)
     with locate_headers(recipe.model, base) as source:
         if output is not None:  # what a build into build/NAME would say is no reason not to plan
             refuse_overlap(OutputFolder(place).path, source.path)
         checkpoint = Checkpoint.open(source.path, headers_only=True)
         _require_tokenizer(source)
-        return plan(checkpoint, recipe, place, limits.memory, limits.gpu_memory)
+        return plan_checkpoint(checkpoint, recipe, place, memory, gpu_memory)
 
 
-def prepare(argument: str, output: Path | None, limits: Limits, display: Display) -> tuple[Job, OutputFolder]:
+def prepare(
+    given: RecipeLike, output: Path | str | None, limits: Limits, progress: Progress
+) -> tuple[Job, OutputFolder]:
     """Finds and checks everything a build needs; InputError or MachineError before anything is written."""
-    recipe, base = load_recipe(argument)
+    recipe, base = load_recipe(given)
     place = OutputFolder(_output(recipe, output))
     source = locate(recipe.model, base)
     refuse_overlap(place.path, source.path)
@@ -134,18 +153,18 @@ def prepare(argument: str, output: Path | None, limits: Limits, display: Display
     checkpoint = Checkpoint.open(source.path)
     _require_tokenizer(source)
     if checkpoint.config.get("tie_word_embeddings") and not checkpoint.spec.tie_word_embeddings:
-        display.line("tie_word_embeddings is true, but lm_head.weight is not the embedding: both are kept")
+        progress.line("tie_word_embeddings is true, but lm_head.weight is not the embedding: both are kept")
     if limits.gpu_memory is not None:
         machine.require_gpu()
-    planned = plan(checkpoint, recipe, place.path, limits.memory, limits.gpu_memory)
-    _warn(recipe.layout, planned, display)
+    planned = plan_checkpoint(checkpoint, recipe, place.path, limits.memory, limits.gpu_memory)
+    _warn(recipe.layout, planned, progress)
     tokenizer = Tokenizer(checkpoint.path, checkpoint.spec.vocab_size, recipe.add_bos)
     texts = read_texts(recipe.calibration, recipe.check, checkpoint, base, tokenizer)
-    with display.stage("read the checkpoint"):
+    with progress.stage("read the checkpoint"):
         hashes = hash_files(
             checkpoint.path,
             checkpoint.files(),
-            lambda done, total: display.update("sha256", done / total),
+            lambda done, total: progress("sha256", done / total if total else 1.0),
             checkpoint.used(),
         )
     files.hashed(hashes)
@@ -153,12 +172,12 @@ def prepare(argument: str, output: Path | None, limits: Limits, display: Display
     return Job(recipe, source, checkpoint, rules, tokenizer, texts, hashes, planned, limits, files), place
 
 
-def _warn(layout_name: str, planned: Plan, display: Display) -> None:
+def _warn(layout_name: str, planned: Plan, progress: Progress) -> None:
     """Of what other programs will make of the result."""
     experts = planned.roles.get("experts")
     plain = experts is not None and sum(planned.schemes.get("experts", {}).values()) < experts.after.parameters
     if obstacle := layout(layout_name).obstacle(planned.schemes, plain):
-        display.line(f"transformers will not load the result: {obstacle}")
+        progress.line(f"transformers will not load the result: {obstacle}")
 
 
 def _require_tokenizer(source: ModelSource) -> None:
@@ -166,5 +185,5 @@ def _require_tokenizer(source: ModelSource) -> None:
     require_tokenizer(source.id if on_hub else str(source.path), names_in(source.path), on_hub)
 
 
-def _output(recipe: Recipe, output: Path | None) -> Path:
-    return output_path(str(recipe.name), output)
+def _output(recipe: Recipe, output: Path | str | None) -> Path:
+    return output_path(str(recipe.name), None if output is None else Path(output))

@@ -9,12 +9,14 @@ from pathlib import Path
 
 from rich import filesize
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
+from rich.progress import BarColumn, SpinnerColumn, TaskProgressColumn, TextColumn
+from rich.progress import Progress as Bars
 
+from llmc.contracts.progress import Progress
 from llmc.visible import visible_line
 
 
-class Display:
+class Display(Progress):
     """Everything goes to `console`, finished stages also to the file `log`, with the time of day."""
 
     def __init__(self, console: Console, log: Path | None = None) -> None:
@@ -22,8 +24,8 @@ class Display:
 
         self.console, self.log = console, log
         self.process = psutil.Process()
-        self.live: Progress | None = None
-        self._pass: LayerProgress | None = None
+        self.live: Bars | None = None
+        self.layers: LayerProgress | None = None
         self.stage_name = self.phase = ""
         self.stage_start = self.phase_start = 0.0
 
@@ -35,21 +37,28 @@ class Display:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Progress below is that of this stage; its time is reported when it ends."""
+    def stage(self, name: str, weights: Sequence[int] = ()) -> Iterator[None]:
+        """Its time is reported when it ends."""
         self.stage_name, self.phase = name, ""
+        self.layers = LayerProgress(self, weights) if weights else None
         self.stage_start = time.monotonic()
         columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(24), TaskProgressColumn())
-        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as live:
+        with Bars(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as live:
             self.live = live
             live.add_task(visible_line(name), total=1.0)
             yield
-        if self._pass is not None:
-            self._pass.finish()
-            self._pass = None
+        if self.layers is not None:
+            self.layers.finish()
         self.line(f"{name}: {duration(time.monotonic() - self.stage_start)}, {self.memory()} in memory")
 
-    def update(self, phase: str, fraction: float, tokens: int = 0, eta: float | None = None) -> None:
+    def __call__(self, phase: str, done: float, total: float = 1.0, layer: int = 0, layers: int = 1) -> None:
+        """Show how much of a phase is done, and how many tokens a second where it counts tokens."""
+        if self.layers is not None:
+            self.layers(layer, layers, phase, done)
+        else:
+            self.update(phase, done / total if total else 1.0, done if total > 1 else 0)
+
+    def update(self, phase: str, fraction: float, tokens: float = 0, eta: float | None = None) -> None:
         """`fraction` of the stage is done; `tokens` of the phase went through so far, at some speed."""
         now = time.monotonic()
         if phase != self.phase:
@@ -66,21 +75,17 @@ class Display:
     def memory(self) -> str:
         return size(self.process.memory_info().rss)
 
-    def layers(self, weights: Sequence[int]) -> LayerProgress:
-        """Progress of the single pass, whose layer i takes time in proportion to `weights[i]`."""
-        self._pass = LayerProgress(self, weights)
-        return self._pass
-
 
 class LayerProgress:
-    """Called by the pass; knows only how long the layers of this run took, so a resumed run is estimated well."""
+    """Progress of the single pass, whose layer i takes time in proportion to `weights[i]`; knows only how long the
+    layers of this run took, so a resumed run is estimated well."""
 
     def __init__(self, display: Display, weights: Sequence[int]) -> None:
         self.display, self.weights = display, weights
         self.first = self.layer = -1
         self.start = self.layer_start = time.monotonic()
 
-    def __call__(self, layer: int, layers: int, phase: str, done: int, total: int) -> None:
+    def __call__(self, layer: int, layers: int, phase: str, done: float) -> None:
         now = time.monotonic()
         if layer != self.layer:
             if self.layer < 0:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -87,6 +87,9 @@ class Section(BaseModel):
     """A mapping of the recipe."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        return ((name, value) for name, value in super().__repr_args__() if name in self.model_fields_set)
 
     @model_validator(mode="before")
     @classmethod
@@ -198,7 +201,7 @@ class Recipe(Section):
     """What becomes of a checkpoint."""
 
     name: Annotated[str, AfterValidator(_folder_name)] | None = Field(
-        None, pattern=r"^[\w.-]+$", description="default: the recipe's file name; the output is build/NAME"
+        default=None, pattern=r"^[\w.-]+$", description="default: the recipe's file name; the output is build/NAME"
     )
     model: PathOrId = Field(description="a directory, builtin:tiny-deepseek-v3, or a hub id with optional @revision")
     add_bos: bool | None = Field(
@@ -265,11 +268,30 @@ def public_path(path: str) -> str:
     return Path(path).name if Path(path).expanduser().is_absolute() else path
 
 
-def load_recipe(argument: str) -> tuple[Recipe, Path]:
-    """The recipe a command line argument names, and the folder that its relative paths start from.
+RecipeLike: TypeAlias = "Recipe | Mapping[str, Any] | Path | str"
 
-    A YAML file; the name of a recipe that ships with llmc; or a model, which gets the default recipe.
+
+def load_recipe(given: RecipeLike) -> tuple[Recipe, Path]:
+    """Return a recipe that has a name, and the folder that its relative paths start from.
+
+    Args:
+        given: a recipe; what a YAML file would hold; the path of such a file; the name of a recipe that ships with
+            llmc; or a model, which gets the default recipe
+
+    Raises:
+        InputError: with the place of whatever is wrong with it
     """
+    if isinstance(given, Mapping):
+        given = _validated(dict(given), lambda _: "recipe")
+    if isinstance(given, Recipe):
+        return given.model_copy(update={"name": given.name or _name_from(_last_part(given.model))}), Path()
+    if not isinstance(given, (str, Path)):
+        raise InputError(f"recipe is {type(given).__name__}; give a Recipe, a mapping, a path or a name")
+    return _named(str(given))
+
+
+def _named(argument: str) -> tuple[Recipe, Path]:
+    """The recipe that a command line argument names, and its folder."""
     import llmc.recipes
 
     try:
@@ -284,8 +306,12 @@ def load_recipe(argument: str) -> tuple[Recipe, Path]:
     if path.suffix in (".yaml", ".yml"):
         known = ", ".join(sorted(file.stem for file in shipped.glob("*.yaml")))
         raise InputError(f"{argument}: no such recipe; write one, or use one that ships with llmc: {known}")
-    name = path.name if path.name not in ("", "..") else path.resolve().name  # of `.`, and of what ends in `..`
-    return Recipe(name=_name_from(name), model=argument), Path()
+    return Recipe(name=_name_from(_last_part(argument)), model=argument), Path()
+
+
+def _last_part(model: str) -> str:
+    path = Path(model)
+    return path.name if path.name not in ("", "..") else path.resolve().name  # of `.`, and of what ends in `..`
 
 
 def _name_from(text: str) -> str:
@@ -298,15 +324,24 @@ def read_recipe(path: Path) -> Recipe:
     """InputError, with file, line and key, for whatever is wrong with it."""
     refuse_file(path)
     value, lines = _read_yaml(path)
+
+    def place(location: Location) -> str:
+        line = next(lines[location[:end]] for end in range(len(location), -1, -1) if location[:end] in lines)
+        return f"{path}:{line}"
+
+    return _validated(value, place)
+
+
+def _validated(value: Any, place: Callable[[Location], str]) -> Recipe:
+    """The value as a recipe; InputError that begins with the place of what is wrong."""
     try:
         return Recipe.model_validate(value)
     except ValidationError as error:
         first, count = error.errors()[0], error.error_count()
         location, message = _explain(first)
-        line = next(lines[location[:end]] for end in range(len(location), -1, -1) if location[:end] in lines)
         more = f" (and {count - 1} more)" if count > 1 else ""
         where = f"{_dotted(location)}: " if location else ""
-        raise InputError(f"{path}:{line}: {where}{' '.join(message.split())}{more}") from error
+        raise InputError(f"{place(location)}: {where}{' '.join(message.split())}{more}") from error
 
 
 def json_schema() -> dict[str, Any]:

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
+from llmc.contracts.progress import Progress
 from llmc.errors import InputError
 from llmc.job import Limits, prepare
-from llmc.progress import Display
 from llmc.quant.layerwise import quantize
 from llmc.quant.prune import Criterion, Pruning, fractions, routers
 from llmc.work_folder import WorkFolder
@@ -36,14 +36,19 @@ class SweepPoint:
 
 
 def sweep(
-    argument: str, keeps: Sequence[float], methods: Sequence[Criterion], quantized: bool, output: Path, display: Display
+    argument: str,
+    keeps: Sequence[float],
+    methods: Sequence[Criterion],
+    quantized: bool,
+    output: Path,
+    progress: Progress,
 ) -> list[SweepPoint]:
     """One step per method and fraction; `keeps` empty: the eighths that the router can do with.
 
     quantized: with the recipe's rules, otherwise experts are pruned and nothing else is changed.
     Works in `<output>.sweep` and leaves nothing there; InputError for a model without experts.
     """
-    job, _ = prepare(argument, output, Limits(), display)
+    job, _ = prepare(argument, output, Limits(), progress)
     found = routers(job.checkpoint.spec.mlps)
     if not found:
         raise InputError(f"{argument}: this model has no experts to prune")
@@ -58,10 +63,10 @@ def sweep(
             for method in methods:
                 for keep in keeps or [float(each) for each in reversed(possible)]:
                     folder.clear()
-                    with display.stage(f"keep {keep:g} by {method}"):
+                    with progress.stage(f"keep {keep:g} by {method}", weights):
                         result = quantize(
                             job.checkpoint, job.rules if quantized else [], Pruning(keep, method), calibration, check,
-                            place / "model", place / "scratch", display.layers(weights), job.options,
+                            place / "model", place / "scratch", progress, job.options,
                             unchanged=job.files.require_unchanged,
                         )  # fmt: skip
                     experts = round(keep * found[0].num_experts)

@@ -13,7 +13,7 @@ from llmc.output import MANIFEST
 from llmc.progress import size
 
 if TYPE_CHECKING:
-    from llmc.plan import Plan
+    from llmc.planning import Plan
 
 _DESCRIPTION_BYTES = 1 << 24
 

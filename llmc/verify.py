@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
 
 from llmc import terminal
+from llmc.contracts.progress import Progress
 from llmc.errors import InputError
 from llmc.runtime.artifact import MANIFEST, Artifact
 
 _SHOWN = 5
+
+
+class _Bar(Progress):
+    def __init__(self, bars: Bars, task: TaskID) -> None:
+        self.bars, self.task = bars, task
+
+    def __call__(self, phase: str, done: float, total: float = 1.0, layer: int = 0, layers: int = 1) -> None:
+        self.bars.update(self.task, completed=done, total=total)
 
 
 def verify(path: Path) -> None:
@@ -23,9 +33,9 @@ def verify(path: Path) -> None:
     if path != folder and path.absolute().relative_to(folder.absolute()).as_posix() not in artifact.files:
         raise InputError(f"{path}: is none of the files that {folder / MANIFEST} lists; leave out --verify")
     columns = TextColumn("verifying"), BarColumn(), DownloadColumn(binary_units=False), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("")
-        unlisted = artifact.verify(lambda done, total: progress.update(task, completed=done, total=total))
+        unlisted = artifact.verify(_Bar(progress, task))
     count = len(artifact.files)
     console.print(f"{folder}: all {count} files are as they were built", highlight=False, markup=False)
     if unlisted:

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch.nn import functional
 
 from llmc.contracts.layer_record import Experts, LayerRecord, ModuleReport, RoleCounts
+from llmc.contracts.progress import Progress
 from llmc.convert import dataflow
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.layer_modules import BLOCKS, own_modules
@@ -50,11 +51,6 @@ from llmc.quant.shard import scheme_of, shard_path, write_ends, write_index, wri
 
 DEFAULT_MEMORY_BUDGET = 4 << 30
 MIN_TOKEN_SHARE = 0.005  # of all calibration tokens, for an expert to be calibrated on its own ones
-
-
-class Progress(Protocol):
-    def __call__(self, layer: int, layers: int, phase: str, done: int, total: int) -> None:
-        """`done` of `total` tokens of a phase of a layer; layers count from 0 and include MTP layers."""
 
 
 def _nothing(*_: object) -> None:
@@ -162,16 +158,20 @@ class _Pass:
             records.append(finished)
             release_memory()
         write_ends(self.checkpoint, self._shard(0))
+        self.layer = self.layers - 1
         result = self._finish(records)
         self.unchanged()
         return result
+
+    def _report(self, phase: str, done: int, total: int) -> None:
+        self.progress(phase, done, total, self.layer, self.layers)
 
     def _require_range(self) -> None:
         """One reading of all weights before any work, for a layout that may have no place for their scales."""
         modules = linear_modules(self.checkpoint) if self.layout.narrows else []
         narrowed: dict[str, int] = {}
         for number, module in enumerate(modules):
-            self.progress(0, self.layers, f"range of scales, module {number} of {len(modules)}", 0, len(modules))
+            self._report(f"range of scales, module {number} of {len(modules)}", 0, len(modules))
             given, codes = self.assigned.get(module), self.checkpoint.quantized(module)
             wanted = given.scheme if given else None
             kept = scheme_of(codes, self.layout, wanted) if codes is not None else None
@@ -305,7 +305,7 @@ class _Pass:
             index < self.last_calibrated,
             self._few_tokens(index),
             self.options.memory_budget,
-            lambda phase, done, total: self.progress(self.layer, self.layers, phase, done, total),
+            self._report,
             self.options.expert_tokens,
             (self.pruning.method, self.per_group) if self.pruning else None,
             self.fp8_cache,
@@ -353,7 +353,7 @@ class _Pass:
             x = stream.read(rows)
             target.write(rows, layer(x, positions(x)))
             done = rows.stop * stream.shape[1]
-            self.progress(self.layer, self.layers, f"forward {part}", done, stream.tokens)
+            self._report(f"forward {part}", done, stream.tokens)
         target.flush()
 
     def _stored_alike(self, prefix: str, mine: dict[str, Assignment], kept: list[int] | None) -> set[str]:
@@ -403,7 +403,7 @@ class _Pass:
             self._stream("original", last),
             self._stream("check", last),
             self.output_dir / "reference.safetensors",
-            lambda done, total: self.progress(self.layers - 1, self.layers, "reference", done, total),
+            partial(self._report, "reference"),
         )
         result.ppl_original, result.ppl, result.kl = distance.ppl_original, distance.ppl, distance.kl
         write_index([self._shard(number) for number in range(self.layers + 1)])

@@ -23,6 +23,7 @@ from llmc.files import open_regular, parse_json, read_json, read_regular
 
 if TYPE_CHECKING:
     from llmc.contracts.manifest import File, Manifest, RunManifest
+    from llmc.contracts.progress import Progress
 
 MANIFEST = "llmc.json"
 CARD = "README.md"
@@ -31,8 +32,6 @@ _MANIFEST_BYTES = 1 << 25  # of 70,000 experts' matrices
 _SMALL_BYTES = 1 << 28
 _GRAPH_BYTES = 1 << 31  # of a protobuf
 _CHUNK = 1 << 24
-
-Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 
 @dataclass(frozen=True)
@@ -192,7 +191,7 @@ class Artifact:
             nonlocal done
             done += count
             if progress:
-                progress(done, total)
+                progress("sha256", done, total)
 
         for name in self.files:
             self.verified(name, read)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,9 @@ from llmc.runtime.artifact import Artifact
 from llmc.runtime.backends import Backend, step_width
 from llmc.runtime.reference import read_reference
 
-Progress = Callable[[int, int], None]  # tokens done, tokens in all
+if TYPE_CHECKING:
+    from llmc.contracts.progress import Progress
+
 Array = NDArray[Any]
 _CHUNK_BYTES = 1 << 26  # of logits at a time
 _LARGEST_SURPRISE = 700.0  # nats per token whose perplexity still is a number
@@ -158,7 +160,7 @@ def check(
             true[row, part] = (np.take_along_axis(logits, ids[row, 1:][part, None], -1) - normalizer)[:, 0]
             best[row, part] = logits.argmax(-1)
         if progress:
-            progress((row + 1) * predictions, windows * predictions)
+            progress("perplexity, KL", (row + 1) * predictions, windows * predictions)
     report = compare(reference, top, true, best)
     report.gates.extend(gates(report, artifact.gates))
     return report

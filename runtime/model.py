@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from llmc.runtime import arguments, generation_config
 from llmc.runtime.artifact import Artifact
 from llmc.runtime.backends import Backend, IntArray, start
 from llmc.runtime.chat import ChatTemplate, Message
-from llmc.runtime.check import CheckReport, Progress, check
+from llmc.runtime.check import CheckReport, check
 from llmc.runtime.decoding import Decoder, KVCacheState
 from llmc.runtime.fork import watch
 from llmc.runtime.generator import Cancelled, Prompt, TextGenerator
@@ -24,6 +24,9 @@ from llmc.runtime.logprobs import TokenLogprob, score
 from llmc.runtime.sampling import SamplingParams
 from llmc.runtime.sequence import GeneratedSequence
 from llmc.runtime.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from llmc.contracts.progress import Progress
 
 _MOST_THREADS = 1024
 _SPACES = ("Ġ", "▁")  # how byte-level and SentencePiece vocabularies write a token that is one space
@@ -49,6 +52,12 @@ class Model(TextGenerator):
         self.backend_info = backend_info  # which backend was picked, and why no other
         self.draft_tokens = draft_tokens if speculative and backend.has_mtp else 0
         self.chat_template: str | None = None  # in place of its own
+
+    def __repr__(self) -> str:
+        backend = self.backend_info.partition(" ")[0]
+        return (
+            f"Model({str(self.artifact.path)!r}, backend={backend!r}, context={self.context}, mtp={self.draft_tokens})"
+        )
 
     @property
     def context(self) -> int:
@@ -99,7 +108,7 @@ class Model(TextGenerator):
     def check(self, progress: Progress | None = None, reference: str | Path | None = None) -> CheckReport:
         """Replays the check text on this machine: what the artifact says against what the original said.
 
-        progress: called with the number of tokens done and of all
+        progress: is told how many tokens of how many are done, see `llmc.Progress`
         reference: the file that says so, for an artifact that was built without it (`check: {publish_text: false}`)
         """
         if progress is not None:
@@ -200,6 +209,9 @@ class Session(TextGenerator):
         self.model, self._memory, self._turn = model, memory, 0
         self._new_lock()
         watch(self, Session._new_lock)  # a thread that is not in the child may hold it
+
+    def __repr__(self) -> str:
+        return f"Session({self.model!r}, tokens={len(self._memory.tokens)})"
 
     @property
     def tokens(self) -> list[int]:

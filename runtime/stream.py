@@ -15,6 +15,10 @@ class Stream(Iterator[str]):
         self._answer, self._given, self._cancelled = answer, 0, False
         self._run: Iterator[None] | None = run(lambda: self._cancelled)
 
+    def __repr__(self) -> str:
+        ended = ", ended" if self._run is None else ""
+        return f"Stream({self._answer.text!r}{ended})"
+
     def __next__(self) -> str:
         while not self._cancelled:
             if piece := self._answer.text[self._given :]:

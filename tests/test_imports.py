@@ -22,6 +22,7 @@ FRONT = {
     "llmc.extras",
     "llmc.file_names",
     "llmc.files",
+    "llmc.lazy",
     "llmc.patterns",
     "llmc.visible",
 }

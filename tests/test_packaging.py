@@ -1,5 +1,6 @@
 """What pyproject.toml packs, and that type checkers see it: as a wheel, as an editable install, as a bare tree."""
 
+import functools
 import json
 import os
 import re
@@ -19,14 +20,67 @@ pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).parents[1]
 ROOMS = ("llmc", "convert", "quant", "runtime", "recipes")
 PROGRAM = """
+from pathlib import Path
 from typing import assert_type
 
-from llmc.runtime import Generation, SamplingParams, load
+import torch
+
+import llmc
+from llmc.contracts.manifest import Checks, Gate, Manifest
+from llmc.convert import Checkpoint
+from llmc.quant import Quantized, QuantizedWeight, Scheme, round_to_nearest, scheme, solve
+from llmc.runtime import CheckReport, Generation, SamplingParams, Session, Stream, load
 
 with load("artifact") as model:
     assert_type(model.generate("a"), Generation)
     assert_type(model.generate(["a", "b"], SamplingParams(seed=1)), list[Generation])
+    assert_type(model.stream("a"), Stream)
+    assert_type(model.session(), Session)
+
+
+class Bar(llmc.Progress):
+    def __call__(self, phase: str, done: float, total: float = 1.0, layer: int = 0, layers: int = 1) -> None:
+        print(phase, done / total)
+
+
+result = llmc.build({"model": "builtin:tiny-deepseek-v3", "prune": {"keep": 0.5}}, "out", memory=1 << 30)
+assert_type(result, llmc.BuildResult)
+assert_type(result.path, Path)
+assert_type(result.manifest, Manifest)
+assert_type(result.missed_gates, list[Gate])
+assert_type(result.manifest.quantized["experts"].quantized, int)
+if result.manifest.checks:
+    assert_type(result.manifest.checks, Checks)
+if result.manifest.pruned:
+    assert_type(result.manifest.pruned.super_experts, dict[str, list[int]])
+llmc.build(llmc.Recipe(model="builtin:tiny-deepseek-v3"), Path("out"), fresh=True, progress=Bar())
+assert_type(llmc.plan("quickstart"), llmc.Plan)
+assert_type(llmc.plan("quickstart").total.after.bytes, int)
+with llmc.load(result.path) as loaded:
+    assert_type(loaded.check(Bar()), CheckReport)
+try:
+    llmc.plan("nothing")
+except llmc.InputError as error:
+    assert_type(error.exit_code, int)
+
+int4 = scheme("int4-g128")
+assert_type(int4, Scheme)
+solved = solve(torch.zeros(1, 8, 128), torch.zeros(1, 128, 128), int4)
+assert_type(solved, Quantized)
+assert_type(solved.weight(), QuantizedWeight)
+assert_type(round_to_nearest(torch.zeros(8, 128), int4).dequantize(), torch.Tensor)
+checkpoint = Checkpoint.open("model", headers_only=True)
+assert_type(checkpoint, Checkpoint)
+assert_type(checkpoint.tensor("lm_head.weight"), torch.Tensor)
+assert_type(llmc.__version__, str)
 """
+# What must not pass: a wrong type of each package's.
+WRONG = {
+    "list[Generation]": "list[str]",
+    "assert_type(result.path, Path)": "assert_type(result.path, str)",
+    "assert_type(solved, Quantized)": "assert_type(solved, Scheme)",
+    "assert_type(checkpoint, Checkpoint)": "llmc.nothing",
+}
 
 
 @pytest.fixture(scope="module")
@@ -90,14 +144,19 @@ def test_type_checkers_see_the_package(way: str, tree: Path, request: pytest.Fix
     found = run(python, "-c", "import llmc.runtime, llmc.convert as a, llmc.quant as b; print(a.__file__, b.__file__)")
     assert all(str(tmp_path if way == "wheel" else tree) in path for path in found.split())
     (tmp_path / "use.py").write_text(PROGRAM)
-    (tmp_path / "wrong.py").write_text(PROGRAM.replace("list[Generation]", "list[str]"))
     mypy = [sys.executable, "-m", "mypy", "--strict", "--python-executable", python, "--cache-dir", os.devnull]
     run(*mypy, "use.py")
     pyright = {"typeCheckingMode": "strict", "include": ["use.py"], "extraPaths": [str(tree)] if way == "tree" else []}
     (tmp_path / "pyrightconfig.json").write_text(json.dumps(pyright))
     run(sys.executable, "-m", "basedpyright", "--pythonpath", python)
+    wrong = functools.reduce(lambda text, change: text.replace(*change), WRONG.items(), PROGRAM)
+    (tmp_path / "wrong.py").write_text(wrong)
+    lines = zip(PROGRAM.splitlines(), wrong.splitlines(), strict=True)
+    changed = {number for number, (right, line) in enumerate(lines, 1) if right != line}
     for checker in ([*mypy, "wrong.py"], [sys.executable, "-m", "basedpyright", "--pythonpath", python, "wrong.py"]):
-        assert subprocess.run(checker, cwd=tmp_path, env=environment, capture_output=True).returncode
+        refused = subprocess.run(checker, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        errors = {int(line) for line in re.findall(r"wrong\.py:(\d+)", refused.stdout)}
+        assert refused.returncode and len(changed) == len(WRONG) and changed <= errors, refused.stdout
 
 
 def test_one_name_of_the_distribution() -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import onnx_ir as ir
 from pydantic import BaseModel, Field
 
+from llmc.contracts.progress import Progress
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.engines.contents import Contents, check
 from llmc.convert.engines.engine import Steps, build_engine
@@ -24,7 +25,7 @@ from llmc.convert.engines.plugins import Plugins, require_triton
 from llmc.convert.engines.windows import windows
 from llmc.convert.graph.build import graphs
 from llmc.convert.graph.write import write
-from llmc.convert.targets import Progress, TargetResult
+from llmc.convert.targets import TargetResult
 from llmc.runtime.plugins import kernel_set
 
 DTYPE = ir.DataType.BFLOAT16
@@ -92,7 +93,7 @@ def build(
             result.files[kernels.name] = kernels.relative_to(directory).as_posix()
             result.file_bytes += kernels.stat().st_size
         onnx = {role: f"{role}.onnx" for role in models}
-        write(result.name, models, work, onnx, _phase(progress, f"{name}: writing weights"))
+        write(result.name, models, work, onnx, partial(progress, f"{name}: writing weights"))
         for role, model in models.items():
             engine = engines / (f"{name}.engine" if role == "main" else f"{name}-{role}.engine")
             description = build_engine(
@@ -116,8 +117,3 @@ def build(
             }
         shutil.rmtree(work)
     return result
-
-
-def _phase(progress: Progress, phase: str) -> Progress:
-    """Reports whatever goes on as `phase`."""
-    return lambda _, done: progress(phase, done)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import onnx_ir as ir
 
-from llmc.convert.targets import Progress, TargetResult
+from llmc.convert.targets import TargetResult
 
 # Smaller tensors stay inside the .onnx file.
 _INLINE_BYTES = 1024
@@ -19,7 +19,7 @@ def write(
     models: Mapping[str, ir.Model],
     directory: Path,
     files: Mapping[str, str],
-    progress: Progress,
+    progress: Callable[[float], None],
 ) -> TargetResult:
     """Write each model to its file under `directory`, the weights of all to `<file of main>.data`.
 
@@ -43,7 +43,7 @@ def write(
 
         def report(tensor: ir.TensorProtocol, _: ir.external_data.CallbackInfo) -> None:
             nonlocal done
-            progress("weights", done / total)
+            progress(done / total)
             done += tensor.nbytes
 
         data = Path(files["data"]).name

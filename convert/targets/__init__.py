@@ -14,19 +14,18 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 from pydantic import BaseModel
 
+from llmc.contracts.progress import Progress
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.spec import ModelSpec
 from llmc.convert.tensor_names import TensorName
 from llmc.errors import InputError
-
-Progress = Callable[[str, float], None]  # phase, fraction of it that is done
 
 
 @dataclass

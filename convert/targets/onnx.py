@@ -7,18 +7,20 @@ ops carry their meaning as functions in standard ops: any runtime that knows the
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import onnx_ir as ir
 from pydantic import BaseModel
 
+from llmc.contracts.progress import Progress
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.graph.build import graphs
 from llmc.convert.graph.rewrite import Rewriter
 from llmc.convert.graph.weight import WeightTensor
 from llmc.convert.graph.write import write
 from llmc.convert.spec import ModelSpec
-from llmc.convert.targets import Progress, TargetResult, rounding_notes
+from llmc.convert.targets import TargetResult, rounding_notes
 
 
 class Options(BaseModel, extra="forbid"):
@@ -35,7 +37,7 @@ def build(checkpoint: Checkpoint, options: Options, directory: Path, progress: P
     for model in models.values():
         lower(model)
     files = {"main": "onnx/portable.onnx", "mtp": "onnx/portable-mtp.onnx"}
-    result = write("onnx", models, directory, files, progress)
+    result = write("onnx", models, directory, files, partial(progress, "weights"))
     result.notes += rounding_notes(checkpoint)
     result.notes.append(
         "ONNX Runtime rounds the activations of int4 layers to int8, unless the session is configured with "

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from llmc.contracts.progress import Progress
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.engines import build as engines
 from llmc.convert.engines import contents
 from llmc.convert.engines.package import TENSORRT
 from llmc.convert.spec import ModelSpec
-from llmc.convert.targets import Progress, TargetResult
+from llmc.convert.targets import TargetResult
 from llmc.runtime.plugins.operation import Gpu
 
 Options = engines.EngineOptions

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from pydantic import Field, field_validator
 
+from llmc.contracts.progress import Progress
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.engines import build as engines
 from llmc.convert.engines import contents
 from llmc.convert.engines.package import TENSORRT_RTX
 from llmc.convert.spec import ModelSpec
-from llmc.convert.targets import Progress, TargetResult
+from llmc.convert.targets import TargetResult
 from llmc.errors import InputError
 
 # Compute capabilities, times ten, that the compiler knows and that know bfloat16 and int4.

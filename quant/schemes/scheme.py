@@ -32,6 +32,9 @@ class Scheme(ABC):
     dynamic_groups: bool = False  # groups are of channels that matter alike, wherever they lie (act-order, `g_idx`)
     activations: Activations | None = None  # without the scale that calibration finds
 
+    def __repr__(self) -> str:
+        return f"Scheme({self.name!r})"
+
     @abstractmethod
     def block(self, shape: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns that share a scale in an [out, in] weight."""

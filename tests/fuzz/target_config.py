@@ -10,10 +10,10 @@ from harness import Case, Target
 from hypothesis import strategies as st
 from small_checkpoints import small_checkpoints
 
-from llmc.job import Limits, plan_only
+from llmc.job import plan
 from llmc.tables import inspect, plan_tables
 
-LIMITS = Limits(8 << 30)
+MEMORY = 8 << 30
 MODEL = "model/"
 RECIPE = b"model: model\nquantize: [{match: dense_mlp, scheme: int4-g32}, {match: attention, scheme: fp8-channel}]\n"
 
@@ -34,4 +34,4 @@ def _damaged(case: Case) -> st.SearchStrategy[Case]:
 
 def _plan(folder: Path) -> None:
     inspect(folder / MODEL)
-    plan_tables(plan_only(str(folder / "recipe.yaml"), folder.parent / "out", LIMITS))
+    plan_tables(plan(folder / "recipe.yaml", folder.parent / "out", memory=MEMORY))

@@ -12,7 +12,7 @@ from harness import Target
 from hypothesis import strategies as st
 from support.random_checkpoint import DEEPSEEK_V3, random_checkpoint
 
-from llmc.job import Limits, plan_only
+from llmc.job import plan
 
 RECIPE: dict[str, Any] = {
     "name": "small",
@@ -44,7 +44,7 @@ SMALLER = {
     "n_group": 2,
     "topk_group": 1,
 }
-LIMITS = Limits(8 << 30)
+MEMORY = 8 << 30
 
 
 def target() -> Target:
@@ -55,8 +55,8 @@ def target() -> Target:
     text = yaml.safe_dump(recipe).encode()
     cases = st.one_of(trees, trees, damaged_bytes(text)).map(lambda content: {"recipe.yaml": content})
 
-    def plan(folder: Path) -> None:
+    def run(folder: Path) -> None:
         assert models  # lives as long as this
-        plan_only(str(folder / "recipe.yaml"), folder.parent / "out", LIMITS)
+        plan(folder / "recipe.yaml", folder.parent / "out", memory=MEMORY)
 
-    return Target(cases, plan)
+    return Target(cases, run)

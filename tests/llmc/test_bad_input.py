@@ -159,17 +159,16 @@ def test_disk_full_in_the_middle(recipe, tmp_path: Path) -> None:
 
 
 def test_disk_full_anywhere_is_a_machine_error(llmc, recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llmc import build
+    from llmc import pipeline
 
     def full(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "README.md")
 
-    monkeypatch.setattr(build, "hash_files_of", full)
+    monkeypatch.setattr(pipeline, "hash_files_of", full)
     made = llmc("build", recipe())
     assert made.exit_code == 4
     assert "README.md: no space left on the disk" in made.stderr
     assert not Path("build/small").exists()
-    monkeypatch.undo()
 
 
 @pytest.mark.parametrize("command", [("run", "--prompt", "a"), ("check",), ("inspect",)])

@@ -11,7 +11,7 @@ import yaml
 from llmc.convert.checkpoint import Checkpoint
 from llmc.errors import RefusedError
 from llmc.output import OutputFolder
-from llmc.plan import plan
+from llmc.planning import plan
 from llmc.recipe import read_recipe
 
 
@@ -165,14 +165,14 @@ def test_other_targets_take_up_the_quantized_model(llmc, recipe, monkeypatch: py
     assert failed.exit_code == 2
     assert not Path("build/small").exists()
 
-    from llmc import build
+    from llmc import pipeline
 
     def never(*arguments):
         raise AssertionError("quantized twice")
 
     recipe(targets=[{"onnxruntime": {}}])
     with monkeypatch.context() as patch:
-        patch.setattr(build, "quantize", never)
+        patch.setattr(pipeline, "quantize", never)
         assert llmc("build", path).exit_code == 0
     resumed = contents(Path("build/small"))
     assert not Path("build/small/onnx").exists()

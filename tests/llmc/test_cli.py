@@ -87,10 +87,10 @@ def test_debug_shows_the_trace_wherever_it_stands(llmc) -> None:
 def test_unexpected_errors_are_one_line(llmc, monkeypatch: pytest.MonkeyPatch) -> None:
     from llmc import job
 
-    def broken(*arguments: object) -> None:
+    def broken(*arguments: object, **options: object) -> None:
         raise RuntimeError("first\nsecond")
 
-    monkeypatch.setattr(job, "plan_only", broken)
+    monkeypatch.setattr(job, "plan", broken)
     failed = llmc("plan", "x")
     assert failed.exit_code == 1
     assert failed.stderr == "llmc: internal error: RuntimeError: first second; --debug shows where\n"

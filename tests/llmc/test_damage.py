@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 from support.damaged_files import DAMAGES, flip
 
-from llmc.build import _Build, build
 from llmc.errors import InputError
+from llmc.pipeline import _Build, build
 from llmc.progress import Display
 
 pytestmark = pytest.mark.slow
@@ -21,8 +21,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 
 def run(recipe: Path, output: Path) -> str:
-    display = Display(Console(quiet=True))
-    build(str(recipe), output, False, display)
+    build(recipe, output, progress=Display(Console(quiet=True)))
     return output.with_name(f"{output.name}.log").read_text()
 
 
@@ -41,7 +40,7 @@ def stopped(recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Pa
         raise Stop
 
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr("llmc.build.model_card", stop)
+        patch.setattr("llmc.pipeline.model_card", stop)
         run(path, tmp_path / "stopped" / "small")
     return path, tmp_path / "stopped" / "small.work", contents(tmp_path / "whole" / "small")
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from llmc import build
+from llmc import pipeline
 from llmc.output import digest, read_manifest, whole
 from llmc.runtime import load
 
@@ -48,8 +48,8 @@ def test_it_is_run_checked_and_shown(llmc, former: Path) -> None:
 
 def test_a_build_takes_what_it_need_not_make_again(llmc, recipe, former: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where it was written by the same code; its key for the stage is then the same, under another name."""
-    monkeypatch.setattr(build, "quantize", lambda *_: pytest.fail("quantized again"))
-    monkeypatch.setattr(build._Build, "_check", lambda _: pytest.fail("checked again"))
+    monkeypatch.setattr(pipeline, "quantize", lambda *_: pytest.fail("quantized again"))
+    monkeypatch.setattr(pipeline._Build, "_check", lambda _: pytest.fail("checked again"))
     made = llmc("build", with_gate(recipe, 9.0))
     assert made.exit_code == 0, made.stderr
     manifest = json.loads(Path("build/small/llmc.json").read_text())

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llmc.errors import InputError
-from llmc.job import plan_only
+from llmc.job import plan
 from llmc.output_path import output_path, refuse_overlap
 
 
@@ -123,9 +123,9 @@ def test_a_model_by_the_current_folder(embedded: Path, tmp_path: Path, monkeypat
     (model / "x").mkdir()
     monkeypatch.chdir(model)
     for argument in (".", "./", "x/..", "../my model"):
-        assert plan_only(argument, None).name == "my-model"
+        assert plan(argument).name == "my-model"
     monkeypatch.chdir("x")
-    assert plan_only("..", None).name == "my-model"
+    assert plan("..").name == "my-model"
     assert [path for path in model.iterdir() if path.name == "build"] == []
 
 

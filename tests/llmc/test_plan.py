@@ -5,15 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 from support.random_checkpoint import DEEPSEEK_V3, LLAMA, random_checkpoint
 
 from llmc import machine
 from llmc.convert.checkpoint import Checkpoint
 from llmc.errors import InputError, MachineError
-from llmc.job import Limits, prepare
-from llmc.plan import Plan, plan
-from llmc.progress import Display
+from llmc.pipeline import build
+from llmc.planning import Plan, plan
 from llmc.recipe import Prune, Quantize, Recipe
 
 
@@ -88,7 +86,7 @@ def test_no_gpu_is_said_before_anything_is_done(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one")
     with pytest.raises(MachineError, match="finds no CUDA GPU; leave the option out"):
-        prepare("quickstart", tmp_path / "out", Limits(gpu_memory=8 << 30), Display(Console(quiet=True)))
+        build("quickstart", tmp_path / "out", gpu_memory=8 << 30)
     assert not (tmp_path / "out.work").exists()
 
 

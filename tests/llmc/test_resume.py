@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 from support.killable_build import finish, start
 
-from llmc.build import build
 from llmc.errors import InputError
-from llmc.progress import Display
+from llmc.pipeline import build
 
 pytestmark = pytest.mark.slow
 
@@ -87,9 +85,9 @@ def test_an_interrupted_build_of_something_else_is_not_thrown_away(
     process.join()
     before = contents(work)
     with pytest.raises(InputError, match=named):
-        build(str(recipe(**change)), output, False, Display(Console(quiet=True)))
+        build(recipe(**change), output)
     assert contents(work) == before
-    assert build(str(recipe(**change)), output, True, Display(Console(quiet=True))).path == output
+    assert build(recipe(**change), output, fresh=True).path == output
 
 
 def killed_after(delay: float, recipe: Path, output: Path) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from llmc import build
+from llmc import pipeline
 from llmc.convert.targets import onnx, onnxruntime
 from llmc.output import digest
 
@@ -37,10 +37,10 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         monkeypatch.setattr(owner, attribute, run)
 
-    watch(build, "quantize", "quantize")
+    watch(pipeline, "quantize", "quantize")
     watch(onnxruntime, "build", "onnxruntime")
     watch(onnx, "build", "onnx")
-    watch(build._Build, "_check", "check")
+    watch(pipeline._Build, "_check", "check")
     return done
 
 
@@ -177,8 +177,8 @@ def test_a_build_that_stops_while_it_takes_files_does_not_write_over_them(
         patch.setattr(Stages, "keep", stop)
         assert llmc("build", path).exit_code == 130
     with monkeypatch.context() as patch:
-        patch.setattr("llmc.build.earlier", lambda *_: None)
-        patch.setattr("llmc.build.model_card", lambda _: 1 / 0)
+        patch.setattr("llmc.pipeline.earlier", lambda *_: None)
+        patch.setattr("llmc.pipeline.model_card", lambda _: 1 / 0)
         assert llmc("build", path).exit_code == 1
     assert contents(Path("build/small")) == before
     assert llmc("build", path).exit_code == 0

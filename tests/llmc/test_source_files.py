@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from llmc.build import build
 from llmc.errors import InputError
+from llmc.pipeline import build
 from llmc.progress import Display
 
 
@@ -61,8 +61,7 @@ def model(small_model: Path, tmp_path: Path) -> Path:
 def run(
     recipe: Path, output: Path, phase: str = "", do: Callable[[], object] = lambda: None, fresh: bool = False
 ) -> Path:
-    display = At(phase, do)
-    return build(str(recipe), output, fresh, display).path
+    return build(recipe, output, fresh=fresh, progress=At(phase, do)).path
 
 
 AT_WORK = [("model.safetensors", "layer 2/3 forward", change) for change in CHANGES]

@@ -88,14 +88,14 @@ def test_what_is_put_into_the_work_folder_survives_the_build(llmc, recipe) -> No
 def test_what_comes_to_the_place_of_the_output_during_a_build_survives_it(
     llmc, recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llmc import build
+    from llmc import pipeline
 
     def card(manifest: object) -> str:
         Path("build/small").mkdir()
         Path("build/small/thesis").write_text("three years")
         return "a card"
 
-    monkeypatch.setattr(build, "model_card", card)
+    monkeypatch.setattr(pipeline, "model_card", card)
     made = llmc("build", recipe())
     assert made.exit_code == 2
     assert "build/small: exists and is not an llmc artifact" in made.stderr

@@ -136,7 +136,7 @@ def test_gptq_beats_rounding_where_it_counts(source, tmp_path):
 def test_experts_in_portions_give_the_same_bytes(source, finished, tmp_path):
     portions = []
 
-    def progress(layer, layers, phase, done, total):
+    def progress(phase, done, total, layer, layers):
         if (phase, done) == ("gate and up", total):
             portions.append(layer)
 
@@ -215,7 +215,7 @@ def test_an_interrupted_pass_goes_on_and_ends_in_the_same_bytes(source, finished
     with pytest.raises(Stop):
         run(source, tmp_path, keep=2 / 3, progress=stop)
     layers = set()
-    run(source, tmp_path, keep=2 / 3, progress=lambda layer, *_: layers.add(layer))
+    run(source, tmp_path, keep=2 / 3, progress=lambda phase, done, total, layer, _: layers.add(layer))
     assert files(tmp_path) == files(finished[0])
     if moment >= 9:
         assert 0 not in layers  # the first layer was not done again

@@ -62,7 +62,7 @@ def stopped(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
     made: dict[int, Path] = {}
 
     def stopped_in(stop: int) -> Path:
-        def progress(layer: int, *_: object) -> None:
+        def progress(phase: str, done: float, total: float, layer: int, layers: int) -> None:
             if layer == stop:
                 raise Stop
 
@@ -103,7 +103,7 @@ def test_damage_to_any_file_ends_in_the_same_bytes(
     if name == "newest record" and damage == "missing":
         again = 1  # a pass that was killed before it was written leaves the same
     layers: list[int] = []
-    said = run(source, tmp_path, lambda layer, *_: layers.append(layer))
+    said = run(source, tmp_path, lambda phase, done, total, layer, _: layers.append(layer))
     assert files(tmp_path) == expected
     assert layers[0] == (layer if again is None else again)
     if damage != "missing" and again is not None:

@@ -172,7 +172,7 @@ def test_what_decides_is_always_held_against_the_manifest(copy: Path, name: str)
 def test_every_file_is_verified_when_asked_for(copy: Path) -> None:
     seen: list[tuple[int, int]] = []
     opened = Artifact.open(copy)
-    assert opened.verify(lambda done, total: seen.append((done, total))) == []
+    assert opened.verify(lambda _, done, total: seen.append((done, total))) == []
     total = sum(listed.bytes for listed in opened.files.values())
     assert seen[-1] == (total, total)
     for name in opened.files:

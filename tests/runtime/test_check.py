@@ -18,7 +18,7 @@ from llmc.runtime.check import compare, gates
 def report(trained):
     seen = []
     with load(trained, threads=1) as model:
-        return model.check(lambda done, total: seen.append((done, total))), seen
+        return model.check(lambda _, done, total: seen.append((done, total))), seen
 
 
 @pytest.fixture(scope="module")

@@ -10,17 +10,17 @@ from rich.console import Console
 
 # Every build is forked from a process that has imported everything already, so that most of its time is work.
 FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["llmc.build", "llmc.runtime.model", "llmc.convert.targets.onnxruntime"])
+FORK.set_forkserver_preload(["llmc.pipeline", "llmc.runtime.model", "llmc.convert.targets.onnxruntime"])
 
 
 def run_build(recipe: str, output: str) -> None:
     import torch
 
-    from llmc.build import build
+    from llmc.pipeline import build
     from llmc.progress import Display
 
     torch.set_num_threads(1)
-    build(recipe, Path(output), False, Display(Console(file=io.StringIO())))
+    build(recipe, output, progress=Display(Console(file=io.StringIO())))
 
 
 def start(recipe: Path, output: Path) -> BaseProcess:

@@ -8,17 +8,19 @@ cannot use as stored, FP8 and the head at accuracy level 4, is written again, to
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import onnx_ir as ir
 from pydantic import BaseModel
 
+from llmc.contracts.progress import Progress
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.graph.build import graphs
 from llmc.convert.graph.write import write
 from llmc.convert.spec import ModelSpec
-from llmc.convert.targets import Progress, TargetResult, rounding_notes
+from llmc.convert.targets import TargetResult, rounding_notes
 from llmc.convert.targets.onnxruntime.artifact_weights import ArtifactWeights
 from llmc.convert.targets.onnxruntime.grouped_query_attention import lower_grouped_query_attention
 from llmc.convert.targets.onnxruntime.linear import lower_linears
@@ -47,7 +49,7 @@ def build(checkpoint: Checkpoint, options: Options, directory: Path, progress: P
     models = graphs(checkpoint)
     rounded_heads = [lower(model, checkpoint.spec, options) for model in models.values()]
     files = {"main": "model.onnx", "mtp": "mtp.onnx"}
-    result = write("onnxruntime", models, directory, files, progress)
+    result = write("onnxruntime", models, directory, files, partial(progress, "weights"))
     result.details["accuracy_level"] = options.accuracy_level
     result.notes += rounding_notes(checkpoint)
     if any(rounded_heads):

@@ -14,7 +14,7 @@ import errno
 import json
 import shutil
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import torch
 from llmc import machine
 from llmc.card import model_card
 from llmc.contracts.manifest import Checks, Gate, Manifest, QuantizedModel, Target
+from llmc.contracts.progress import Progress, Silent
 from llmc.convert.checkpoint import REWRITTEN, Checkpoint
 from llmc.convert.targets import target
 from llmc.errors import InputError, MachineError, MissingPackageError, RefusedError
@@ -34,6 +35,7 @@ from llmc.output import MANIFEST, OutputFolder, digest, read_manifest, whole
 from llmc.progress import Display
 from llmc.quant.durable import damage, write_json
 from llmc.quant.layerwise import quantize
+from llmc.recipe import RecipeLike
 from llmc.reference import Reference, beside
 from llmc.reuse import earlier, quantized_files
 from llmc.runtime.artifact import REFERENCE
@@ -45,11 +47,18 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass
-class Result:
-    """path is where the artifact lies; the rest is for the terminal: none of it is in the artifact."""
+class BuildResult:
+    """What `build` returns. Only the manifest is part of the artifact.
+
+    path: where the artifact lies: the output, or `<output>.rejected` where a gate was missed
+    manifest: what was done and measured
+    up_to_date: whether there was nothing to do
+    seconds, peak_memory: what it took, bytes of memory at most
+    speed: of the artifact on this machine, where it was checked
+    """
 
     path: Path
-    manifest: Manifest
+    manifest: Manifest = field(repr=False)
     up_to_date: bool = False
     seconds: float = 0.0
     peak_memory: int = 0
@@ -57,10 +66,12 @@ class Result:
 
     @property
     def missed_gates(self) -> list[Gate]:
+        """The recipe's gates that the artifact does not pass."""
         checks = self.manifest.checks
         return [gate for gate in checks.gates if not gate.passed] if checks else []
 
     def to_json(self) -> dict[str, Any]:
+        """Return what `llmc build --json` prints."""
         return {
             "path": str(self.path),
             "up_to_date": self.up_to_date,
@@ -72,27 +83,43 @@ class Result:
 
 
 def build(
-    argument: str,
-    output: Path | None,
-    fresh: bool,
-    display: Display,
-    limits: Limits = Limits(),  # noqa: B008  # immutable
-) -> Result:
-    """Builds what a recipe file, a shipped recipe's name or a model names.
+    recipe: RecipeLike,
+    output: Path | str | None = None,
+    *,
+    memory: int | None = None,
+    gpu_memory: int | None = None,
+    fresh: bool = False,
+    progress: Progress | None = None,
+) -> BuildResult:
+    """Build an artifact: quantized checkpoint, graphs, engines, and the measurement against the original.
 
-    Does nothing when the output is up to date (unless `fresh`). A missed gate does not raise: the result names it,
-    and the artifact lies beside the output as `<output>.rejected`.
+    Nothing is done when the output is up to date. A build that was interrupted goes on where it stopped. A missed gate
+    does not raise: the result names it, and the artifact lies beside the output as `<output>.rejected`.
+
+    Args:
+        recipe: a recipe; what a YAML file would hold, as a dictionary; the path of such a file; the name of a recipe
+            that ships with llmc; or a model, for the default recipe. Relative paths in it start from the file, or from
+            the current folder where there is none.
+        output: where the artifact goes; default: build/NAME
+        memory: bytes that the build may take; None: what there is
+        gpu_memory: bytes of a GPU that is to calibrate and solve; None: the GPU is left alone
+        fresh: forget what an earlier or interrupted build left
+        progress: is told how far the build is; None: nobody is
+
+    Raises:
+        InputError: for what the recipe, the model or the texts have wrong
+        MachineError: for what this machine lacks
     """
-    start = time.monotonic()
-    if limits.memory is not None:
+    start, progress = time.monotonic(), progress or Silent()
+    if memory is not None:
         machine.spare_memory()
-    job, place = prepare(argument, output, limits, display)
+    job, place = prepare(recipe, output, Limits(memory, gpu_memory), progress)
     keys = job.keys()
     if not fresh and (document := read_manifest(place.path)) and document.get("key") == keys["build"]:
         if manifest := whole(place.path, document):
             place.clear()
-            return Result(place.path, manifest, up_to_date=True)
-        display.line(f"{place.path}: files are missing or cut short; building again")
+            return BuildResult(place.path, manifest, up_to_date=True)
+        progress.line(f"{place.path}: files are missing or cut short; building again")
     if "onnxruntime" in job.targets and not versions("onnxruntime", "onnxruntime-gpu"):
         raise MachineError("the result is checked with ONNX Runtime, which is not installed; " + install("onnxruntime"))
     home = place.work / keys["work"][:16]
@@ -103,18 +130,19 @@ def build(
     already += before.nbytes() + job.plan.work_disk if before else 0
     job.plan.require(place.path, already)
     with place.lock():
-        display.log = place.log
-        display.line(f"building {place.path}")
+        if isinstance(progress, Display):
+            progress.log = place.log
+        progress.line(f"building {place.path}")
         try:
-            work = _Build(job, place, keys, home, fresh, display)
+            work = _Build(job, place, keys, home, fresh, progress)
             if before:
-                before.take_up(work.stages, display.line)
-            result = Result(place.path, work.run(), speed=work.speed)
+                before.take_up(work.stages, progress.line)
+            result = BuildResult(place.path, work.run(), speed=work.speed)
             job.files.require_unchanged()
             passed = not result.missed_gates
             if not job.recipe.check.publish_text:
                 apart = work.reference.set_apart(place.path if passed else place.rejected)
-                display.line(f"the check text and what the original said about it: {apart}, not in the artifact")
+                progress.line(f"the check text and what the original said about it: {apart}, not in the artifact")
             result.path = place.place(work.artifact, passed)
             if passed:
                 beside(place.rejected).unlink(missing_ok=True)
@@ -154,9 +182,9 @@ def _refuse_other_work(place: OutputFolder, home: Path, fingerprint: dict[str, A
 
 class _Build:
     def __init__(
-        self, job: Job, place: OutputFolder, keys: dict[str, str], home: Path, fresh: bool, display: Display
+        self, job: Job, place: OutputFolder, keys: dict[str, str], home: Path, fresh: bool, progress: Progress
     ) -> None:
-        self.job, self.keys, self.home, self.display = job, keys, home, display
+        self.job, self.keys, self.home, self.progress = job, keys, home, progress
         self.speed: Speed | None = None
         place.folder.clear(keep=None if fresh else home)  # what an interrupted build of something else left
         self.artifact = self.home / "artifact"
@@ -164,7 +192,7 @@ class _Build:
         self.reference = Reference(self.artifact, self.home)
         self.reference.put_back()
         write_json(self.home / FINGERPRINT, job.fingerprint())
-        self.stages = Stages(self.home / "stages", self.artifact, display.line)
+        self.stages = Stages(self.home / "stages", self.artifact, progress.line)
 
     def run(self) -> Manifest:
         """The finished artifact's manifest."""
@@ -213,12 +241,11 @@ class _Build:
         job, checkpoint, scratch = self.job, self.job.checkpoint, self.home / "scratch"
         weights = [checkpoint.nbytes(f"model.layers.{index}.") for index in range(checkpoint.spec.num_all_layers)]
         calibration, check = (torch.from_numpy(ids) for ids in (job.texts.calibration, job.texts.check))
-        with self.display.stage("quantize"):
-            progress = self.display.layers(weights)
+        with self.progress.stage("quantize", weights):
             try:
                 result = quantize(
-                    checkpoint, job.rules, job.pruning, calibration, check, self.artifact, scratch, progress,
-                    job.options, job.files.require_unchanged, self.display.line,
+                    checkpoint, job.rules, job.pruning, calibration, check, self.artifact, scratch, self.progress,
+                    job.options, job.files.require_unchanged, self.progress.line,
                 )  # fmt: skip
             except InputError:
                 job.files.require_unchanged()  # a file that is being replaced looks broken; what was finished is not
@@ -232,13 +259,13 @@ class _Build:
         options = module.Options.model_validate(self.job.targets[name])
 
         def work() -> dict[str, Any]:
-            with self.display.stage(f"target {name}"):
-                return vars(module.build(checkpoint, options, self.artifact, self.display.update))
+            with self.progress.stage(f"target {name}"):
+                return vars(module.build(checkpoint, options, self.artifact, self.progress))
 
         try:
             made = self.stages.run(name, self.keys[name], work, lambda made: made["files"].values())
         except MissingPackageError as error:
-            self.display.line(f"target {name}: skipped, {error}")
+            self.progress.line(f"target {name}: skipped, {error}")
             return Target(name=name, skipped=error.reason, files={})
         except RefusedError as error:
             rules = self.job.rules_at(_module(error.node))
@@ -258,11 +285,10 @@ class _Build:
     def _check(self) -> dict[str, Any]:
         from llmc.runtime import load
 
-        with self.display.stage("check"), load(self.artifact, backend="onnxruntime") as model:
-            reference, update = self.artifact / REFERENCE, self.display.update
-            report = model.check(lambda done, total: update("perplexity, KL", done / total, done), reference)
-            checks = report.to_json() | {"gates": []}
-            self.display.update("decode", 1.0)
+        with self.progress.stage("check"), load(self.artifact, backend="onnxruntime") as model:
+            reference = self.artifact / REFERENCE
+            checks = model.check(self.progress, reference).to_json() | {"gates": []}
+            self.progress("decode", 1.0)
             self.speed, acceptance = measure(model, reference)
         if acceptance is not None:
             checks["mtp_acceptance"] = acceptance
@@ -272,7 +298,7 @@ class _Build:
         """What was measured, held against the recipe's gates."""
         from llmc.runtime.check import CheckReport, gates
 
-        report = CheckReport(**{field.name: getattr(checks, field.name) for field in fields(CheckReport)})
+        report = CheckReport(**{each.name: getattr(checks, each.name) for each in fields(CheckReport)})
         judged = gates(report, self.job.recipe.check.gates.limits())
         return checks.model_copy(update={"gates": [Gate.model_validate(asdict(gate)) for gate in judged]})
 
