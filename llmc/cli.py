@@ -60,7 +60,7 @@ class Commands(TyperGroup):
 
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False)
-recipe_app = typer.Typer(no_args_is_help=True, help="About recipes.")
+recipe_app = typer.Typer(no_args_is_help=True, help="Look at the recipes that ship with llmc, and write new ones.")
 app.add_typer(recipe_app, name="recipe")
 artifact_app = typer.Typer(no_args_is_help=True, help="Work with the format of artifacts.")
 app.add_typer(artifact_app, name="artifact")
@@ -77,11 +77,22 @@ def _bytes(text: str) -> int:
 
 Memory = Annotated[
     int | None,
-    typer.Option(parser=_bytes, metavar="SIZE", help="Get by with about this much memory, say 8GiB."),
+    typer.Option(
+        parser=_bytes, metavar="SIZE", help="Memory that the build may take, say 8GiB. Default: what is free."
+    ),
 ]
 GpuMemory = Annotated[
     int | None,
-    typer.Option(parser=_bytes, metavar="SIZE", help="Calibrate and solve on a GPU, in so much of its memory."),
+    typer.Option(
+        parser=_bytes, metavar="SIZE", help="Calibrate and solve on a GPU, in this much of its memory, say 24GiB."
+    ),
+]
+Recipe = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE|MODEL",
+        help="A recipe file, the name of a recipe that ships with llmc, or a model, which gets the default recipe.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output instead of tables.")]
 Artifact = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="The directory that `llmc build` made.")]
@@ -116,10 +127,10 @@ def options(
         bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version.")
     ] = False,
 ) -> None:
-    """Prune, quantize and compile open LLM checkpoints, and prove that what comes out is still the same model.
+    """Prune, quantize and compile open LLM checkpoints, and measure how far the result is from the original.
 
-    `llmc plan RECIPE` says what a build will take, `llmc build RECIPE` makes an artifact directory,
-    `llmc run ARTIFACT` generates text with it.
+    `llmc plan RECIPE` says what a build will take, `llmc build RECIPE` makes an artifact directory, `llmc check
+    ARTIFACT` repeats its measurement on another machine, `llmc run ARTIFACT` generates text with it.
 
     Exit codes: 0 success, 2 wrong input, 3 a gate of the recipe was missed, 4 the machine lacks something.
     """
@@ -128,7 +139,7 @@ def options(
 
 @app.command()
 def build(
-    recipe: Annotated[str, typer.Argument(help="A recipe file, a shipped recipe's name, or a model.")],
+    recipe: Recipe,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: build/RECIPE-NAME.")] = None,
     memory: Memory = None,
     gpu_memory: GpuMemory = None,
@@ -143,6 +154,8 @@ def build(
 
     What the artifact was checked on is part of it: the check text, as tokens, lies in its reference.safetensors, and
     whoever gets the artifact can read it. `check: {publish_text: false}` in the recipe leaves that out.
+
+    **Examples**
 
     `llmc build quickstart`
 
@@ -168,18 +181,20 @@ def build(
         console.print(f"{result.path} is up to date; --fresh builds it anew", highlight=False)
     if missed := result.missed_gates:
         each = "; ".join(f"{gate.name} {gate_line(gate)}" for gate in missed)
-        raise GateError(f"{each}; the artifact is kept in {result.path} for a look")
+        raise GateError(f"{each}; the rejected artifact is in {result.path}")
 
 
 @app.command()
 def plan(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE|MODEL", help="A recipe, or a model for the default one.")],
+    recipe: Recipe,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: build/RECIPE-NAME.")] = None,
     memory: Memory = None,
     gpu_memory: GpuMemory = None,
     as_json: Json = False,
 ) -> None:
     """Say what a build would take and give: sizes per role, memory, disk, cache. Reads headers, no weights.
+
+    **Examples**
 
     `llmc plan quickstart`
 
@@ -193,18 +208,20 @@ def plan(
         terminal.print_json(planned.to_json())
     else:
         for table in plan_tables(planned):
-            terminal.console().print(table)
+            terminal.print_table(table)
 
 
 @app.command()
 def sweep(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE|MODEL", help="A recipe, for its texts too, or a model.")],
+    recipe: Recipe,
     keep: Annotated[list[float] | None, typer.Option(help="Share of the experts; repeat it. Default: eighths.")] = None,
     method: Annotated[list[str] | None, typer.Option(help="reap, ean, frequency; repeat it. Default: reap.")] = None,
     quantize: Annotated[bool, typer.Option(help="Quantize as the recipe says, too.")] = False,
     as_json: Json = False,
 ) -> None:
     """Say what pruning costs: perplexity and KL divergence for more and fewer experts, before anything is built.
+
+    **Examples**
 
     `llmc sweep quickstart`
 
@@ -229,12 +246,12 @@ def sweep(
         terminal.print_json([step.to_json() for step in steps])
         return
     made = table(
-        f"{recipe}: perplexity {steps[0].ppl_original:.3f}", "keep", "experts", "method", "perplexity", "", "KL"
+        f"{recipe}: perplexity {steps[0].ppl_original:.3f}", "keep", "experts", "method", "perplexity", "change", "KL"
     )
     for step in steps:
         more = f"{step.ppl / step.ppl_original - 1:+.2%}"
         made.add_row(f"{step.keep:g}", str(step.experts), step.method, f"{step.ppl:.3f}", more, f"{step.kl:.4f}")
-    terminal.console().print(made)
+    terminal.print_table(made)
 
 
 @app.command()
@@ -249,6 +266,8 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Compare an artifact with what the original said, on this machine. Needs neither torch nor the original.
+
+    **Examples**
 
     `llmc check build/quickstart`
 
@@ -267,7 +286,9 @@ def check(
         _print_rows(str(artifact), [("backend", model.backend_info), *check_rows(found)])
     if missed := [gate for gate in found.gates if not gate.passed]:
         each = "; ".join(f"{gate.name} {gate_line(gate)}" for gate in missed)
-        raise GateError(f"{artifact}: {each}; this backend does not say what the original said")
+        raise GateError(
+            f"{artifact}: {each}; on this backend the artifact is further from the original than its recipe allows"
+        )
 
 
 @app.command()
@@ -297,7 +318,7 @@ def run(
     ] = None,
     speculative: Speculative = True,
     draft_tokens: DraftTokens = 1,
-    statistics: Annotated[bool, typer.Option("--statistics", help="Say what an answer took.")] = False,
+    statistics: Annotated[bool, typer.Option("--statistics", help="Print token counts and speed.")] = False,
     verify: Verify = False,
     backend: Backend = None,
     threads: Threads = None,
@@ -307,6 +328,8 @@ def run(
 
     Temperature and what else is not given are as the model's generation_config.json says, if it has one, and greedy
     otherwise. The same seed gives the same text.
+
+    **Examples**
 
     `llmc run build/quickstart`
 
@@ -369,6 +392,8 @@ def bench(
 ) -> None:
     """Measure how fast an artifact is on this machine: prefill, decode, drafts, memory.
 
+    **Examples**
+
     `llmc bench build/quickstart`
 
     `llmc bench build/quickstart --prompt-tokens 900 --batch 1 --batch 8 --draft-tokens 0 --draft-tokens 2 --json`
@@ -381,7 +406,7 @@ def bench(
         terminal.print_json(found.data)
     else:
         for table in found.tables:
-            terminal.console().print(table)
+            terminal.print_table(table)
 
 
 @app.command()
@@ -391,6 +416,8 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Show what is in a checkpoint, an artifact or an engine.
+
+    **Examples**
 
     `llmc inspect build/quickstart`
 
@@ -404,12 +431,70 @@ def inspect(
         terminal.print_json(found.data)
     else:
         for table in found.tables:
-            terminal.console().print(table)
+            terminal.print_table(table)
+
+
+@recipe_app.command("list")
+def list_recipes(as_json: Json = False) -> None:
+    """List the recipes that ship with llmc: `llmc build NAME` builds one, `llmc recipe show NAME` prints it."""
+    from llmc.recipe import shipped
+    from llmc.recipe_files import first_comment, read_shipped
+    from llmc.tables import table
+
+    found = {name: first_comment(read_shipped(name)) for name in shipped()}
+    if as_json:
+        terminal.print_json(found)
+        return
+    made = table("recipes that ship with llmc", "name", "what it makes", numbers=False)
+    for row in found.items():
+        made.add_row(*row)
+    terminal.print_table(made)
+
+
+@recipe_app.command()
+def show(name: Annotated[str, typer.Argument(help="The name of a recipe that ships with llmc.")]) -> None:
+    """Print a recipe that ships with llmc, with its comments.
+
+    **Examples**
+
+    `llmc recipe show llama-3.1-8b > mine.yaml`
+    """
+    from llmc.recipe_files import read_shipped
+
+    streams.write(read_shipped(name))
+
+
+@recipe_app.command()
+def new(
+    model: Annotated[str, typer.Argument(help="A folder, or a hub id such as Qwen/Qwen2.5-7B-Instruct.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="A new file. Default: standard output.")
+    ] = None,
+) -> None:
+    """Write a recipe for a model, with comments; reads headers, no weights.
+
+    **Examples**
+
+    `llmc recipe new Qwen/Qwen2.5-7B-Instruct --output qwen.yaml`
+    """
+    from llmc.recipe_files import new_recipe
+
+    text = new_recipe(model)
+    if output is None:
+        streams.write(text)
+        return
+    try:
+        with output.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise InputError(f"{output}: exists; choose another --output") from None
 
 
 @recipe_app.command()
 def schema() -> None:
     """Print the recipe's JSON Schema, for editors.
+
+    **Examples**
 
     `llmc recipe schema > llmc-recipe.schema.json`
     """
@@ -421,6 +506,8 @@ def schema() -> None:
 @artifact_app.command("schema")
 def artifact_schema() -> None:
     """Print the JSON Schema of an artifact's manifest, llmc.json.
+
+    **Examples**
 
     `llmc artifact schema > llmc-artifact.schema.json`
     """
@@ -449,10 +536,10 @@ def _print_rows(title: str, lines: list[tuple[str, str]]) -> None:
 
     from llmc.tables import table
 
-    made = table(title, "", "", numbers=False)
+    made = table(title, "what", "how it came out", numbers=False)
     for line in lines:
         made.add_row(*line)
-    terminal.console().print(made)
+    terminal.print_table(made)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from llmc.runtime.tokenizer import Tokenizer
 from llmc.source import ModelSource, hash_files, locate, locate_headers
 from llmc.source_files import SourceFiles
 from llmc.stages import code_version, key_of, module_version, versions
-from llmc.text import Texts, read_texts
+from llmc.text import Texts, read_texts, require_texts
 
 # Packages whose version may change the bytes of a stage's result.
 _QUANTIZE_PACKAGES = ("torch", "numpy")
@@ -133,6 +133,7 @@ def plan(
     """
     recipe, base = load_recipe(recipe)
     place = _output(recipe, output)
+    require_texts(recipe.calibration, recipe.check, base)
     with locate_headers(recipe.model, base) as source:
         if output is not None:  # what a build into build/NAME would say is no reason not to plan
             refuse_overlap(OutputFolder(place).path, source.path)
@@ -147,6 +148,7 @@ def prepare(
     """Finds and checks everything a build needs; InputError or MachineError before anything is written."""
     recipe, base = load_recipe(given)
     place = OutputFolder(_output(recipe, output))
+    require_texts(recipe.calibration, recipe.check, base)
     source = locate(recipe.model, base)
     refuse_overlap(place.path, source.path)
     files = SourceFiles(source.path)

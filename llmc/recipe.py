@@ -225,6 +225,14 @@ class Recipe(Section):
     targets: list[dict[str, dict[str, Any] | None]] = Field(default=[{"onnxruntime": {}}], max_length=100)
     check: Check = Field(default_factory=Check)
 
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _targets_are_a_list(cls, targets: object) -> object:
+        if isinstance(targets, Mapping | str):
+            first = next(iter(targets), "onnxruntime") if isinstance(targets, Mapping) else targets
+            raise _at((), f"must be a list: write `- {first}: {{}}` in a line of its own for each target")
+        return targets
+
     @field_validator("targets")
     @classmethod
     def _known_targets(cls, targets: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -292,21 +300,31 @@ def load_recipe(given: RecipeLike) -> tuple[Recipe, Path]:
 
 def _named(argument: str) -> tuple[Recipe, Path]:
     """The recipe that a command line argument names, and its folder."""
-    import llmc.recipes
-
     try:
-        path, shipped = Path(_path(argument)), Path(llmc.recipes.__file__).parent
+        path = Path(_path(argument))
     except ValueError as error:
         raise InputError(str(error)) from error
-    if not path.exists() and re.fullmatch(r"[\w.-]+", argument):
-        path = shipped / f"{argument}.yaml"
-    if path.is_file():
+    files = shipped()
+    by_name = not path.exists() and argument in files
+    if by_name or path.is_file():
+        path = files[argument] if by_name else path
         recipe = read_recipe(path)
-        return recipe.model_copy(update={"name": recipe.name or _name_from(path.stem)}), path.parent
-    if path.suffix in (".yaml", ".yml"):
-        known = ", ".join(sorted(file.stem for file in shipped.glob("*.yaml")))
-        raise InputError(f"{argument}: no such recipe; write one, or use one that ships with llmc: {known}")
+        # Paths in a recipe that is used by its name are those of who uses it.
+        folder = Path() if by_name else path.parent
+        return recipe.model_copy(update={"name": recipe.name or _name_from(path.stem)}), folder
+    if path.suffix in (".yaml", ".yml") or (not path.exists() and re.fullmatch(r"[\w.-]+", argument)):
+        raise InputError(
+            f"{argument}: no such recipe or folder; `llmc recipe new MODEL` writes a recipe, and these ship with llmc: "
+            f"{', '.join(files)}"
+        )
     return Recipe(name=_name_from(_last_part(argument)), model=argument), Path()
+
+
+def shipped() -> dict[str, Path]:
+    """Name → file of the recipes that ship with llmc."""
+    import llmc.recipes
+
+    return {path.stem: path for path in sorted(Path(llmc.recipes.__file__).parent.glob("*.yaml"))}
 
 
 def _last_part(model: str) -> str:
@@ -366,7 +384,7 @@ def json_schema() -> dict[str, Any]:
         "minProperties": 1,
         "maxProperties": 1,
     }
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "llmc recipe"} | schema
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema | {"title": "llmc recipe"}
 
 
 def refuse_unknown_keys(model: type[BaseModel], value: object) -> None:

@@ -49,21 +49,21 @@ def plan_tables(plan: Plan) -> list[Table]:
         schemes = ", ".join(plan.schemes.get(role, ()))
         numbers = f"{before.parameters:,}", size(before.bytes), f"{after.parameters:,}", size(after.bytes)
         roles.add_row(role, *numbers, schemes, style="bold" if role == "total" else None)
-    needs = table("this machine", "", "needed", "free", "")
-    needs.add_row("memory, about", size(plan.memory), size(plan.memory_available), _fits(plan.fits_memory))
+    needs = table("this machine", "resource", "needed", "free", "verdict")
+    needs.add_row("memory (estimate)", size(plan.memory), size(plan.memory_available), _fits(plan.fits_memory))
     if plan.gpu_memory is not None:
         available = size(plan.gpu_memory_available)
-        needs.add_row("GPU memory, about", size(plan.gpu_memory), available, _fits(plan.fits_gpu))
+        needs.add_row("GPU memory (estimate)", size(plan.gpu_memory), available, _fits(plan.fits_gpu))
     disk = size(plan.work_disk + plan.output_disk)
-    needs.add_row("disk while it works", disk, size(plan.disk_free), _fits(plan.fits_disk))
-    needs.add_row("disk of the artifact", size(plan.output_disk), "", "")
+    needs.add_row("peak disk", disk, size(plan.disk_free), _fits(plan.fits_disk))
+    needs.add_row("artifact on disk", size(plan.output_disk), "", "")
     for name, count in plan.target_bytes.items():
-        needs.add_row(f"  of it target {name}, about", size(count), "", "")
-    cache = table("cache", "", "per token", "32,768 tokens")
-    cache.add_row("as kept", size(plan.cache_bytes), size(plan.cache_bytes * 32768))
+        needs.add_row(f"  target {name} (estimate)", size(count), "", "")
+    cache = table("KV cache", "form", "per token", "32,768 tokens")
+    cache.add_row("as stored", size(plan.cache_bytes), size(plan.cache_bytes * 32768))
     if plan.cache_bytes_expanded != plan.cache_bytes:
         expanded = plan.cache_bytes_expanded
-        cache.add_row("if it were expanded to heads", size(expanded), size(expanded * 32768))
+        cache.add_row("expanded to heads", size(expanded), size(expanded * 32768))
     return [roles, needs, cache]
 
 
@@ -73,6 +73,10 @@ def table(title: str, *columns: str, numbers: bool = True) -> Table:
     for index, column in enumerate(columns):
         made.add_column(column, justify="right" if numbers and index else "left", no_wrap=not index, overflow="fold")
     return made
+
+
+def _joined(value: object, between: str = ", ") -> str:
+    return between.join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _fits(fits: bool) -> str:
@@ -85,7 +89,7 @@ def _artifact(path: Path) -> Report:
 
     artifact = Artifact.open(path)
     manifest = artifact.described()
-    overview = table(str(path), "", "", numbers=False)
+    overview = table(str(path), "what", "how it came out", numbers=False)
     for row in rows(manifest):
         overview.add_row(*row)
     files = table("files", "file", "bytes")
@@ -127,19 +131,19 @@ def _engine(path: Path) -> Report:
 
     data = read_json(path, _DESCRIPTION_BYTES)
     engine = checked(EngineDescription, data, f"{path}: describes no engine")
-    overview = table(engine.engine, "", "", numbers=False)
+    overview = table(engine.engine, "property", "value", numbers=False)
     for key in ("graph", "package", "release", "sm", "context", "batch", "plugins", "kernels"):
-        overview.add_row(key, str(getattr(engine, key)))
+        overview.add_row(key, _joined(getattr(engine, key)))
     overview.add_row("size", f"{size(engine.bytes)}, of which {size(engine.text_bytes)} program text")
     for kind, count in engine.weight_bytes.items():
         overview.add_row(f"weights, {kind}", size(count))
-    io = table("inputs and outputs", "", "name", "dtype", "shape", numbers=False)
+    io = table("inputs and outputs", "direction", "name", "dtype", "shape", numbers=False)
     for direction, values in (("input", engine.inputs), ("output", engine.outputs)):
         for value in values:
-            io.add_row(direction, value.name, value.dtype, str(value.shape))
+            io.add_row(direction, value.name, value.dtype, _joined(value.shape, " × "))
     profiles = table("profiles", "number", "tokens per row")
     for number, profile in enumerate(engine.profiles):
-        profiles.add_row(str(number), str(profile.tokens))
+        profiles.add_row(str(number), _joined(profile.tokens, " to "))
     return Report(data, [overview, io, profiles])
 
 

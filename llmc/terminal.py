@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from rich.table import Table
 from rich.text import Text
 
 from llmc import streams
@@ -36,6 +37,15 @@ class _Console(Console):
 def console(stderr: bool = False, highlight: bool = True) -> Console:
     """Of rich, for tables, progress and lines."""
     return _Console(stderr=stderr, highlight=highlight, markup=False, emoji=False)
+
+
+def print_table(table: Table) -> None:
+    """On standard output, its title in a line of its own, which is not cut to the table's width."""
+    title, table.title = table.title, None
+    out = console()
+    if title:
+        out.print(title, style="italic", soft_wrap=True, highlight=False)
+    out.print(table)
 
 
 def fail(message: str) -> None:

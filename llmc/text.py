@@ -54,6 +54,7 @@ def read_texts(
 ) -> Texts:
     """Both texts of a recipe in folder `base`; InputError when one is missing or too short. tokenizer: another one than
     the checkpoint's files ask for."""
+    require_texts(calibration, check, base)
     context = checkpoint.spec.max_position_embeddings
     same = calibration.text == check.text and check.text != PYTHON_DOCS
     names = public_path(calibration.text), public_path(check.text)
@@ -130,12 +131,20 @@ class _Reader:
         return self._template.render(messages, add_generation_prompt=False), True
 
 
+def require_texts(calibration: Calibration, check: Check, base: Path) -> None:
+    """InputError, with the key of the recipe, for a text that is no file: before anything is read or downloaded."""
+    for key, text in (("calibration", calibration.text), ("check", check.text)):
+        if text.startswith("builtin:"):
+            if text != PYTHON_DOCS:
+                raise InputError(f"{key}.text: {unknown(text, 'text', [PYTHON_DOCS])}")
+        elif not (path := base / Path(text).expanduser()).exists():
+            raise InputError(f"{key}.text: there is no file {path}; name your own text, or {PYTHON_DOCS}")
+
+
 def _documents(text: str, base: Path, split: bool) -> tuple[list[tuple[bool | None, Document]], str]:
     """(held out for the check?, document), None: the whole text serves one purpose; and what they are."""
     if text == PYTHON_DOCS:
         return list(python_documents()), ""
-    if text.startswith("builtin:"):
-        raise InputError(f"text {text}: {unknown(text, 'text', [PYTHON_DOCS])}")
     read = read_documents(base / Path(text).expanduser())
     found = read.found
     if split and len(found) < _CHECK_ONE_IN and (whole := [each for each in found if isinstance(each, str)]):

@@ -32,20 +32,20 @@ DTYPE = ir.DataType.BFLOAT16
 
 
 class EngineOptions(BaseModel, extra="forbid"):
-    """What a recipe may say.
+    """What a recipe may say."""
 
-    context: cache entries per row, fixed when compiled; 4096 by default, or the model's own limit if that is less
-    batch:   most rows in a step
-    prefill: most tokens of a row in a step; a longer prompt takes several steps
-    plugins: false: only what TensorRT has of its own
-    timeout: seconds that compiling one engine may take
-    """
-
-    context: int | None = Field(None, ge=16, le=1 << 24)
-    batch: int = Field(1, ge=1, le=1 << 12)
-    prefill: int = Field(512, ge=16, le=1 << 20)
-    plugins: bool = True
-    timeout: float = Field(3600, gt=0, le=1e6)
+    context: int | None = Field(
+        None,
+        ge=16,
+        le=1 << 24,
+        description="cache entries per row, fixed when compiled; default 4096, or the model's limit if that is less",
+    )
+    batch: int = Field(1, ge=1, le=1 << 12, description="most rows of a step")
+    prefill: int = Field(
+        512, ge=16, le=1 << 20, description="most tokens per row of a step; a longer prompt takes several steps"
+    )
+    plugins: bool = Field(True, description="false: only what TensorRT has of its own")
+    timeout: float = Field(3600, gt=0, le=1e6, description="seconds that compiling one engine may take")
 
 
 def build(

@@ -21,12 +21,13 @@ SM = (80, 86, 89, 120, 121)
 
 
 class Options(engines.EngineOptions):
-    """What a recipe may say, besides the options of all engines.
+    """What a recipe may say, besides the options of all engines."""
 
-    sm: compute capabilities of the GPUs, times ten: 80 is A100, 86 A40 and RTX 30, 89 L4, L40 and RTX 40, 120 RTX 50
-    """
-
-    sm: list[int] = Field(default=[80, 86, 89, 120])
+    sm: list[int] = Field(
+        default=[80, 86, 89, 120],
+        description="compute capabilities of the GPUs, times ten: 80 is A100, 86 A40 and RTX 30, 89 L4 and L40, 120 "
+        "RTX 50",
+    )
 
     @field_validator("sm")
     @classmethod

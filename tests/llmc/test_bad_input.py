@@ -122,7 +122,7 @@ def test_wrong_recipe(llmc, recipe, changes, part: str) -> None:
     assert nothing_but_a_log()
 
 
-def test_wrong_recipe_of_a_dense_model(llmc, recipe, tmp_path: Path) -> None:
+def test_neither_recipe_nor_model(llmc) -> None:
     made = llmc("plan", "no-such-recipe")
     assert made.exit_code == 2
     assert "quickstart" in made.stderr

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import onnx_ir as ir
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from llmc.contracts.progress import Progress
 from llmc.convert.checkpoint import Checkpoint
@@ -30,14 +30,20 @@ from llmc.convert.targets.onnxruntime.rms_norm import lower_residual_norms
 
 
 class Options(BaseModel, extra="forbid"):
-    """accuracy_level: ONNX Runtime's. 4 rounds activations to int8 in front of quantized weights: fast.
-    1 keeps all arithmetic in float32: exact, but FP8 weights take four times their size in memory.
-    lm_head_bits: of a head that the recipe leaves in floats, at accuracy level 4; null leaves it. Every token reads the
-    whole head, as floats four bytes a weight. 8 bits cost a KL divergence of 5e-5, a fifth of what level 4 does.
+    """What a recipe may say.
+
+    Every token reads the whole head, as floats four bytes a weight. 8 bits of it cost a KL divergence of 5e-5, a fifth
+    of what accuracy level 4 does.
     """
 
-    accuracy_level: Literal[1, 4] = 4
-    lm_head_bits: Literal[8] | None = 8
+    accuracy_level: Literal[1, 4] = Field(
+        4,
+        description="ONNX Runtime's: 4 rounds activations to int8 in front of quantized weights, which is fast; 1 "
+        "keeps all arithmetic in float32, which is exact, but FP8 weights take four times their size in memory",
+    )
+    lm_head_bits: Literal[8] | None = Field(
+        8, description="of a head that the recipe leaves in floats, at accuracy level 4; null leaves it"
+    )
 
 
 def check(spec: ModelSpec, options: Options, schemes: Mapping[str, str]) -> None:
