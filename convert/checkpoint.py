@@ -32,6 +32,7 @@ from llmc.convert.quantization_config import QUANTIZE_CONFIG, with_quantization_
 from llmc.convert.quantized_weight import Activations, QuantizedWeight
 from llmc.convert.safetensors_file import StoredTensor, read_header
 from llmc.convert.spec import CACHE_SCALES, ModelSpec, Role
+from llmc.convert.tensor_names import TensorName, module_of
 from llmc.errors import InputError
 from llmc.file_names import is_bare_file_name
 
@@ -62,7 +63,7 @@ class Checkpoint:
     family: Family
     spec: ModelSpec
     shards: tuple[Path, ...]
-    _stored: dict[str, StoredTensor]  # by stored name, in file order
+    _stored: dict[str, StoredTensor]  # by our names, in file order
     _parts: dict[str, dict[str, StoredTensor]]  # by logical name: last name component → stored tensor
     _formats: tuple[Format, ...]
 
@@ -101,12 +102,13 @@ class Checkpoint:
             except InputError as error:
                 raise InputError(f"{file}: {str(error).removeprefix(f'{file}: ')}") from error
             spec = replace(spec, eos_token_ids=ends or spec.eos_token_ids)
-        stored = _read_headers(path)
+        headers = _read_headers(path)
+        stored = family.stored_names.read(headers, spec)
         parts: dict[str, dict[str, StoredTensor]] = {}
         for name, tensor in stored.items():
-            module, _, last = name.rpartition(".")
-            parts.setdefault(f"{module}.weight" if last in PART_NAMES else name, {})[last] = tensor
-        shards = tuple(sorted({tensor.file for tensor in stored.values()}))
+            part = TensorName.parse(name).part
+            parts.setdefault(f"{module_of(name)}.weight" if part in PART_NAMES else name, {})[part] = tensor
+        shards = tuple(sorted({tensor.file for tensor in headers.values()}))
         checkpoint = cls(path, config, family, spec, shards, stored, parts, known_formats)
         require_sidecars(
             path, (file for file in checkpoint.files() if file not in shards and file.name not in REWRITTEN)
@@ -171,15 +173,16 @@ class Checkpoint:
         return {name: self.tensor(f"model.layers.{layer}.self_attn.{name}").item() for name in names}
 
     def stored(self, name: str) -> StoredTensor:
-        """Where a tensor lies on disk, by the exact name it is stored under."""
+        """Where a tensor lies on disk, also of a part of a quantized one."""
         if name not in self._stored:
-            raise InputError(f"{self.path}: tensor {name} is missing")
+            raise InputError(f"{self.path}: tensor {self._its_name(name)} is missing")
         return self._stored[name]
 
     def used(self) -> list[StoredTensor]:
         """Where everything lies that the model is made of: redundant copies are left out."""
         needed = weight_shapes(self.spec)
-        return [tensor for name, parts in self._parts.items() if name in needed for tensor in parts.values()]
+        used = [tensor for name, parts in self._parts.items() if name in needed for tensor in parts.values()]
+        return list(dict.fromkeys(used))  # an input scale may be that of several
 
     def parts(self, name: str) -> Parts:
         """What is stored for a logical tensor, by the last component of its names."""
@@ -195,11 +198,15 @@ class Checkpoint:
         # `tokenizer*` and `LICENSE*` are other programs' names, too; nothing that could be run goes along.
         return sorted({*self.shards, *(file for file in found if file.suffix not in _CODE and not file.is_dir())})
 
+    def _its_name(self, name: str) -> str:
+        """What a tensor is called in this checkpoint, for people."""
+        return self.family.stored_names.stored(name)
+
     def _layout(self, name: str) -> tuple[Format, Parts] | None:
         """How a quantized tensor is stored; None: plain."""
         parts = self._parts.get(name, {})
         for known in self._formats:
-            if known.key in parts and known.matches(name.removesuffix(".weight")):
+            if known.key in parts and known.matches(self.family.stored_names.stored_module(module_of(name))):
                 return known, parts
         if extra := sorted(parts.keys() & {*PART_NAMES} - {"weight"}):
             raise InputError(
@@ -220,11 +227,13 @@ class Checkpoint:
             advice = "download the checkpoint again"
             if all(self.role(name) == "mtp" for name in missing):
                 advice += ", or set num_nextn_predict_layers to 0 in config.json to go on without them"
-            raise InputError(f"{self.path}: tensor {missing[0]} is missing ({len(missing)} in all); {advice}")
+            raise InputError(
+                f"{self.path}: tensor {self._its_name(missing[0])} is missing ({len(missing)} in all); {advice}"
+            )
         for name in self.names():
             if name not in needed and not self.family.redundant(name, self.spec):
                 raise InputError(
-                    f"{self.path}: tensor {name} has no place in a {self.family.name} model with this "
+                    f"{self.path}: tensor {self._its_name(name)} has no place in a {self.family.name} model with this "
                     "config.json, and leaving it out would change the model; correct config.json"
                 )
             shape, original = self.shape(name), self.family.original(name, self.spec)
@@ -235,7 +244,7 @@ class Checkpoint:
                 )
             if shape != needed.get(name, shape):
                 raise InputError(
-                    f"{self.path}: tensor {name} has shape {list(shape)}, but config.json asks for "
+                    f"{self.path}: tensor {self._its_name(name)} has shape {list(shape)}, but config.json asks for "
                     f"{list(needed[name])}; one of the two belongs to another model"
                 )
 

@@ -53,6 +53,18 @@ class StoredTensor:
     offset: int
     nbytes: int
 
+    def rows(self, start: int, stop: int) -> StoredTensor:
+        """A part of it along the first axis, where it lies: reading it reads no more."""
+        size = self.nbytes // self.shape[0]
+        return StoredTensor(
+            f"{self.name}[{start}:{stop}]",
+            self.file,
+            self.dtype,
+            (stop - start, *self.shape[1:]),
+            self.offset + start * size,
+            (stop - start) * size,
+        )
+
     def read(self) -> torch.Tensor:
         """A fresh tensor of the stored dtype and shape."""
         data = torch.empty(self.nbytes, dtype=torch.uint8)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import dataclass
 
 from llmc.convert.checkpoint import Checkpoint
-from llmc.convert.formats import PART_NAMES
-from llmc.convert.safetensors_file import read_header
 
 
 @dataclass(frozen=True)
@@ -22,12 +19,10 @@ class Size:
 
 def tensor_sizes(checkpoint: Checkpoint) -> dict[str, Size]:
     """By logical name; the scales of a quantized weight count as bytes, not as parameters."""
-    stored: Counter[str] = Counter()
-    for shard in checkpoint.shards:
-        for name, tensor in read_header(shard).items():
-            module, _, last = name.rpartition(".")
-            stored[f"{module}.weight" if last in PART_NAMES else name] += tensor.nbytes
-    return {name: Size(math.prod(checkpoint.shape(name)), stored[name]) for name in checkpoint.names()}
+    return {
+        name: Size(math.prod(checkpoint.shape(name)), sum(part.nbytes for part in checkpoint.parts(name).values()))
+        for name in checkpoint.names()
+    }
 
 
 def sizes_by_role(checkpoint: Checkpoint) -> dict[str, Size]:

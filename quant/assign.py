@@ -115,6 +115,7 @@ def assign(checkpoint: Checkpoint, rules: Sequence[Rule]) -> dict[str, Assignmen
             advice = f"this model has {', '.join(sorted({checkpoint.role(f'{module}.weight') for module in modules}))}"
         raise InputError(f"quantize rule `match: {idle[0].match}` matches nothing that an earlier rule left; {advice}")
     _refuse_unlike_experts(checkpoint, result)
+    _refuse_unlike_rows(checkpoint, result)
     return result
 
 
@@ -132,3 +133,34 @@ def _refuse_unlike_experts(checkpoint: Checkpoint, assigned: dict[str, Assignmen
                     f"{module} is to become {name}, and {fellow} {expected}: experts of a layer lie in one stack; let "
                     "one rule of `quantize` match this projection of all of them"
                 )
+
+
+def _refuse_unlike_rows(checkpoint: Checkpoint, assigned: dict[str, Assignment]) -> None:
+    """What the family's checkpoints store as one matrix has one scheme, with scales that belong to rows of it."""
+    for module in linear_modules(checkpoint):
+        whole, members = checkpoint.family.stored_names.joined_module(ModuleName.parse(module))
+        if len(members) == 1:
+            continue
+        stored = checkpoint.family.stored_names.stored(str(whole))
+        given = [assigned.get(str(member)) for member in members]
+        names = {one.scheme.name if one else "as it is" for one in given}
+        if len(names) > 1:
+            raise InputError(
+                f"{stored} holds {', '.join(member.projection for member in members)}, which are to become "
+                f"{' and '.join(sorted(names))}; let one rule of `quantize` match all of them"
+            )
+        if given[0] is None:
+            continue
+        found, shapes = given[0].scheme, [checkpoint.shape(f"{member}.weight") for member in members]
+        rows, columns = sum(shape[0] for shape in shapes), shapes[0][1]
+        block = found.block((rows, columns))
+        cuts = {rows for rows, _ in shapes}
+        # Zero points are packed along the rows: those of 32 rows fill whole words, but for 3 bits.
+        packed = 1 if found.symmetric else 32
+        whole_rows = block[0] < rows and not any(cut % max(block[0], packed) for cut in cuts)
+        if not whole_rows or found.dynamic_groups or (found.code_type == "int3" and not found.symmetric):
+            raise InputError(
+                f"{stored}: {found.name} has no scales for {', '.join(member.projection for member in members)} alone, "
+                f"of {' and '.join(map(str, sorted(cuts)))} rows, which are stored as one; use a symmetric scheme with "
+                "groups or channels"
+            )

@@ -119,6 +119,11 @@ class _Pass:
         self.checkpoint, self.spec, self.layout = checkpoint, checkpoint.spec, layout(options.layout)
         self.fp8_cache = options.fp8_cache and not self.spec.fp8_cache  # a checkpoint that has scales keeps them
         check_layout(rules, self.layout, options.fp8_cache)
+        if self.layout.name == "gptq" and checkpoint.family.stored_names.joined:
+            raise InputError(
+                f"layout gptq: {checkpoint.family.name} stores several modules as one, which is not read back from it; "
+                f"use layout {DEFAULT_LAYOUT}"
+            )
         self.assigned = assign(checkpoint, rules)
         self.parsed = {ModuleName.parse(module): given for module, given in self.assigned.items()}
         self.ids, self.output_dir, self.work_dir = ids, output_dir, work_dir
@@ -416,7 +421,10 @@ class _Pass:
             config = self.checkpoint.family.pruned_config(config, experts)
         fp8_cache = self.options.fp8_cache or self.spec.fp8_cache
         if schemes or fp8_cache:
-            config["quantization_config"] = self.layout.config(schemes, self._surviving_modules(result), fp8_cache)
+            stored = self.checkpoint.family.stored_names.stored_module
+            modules = dict.fromkeys(map(stored, self._surviving_modules(result)))
+            named = {stored(module): name for module, name in schemes.items()}
+            config["quantization_config"] = self.layout.config(named, modules, fp8_cache)
         write_json(self.output_dir / "config.json", config)
         return result
 

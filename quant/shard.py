@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -11,8 +13,11 @@ from llmc.convert.checkpoint import INDEX, Checkpoint
 from llmc.convert.model import DecoderLayer
 from llmc.convert.quantized_weight import QuantizedWeight
 from llmc.convert.safetensors_file import SafetensorsWriter, read_header
+from llmc.convert.tensor_names import ModuleName, TensorName
+from llmc.errors import InputError
 from llmc.quant.durable import write_json
 from llmc.quant.layouts.layout import Layout
+from llmc.quant.prune import original_name
 from llmc.quant.schemes import schemes
 from llmc.quant.schemes.scheme import Scheme
 
@@ -32,9 +37,10 @@ def write_ends(checkpoint: Checkpoint, path: Path) -> None:
     """Embedding, final norm and head, bit for bit; of codes their values, in bfloat16."""
     with SafetensorsWriter(path) as writer:
         for name in checkpoint.names():
-            if not name.startswith("model.layers."):
-                codes = checkpoint.quantized(name.removesuffix(".weight"))
-                writer.add(name, codes.dequantize(torch.bfloat16) if codes else checkpoint.stored(name).read())
+            if TensorName.parse(name).module.layer is None:
+                codes = checkpoint.quantized_tensor(name)
+                tensor = codes.dequantize(torch.bfloat16) if codes else checkpoint.stored(name).read()
+                writer.add(checkpoint.family.stored_names.stored(name), tensor)
 
 
 def write_layer(
@@ -47,56 +53,152 @@ def write_layer(
     path: Path,
     layout: Layout,
 ) -> dict[str, str]:
-    """Writes `model.layers.<index>`; returns module → scheme for all that is stored quantized.
+    """Writes `model.layers.<index>` under the names of the checkpoint's family; returns module → scheme for all that is
+    stored quantized, by our names.
 
     kept: the surviving experts by their original numbers, None: all
     weights: quantized modules by name inside the layer, experts renumbered; all else is copied from the
         checkpoint, quantized modules of its own included, and the router from `layer`, where it is pruned
     assigned: the scheme that each module is to be stored in, by the same names
     """
-    prefix = f"model.layers.{index}."
-    renumbered = {old: new for new, old in enumerate(kept)} if kept is not None else None
-    used: dict[str, str] = {}
-
-    def tensors(old: str, new: str) -> dict[str, torch.Tensor]:
-        """What is stored for the tensor named `old` in the checkpoint and `new` in the result."""
-        module = new.removesuffix(".weight").removeprefix(prefix)
-        weight = weights.get(module)
-        if weight is None and old.endswith(".weight"):
-            weight = checkpoint.quantized(old.removesuffix(".weight"))
-        if weight is not None:
-            scheme = scheme_of(weight, layout, assigned.get(module))
-            if scheme is not None:
-                used[prefix + module] = scheme.name
-                return layout.tensors(prefix + module, scheme, weight)
-            return {new: weight.dequantize(torch.bfloat16)}
-        stored = checkpoint.stored(old).read()
-        if layer is not None and kept is not None and new.startswith(f"{prefix}mlp.gate."):
-            stored = stored[kept]
-        return {new: stored}
-
+    shard = _LayerShard(checkpoint, kept, weights, assigned, layout)
     scales = layer.self_attn.cache_scales if layer is not None else {}
-    names = [name for name in checkpoint.names() if name.startswith(prefix)]
-    experts: dict[str, list[tuple[int, str]]] = {}
     with SafetensorsWriter(path) as writer:
-        for name in names:
-            match = re.fullmatch(r"(.*\.experts\.)(\d+)(\..*)", name)
-            if match is None:
-                for key, tensor in tensors(name, name).items():
-                    writer.add(key, tensor)
-            elif renumbered is None or int(match[2]) in renumbered:
-                number = int(match[2]) if renumbered is None else renumbered[int(match[2])]
-                experts.setdefault(match[1] + "*" + match[3], []).append((number, name))
-        for name, scale in scales.items():
-            if f"{prefix}self_attn.{name}" not in checkpoint:
-                writer.add(f"{prefix}self_attn.{name}", torch.tensor([scale]))
-        for pattern, members in sorted(experts.items()):
+
+        def add(tensors: dict[str, torch.Tensor]) -> None:
+            for name, tensor in tensors.items():
+                writer.add(checkpoint.family.stored_names.stored(name), tensor)
+
+        experts: dict[TensorName, list[TensorName]] = {}
+        done: set[TensorName] = set()
+        for name in map(TensorName.parse, checkpoint.names()):
+            if name.module.layer != index or name in done:
+                continue
+            if name.module.expert is None:
+                members = shard.members(name)
+                add(shard.tensors(members))
+                done.update(members)
+            elif (new := shard.renumbered(name)) is not None:
+                experts.setdefault(TensorName(replace(name.module, expert=None), name.part), []).append(new)
+        for key, scale in scales.items():
+            name = TensorName(ModuleName(index, "self_attn", None, ""), key)
+            if str(name) not in checkpoint:
+                add({str(name): torch.tensor([scale])})
+        for tensors in shard.of_experts(experts):
+            add(tensors)
+    return shard.used
+
+
+@dataclass
+class _LayerShard:
+    """What is stored for tensors of a layer; names are ours, experts renumbered."""
+
+    checkpoint: Checkpoint
+    kept: list[int] | None
+    weights: dict[str, QuantizedWeight]
+    assigned: dict[str, Scheme]
+    layout: Layout
+    used: dict[str, str] = field(default_factory=dict)
+
+    def members(self, name: TensorName) -> list[TensorName]:
+        """All tensors that are stored as one with this one."""
+        _, modules = self.checkpoint.family.stored_names.joined_module(name.module)
+        return [each for module in modules if str(each := TensorName(module, name.part)) in self.checkpoint]
+
+    def renumbered(self, name: TensorName) -> TensorName | None:
+        """The name of an expert's tensor in the result; None: the expert is pruned."""
+        if self.kept is None or name.module.expert is None:
+            return name
+        if name.module.expert not in self._numbers:
+            return None
+        return TensorName(replace(name.module, expert=self._numbers[name.module.expert]), name.part)
+
+    @cached_property
+    def _numbers(self) -> dict[int, int]:
+        return {old: new for new, old in enumerate(self.kept or ())}
+
+    def _source(self, name: TensorName) -> str:
+        """Its name in the checkpoint."""
+        return f"{original_name(str(name.module), self.kept)}.{name.part}"
+
+    def weight(self, name: TensorName) -> QuantizedWeight | None:
+        """The codes that it becomes or is; None where it stays plain."""
+        new = self.weights.get(name.module.inside) if name.part == "weight" else None
+        return self.checkpoint.quantized_tensor(self._source(name)) if new is None else new
+
+    def plain(self, name: TensorName) -> torch.Tensor:
+        stored = self.checkpoint.stored(self._source(name)).read()
+        return stored[self.kept] if self.kept is not None and name.module.is_router else stored
+
+    def tensors(self, names: list[TensorName]) -> dict[str, torch.Tensor]:
+        """What is stored for these, which are stored as one."""
+        first, stored_names = names[0], self.checkpoint.family.stored_names
+        module = stored_names.joined_module(first.module)[0]
+        weights = [weight for name in names if (weight := self.weight(name)) is not None]
+        if not weights:
+            parts = [self.plain(name) for name in names]
+            return {str(TensorName(module, first.part)): torch.cat(parts) if len(parts) > 1 else parts[0]}
+        if len(weights) < len(names):
+            raise InputError(
+                f"{module}: some of what is stored as this is quantized and some is not; let one rule of `quantize` "
+                "match all of it"
+            )
+        weight = joined(str(module), weights)
+        scheme = scheme_of(weight, self.layout, self.assigned.get(first.module.inside))
+        if scheme is None:
+            return {str(TensorName(module, first.part)): weight.dequantize(torch.bfloat16)}
+        self.used |= {str(name.module): scheme.name for name in names}
+        return self.layout.tensors(str(module), scheme, weight)
+
+    def of_experts(self, experts: dict[TensorName, list[TensorName]]) -> Iterator[dict[str, torch.Tensor]]:
+        """Tensors of routed experts, all of one projection behind one another."""
+        ordered = sorted(experts.items(), key=lambda item: str(item[0]))
+        names = self.checkpoint.family.stored_names
+        if experts and names.stacked and all(self.weight(members[0]) is None for members in experts.values()):
+            yield from self._stacks(experts)
+            return
+        for _, members in ordered:
             # All experts' packed weights first, then all their scales: each kind is one stack on disk.
-            columns = [tensors(name, pattern.replace("*", str(number))) for number, name in sorted(members)]
+            columns = [self.tensors([name]) for name in sorted(members, key=lambda name: name.module.expert or 0)]
             for column in zip(*(stored.items() for stored in columns), strict=True):
-                for key, tensor in column:
-                    writer.add(key, tensor)
-    return used
+                yield dict(column)
+
+    def _stacks(self, experts: dict[TensorName, list[TensorName]]) -> Iterator[dict[str, torch.Tensor]]:
+        """One tensor [E, rows, columns] for each stored projection."""
+        by_projection = {name.module.projection: name for name in experts}
+        for projection, members in self.checkpoint.family.stored_names.stacks(by_projection).items():
+            names = [by_projection[member] for member in members]
+            columns = [sorted(experts[name], key=lambda each: each.module.expert or 0) for name in names]
+            stack = torch.stack([torch.cat([self.plain(each) for each in one]) for one in zip(*columns, strict=True)])
+            module = replace(names[0].module, projection=projection)
+            yield {str(TensorName(module, names[0].part)): stack}
+
+
+def joined(module: str, weights: Sequence[QuantizedWeight]) -> QuantizedWeight:
+    """The weights below each other; InputError where that is no weight of one scheme."""
+    first = weights[0]
+    if len(weights) == 1:
+        return first
+    rows = sum(weight.shape[0] for weight in weights)
+    same = all(
+        (weight.kind, weight.scales.dtype, weight.activations) == (first.kind, first.scales.dtype, first.activations)
+        and (weight.g_idx is None or (first.g_idx is not None and torch.equal(weight.g_idx, first.g_idx)))
+        and weight.shape[0] % weight.block[0] == 0
+        for weight in weights
+    )
+    if not same or first.block[0] not in (1, 128):
+        raise InputError(
+            f"{module}: {', '.join(dict.fromkeys(str(weight.kind) for weight in weights))}: what is stored as this has "
+            f"no scales that fit one matrix of {rows} rows; use a scheme with groups or channels for it"
+        )
+
+    def parts(name: str) -> torch.Tensor | None:
+        found = [getattr(weight, name) for weight in weights]
+        return None if found[0] is None else torch.cat(found)
+
+    qweight, scales = parts("qweight"), parts("scales")
+    assert qweight is not None and scales is not None
+    return replace(first, qweight=qweight, scales=scales, zero_points=parts("zero_points"))
 
 
 def write_index(shards: list[Path]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from llmc.convert.fields import MISSING, Fields
 from llmc.convert.spec import ModelSpec, Role
+from llmc.convert.stored_names import StoredNames
 from llmc.errors import InputError
 
 # First match wins; names are those after `model.layers.<i>.`.
@@ -42,6 +43,7 @@ class Family(ABC):
     name: str  # config.json's `model_type`
     other_names: tuple[str, ...] = ()  # that checkpoints of the same architecture give it, with code of their own
     architectures: tuple[str, ...]  # config.json's `architectures`
+    stored_names = StoredNames()  # how its checkpoints name tensors, where that is not as we do
 
     @abstractmethod
     def spec(self, config: dict[str, Any]) -> ModelSpec:

@@ -10,7 +10,7 @@ def patterns(modules: Iterable[str]) -> list[str]:
     """Regular expressions for module names, one per kind of module, with its layers listed and experts left open."""
     layers: dict[str, set[int]] = {}
     for module in modules:
-        match = re.fullmatch(r"(?:model\.)?layers\.(\d+)\.(.+)", module)
+        match = re.fullmatch(r"(?:.*\.)?layers\.(\d+)\.(.+)", module)
         assert match, module
         kind = re.sub(r"\.experts\.\d+\.", ".experts.*.", match[2])
         layers.setdefault(kind, set()).add(int(match[1]))

@@ -1,0 +1,149 @@
+"""How the checkpoints of a family name and join what llmc knows under names of its own.
+
+Reading gives every tensor its own name; one that is stored joined with others, or in a stack of experts, becomes a
+`StoredTensor` that points at its rows: nothing is read for it, and reading it reads no more. Writing goes the other
+way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from llmc.convert.layer_modules import layer_modules
+from llmc.convert.safetensors_file import StoredTensor
+from llmc.convert.spec import LinearSpec, MixtureOfExpertsSpec, ModelSpec
+from llmc.convert.tensor_names import ModuleName, TensorName
+from llmc.errors import InputError
+
+EXPERTS = "mlp.experts"
+# Parts of a quantized weight: one for all rows of it, one that no slice needs, and those that run along the inputs.
+_WHOLE = ("weight_g_idx", "input_scale")
+_SHAPE = "weight_shape"
+_ALONG_INPUTS = ("qweight", "qzeros", "scales", "g_idx")
+
+
+@dataclass(frozen=True)
+class StoredNames:
+    """
+    renamed: (stored, ours): dotted pieces of names, replaced in this order wherever they occur
+    joined:  by our name of the block and the stored projection, whose rows lie one below the other in it:
+             {"self_attn.qkv_proj": ("q_proj", "k_proj", "v_proj")}; of "mlp.experts" in a stack
+    stacked: whether plain experts are stored as one tensor [E, rows, columns] per projection; quantized ones are not:
+             no format has a stack of them
+    """
+
+    renamed: tuple[tuple[str, str], ...] = ()
+    joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    stacked: bool = False
+
+    # Reading -----------------------------------------------------------------------------------------------------
+
+    def read(self, tensors: Mapping[str, StoredTensor], spec: ModelSpec) -> dict[str, StoredTensor]:
+        """Tensors by our names; InputError for a joined one whose rows are not those of its parts."""
+        if self == StoredNames():
+            return dict(tensors)
+        found: dict[str, StoredTensor] = {}
+        for stored, tensor in tensors.items():
+            for name, part in self._parts(TensorName.parse(_replaced(stored, self.renamed)), tensor, spec):
+                if (other := found.setdefault(str(name), part)) is not part:
+                    raise InputError(f"{tensor.file}: {tensor.name} and {other.name} are the same tensor of the model")
+        return found
+
+    def _parts(
+        self, name: TensorName, tensor: StoredTensor, spec: ModelSpec
+    ) -> Iterator[tuple[TensorName, StoredTensor]]:
+        module = name.module
+        if module.layer is None or module.layer >= spec.num_all_layers:
+            yield name, tensor
+            return
+        mlp, members = spec.mlps[module.layer], self.joined.get(_key(module), (module.projection,))
+        if module.block == EXPERTS and module.expert is None and isinstance(mlp, MixtureOfExpertsSpec):
+            experts = mlp.router.num_experts
+            if tensor.shape[:1] != (experts,):
+                raise InputError(f"{tensor.file}: {tensor.name} {list(tensor.shape)} is no stack of {experts} experts")
+            for expert in range(experts):
+                one = tensor.rows(expert, expert + 1)
+                one = replace(one, shape=one.shape[1:])
+                yield from _cut(replace(name, module=replace(module, expert=expert)), members, one, spec)
+        elif module.expert is None:
+            yield from _cut(name, members, tensor, spec)
+        else:
+            yield name, tensor
+
+    # Writing -----------------------------------------------------------------------------------------------------
+
+    def stored(self, name: str) -> str:
+        """The name that the family's checkpoints have for a tensor, or a module, of ours."""
+        return _replaced(name, [(ours, stored) for stored, ours in reversed(self.renamed)])
+
+    def joined_module(self, module: ModuleName) -> tuple[ModuleName, tuple[ModuleName, ...]]:
+        """The one, still by our names, in whose tensors a module is stored, and all that lie there."""
+        for key, members in self.joined.items():
+            block, _, whole = key.rpartition(".")
+            if module.expert is None and block == module.block and module.projection in members:
+                return replace(module, projection=whole), tuple(replace(module, projection=each) for each in members)
+        return module, (module,)
+
+    def stored_module(self, module: str) -> str:
+        """The stored module that one of ours lies in; of experts in a stack that which it would be if quantized."""
+        return self.stored(str(self.joined_module(ModuleName.parse(module))[0]))
+
+    def stacks(self, projections: Iterable[str]) -> dict[str, tuple[str, ...]]:
+        """By the stored projection of all experts: those of ours whose rows lie in each expert's part."""
+        joined = {key.rpartition(".")[2]: parts for key, parts in self.joined.items() if key.startswith(f"{EXPERTS}.")}
+        inside = {part for parts in joined.values() for part in parts}
+        return joined | {each: (each,) for each in projections if each not in inside}
+
+
+def _key(module: ModuleName) -> str:
+    return f"{module.block}.{module.projection}"
+
+
+def _replaced(name: str, pairs: Sequence[tuple[str, str]]) -> str:
+    dotted = f".{name}."
+    for before, after in pairs:
+        dotted = dotted.replace(f".{before}.", f".{after}.")
+    return dotted[1:-1]
+
+
+def _cut(
+    name: TensorName, members: Sequence[str], tensor: StoredTensor, spec: ModelSpec
+) -> Iterator[tuple[TensorName, StoredTensor]]:
+    """The rows of each member of a joined module."""
+    if len(members) == 1:
+        yield TensorName(replace(name.module, projection=members[0]), name.part), tensor
+        return
+    names = [replace(name.module, projection=member) for member in members]
+    assert name.module.layer is not None
+    modules = layer_modules(spec, name.module.layer)
+    sizes = [found.outputs for each in names if isinstance(found := modules.get(each.inside), LinearSpec)]
+    if len(sizes) < len(members):  # not in this layer
+        yield name, tensor
+        return
+    if name.part == _SHAPE:
+        return
+    if name.part in _ALONG_INPUTS:
+        raise InputError(
+            f"{tensor.file}: {tensor.name}: modules that are stored as one are not read in GPTQ's own layout; use a "
+            "checkpoint in compressed-tensors layout"
+        )
+    start = 0
+    for module, size in zip(names, sizes, strict=True):
+        stop = start + size
+        whole = name.part in _WHOLE or tensor.shape == (1,)
+        yield TensorName(module, name.part), tensor if whole else _rows(tensor, start, stop, sum(sizes))
+        start = stop
+
+
+def _rows(tensor: StoredTensor, start: int, stop: int, total: int) -> StoredTensor:
+    """Rows of a matrix of `total` rows, or what belongs to them of scales and packed zero points: one for some power of
+    two of rows."""
+    count = tensor.shape[0] if tensor.shape else 0
+    unit = total // count if count else 0
+    if not unit or unit * count != total or unit & (unit - 1) or start % unit or stop % unit:
+        raise InputError(
+            f"{tensor.file}: {tensor.name} {list(tensor.shape)} cannot be cut at rows {start} and {stop} of the "
+            f"{total} that config.json asks for; one of the two belongs to another model"
+        )
+    return tensor.rows(start // unit, stop // unit)
