@@ -75,7 +75,7 @@ class StoredNames:
 
     def stored(self, name: str) -> str:
         """The name that the family's checkpoints have for a tensor, or a module, of ours."""
-        return _replaced(name, [(ours, stored) for stored, ours in reversed(self.renamed)])
+        return _replaced(name, [(ours, stored) for stored, ours in reversed(self.renamed)]) if self.renamed else name
 
     def joined_module(self, module: ModuleName) -> tuple[ModuleName, tuple[ModuleName, ...]]:
         """The one, still by our names, in whose tensors a module is stored, and all that lie there."""
@@ -87,7 +87,9 @@ class StoredNames:
 
     def stored_module(self, module: str) -> str:
         """The stored module that one of ours lies in; of experts in a stack that which it would be if quantized."""
-        return self.stored(str(self.joined_module(ModuleName.parse(module))[0]))
+        if self.joined:
+            module = str(self.joined_module(ModuleName.parse(module))[0])
+        return self.stored(module)
 
     def stacks(self, projections: Iterable[str]) -> dict[str, tuple[str, ...]]:
         """By the stored projection of all experts: those of ours whose rows lie in each expert's part."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from llmc.convert.quantized_weight import QuantizedWeight
+from llmc.convert.tensor_names import ModuleName
 from llmc.quant.layouts.layout import DEFAULT_LAYOUT, Layout
 from llmc.quant.layouts.patterns import patterns
 from llmc.quant.schemes import scheme
@@ -76,7 +77,9 @@ def _experts(schemes: dict[str, str], all_modules: list[str]) -> set[str | None]
     """In which ways routed experts are stored, without those of MTP layers, which transformers does not load."""
     mtp = {module.removesuffix("eh_proj") for module in all_modules if module.endswith(".eh_proj")}
     return {
-        schemes.get(module) for module in all_modules if ".mlp.experts." in module and not module.startswith(tuple(mtp))
+        schemes.get(module)
+        for module in all_modules
+        if ModuleName.parse(module).expert is not None and not module.startswith(tuple(mtp))
     }
 
 

@@ -1,5 +1,8 @@
 """Names of modules and tensors: taken apart, and put together to the same."""
 
+import re
+from pathlib import Path
+
 import pytest
 from support.random_checkpoint import DEEPSEEK_V3, LLAMA
 
@@ -44,3 +47,22 @@ def test_every_tensor_of_a_model(config: dict[str, object]) -> None:
         assert str(parsed) == name
         assert str(parsed.module) == module_of(name)
         assert parsed.part in ("weight", "bias", "e_score_correction_bias")
+
+
+def test_nobody_else_takes_names_apart() -> None:
+    by_hand = re.compile(
+        r"""removesuffix\("\.weight"\)|split\("\."|index\("experts"\)|"experts" (not )?in|"\S*\.experts\.\S*" in|"""
+        r"""(starts|ends)with\("(model\.layers|\.?mlp|\.?self_attn)"""
+    )
+    root = Path(__file__).parents[2]
+    sources = [path for room in ("convert", "quant") for path in (root / room).rglob("*.py")]
+    sources += (root / "llmc").glob("*.py")
+    homes = {"tensor_names.py", "stored_names.py"}
+    found = [
+        f"{path.name}: {line.strip()}"
+        for path in sources
+        if path.name not in homes and path.parent.name != "families"
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if by_hand.search(line)
+    ]
+    assert not [line for line in found if "__version__" not in line]

@@ -133,7 +133,7 @@ CASES = {
         Fused(), WIDE_LLAMA, fused, {"attention": "int4-g64-asym", "dense_mlp": "int2-g32-asym"}
     ),
     "fused, static inputs": Case(Fused(), WIDE_LLAMA, fused, {"attention": "fp8-channel-static"}),
-    "renamed": Case(Renamed(), GROUPS, renamed, {"experts": "int4-g32", "dense_mlp": "int4-g32"}, Pruning(0.75)),
+    "renamed": Case(Renamed(), GROUPS, renamed, {"experts": "int8-g32", "dense_mlp": "int4-g32"}, Pruning(0.75)),
     "stacked": Case(Stacked(), GROUPS, stacked, {"experts": "int4-g32"}, Pruning(0.75)),
     "stacked, plain": Case(Stacked(), GROUPS, stacked, {"attention": "int8-g32"}, Pruning(0.75)),
 }
@@ -270,3 +270,12 @@ def test_tensors_that_do_not_fit(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "stack", case.own_config, weights | {name: weights[name][:-1]})
     with pytest.raises(InputError, match=r"experts\.down_proj \[7, 128, 64\] is no stack of 8 experts"):
         Checkpoint.open(folder)
+
+
+def test_programs_find_the_experts_scheme_first(tmp_path: Path) -> None:
+    """transformers decodes experts by the first group; whatever a family calls them."""
+    case = CASES["renamed"]
+    artifact = quantized(opened(tmp_path, case)[1], case, tmp_path)
+    first = artifact.config["quantization_config"]["config_groups"]["group_0"]
+    assert first["weights"]["num_bits"] == 8
+    assert any(r"block_sparse_moe\.experts" in target for target in first["targets"])
