@@ -125,5 +125,5 @@ def hash_files_of(artifact: Path, known: dict[str, File] | None = None) -> dict[
     for path in sorted(artifact.rglob("*")):
         name = path.relative_to(artifact).as_posix()
         if path.is_file() and name != MANIFEST and name not in files:
-            files[name] = File.model_validate(describe(path))
+            files[name] = describe(path, File)
     return files

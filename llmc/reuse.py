@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmc.contracts.manifest import Checks, File, Manifest
-from llmc.contracts.part import checked
+from llmc.contracts.manifest import Checks, Manifest
+from llmc.contracts.part import File, checked
 from llmc.convert.checkpoint import INDEX, Checkpoint
 from llmc.errors import InputError
 from llmc.output import OutputFolder, digest, read_manifest
@@ -69,10 +69,10 @@ class Earlier:
             for name, result, files in self.results():
                 if stages.holds(name, self.same[name]):
                     continue
-                entries = {file: self._entry(file).to_json() for file in files}
+                entries = {file: self._entry(file) for file in files}
                 for file in files:
                     _link(self._file(file), stages.artifact / file)
-                if seal(stages.artifact, files) != entries:
+                if seal(stages.artifact, files, File) != entries:
                     for file in files:
                         (stages.artifact / file).unlink()
                     raise ValueError

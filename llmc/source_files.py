@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from llmc.contracts.part import File
 from llmc.errors import InputError
 from llmc.quant.durable import describe, stamp
 
@@ -33,7 +34,7 @@ class SourceFiles:
             if now == self.stamps[name]:
                 continue
             # A hard link more, other permissions, or the same file copied there again: times say less than bytes.
-            if describe(self.folder / name)["sha256"] != expected:
+            if describe(self.folder / name, File).sha256 != expected:
                 raise self._changed(name)
             self.stamps[name] = now
 

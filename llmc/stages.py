@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from llmc.contracts.part import File, Part
 from llmc.quant.durable import Damaged, damage, read_record, seal, write_record
 
 
@@ -52,6 +53,14 @@ def versions(*packages: str) -> dict[str, str]:
     return found
 
 
+class StageRecord(Part):
+    """A finished stage: its key, its JSON-able result, and the files that it wrote."""
+
+    key: str
+    result: Any
+    files: dict[str, File]
+
+
 class Stages:
     """Results of finished stages, one record each, which vouches for the files that the stage wrote into `artifact`.
 
@@ -67,39 +76,42 @@ class Stages:
     ) -> Any:
         """The JSON-able result of `work`, from the last run if that had the same key; `files` names what it wrote."""
         record, found = self._read(name, key)
-        if record and not found and record["key"] == key:
-            return record["result"]
+        if record and not found and record.key == key:
+            return record.result
         if found:
             self.tell(f"{name}: {found}; it is done again")
         self._path(name).unlink(missing_ok=True)  # what the stage writes is no longer what the record says
-        for file in record["files"] if record else ():
+        for file in record.files if record else ():
             (self.artifact / file).unlink(missing_ok=True)  # never written over: it may be an earlier artifact's, too
         result = work()
-        self.keep(name, key, result, seal(self.artifact, files(result)))
+        self.keep(name, key, result, seal(self.artifact, files(result), File))
         # As read back, so that a resumed build goes on with the very same values.
-        return read_record(self._path(name))["result"]
+        return self._record(name).result
 
     def holds(self, name: str, key: str) -> bool:
         """Whether the stage need not be run."""
         record, found = self._read(name, key)
-        return bool(record and not found and record["key"] == key)
+        return bool(record and not found and record.key == key)
 
-    def files(self) -> dict[str, dict[str, Any]]:
+    def files(self) -> dict[str, File]:
         """Relative path → size and hash of what all records vouch for."""
         records = [self._read(path.stem)[0] for path in self.directory.glob("*.json")]
-        return {name: entry for record in records if record for name, entry in record["files"].items()}
+        return {name: entry for record in records if record for name, entry in record.files.items()}
 
-    def _read(self, name: str, key: str | None = None) -> tuple[dict[str, Any] | None, str | None]:
+    def _record(self, name: str) -> StageRecord:
+        return StageRecord.model_validate(read_record(self._path(name)))
+
+    def _read(self, name: str, key: str | None = None) -> tuple[StageRecord | None, str | None]:
         """A stage's record, and what is damaged of what it says under this key."""
         try:
-            record = read_record(self._path(name))
+            record = self._record(name) if self._path(name).exists() else None
         except Damaged as error:
             return None, str(error)
-        return record, damage(self.artifact, record["files"]) if record and record["key"] == key else None
+        return record, damage(self.artifact, record.files) if record and record.key == key else None
 
-    def keep(self, name: str, key: str, result: Any, files: dict[str, Any]) -> None:
+    def keep(self, name: str, key: str, result: Any, files: dict[str, File]) -> None:
         """Records a result, with the sizes and hashes of its files, which are on the disk for good."""
-        write_record(self._path(name), {"key": key, "result": result, "files": files})
+        write_record(self._path(name), StageRecord(key=key, result=result, files=files).to_json())
 
     def forget_all_but(self, names: set[str]) -> None:
         for path in self.directory.glob("*.json"):

@@ -13,8 +13,10 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from llmc.contracts.layer_record import ScratchFile
+from llmc.contracts.part import File, checked
 from llmc.errors import MachineError
 
 
@@ -24,8 +26,12 @@ def _xxh3() -> Any:
     return xxhash.xxh3_128()
 
 
+Sealed = TypeVar("Sealed", bound=File | ScratchFile)
 # xxh3, against accidents: activations of many GB are hashed after every layer, in a third of the time of sha256.
-_ALGORITHMS: dict[str, Callable[[], Any]] = {"xxh3": _xxh3, "sha256": hashlib.sha256}
+_ALGORITHMS: dict[type, tuple[str, Callable[[], Any]]] = {
+    File: ("sha256", hashlib.sha256),
+    ScratchFile: ("xxh3", _xxh3),
+}
 # Two changes within one tick of the kernel's clock leave the same time of change.
 _TICK_NS = 20_000_000
 _described: dict[tuple[Path, str], tuple[tuple[int, ...], str]] = {}  # file, algorithm → its stamp and its hash
@@ -60,41 +66,41 @@ def stamp(path: Path) -> tuple[int, ...]:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def describe(path: Path, algorithm: str = "sha256") -> dict[str, Any]:
-    """{algorithm: hash, "bytes": size}; a file that has not changed since it was described is not read again."""
+def describe(path: Path, kind: type[Sealed]) -> Sealed:
+    """Size and hash of a file; one that has not changed since it was described is not read again."""
     before, now = stamp(path), time.time_ns()
+    algorithm, new = _ALGORITHMS[kind]
     known = _described.get((path, algorithm))
     if known is None or known[0] != before:
         with path.open("rb") as file:
-            known = before, hashlib.file_digest(file, _ALGORITHMS[algorithm]).hexdigest()
+            known = before, hashlib.file_digest(file, new).hexdigest()
         if now - before[-1] > _TICK_NS:
             _described[path, algorithm] = known
-    return {algorithm: known[1], "bytes": before[2]}
+    return checked(kind, {algorithm: known[1], "bytes": before[2]}, str(path))
 
 
-def seal(folder: Path, names: Iterable[str], algorithm: str = "sha256") -> dict[str, Any]:
+def seal(folder: Path, names: Iterable[str], kind: type[Sealed]) -> dict[str, Sealed]:
     """Relative name → size and hash of files in `folder`, which are on the disk for good from then on."""
-    sealed = {}
+    sealed: dict[str, Sealed] = {}
     folders = {folder}
     for name in names:
         sync(folder / name)
         folders.add((folder / name).parent)
-        sealed[name] = describe(folder / name, algorithm)
+        sealed[name] = describe(folder / name, kind)
     for each in sorted(folders):
         sync(each)
     return sealed
 
 
-def damage(folder: Path, sealed: Mapping[str, Mapping[str, Any]]) -> str | None:
+def damage(folder: Path, sealed: Mapping[str, File] | Mapping[str, ScratchFile]) -> str | None:
     """What is wrong with the first file that is not as it was sealed; None: nothing."""
     for name, entry in sealed.items():
         path = folder / name
-        algorithm = next(each for each in _ALGORITHMS if each in entry)
         try:
             size = path.stat().st_size
-            if size != entry["bytes"]:
-                return f"{name} has {size:,} of {entry['bytes']:,} bytes"
-            if describe(path, algorithm) != entry:
+            if size != entry.bytes:
+                return f"{name} has {size:,} of {entry.bytes:,} bytes"
+            if describe(path, type(entry)) != entry:
                 return f"{name} holds other bytes than were written"
         except FileNotFoundError:
             return f"{name} is missing"

@@ -10,10 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from llmc.contracts.layer_record import LayerRecord, Seal
+from llmc.contracts.layer_record import LayerRecord, ScratchFile
 from llmc.quant.durable import Damaged, damage, read_record, seal, write_record
-
-_HASH = "xxh3"
 
 
 def record_path(work_dir: Path, index: int) -> Path:
@@ -28,18 +26,13 @@ def finish_layer(
     Returns:
         The record as it was written, which vouches for both.
     """
-    sealed = _seal(shard.parent, [shard.name]), _seal(work_dir, [path.name for path in following])
-    record = record.model_copy(update={"shard": sealed[0], "following": sealed[1]})
+    sealed = {
+        "shard": seal(shard.parent, [shard.name], ScratchFile),
+        "following": seal(work_dir, [path.name for path in following], ScratchFile),
+    }
+    record = record.model_copy(update=sealed)
     write_record(record_path(work_dir, index), record.to_json())
     return record
-
-
-def _seal(folder: Path, names: list[str]) -> dict[str, Seal]:
-    return {name: Seal.model_validate(entry) for name, entry in seal(folder, names, _HASH).items()}
-
-
-def _damage(folder: Path, sealed: dict[str, Seal]) -> str | None:
-    return damage(folder, {name: entry.to_json() for name, entry in sealed.items()})
 
 
 def finished_layers(
@@ -55,7 +48,7 @@ def finished_layers(
         try:
             read = read_record(record_path(work_dir, index))
             record = None if read is None else LayerRecord.model_validate(read)
-            found = record and _damage(output_dir, record.shard)
+            found = record and damage(output_dir, record.shard)
         except Damaged as error:
             record, found = None, str(error)
         if record is None or found:
@@ -65,7 +58,7 @@ def finished_layers(
         needed = records[-1].following
         if len(records) > last:
             needed = records[last - 1].following | needed
-        missing = _damage(work_dir, needed)
+        missing = damage(work_dir, needed)
         if missing is None:
             break
         found = found or missing

@@ -22,7 +22,8 @@ from llmc.errors import InputError
 from llmc.files import open_regular, parse_json, read_json, read_regular
 
 if TYPE_CHECKING:
-    from llmc.contracts.manifest import File, Manifest, RunManifest
+    from llmc.contracts.manifest import Manifest, RunManifest
+    from llmc.contracts.part import File
     from llmc.contracts.progress import Progress
 
 MANIFEST = "llmc.json"

@@ -15,9 +15,9 @@ from llmc.runtime.sampling import SamplingOptions, SamplingParams
 from llmc.runtime.sequence import GeneratedSequence, Generation
 from llmc.runtime.stream import Stream
 
-Prompt: TypeAlias = str | list[int] | list[Message]
+Prompt: TypeAlias = str | Sequence[int] | Sequence[Message]
 """A text, or tokens as they are to be fed, or the messages of a chat, {"role": …, "content": …}."""
-Prompts: TypeAlias = list[str] | list[list[int]] | list[list[Message]] | list[Prompt]
+Prompts: TypeAlias = list[str] | list[Prompt] | Sequence[Sequence[int]] | Sequence[Sequence[Message]]
 Cancelled: TypeAlias = Callable[[], bool]
 
 
@@ -109,7 +109,7 @@ class TextGenerator(ABC):
 
     def chat(
         self,
-        messages: list[Message],
+        messages: Sequence[Message],
         parameters: SamplingParams | None = None,
         *,
         template: Mapping[str, Any] | None = None,

@@ -132,7 +132,7 @@ class Model(TextGenerator):
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt, fits=self.context).ids
         if prompt and isinstance(prompt[0], Mapping):
-            return self.chat_prompt(cast(list[Message], prompt))
+            return self.chat_prompt(cast(Sequence[Message], prompt))
         return cast(list[int], prompt)
 
     def chat_prompt(

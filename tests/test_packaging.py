@@ -35,6 +35,10 @@ with load("artifact") as model:
     assert_type(model.generate("a"), Generation)
     assert_type(model.generate(["a", "b"], SamplingParams(seed=1)), list[Generation])
     assert_type(model.stream("a"), Stream)
+    messages = [{"role": "user", "content": "Hi"}]
+    assert_type(model.chat(messages, seed=1), Generation)
+    assert_type(model.generate(messages), Generation)
+    assert_type(model.generate([[1, 2], [3]]), list[Generation])
     assert_type(model.session(), Session)
 
 

@@ -48,8 +48,8 @@ class Experts(Part):
     super_experts: list[Count] = Field(description="original numbers of the experts that had to be spared")
 
 
-class Seal(Part):
-    """Size and hash of a file of the build."""
+class ScratchFile(Part):
+    """Size and hash of a file that only the build needs: the hash is against accidents alone, and fast."""
 
     xxh3: str
     bytes: Count
@@ -65,5 +65,5 @@ class LayerRecord(Part):
     error: float | None = Field(
         default=None, description="relative distance of the check activations behind it; null: MTP"
     )
-    shard: dict[str, Seal] = Field(default={}, description="the layer's shard")
-    following: dict[str, Seal] = Field(default={}, description="what enters the next layer")
+    shard: dict[str, ScratchFile] = Field(default={}, description="the layer's shard")
+    following: dict[str, ScratchFile] = Field(default={}, description="what enters the next layer")

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from llmc.contracts.part import Count, FileName, Nothing, Number, Part, Positive, Sha256, Size
+from llmc.contracts.part import Count, File, FileName, Nothing, Number, Part, Positive, Size
 
 FORMAT_VERSION = 1
 # Keys as they were written before the American spelling; older artifacts stay readable.
@@ -24,13 +24,6 @@ def _as_tuple(value: Any) -> Any:
 
 
 Token = Annotated[tuple[int, str | None], BeforeValidator(_as_tuple)]  # id and text
-
-
-class File(Part):
-    """Size and hash of a file, as it was built."""
-
-    sha256: Sha256 = Field(description="SHA-256 of its content, in hexadecimal digits")
-    bytes: Count = Field(description="its size")
 
 
 class Source(Part):

@@ -54,6 +54,13 @@ class Part(BaseModel):
         return self.model_dump(exclude_unset=True)
 
 
+class File(Part):
+    """Size and hash of a file, as it was built."""
+
+    sha256: Sha256 = Field(description="SHA-256 of its content, in hexadecimal digits")
+    bytes: Count = Field(description="its size")
+
+
 class Nothing(Part):
     """`{}`, where there is nothing to say."""
 
