@@ -133,12 +133,22 @@ class Quantize(Section):
     """One rule; the first that matches a module decides, and modules that none matches stay as they are."""
 
     match: str = Field(description="a role (experts, shared_experts, dense_mlp, attention, …) or re:PATTERN")
-    scheme: str
+    scheme: str = Field(
+        description="such as int4-g128, int8-channel, fp8-block; other programs' W4A16, W8A16, FP8, FP8_DYNAMIC and "
+        "FP8_BLOCK are known, too"
+    )
     method: Literal["gptq", "gptaq", "rtn"] = Field(
         default="gptaq",
         description="gptaq approximates the original's outputs where gptq takes what the quantized layers before make "
         "of the text; it is closer to the original and takes twice the time; rtn rounds to nearest",
     )
+
+    @field_validator("scheme")
+    @classmethod
+    def _by_our_name(cls, name: str) -> str:
+        from llmc.quant.schemes.names import canonical
+
+        return canonical(name)
 
     @model_validator(mode="after")
     def _can_be_satisfied(self) -> Quantize:
@@ -368,10 +378,11 @@ def json_schema() -> dict[str, Any]:
     from llmc.quant.assign import QUANTIZABLE
     from llmc.quant.layouts import layouts
     from llmc.quant.schemes import schemes
+    from llmc.quant.schemes.names import PRESETS
 
     schema = Recipe.model_json_schema()
     rule = schema["$defs"]["Quantize"]["properties"]
-    rule["scheme"]["enum"] = sorted(schemes())
+    rule["scheme"]["enum"] = [*sorted(schemes()), *PRESETS]
     schema["properties"]["layout"]["enum"] = sorted(layouts())
     rule["match"]["anyOf"] = [{"enum": list(QUANTIZABLE)}, {"pattern": "^re:"}]
     options = {}

@@ -96,3 +96,10 @@ def test_the_schema_has_a_title_and_says_what_options_do(llmc) -> None:
     for name, options in schema["properties"]["targets"]["items"]["properties"].items():
         for key, option in options["anyOf"][0].get("properties", {}).items():
             assert option.get("description"), f"{name}.{key}"
+
+
+def test_schemes_as_other_programs_call_them(llmc, recipe) -> None:
+    path = recipe(quantize=[{"match": "attention", "scheme": "FP8_DYNAMIC"}])
+    assert json.loads(llmc("plan", path, "--json").stdout)["schemes"]["attention"].keys() == {"fp8-channel-dynamic"}
+    refused = llmc("plan", recipe(quantize=[{"match": "experts", "scheme": "awq"}]))
+    assert refused.exit_code == 2 and "quantize[0].scheme: scheme 'awq' is a method" in refused.stderr

@@ -1,7 +1,11 @@
+import re
+
 import pytest
 import torch
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+from compressed_tensors.quantization import preset_name_to_scheme
 
+from llmc.convert.quantized_weight import bits_of
 from llmc.errors import InputError
 from llmc.quant.gptq import round_to_nearest
 from llmc.quant.schemes import scheme, schemes
@@ -80,3 +84,67 @@ def test_batched_scales_are_those_of_each_matrix(name):
 def test_a_group_size_that_does_not_divide_names_those_that_do():
     with pytest.raises(InputError, match=r"x\.weight has 96 inputs, no multiple of 128; use int4-g32"):
         scheme("int4-g128").check("x.weight", (64, 96))
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [
+        ("int4", "int4-g128"),
+        ("W4A16", "int4-g128"),
+        ("w4a16_asym", "int4-g128-asym"),
+        ("W8A16", "int8-g128"),
+        ("FP8", "fp8-tensor-static"),
+        ("FP8_DYNAMIC", "fp8-channel-dynamic"),
+        ("FP8_BLOCK", "fp8-block-dynamic"),
+        ("fp8_block", "fp8-block-dynamic"),
+        ("fp8-block", "fp8-block"),
+        ("int3-g32-asym", "int3-g32-asym"),
+    ],
+)
+def test_names_of_other_programs(name: str, ours: str) -> None:
+    assert scheme(name).name == ours
+
+
+@pytest.mark.parametrize("preset", ["W4A16", "W4A16_ASYM", "W8A16", "FP8", "FP8_DYNAMIC", "FP8_BLOCK"])
+def test_presets_are_those_of_compressed_tensors(preset: str) -> None:
+    theirs = preset_name_to_scheme(preset, ["Linear"])
+    ours = scheme(preset)
+    assert theirs.weights is not None and ours.code_type.startswith(str(theirs.weights.type))
+    assert theirs.weights.num_bits == bits_of(ours.code_type) and theirs.weights.symmetric == ours.symmetric
+    shape = (256, 512)
+    block = {"group": (1, theirs.weights.group_size), "channel": (1, 512), "tensor": shape, "block": (128, 128)}
+    assert ours.block(shape) == block[theirs.weights.strategy]
+    inputs = theirs.input_activations
+    assert (ours.activations is None) == (inputs is None)
+    if inputs is not None and ours.activations is not None:
+        assert ours.activations.per == inputs.strategy
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("awq", "is a method that llmc does not have"),
+        ("gptq", "write `method: gptq`, and a scheme"),
+        ("nf4", "bitsandbytes"),
+        ("Q4_K_M", "llama.cpp"),
+        ("IQ4_XS", "llama.cpp"),
+        ("gguf", "llama.cpp"),
+        ("MXFP4", "int4-g32 or fp8-block"),
+        ("NVFP4", "int4-g32 or fp8-block"),
+        ("W8A8", "rounds inputs to integers"),
+        ("bf16", "what no rule matches keeps its precision"),
+        ("int4-g12", "did you mean 'int4-g128'?"),
+        ("int4-128", "did you mean 'int4-g128'?"),
+        ("fp8-chanel", "did you mean 'fp8-channel'?"),
+    ],
+)
+def test_what_is_no_scheme_is_explained(name: str, said: str) -> None:
+    with pytest.raises(InputError, match=re.escape(said)):
+        scheme(name)
+
+
+@pytest.mark.parametrize("name", ["", "x", "quality", "4bit", "best"])
+def test_nothing_is_guessed(name: str) -> None:
+    with pytest.raises(InputError) as caught:
+        scheme(name)
+    assert "did you mean" not in str(caught.value) and "(known: fp8-block, " in str(caught.value)

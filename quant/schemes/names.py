@@ -1,0 +1,49 @@
+"""What users of other programs call schemes: other names for ours, and why there is none for some.
+
+The presets (W4A16, FP8_DYNAMIC, …) are those of compressed-tensors, which llm-compressor and vLLM take. Case does not
+matter, nor does `_` for `-`.
+"""
+
+from __future__ import annotations
+
+import re
+
+PRESETS = ("W4A16", "W4A16_ASYM", "W8A16", "FP8", "FP8_DYNAMIC", "FP8_BLOCK")
+# FP8_BLOCK and FP8_DYNAMIC round inputs, too; our `fp8-block` and `fp8-channel` alone are of weights only.
+ALIASES = {
+    "int2": "int2-g128",
+    "int3": "int3-g128",
+    "int4": "int4-g128",
+    "int8": "int8-g128",
+    "w2a16": "int2-g128",
+    "w3a16": "int3-g128",
+    "w4a16": "int4-g128",
+    "w4a16-asym": "int4-g128-asym",
+    "w8a16": "int8-g128",
+    "fp8": "fp8-tensor-static",
+    "fp8-dynamic": "fp8-channel-dynamic",
+    "fp8-block": "fp8-block-dynamic",  # in capitals or with `_`: with a small `-` it is ours
+}
+
+_EXPLAINED = {
+    r"gptq|gptaq|rtn": "is a method: write `method: {name}`, and a scheme such as int4-g128",
+    r"awq": "is a method that llmc does not have; the method gptaq with int4-g128 takes its place",
+    r"nf4|fp4|bnb.*|bitsandbytes": "is a format of bitsandbytes, which llmc does not write; int4-g64 is as small",
+    r"gguf|i?q\d.*|ud-.*": "is a format of llama.cpp, which llmc does not write; int4-g32 is about as small as Q4_0",
+    r"mxfp4|nvfp4|mxfp8|nvfp8": "is not written by llmc; int4-g32 or fp8-block take its place",
+    r"w[48]a[48].*": "rounds inputs to integers, which llmc does not do; int4-g128 and int8-channel round weights only",
+    r"bf16|bfloat16|fp16|float16|fp32|float32|none": "is no scheme: what no rule matches keeps its precision",
+}
+
+
+def canonical(name: str) -> str:
+    """Return our name for a scheme, or the name itself where it is no alias."""
+    key = name.lower().replace("_", "-")
+    return name if name == "fp8-block" else ALIASES.get(key, name)
+
+
+def explanation(name: str) -> str | None:
+    """Return why a name that other programs know is no scheme here, or None."""
+    key = name.lower().replace("_", "-")
+    found = next((text for pattern, text in _EXPLAINED.items() if re.fullmatch(pattern, key)), None)
+    return None if found is None else found.format(name=key)
