@@ -32,7 +32,7 @@ from llmc.convert.quantization_config import QUANTIZE_CONFIG, with_quantization_
 from llmc.convert.quantized_weight import Activations, QuantizedWeight
 from llmc.convert.safetensors_file import StoredTensor, read_header
 from llmc.convert.spec import CACHE_SCALES, ModelSpec, Role
-from llmc.convert.tensor_names import TensorName, module_of
+from llmc.convert.tensor_names import module_of, part_of
 from llmc.errors import InputError
 from llmc.file_names import is_bare_file_name
 
@@ -106,7 +106,7 @@ class Checkpoint:
         stored = family.stored_names.read(headers, spec)
         parts: dict[str, dict[str, StoredTensor]] = {}
         for name, tensor in stored.items():
-            part = TensorName.parse(name).part
+            part = part_of(name)
             parts.setdefault(f"{module_of(name)}.weight" if part in PART_NAMES else name, {})[part] = tensor
         shards = tuple(sorted({tensor.file for tensor in headers.values()}))
         checkpoint = cls(path, config, family, spec, shards, stored, parts, known_formats)

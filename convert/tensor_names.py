@@ -86,3 +86,8 @@ class TensorName:
 def module_of(name: str) -> str:
     """The module that a tensor, whatever part it is, belongs to."""
     return name.rpartition(".")[0]
+
+
+def part_of(name: str) -> str:
+    """Which part of its module a tensor is: `TensorName.part`, without taking the rest apart."""
+    return name.rpartition(".")[2]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 from llmc.convert.checkpoint import Checkpoint
@@ -121,13 +121,13 @@ def assign(checkpoint: Checkpoint, rules: Sequence[Rule]) -> dict[str, Assignmen
 
 def _refuse_unlike_experts(checkpoint: Checkpoint, assigned: dict[str, Assignment]) -> None:
     """The same projection of all experts of a layer is stored, and computed with, as one stack."""
-    first: dict[ModuleName, tuple[str, str]] = {}
+    first: dict[tuple[int | None, str, str], tuple[str, str]] = {}
     for module in linear_modules(checkpoint):
         parsed = ModuleName.parse(module)
         if parsed.expert is not None:
             given = assigned.get(module)
             name = given.scheme.name if given else "as it is"
-            fellow, expected = first.setdefault(replace(parsed, expert=None), (module, name))
+            fellow, expected = first.setdefault((parsed.layer, parsed.block, parsed.projection), (module, name))
             if name != expected:
                 raise InputError(
                     f"{module} is to become {name}, and {fellow} {expected}: experts of a layer lie in one stack; let "
@@ -137,7 +137,7 @@ def _refuse_unlike_experts(checkpoint: Checkpoint, assigned: dict[str, Assignmen
 
 def _refuse_unlike_rows(checkpoint: Checkpoint, assigned: dict[str, Assignment]) -> None:
     """What the family's checkpoints store as one matrix has one scheme, with scales that belong to rows of it."""
-    for module in linear_modules(checkpoint):
+    for module in linear_modules(checkpoint) if checkpoint.family.stored_names.joined else ():
         whole, members = checkpoint.family.stored_names.joined_module(ModuleName.parse(module))
         if len(members) == 1:
             continue

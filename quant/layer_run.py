@@ -9,6 +9,7 @@ import torch
 
 from llmc.convert.model import DecoderLayer
 from llmc.quant.activation_file import ActivationFile
+from llmc.quant.assign import Assignment
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class LayerRun:
 
 
 InputFunction = Callable[[LayerRun, slice], torch.Tensor]  # rows of a run's text → a fresh [n, L, W]
+Begin = Callable[[str], dict[str, Assignment]]
+Tick = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ def positions(x: torch.Tensor) -> torch.Tensor:
     return torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
 
 
-def rows_of(runs: list[LayerRun], phase: str, tick: Callable[[str, int, int], None]) -> Iterator[slice]:
+def rows_of(runs: list[LayerRun], phase: str, tick: Tick) -> Iterator[slice]:
     """Rows of the text, so many at a time as are worked on at once."""
     stream = runs[0].x
     for rows in stream.micro_batches():

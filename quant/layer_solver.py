@@ -94,6 +94,11 @@ def linears(layer: nn.Module) -> dict[str, Linear]:
     return {name: module for name, module in layer.named_modules() if isinstance(module, Linear)}
 
 
+def calibrated_sources(assigned: dict[str, Assignment], modules: dict[str, Linear]) -> set[str]:
+    """What the modules read that are calibrated."""
+    return {source(name, modules) for name, given in assigned.items() if given.calibrated}
+
+
 def round_modules(modules: dict[str, Linear], assigned: dict[str, Assignment], solved: Solved) -> None:
     """Rounds what needs no calibration to nearest, in `modules` too."""
     _round(modules, {name: given for name, given in assigned.items() if not given.calibrated}, solved, {})
@@ -114,8 +119,9 @@ def _round(
 def solve_modules(
     modules: dict[str, Linear], assigned: dict[str, Assignment], measured: CalibrationStats, solved: Solved
 ) -> None:
-    """Quantizes the calibrated modules of `assigned`, in `modules` too, from the moments of their sources."""
-    for job in solve_batches(assigned, modules):
+    """Quantizes the modules of `assigned` whose sources were measured, in `modules` too, from their moments."""
+    mine = {name: given for name, given in assigned.items() if source(name, modules) in measured.moments}
+    for job in solve_batches(mine, modules):
         if job.method == "rtn":  # measured for the sake of the inputs' scale
             rounded = {name: Assignment(job.scheme, "rtn") for names in job.members for name in names}
             _round(modules, rounded, solved, {name: measured.moments[source(name, modules)].amax for name in rounded})

@@ -37,11 +37,12 @@ from llmc.errors import InputError
 from llmc.quant.activation_file import CPU, ActivationFile
 from llmc.quant.assign import Assignment, Rule, assign, check_layout, linear_modules
 from llmc.quant.durable import write_json
-from llmc.quant.layer_calibration import ExpertTokens, LayerCalibration, calibration_dtype
+from llmc.quant.layer_calibration import LayerCalibration, calibration_dtype
 from llmc.quant.layer_run import Flow, LayerRun, positions
 from llmc.quant.layer_solver import linears, round_modules
 from llmc.quant.layouts import DEFAULT_LAYOUT, layout
 from llmc.quant.memory import release_memory
+from llmc.quant.mlp_calibration import ExpertTokens, MLPCalibration
 from llmc.quant.overflow import OverflowInModelError, explained
 from llmc.quant.prune import Pruning, kept_per_group, original_name, renumber, routers
 from llmc.quant.reference import write_reference
@@ -246,7 +247,7 @@ class _Pass:
 
         def begin(part: str) -> dict[str, Assignment]:
             """What of a part of the layer is to be calibrated; what needs no calibration is quantized."""
-            kept = calibration.kept
+            kept = calibration.mlp_calibration.kept
             surviving = mine if kept is None else renumber(mine, kept)
             assigned = {name: a for name, a in surviving.items() if ModuleName.parse(name).part_of_layer == part}
             stored = self._stored_alike(prefix, assigned, kept)
@@ -264,8 +265,8 @@ class _Pass:
         else:
             dataflow.decoder_layer(calibration, calibration.entrance())
             calibration.finish()
-        if calibration.scores is not None and calibration.kept is not None:
-            scores, kept = calibration.scores, calibration.kept
+        scores, kept = calibration.mlp_calibration.scores, calibration.mlp_calibration.kept
+        if scores is not None and kept is not None:
             experts = Experts(survivors=kept, tokens=scores.tokens.tolist(), super_experts=scores.protected())
             mine = renumber(mine, kept)
         if not is_mtp:
@@ -277,7 +278,7 @@ class _Pass:
             self.checkpoint,
             index,
             layer,
-            calibration.kept,
+            kept,
             weights,
             {name: given.scheme for name, given in mine.items()},
             self._shard(index + 1),
@@ -291,7 +292,7 @@ class _Pass:
     def _calibration(
         self, layer: DecoderLayer, index: int, begin: Callable[[str], dict[str, Assignment]]
     ) -> LayerCalibration:
-        paths = []
+        runs = []
         for part in self.calibration_parts:
             mine, entry = layer, self._stream(part, index)
             if part != "calibration":
@@ -303,18 +304,19 @@ class _Pass:
                 shape = (entry.shape[0], entry.shape[1] - 1 - depth, entry.shape[2])
                 x = ActivationFile(self.work_dir, f"{part}-mtp", index, shape, self.options.device)
                 out = x.beside(f"{part}-mtp-out").create
-            paths.append(LayerRun(mine, entry, x, out() if index <= self.last_calibrated else x))
-        return LayerCalibration(
-            paths,
+            runs.append(LayerRun(mine, entry, x, out() if index <= self.last_calibrated else x))
+
+        mlp = MLPCalibration(
+            runs,
             begin,
+            self._report,
             index < self.last_calibrated,
             self._few_tokens(index),
             self.options.memory_budget,
-            self._report,
             self.options.expert_tokens,
             (self.pruning.method, self.per_group) if self.pruning else None,
-            self.fp8_cache,
         )
+        return LayerCalibration(runs, begin, self._report, mlp, self.fp8_cache)
 
     def _calibrate_mtp(self, calibration: LayerCalibration, index: int) -> None:
         """Position i joins its hidden state with the embedding of token i + 1 + depth; the next MTP layer goes on from
@@ -333,7 +335,7 @@ class _Pass:
         with torch.no_grad():
             predicted = dataflow.multi_token_prediction(calibration, Flow(embedded), Flow(hidden))
             calibration.finish()
-            for run in calibration.paths:
+            for run in calibration.runs:
                 if index < self.last_calibrated:
                     target = run.entry.following()
                     for rows in run.out.micro_batches():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import nn
 
@@ -28,6 +30,10 @@ class GroupedQueryAttention(nn.Module):
     def forward(self, x: torch.Tensor, positions: torch.Tensor, cache: KeyValueCache | None = None) -> torch.Tensor:
         """x [B, S, H], positions [B, S] → [B, S, H]."""
         return self.o_proj(self.mix(x, positions, cache))
+
+    def inner_inputs(self) -> Mapping[str, Callable[[torch.Tensor], torch.Tensor]]:
+        """None: see LatentAttention."""
+        return {}
 
     def entries(self, x: torch.Tensor, positions: torch.Tensor) -> dict[str, torch.Tensor]:
         """[B, S, H] → keys and values [B, num_kv_heads, S, head_dim], by the name of their cache's scale."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
@@ -52,6 +53,11 @@ class LatentAttention(nn.Module):
     def latent(self, x: torch.Tensor) -> torch.Tensor:
         """[B, S, H] → [B, S, R], what `kv_b_proj` reads."""
         return self.kv_a_layernorm(self.kv_a_proj_with_mqa(x)[..., : self.spec.kv_lora_rank])
+
+    def inner_inputs(self) -> Mapping[str, Callable[[torch.Tensor], torch.Tensor]]:
+        """What projections inside read, between the block's input and `o_proj`: by their names, made of that input."""
+        queries = {} if self.spec.q_lora_rank is None else {"q_b_proj": self.query_latent}
+        return {"kv_b_proj": self.latent} | queries
 
     def entries(self, x: torch.Tensor, positions: torch.Tensor) -> dict[str, torch.Tensor]:
         """[B, S, H] → what is cached [B, 1, S, R + P], by the name of its scale."""

@@ -1,6 +1,6 @@
 """A layer's dataflow is written once: changed there, it changes for everybody who reads it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from llmc.convert import dataflow, layer_modules
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.dataflow import LayerOps, V
 from llmc.convert.graph.build import graphs
-from llmc.convert.model import CausalLM
+from llmc.convert.model import CausalLM, DecoderLayer
 from llmc.convert.targets.onnx import lower
 from llmc.quant import layerwise
 from llmc.quant.assign import Rule
@@ -33,15 +33,31 @@ def sandwiched(ops: LayerOps[V], x: V) -> V:
     return ops.add(x, ops.norm("post_feedforward_layernorm", y))
 
 
-@pytest.fixture
-def other_dataflow(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    layer_modules._modules.cache_clear()
-    monkeypatch.setattr(dataflow, "decoder_layer", sandwiched)
-    monkeypatch.setattr(layerwise, "calibration_dtype", lambda _: torch.float32)  # also where bfloat16 is faster
-    yield
-    layer_modules._modules.cache_clear()
+def parallel(ops: LayerOps[V], x: V) -> V:
+    """Attention and MLP read the same, as in Phi-2."""
+    normed = ops.norm("input_layernorm", x)
+    return ops.add(ops.add(x, ops.mlp(normed)), ops.attention(normed))
 
 
+def norm(layer: DecoderLayer, name: str, x: torch.Tensor) -> torch.Tensor:
+    y: torch.Tensor = layer.get_submodule(name)(x)
+    return y
+
+
+def sandwiched_by_hand(layer: DecoderLayer, x: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+    attended = layer.self_attn(norm(layer, "input_layernorm", x), at)
+    x = x + norm(layer, "post_attention_layernorm", attended)
+    y = layer.mlp(norm(layer, "pre_feedforward_layernorm", x))
+    return x + norm(layer, "post_feedforward_layernorm", y)
+
+
+def parallel_by_hand(layer: DecoderLayer, x: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+    normed = norm(layer, "input_layernorm", x)
+    return x + layer.mlp(normed) + layer.self_attn(normed, at)
+
+
+Flows = dict[str, tuple[Any, Callable[[DecoderLayer, torch.Tensor, torch.Tensor], torch.Tensor]]]
+FLOWS: Flows = {"sandwiched": (sandwiched, sandwiched_by_hand), "parallel": (parallel, parallel_by_hand)}
 MODELS = {
     "llama": (LLAMA | DENSE, {"dense_mlp": "int4-g32", "attention": "int8-g32"}, None),
     "deepseek": (
@@ -52,12 +68,16 @@ MODELS = {
 }
 
 
-@pytest.mark.usefixtures("other_dataflow")
+@pytest.mark.parametrize("flow", FLOWS)
 @pytest.mark.parametrize("name", MODELS)
-def test_two_norms_more(name: str, tmp_path: Path) -> None:
+def test_one_change(flow: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written, by_hand = FLOWS[flow]
+    monkeypatch.setattr(layer_modules, "_modules", layer_modules._modules.__wrapped__)  # what it remembers is stale
+    monkeypatch.setattr(dataflow, "decoder_layer", written)
+    monkeypatch.setattr(layerwise, "calibration_dtype", lambda _: torch.float32)  # also where bfloat16 is faster
     config, rules, pruning = MODELS[name]
     weights = random_weights(config)
-    assert sum("post_feedforward_layernorm" in name for name in weights) == len(weights_of_layers(config))
+    assert ("model.layers.0.post_attention_layernorm.weight" in weights) == (flow == "sandwiched")
     source = Checkpoint.open(write_checkpoint(tmp_path / "source", config, weights))
     quantize(
         source,
@@ -76,13 +96,7 @@ def test_two_norms_more(name: str, tmp_path: Path) -> None:
     layer, x = model.layers[1], model.embed(IDS)
     at = torch.arange(IDS.shape[1]).expand(IDS.shape)
     x = model.layers[0](x, at)
-
-    def norm(name: str, x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = layer.get_submodule(name)(x)
-        return y
-
-    y = x + norm("post_attention_layernorm", layer.self_attn(norm("input_layernorm", x), at))
-    y = y + norm("post_feedforward_layernorm", layer.mlp(norm("pre_feedforward_layernorm", y)))
+    y = by_hand(layer, x, at)
     torch.testing.assert_close(layer(x, at), y)
 
     # calibration, through its files on disk, went the way of the written model,
@@ -102,10 +116,6 @@ def test_two_norms_more(name: str, tmp_path: Path) -> None:
     for graph in models.values():
         lower(graph)
     compare_with_torch(checkpoint, write_graphs(checkpoint, models))
-
-
-def weights_of_layers(config: dict[str, Any]) -> range:
-    return range(config["num_hidden_layers"] + config.get("num_nextn_predict_layers", 0))
 
 
 def test_the_sequence_of_norms_stands_in_one_file() -> None:
