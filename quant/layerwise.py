@@ -18,7 +18,7 @@ import torch
 from torch.nn import functional
 
 from llmc.contracts.layer_record import Experts, LayerRecord, ModuleReport, RoleCounts
-from llmc.contracts.progress import Progress
+from llmc.contracts.progress import Report
 from llmc.convert import dataflow
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.layer_modules import BLOCKS, own_modules
@@ -83,7 +83,7 @@ def quantize(
     check_ids: torch.Tensor,
     output_dir: Path,
     work_dir: Path,
-    progress: Progress,
+    progress: Report,
     options: QuantizeOptions = QuantizeOptions(),  # immutable
     unchanged: Callable[[], None] = _nothing,
     tell: Callable[[str], None] = _nothing,
@@ -113,7 +113,7 @@ class _Pass:
         output_dir: Path,
         work_dir: Path,
         options: QuantizeOptions,
-        progress: Progress,
+        progress: Report,
         unchanged: Callable[[], None],
         tell: Callable[[str], None],
     ) -> None:

@@ -26,7 +26,7 @@ from llmc.runtime.sequence import GeneratedSequence
 from llmc.runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from llmc.contracts.progress import Progress
+    from llmc.contracts.progress import Report
 
 _MOST_THREADS = 1024
 _SPACES = ("Ġ", "▁")  # how byte-level and SentencePiece vocabularies write a token that is one space
@@ -105,10 +105,10 @@ class Model(TextGenerator):
                 found[row] = result
         return found
 
-    def check(self, progress: Progress | None = None, reference: str | Path | None = None) -> CheckReport:
+    def check(self, progress: Report | None = None, reference: str | Path | None = None) -> CheckReport:
         """Replays the check text on this machine: what the artifact says against what the original said.
 
-        progress: is told how many tokens of how many are done, see `llmc.Progress`
+        progress: is called with a phase and how many tokens of how many are done, see `llmc.Progress`
         reference: the file that says so, for an artifact that was built without it (`check: {publish_text: false}`)
         """
         if progress is not None:

@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 
-class Progress(Protocol):
-    """Whoever wants to know how far something is. A subclass overrides what it cares about; the rest tells nobody."""
+class Report(Protocol):
+    """What of it a single step needs: a function will do."""
 
     def __call__(self, phase: str, done: float, total: float = 1.0, layer: int = 0, layers: int = 1) -> None:
         """Be told that so much of a phase is done.
@@ -21,6 +21,10 @@ class Progress(Protocol):
             layers: how many there are
         """
         return None
+
+
+class Progress(Report, Protocol):
+    """Whoever wants to know how far something is. A subclass overrides what it cares about; the rest tells nobody."""
 
     def stage(self, name: str, weights: Sequence[int] = ()) -> AbstractContextManager[None]:
         """Return what is entered for the time of a stage, to which the phases in between belong.
