@@ -17,3 +17,5 @@ ruff check .
 ruff format --check .
 
 mypy --cache-dir "$work/mypy" -p llmc
+# tests/llmc stands in the way of the package: by path, it would be `llmc`
+MYPYPATH=tests mypy --cache-dir "$work/mypy" --explicit-package-bases tests/support tests/quant tests/runtime

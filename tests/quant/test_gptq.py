@@ -1,4 +1,5 @@
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -6,9 +7,12 @@ import torch
 from llmc.quant.gptq import DAMPING, round_to_nearest, solve
 from llmc.quant.schemes import scheme
 from llmc.quant.schemes.integer import Integer
+from llmc.quant.schemes.scheme import Scheme
 
 
-def problem(experts=3, out=24, columns=256, tokens=1500, seed=0):
+def problem(
+    experts: int = 3, out: int = 24, columns: int = 256, tokens: int = 1500, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Weights [E, out, in] and Hessians [E, in, in] of correlated inputs."""
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(experts, out, columns, generator=generator)
@@ -17,12 +21,12 @@ def problem(experts=3, out=24, columns=256, tokens=1500, seed=0):
     return weight, x.mT @ x
 
 
-def output_error(weight, codes_times_scale, hessian):
+def output_error(weight: torch.Tensor, codes_times_scale: torch.Tensor, hessian: torch.Tensor) -> float:
     change, w, h = (t.double() for t in (codes_times_scale - weight, weight, hessian))
     return (((change @ h) * change).sum() / ((w @ h) * w).sum()).item()
 
 
-def plain_gptq(weight, hessian, chosen):
+def plain_gptq(weight: torch.Tensor, hessian: torch.Tensor, chosen: Scheme) -> torch.Tensor:
     """Column by column in float64, one matrix, no blocks: the algorithm as its paper states it."""
     w, h = weight.double().clone(), hessian.double().clone()
     diagonal = h.diagonal().clone()
@@ -44,7 +48,7 @@ def plain_gptq(weight, hessian, chosen):
 
 
 @pytest.mark.parametrize("name", ["int4-g32", "int4-g128", "fp8-channel", "fp8-block"])
-def test_agrees_with_the_plain_algorithm(name):
+def test_agrees_with_the_plain_algorithm(name: str) -> None:
     weight, hessian = problem(experts=2)
     result = solve(weight, hessian, scheme(name))
     for expert in range(2):
@@ -59,7 +63,7 @@ def test_agrees_with_the_plain_algorithm(name):
 
 
 @pytest.mark.parametrize("name", ["int4-g32", "int4-g64", "int4-g128", "fp8-channel", "fp8-block"])
-def test_better_than_rounding_on_correlated_inputs(name):
+def test_better_than_rounding_on_correlated_inputs(name: str) -> None:
     weight, hessian = problem()
     result = solve(weight, hessian, scheme(name))
     for expert in range(3):
@@ -69,7 +73,7 @@ def test_better_than_rounding_on_correlated_inputs(name):
         assert result.error[expert] < 0.7 * rounded
 
 
-def test_a_batch_is_each_expert_alone():
+def test_a_batch_is_each_expert_alone() -> None:
     weight, hessian = problem(experts=4)
     together = solve(weight, hessian, scheme("int4-g64"))
     for expert in range(4):
@@ -78,7 +82,7 @@ def test_a_batch_is_each_expert_alone():
         assert torch.equal(alone.scales[0], together.scales[expert])
 
 
-def test_columns_are_fixed_in_order_of_the_diagonal_and_groups_stay_where_they_are():
+def test_columns_are_fixed_in_order_of_the_diagonal_and_groups_stay_where_they_are() -> None:
     weight, hessian = problem(experts=1)
     result = solve(weight, hessian, scheme("int4-g64"))
     diagonal = hessian[0].diagonal()[result.order[0]]
@@ -91,7 +95,7 @@ def test_columns_are_fixed_in_order_of_the_diagonal_and_groups_stay_where_they_a
     assert (moved.qweight == result.qweight[..., inside_groups]).float().mean() > 0.99
 
 
-def test_damping_grows_until_a_singular_hessian_factorizes():
+def test_damping_grows_until_a_singular_hessian_factorizes() -> None:
     weight, hessian = problem(experts=2, tokens=2000)
     x = torch.randn(8, 256)
     hessian[0] = x.mT @ x * 1e6
@@ -102,7 +106,7 @@ def test_damping_grows_until_a_singular_hessian_factorizes():
     assert result.qweight.abs().max() <= 8 and result.scales.isfinite().all()
 
 
-def test_a_hessian_that_never_factorizes_means_rounding_to_nearest_and_says_so():
+def test_a_hessian_that_never_factorizes_means_rounding_to_nearest_and_says_so() -> None:
     weight, hessian = problem(experts=1)
     hessian[0] = torch.eye(256) - 1e4 * torch.ones(256, 256) * (1 - torch.eye(256))
     result = solve(weight, hessian, scheme("int4-g64"))
@@ -112,7 +116,7 @@ def test_a_hessian_that_never_factorizes_means_rounding_to_nearest_and_says_so()
     assert torch.equal(result.qweight[0].float(), nearest[0])
 
 
-def test_dead_channels_become_zero():
+def test_dead_channels_become_zero() -> None:
     weight, hessian = problem(experts=1)
     hessian[:, 5] = 0
     hessian[:, :, 5] = 0
@@ -121,7 +125,7 @@ def test_dead_channels_become_zero():
     assert result.damping[0] == pytest.approx(DAMPING)
 
 
-def dynamic(bits, kind):
+def dynamic(bits: int, kind: str) -> Scheme:
     """A scheme that is not offered, but solved and read."""
     size, *rest = kind.split("-")
     return Integer(bits, int(size[1:]), "asym" not in rest, dynamic_groups=True)
@@ -129,7 +133,7 @@ def dynamic(bits, kind):
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("kind", ["g64", "g256", "channel", "g64-asym", "g64-actorder", "g32-asym-actorder"])
-def test_every_integer_scheme_beats_rounding(bits, kind):
+def test_every_integer_scheme_beats_rounding(bits: int, kind: str) -> None:
     weight, hessian = problem(experts=1)
     weight = weight + 0.5  # off center: zero points have something to do
     chosen = dynamic(bits, kind) if kind.endswith("actorder") else scheme(f"int{bits}-{kind}")
@@ -143,13 +147,13 @@ def test_every_integer_scheme_beats_rounding(bits, kind):
     assert error < 0.8 * output_error(weight[0], rounded.dequantize(), hessian[0])
 
 
-def test_zero_points_help_weights_off_center():
+def test_zero_points_help_weights_off_center() -> None:
     weight, hessian = problem(experts=1)
     errors = [solve(weight + 2, hessian, scheme(name)).error[0].item() for name in ("int4-g64", "int4-g64-asym")]
     assert errors[1] < 0.7 * errors[0]
 
 
-def test_dynamic_groups_are_of_channels_that_matter_alike():
+def test_dynamic_groups_are_of_channels_that_matter_alike() -> None:
     weight, hessian = problem(experts=2)
     result = solve(weight, hessian, dynamic(4, "g64-actorder"))
     for expert in range(2):
@@ -159,14 +163,14 @@ def test_dynamic_groups_are_of_channels_that_matter_alike():
         assert all(high.min() >= low.max() for high, low in itertools.pairwise(by_group))
 
 
-def test_asymmetric_calibration_approximates_what_the_original_says():
+def test_asymmetric_calibration_approximates_what_the_original_says() -> None:
     generator = torch.Generator().manual_seed(0)
     weight, _ = problem(experts=1)
     x0 = torch.randn(1500, 256, generator=generator) @ torch.randn(256, 256, generator=generator)
     x = x0 + 0.3 * x0.roll(1, dims=1)  # what layers before have made of it
     hessian, cross = x.mT @ x, (x0 - x).mT @ x
 
-    def distance(result):
+    def distance(result: Any) -> torch.Tensor:
         return ((x @ result.weight().dequantize().mT) - x0 @ weight[0].mT).square().sum()
 
     plain = solve(weight, hessian[None], scheme("int4-g64"))
@@ -174,7 +178,7 @@ def test_asymmetric_calibration_approximates_what_the_original_says():
     assert distance(shifted) < 0.3 * distance(plain)
 
 
-def test_one_hessian_for_all_experts_is_theirs_each():
+def test_one_hessian_for_all_experts_is_theirs_each() -> None:
     weight, hessian = problem(experts=3)
     together = solve(weight, hessian[:1], scheme("int4-g64"))
     for expert in range(3):

@@ -6,38 +6,42 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from support.random_checkpoint import DEEPSEEK_V3, LLAMA, random_checkpoint
 
+from llmc.contracts.progress import Report
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.model import CausalLM, load_layer
 from llmc.errors import InputError, MachineError
 from llmc.quant.activation_file import ActivationFile
 from llmc.quant.assign import Rule
+from llmc.quant.layer_calibration import ExpertTokens
 from llmc.quant.layerwise import QuantizeOptions, quantize
 from llmc.quant.prune import Pruning
+from llmc.quant.result import QuantizeResult
 
 DEEPSEEK = DEEPSEEK_V3 | {"moe_intermediate_size": 64, "intermediate_size": 96, "n_routed_experts": 12}
 RULES = [Rule("experts", "int4-g32"), Rule("attention", "fp8-block", "rtn")]
 
 
-def ids(rows, length, seed):
+def ids(rows: int, length: int, seed: int) -> torch.Tensor:
     return torch.randint(3, 96, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
 def run(
-    source,
-    directory,
-    rules=RULES,
-    keep=None,
-    calibration=None,
-    progress=lambda *_: None,
-    memory=1 << 32,
-    experts="routed",
-):
+    source: Path,
+    directory: Path,
+    rules: list[Rule] = RULES,
+    keep: float | None = None,
+    calibration: torch.Tensor | None = None,
+    progress: Report = lambda *_: None,
+    memory: int = 1 << 32,
+    experts: ExpertTokens = "routed",
+) -> QuantizeResult:
     pruning = Pruning(keep) if keep else None
     calibration = ids(48, 32, 0) if calibration is None else calibration
     output, work = directory / "out", directory / "work"
@@ -54,22 +58,24 @@ def run(
     )
 
 
-def files(directory):
+def files(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((directory / "out").iterdir())}
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory):
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return random_checkpoint(tmp_path_factory.mktemp("source"), DEEPSEEK)
 
 
 @pytest.fixture(scope="module")
-def finished(source, tmp_path_factory):
+def finished(source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, QuantizeResult]:
     directory = tmp_path_factory.mktemp("finished")
     return directory, run(source, directory, keep=2 / 3)
 
 
-def test_the_result_opens_and_every_promised_parameter_is_quantized(source, finished):
+def test_the_result_opens_and_every_promised_parameter_is_quantized(
+    source: Path, finished: tuple[Path, QuantizeResult]
+) -> None:
     directory, result = finished
     before, after = Checkpoint.open(source), Checkpoint.open(directory / "out")
     assert after.spec.mlps[1].router.num_experts == 8
@@ -82,7 +88,7 @@ def test_the_result_opens_and_every_promised_parameter_is_quantized(source, fini
         assert torch.equal(after.stored(name).read(), before.stored(name).read())
 
 
-def test_the_mtp_layer_is_inside_and_pruned_like_the_rest(source, finished):
+def test_the_mtp_layer_is_inside_and_pruned_like_the_rest(source: Path, finished: tuple[Path, QuantizeResult]) -> None:
     directory, result = finished
     before, after = Checkpoint.open(source), Checkpoint.open(directory / "out")
     assert after.spec.num_mtp_layers == 1
@@ -96,7 +102,7 @@ def test_the_mtp_layer_is_inside_and_pruned_like_the_rest(source, finished):
         assert torch.equal(after.tensor(gate), before.tensor(gate)[kept])
 
 
-def test_reported_perplexities_are_those_of_the_two_models(source, finished):
+def test_reported_perplexities_are_those_of_the_two_models(source: Path, finished: tuple[Path, QuantizeResult]) -> None:
     directory, result = finished
     text = ids(4, 24, 1)
     for path, reported in ((source, result.ppl_original), (directory / "out", result.ppl)):
@@ -106,7 +112,7 @@ def test_reported_perplexities_are_those_of_the_two_models(source, finished):
         assert reported == pytest.approx(loss.exp().item(), rel=1e-4)
 
 
-def test_the_reference_is_what_the_original_says(source, finished):
+def test_the_reference_is_what_the_original_says(source: Path, finished: tuple[Path, QuantizeResult]) -> None:
     directory, _ = finished
     reference = load_file(directory / "out" / "reference.safetensors")
     model = CausalLM.load(Checkpoint.open(source))
@@ -117,14 +123,14 @@ def test_the_reference_is_what_the_original_says(source, finished):
     torch.testing.assert_close(reference["true_logprobs"], true, atol=1e-4, rtol=1e-4)
 
 
-def test_stacked_experts_lie_one_behind_the_other(finished):
+def test_stacked_experts_lie_one_behind_the_other(finished: tuple[Path, QuantizeResult]) -> None:
     after = Checkpoint.open(finished[0] / "out")
     for part in ("weight_packed", "weight_scale"):
         stored = [after.stored(f"model.layers.1.mlp.experts.{e}.down_proj.{part}") for e in range(8)]
         assert all(a.offset + a.nbytes == b.offset for a, b in itertools.pairwise(stored))
 
 
-def test_gptq_beats_rounding_where_it_counts(source, tmp_path):
+def test_gptq_beats_rounding_where_it_counts(source: Path, tmp_path: Path) -> None:
     errors = {}
     for method in ("gptaq", "gptq", "rtn"):
         rules = [Rule(role, "int4-g32", method) for role in ("experts", "shared_experts", "dense_mlp")]
@@ -133,10 +139,12 @@ def test_gptq_beats_rounding_where_it_counts(source, tmp_path):
     assert errors["gptaq"] < errors["gptq"] < 0.9 * errors["rtn"]
 
 
-def test_experts_in_portions_give_the_same_bytes(source, finished, tmp_path):
+def test_experts_in_portions_give_the_same_bytes(
+    source: Path, finished: tuple[Path, QuantizeResult], tmp_path: Path
+) -> None:
     portions = []
 
-    def progress(phase, done, total, layer, layers):
+    def progress(phase: str, done: int, total: int, layer: int, layers: int) -> None:
         if (phase, done) == ("gate and up", total):
             portions.append(layer)
 
@@ -145,14 +153,14 @@ def test_experts_in_portions_give_the_same_bytes(source, finished, tmp_path):
     assert files(tmp_path) == files(finished[0])
 
 
-def test_experts_with_too_few_tokens_have_others_blended_in_and_say_so(source, tmp_path):
+def test_experts_with_too_few_tokens_have_others_blended_in_and_say_so(source: Path, tmp_path: Path) -> None:
     result = run(source, tmp_path, calibration=ids(2, 16, 0))
     experts = {name: report for name, report in result.modules.items() if ".experts." in name}
     few = [report for report in experts.values() if (report.tokens or 0) < 2 * 64 / 3]
     assert few and all(report.fallback == "all-token Hessian blended in" for report in few)
 
 
-def test_experts_calibrated_on_all_tokens_see_all_tokens(source, tmp_path):
+def test_experts_calibrated_on_all_tokens_see_all_tokens(source: Path, tmp_path: Path) -> None:
     tokens = {}
     for mode in ("routed", "shared", "all"):
         result = run(source, tmp_path / mode, [Rule("experts", "int4-g32")], experts=mode)
@@ -164,7 +172,7 @@ def test_experts_calibrated_on_all_tokens_see_all_tokens(source, tmp_path):
     assert sum(tokens["routed", "gate_proj"]) < 48 * 32 * 12
 
 
-def test_what_the_mtp_layer_reads_is_the_quantized_model(source, tmp_path):
+def test_what_the_mtp_layer_reads_is_the_quantized_model(source: Path, tmp_path: Path) -> None:
     """Its calibration goes through embedding, norms and eh_proj: with those, GPTAQ beats rounding."""
     errors = {}
     for method in ("gptaq", "rtn"):
@@ -177,7 +185,7 @@ def test_what_the_mtp_layer_reads_is_the_quantized_model(source, tmp_path):
     assert errors["gptaq"] < 0.96 * errors["rtn"]
 
 
-def test_a_family_without_experts(tmp_path):
+def test_a_family_without_experts(tmp_path: Path) -> None:
     source = random_checkpoint(tmp_path / "llama", LLAMA | {"intermediate_size": 128})
     result = run(source, tmp_path, [Rule("dense_mlp", "int4-g64"), Rule("attention", "fp8-channel", "rtn")])
     assert result.roles["dense_mlp"].quantized == 2 * 3 * 64 * 128
@@ -185,7 +193,9 @@ def test_a_family_without_experts(tmp_path):
         run(source, tmp_path / "pruned", [Rule("dense_mlp", "int4-g64")], keep=0.5)
 
 
-def test_weights_that_are_stored_in_the_scheme_already_are_not_rounded_again(finished, tmp_path):
+def test_weights_that_are_stored_in_the_scheme_already_are_not_rounded_again(
+    finished: tuple[Path, QuantizeResult], tmp_path: Path
+) -> None:
     result = run(finished[0] / "out", tmp_path)
     assert {report.method for report in result.modules.values()} == {"kept as stored"}
     before, after = Checkpoint.open(finished[0] / "out"), Checkpoint.open(tmp_path / "out")
@@ -193,7 +203,7 @@ def test_weights_that_are_stored_in_the_scheme_already_are_not_rounded_again(fin
         assert torch.equal(before.tensor(name), after.tensor(name))
 
 
-def test_mtp_layers_are_quantized_when_named(source, tmp_path):
+def test_mtp_layers_are_quantized_when_named(source: Path, tmp_path: Path) -> None:
     result = run(source, tmp_path, [Rule("re:model.layers.3.mlp.experts.*", "int4-g32")])
     assert result.roles["mtp"].quantized == 12 * 3 * 64 * 64
     original, quantized = (load_layer(Checkpoint.open(path), 3) for path in (source, tmp_path / "out"))
@@ -205,10 +215,12 @@ class Stop(Exception):
 
 
 @pytest.mark.parametrize("moment", [1, 4, 9, 12, 15])
-def test_an_interrupted_pass_goes_on_and_ends_in_the_same_bytes(source, finished, tmp_path, moment):
+def test_an_interrupted_pass_goes_on_and_ends_in_the_same_bytes(
+    source: Path, finished: tuple[Path, QuantizeResult], tmp_path: Path, moment: int
+) -> None:
     steps = iter(range(1000))
 
-    def stop(*_):
+    def stop(*_: Any) -> None:
         if next(steps) == moment:
             raise Stop
 
@@ -221,7 +233,7 @@ def test_an_interrupted_pass_goes_on_and_ends_in_the_same_bytes(source, finished
         assert 0 not in layers  # the first layer was not done again
 
 
-def test_killed_and_resumed(source, finished, tmp_path):
+def test_killed_and_resumed(source: Path, finished: tuple[Path, QuantizeResult], tmp_path: Path) -> None:
     """kill -9 in the middle, for real; the marker of the first layer tells when."""
     code = (
         "import sys, time; sys.path[:0] = sys.argv[3:5]\n"
@@ -242,8 +254,8 @@ def test_killed_and_resumed(source, finished, tmp_path):
     assert files(tmp_path) == files(finished[0])
 
 
-def test_a_full_disk_is_one_clear_line(tmp_path, monkeypatch):
-    def full(*_):
+def test_a_full_disk_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
@@ -251,7 +263,7 @@ def test_a_full_disk_is_one_clear_line(tmp_path, monkeypatch):
         ActivationFile(tmp_path, "check", 0, (2, 4, 8)).create()
 
 
-def test_config_names_exactly_the_quantized_modules(finished):
+def test_config_names_exactly_the_quantized_modules(finished: tuple[Path, QuantizeResult]) -> None:
     import re
 
     config = json.loads((finished[0] / "out" / "config.json").read_text())["quantization_config"]

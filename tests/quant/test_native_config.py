@@ -52,7 +52,8 @@ def test_another_architecture_under_a_known_name_is_refused() -> None:
 
 def test_the_tokenizer_needs_no_code_either(tmp_path: Path, embedded: Path) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
-    source.mkdir(), target.mkdir()
+    source.mkdir()
+    target.mkdir()
     settings = json.loads((embedded / "tokenizer_config.json").read_text(encoding="utf-8"))
     mine = {"tokenizer_class": "MyTokenizer", "auto_map": {"AutoTokenizer": ["tokenization_my.MyTokenizer", None]}}
     (source / "tokenizer_config.json").write_text(json.dumps(settings | mine), encoding="utf-8")

@@ -9,6 +9,7 @@ import torch
 from support.damaged_files import DAMAGES, flip
 from support.random_checkpoint import DEEPSEEK_V3, random_checkpoint
 
+from llmc.contracts.progress import Report
 from llmc.convert.checkpoint import Checkpoint
 from llmc.quant.assign import Rule
 from llmc.quant.layerwise import quantize
@@ -28,7 +29,12 @@ class Stop(Exception):
     pass
 
 
-def run(source: Path, directory: Path, progress=lambda *_: None, unchanged=lambda: None) -> list[str]:
+def run(
+    source: Path,
+    directory: Path,
+    progress: Report = lambda *_: None,
+    unchanged: Callable[[], object] = lambda: None,
+) -> list[str]:
     """What is said about damage."""
     said: list[str] = []
     generator = torch.Generator().manual_seed(0)

@@ -4,8 +4,9 @@ import asyncio
 import fractions
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ HUGE = 10**5000  # more digits than Python prints
 
 
 @pytest.fixture(scope="module")
-def model(dense):
+def model(dense: Path) -> Iterator[Model]:
     with load(dense, threads=1) as model:
         yield model
 
@@ -29,7 +30,7 @@ NOT_WHOLE = [3.5, 3.0, -1, True, False, "1", 2**70, HUGE, -HUGE, [1], np.float32
 
 @pytest.mark.parametrize("name", ["temperature", "top_p", "min_p", "repetition_penalty"])
 @pytest.mark.parametrize("place", range(len(NO_NUMBERS)))
-def test_numbers(name, place):
+def test_numbers(name: str, place: int) -> None:
     with pytest.raises(InputError, match=rf"^{name} is .*; it has to be ") as told:
         SamplingParams(**{name: NO_NUMBERS[place]})
     assert "\n" not in str(told.value) and len(str(told.value)) < 200
@@ -37,7 +38,7 @@ def test_numbers(name, place):
 
 @pytest.mark.parametrize("name", ["max_new_tokens", "top_k", "seed", "logprobs"])
 @pytest.mark.parametrize("place", range(len(NOT_WHOLE)))
-def test_whole_numbers(name, place):
+def test_whole_numbers(name: str, place: int) -> None:
     with pytest.raises(InputError, match=rf"^{name} is .*; it has to be "):
         SamplingParams(**{name: NOT_WHOLE[place]})
 
@@ -45,12 +46,12 @@ def test_whole_numbers(name, place):
 @pytest.mark.parametrize(
     "value", [b"x", 3, [b"x"], ["a", 3], {"a": 1}, [None], iter("a"), np.array([1]), ["a", ""], ""]
 )
-def test_stop_strings(value):
+def test_stop_strings(value: Any) -> None:
     with pytest.raises(InputError, match="stop"):
         SamplingParams(stop=value)
 
 
-def test_numbers_of_numpy_and_others_are_numbers():
+def test_numbers_of_numpy_and_others_are_numbers() -> None:
     found = SamplingParams(
         np.int64(3), np.float32(0.5), np.uint8(4), fractions.Fraction(1, 2), 0, 2, np.int32(7), {"a"}
     )
@@ -59,14 +60,14 @@ def test_numbers_of_numpy_and_others_are_numbers():
     assert SamplingParams(seed=2**64 - 1).seed == 2**64 - 1
 
 
-def test_none_is_the_default():
+def test_none_is_the_default() -> None:
     nothing = dict.fromkeys(("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop"))
     assert SamplingParams(**nothing) == SamplingParams()
     assert SamplingParams(temperature=0.5, stop="a").changed(nothing) == SamplingParams(temperature=0.5)
     assert SamplingParams(max_new_tokens=None, seed=None, logprobs=None).max_new_tokens is None
 
 
-def test_without_a_seed_every_answer_is_another(model):
+def test_without_a_seed_every_answer_is_another(model: Model) -> None:
     drawn = {"max_new_tokens": 12, "temperature": 2.0}
     fresh = [model.generate("hello", seed=None, **drawn).text for _ in range(4)]
     fresh += [answer.text for answer in model.generate(["hello"] * 4, seed=None, **drawn)]
@@ -144,18 +145,18 @@ REFUSED: list[tuple[Callable[[Model], object], str]] = [
 ]
 
 
-async def _first(pieces):
+async def _first(pieces: Any) -> None:
     return await anext(pieces)
 
 
 @pytest.mark.parametrize(("call", "message"), REFUSED)
-def test_what_is_wrong_is_told_by_name(model, call, message):
+def test_what_is_wrong_is_told_by_name(model: Model, call: Callable[..., Any], message: str) -> None:
     with pytest.raises(InputError, match=message) as told:
         call(model)
     assert "\n" not in str(told.value)
 
 
-def test_prompts_of_numpy_and_tuples_are_prompts(model):
+def test_prompts_of_numpy_and_tuples_are_prompts(model: Model) -> None:
     ids = model.encode("hello")
     expected = model.generate("hello", max_new_tokens=3)
     for same in (ids, tuple(ids), np.array(ids), np.array(ids, np.uint16), [np.int64(token) for token in ids]):
@@ -164,7 +165,7 @@ def test_prompts_of_numpy_and_tuples_are_prompts(model):
     assert model.score([np.array(ids)], np.array([2])) == model.score(["hello"], first=2)
 
 
-def test_extreme_numbers_still_give_probabilities():
+def test_extreme_numbers_still_give_probabilities() -> None:
     logits = np.array([1.0, 1.0, -3.0, 2.0], np.float32)
     for extreme in ({"temperature": 1e-320}, {"temperature": 1e300}, {"repetition_penalty": 1e-300}, {"top_p": 1e-320}):
         found = SamplingParams(**{"temperature": 1.0} | extreme).distribution(logits, [0, 2, 3])
@@ -173,6 +174,6 @@ def test_extreme_numbers_still_give_probabilities():
         assert alike.sum() == pytest.approx(1) and (alike >= 0).all()
 
 
-def test_checking_arguments_does_not_import_pydantic():
+def test_checking_arguments_does_not_import_pydantic() -> None:
     code = "import sys, llmc.runtime; llmc.runtime.SamplingParams(seed=3); print('pydantic' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -5,6 +5,8 @@ import subprocess
 import sys
 import types
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
 from support.listed_files import list_files
@@ -18,22 +20,22 @@ from llmc.runtime.quiet_onnxruntime import onnxruntime
 
 
 @pytest.fixture
-def copy(dense, tmp_path):
+def copy(dense: Path, tmp_path: Path) -> Path:
     shutil.copytree(dense, tmp_path / "copy")
     return tmp_path / "copy"
 
 
-def change(artifact, **entries):
+def change(artifact: Path, **entries: Any) -> None:
     path = artifact / "llmc.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | entries))
 
 
-def test_no_artifact(tmp_path):
+def test_no_artifact(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no llmc.json here; give the directory that `llmc build` made"):
         load(tmp_path)
 
 
-def test_a_broken_manifest(copy):
+def test_a_broken_manifest(copy: Path) -> None:
     for key in ("model", "recipe", "targets", "files", "format_version"):
         whole = (copy / "llmc.json").read_text()
         change(copy, **{key: None})
@@ -45,13 +47,13 @@ def test_a_broken_manifest(copy):
         load(copy)
 
 
-def test_a_newer_format(copy):
+def test_a_newer_format(copy: Path) -> None:
     change(copy, format_version=2)
     with pytest.raises(InputError, match=r"format 2 is newer than this llmc knows \(1\); upgrade llmc"):
         load(copy)
 
 
-def test_missing_and_cut_files(copy):
+def test_missing_and_cut_files(copy: Path) -> None:
     size = (copy / "config.json").stat().st_size
     (copy / "config.json").write_text("{}")
     with pytest.raises(InputError, match=rf"config.json: missing or not {size:,} bytes long"):
@@ -61,7 +63,7 @@ def test_missing_and_cut_files(copy):
         load(copy)
 
 
-def test_a_tampered_file_is_found_when_asked_for(copy):
+def test_a_tampered_file_is_found_when_asked_for(copy: Path) -> None:
     load(copy, verify=True).close()
     weights = sorted(copy.glob("*.safetensors"))[0]
     data = weights.read_bytes()
@@ -71,13 +73,13 @@ def test_a_tampered_file_is_found_when_asked_for(copy):
         load(copy, verify=True)
 
 
-def test_what_can_be_run_is_among_the_files_that_verify_looks_at(copy):
+def test_what_can_be_run_is_among_the_files_that_verify_looks_at(copy: Path) -> None:
     change(copy, targets={"onnxruntime": {"files": {"main": "../model.onnx"}}})
     with pytest.raises(InputError, match=r"broken manifest .*files do not list .*\.\./model\.onnx"):
         load(copy)
 
 
-def test_no_tokenizer(copy):
+def test_no_tokenizer(copy: Path) -> None:
     files = json.loads((copy / "llmc.json").read_text())["files"]
     change(copy, files={name: entry for name, entry in files.items() if name != "tokenizer.json"})
     (copy / "tokenizer.json").unlink()
@@ -85,7 +87,7 @@ def test_no_tokenizer(copy):
         load(copy)
 
 
-def test_backends_by_name(copy):
+def test_backends_by_name(copy: Path) -> None:
     with pytest.raises(InputError, match="unknown backend 'cuda'; use one of"):
         load(copy, backend="cuda")
     with load(copy, backend="onnxruntime") as model:
@@ -102,8 +104,8 @@ class Started:
     provider: str | None = None
 
 
-def test_the_preferred_backend_that_can_run_it_is_picked(copy, monkeypatch):
-    def backend(name, preference, reason):
+def test_the_preferred_backend_that_can_run_it_is_picked(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def backend(name: str, preference: int, reason: Any) -> Any:
         return types.SimpleNamespace(
             NAME=name,
             PREFERENCE=preference,
@@ -122,14 +124,14 @@ def test_the_preferred_backend_that_can_run_it_is_picked(copy, monkeypatch):
         start(Artifact.open(copy), "fast")
 
 
-def test_without_onnx_runtime(copy, monkeypatch):
+def test_without_onnx_runtime(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else found(name))
     with pytest.raises(MachineError, match=r"pip install .*\[cpu\]'"):
         load(copy)
 
 
-def test_other_providers_of_onnx_runtime_and_older_releases(copy, monkeypatch):
+def test_other_providers_of_onnx_runtime_and_older_releases(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ["AzureExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
     with load(copy, backend="onnxruntime:CPU") as model:
@@ -143,7 +145,7 @@ def test_other_providers_of_onnx_runtime_and_older_releases(copy, monkeypatch):
         load(copy)
 
 
-def test_a_graph_that_does_not_load(copy):
+def test_a_graph_that_does_not_load(copy: Path) -> None:
     graph = copy / "model.onnx"
     graph.write_bytes(b"?" * graph.stat().st_size)
     with pytest.raises(InputError, match=r"model\.onnx: not the file that was built"):
@@ -157,7 +159,7 @@ def test_a_graph_that_does_not_load(copy):
         load(copy, backend="onnxruntime")
 
 
-def test_a_graph_that_is_no_model(trained, tmp_path):
+def test_a_graph_that_is_no_model(trained: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(trained, tmp_path / "copy")
     manifest = json.loads((copy / "llmc.json").read_text())
     for changes, message in (
@@ -170,7 +172,7 @@ def test_a_graph_that_is_no_model(trained, tmp_path):
         change(copy, **manifest)
 
 
-def test_importing_the_runtime_brings_in_nothing_heavy():
+def test_importing_the_runtime_brings_in_nothing_heavy() -> None:
     code = "import sys, llmc.runtime; print(*sys.modules); import psutil; print(psutil.Process().memory_info().rss)"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     *loaded, memory = done.stdout.split()
@@ -180,7 +182,7 @@ def test_importing_the_runtime_brings_in_nothing_heavy():
         assert package not in loaded
 
 
-def test_generating_needs_no_torch(dense):
+def test_generating_needs_no_torch(dense: Path) -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "from llmc.runtime import load\n"

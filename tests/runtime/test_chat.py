@@ -2,6 +2,9 @@
 
 import json
 import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 from support.listed_files import list_files
@@ -45,7 +48,7 @@ TOOLS = """{% set ns = namespace(system='', first=true) %}
 TOOL = {"type": "function", "function": {"name": "größe", "parameters": {"type": "object", "required": ["a"]}}}
 
 
-def with_template(directory, template, as_file=False):
+def with_template(directory: Path, template: list[dict[str, str]] | str, as_file: bool = False) -> Path:
     config = json.loads((directory / "tokenizer_config.json").read_text())
     config["extra_special_tokens"] = {"image_token": "<image>"}
     config |= {"bos_token": "<|begin|>", "eos_token": {"__type": "AddedToken", "content": "<|end|>", "special": True}}
@@ -58,7 +61,7 @@ def with_template(directory, template, as_file=False):
 
 
 @pytest.fixture
-def directory(embedded, tmp_path):
+def directory(embedded: Path, tmp_path: Path) -> Path:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(embedded / name, tmp_path)
     return tmp_path
@@ -75,7 +78,7 @@ def directory(embedded, tmp_path):
         ("test{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}", {}),
     ],
 )
-def test_text_is_what_transformers_renders(directory, template, variables, as_file):
+def test_text_is_what_transformers_renders(directory: Path, template: str, variables: Any, as_file: bool) -> None:
     with_template(directory, template, as_file)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
     wanted = {"add_generation_prompt": True} | variables
@@ -91,7 +94,7 @@ BLOCKS = """{% for message in messages %}<{{ message.role }}>
 
 @pytest.mark.parametrize("beginning", ["The best answer is", "The best answer is ", "  Well,\n", "a"])
 @pytest.mark.parametrize("template", [HEADERS, TOOLS, BLOCKS, "test{{ bos_token }}{{ messages[-1].content }}#"])
-def test_a_last_message_is_continued_as_transformers_does_it(directory, template, beginning):
+def test_a_last_message_is_continued_as_transformers_does_it(directory: Path, template: str, beginning: str) -> None:
     with_template(directory, template)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
     messages = [*MESSAGES, {"role": "assistant", "content": beginning}]
@@ -101,7 +104,7 @@ def test_a_last_message_is_continued_as_transformers_does_it(directory, template
     assert messages[-1]["content"] == beginning
 
 
-def test_a_last_message_of_blocks_is_continued_and_others_are_refused(directory):
+def test_a_last_message_of_blocks_is_continued_and_others_are_refused(directory: Path) -> None:
     template = ChatTemplate(with_template(directory, BLOCKS))
     blocks = [{"type": "text", "text": "One"}, {"type": "text", "text": "Two"}, {"type": "image"}]
     open_ended = {"add_generation_prompt": False, "continue_final_message": True}
@@ -116,16 +119,16 @@ def test_a_last_message_of_blocks_is_continued_and_others_are_refused(directory)
         ChatTemplate(with_template(directory, "nothing")).render(MESSAGES, **open_ended)
 
 
-def test_of_several_templates_the_default_one_is_used(directory):
+def test_of_several_templates_the_default_one_is_used(directory: Path) -> None:
     with_template(directory, [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "yes"}])
     assert ChatTemplate(directory).render(MESSAGES) == "yes"
 
 
-def named(**templates):
+def named(**templates: Any) -> list[dict[str, str]]:
     return [{"name": name, "template": template} for name, template in templates.items()]
 
 
-def in_files(directory, **templates):
+def in_files(directory: Path, **templates: Any) -> Path:
     with_template(directory, "of the configuration")
     (directory / "additional_chat_templates").mkdir()
     for name, template in templates.items():
@@ -137,7 +140,9 @@ def in_files(directory, **templates):
 
 @pytest.mark.parametrize("put", [lambda directory, **each: with_template(directory, named(**each)), in_files])
 @pytest.mark.parametrize("tools", [None, [], [TOOL]])
-def test_of_several_templates_the_one_for_tools_is_used_with_tools(directory, put, tools):
+def test_of_several_templates_the_one_for_tools_is_used_with_tools(
+    directory: Path, put: Callable[..., Any], tools: list[Any] | None
+) -> None:
     put(directory, tool_use="tools {{ tools | tojson }}", default="default", rag="rag")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
     expected = tokenizer.apply_chat_template(MESSAGES, tools=tools, tokenize=False, add_generation_prompt=True)
@@ -146,14 +151,14 @@ def test_of_several_templates_the_one_for_tools_is_used_with_tools(directory, pu
     assert expected.startswith("default" if tools is None else "tools") and template.source == "default"
 
 
-def test_templates_that_nobody_asks_for_are_not_compiled(directory):
+def test_templates_that_nobody_asks_for_are_not_compiled(directory: Path) -> None:
     """Each may take seconds, and a configuration has room for thousands."""
     others = [{"name": f"other{number}", "template": "{{ broken"} for number in range(3)]
     with_template(directory, [*others, {"name": "default", "template": "{{ messages[0].content }}"}])
     assert ChatTemplate(directory).render(MESSAGES) == "Be brief.  "
 
 
-def test_templates_for_something_else_only(directory):
+def test_templates_for_something_else_only(directory: Path) -> None:
     template = ChatTemplate(with_template(directory, named(tool_use="tools", rag="rag")))
     assert template.render(MESSAGES, tools=[TOOL]) == "tools"
     with pytest.raises(InputError, match=r"none of its chat templates \(rag, tool_use\) is for a chat without tools"):
@@ -161,7 +166,7 @@ def test_templates_for_something_else_only(directory):
 
 
 @pytest.mark.parametrize("listed", [False, True])
-def test_special_tokens_of_older_checkpoints(directory, listed):
+def test_special_tokens_of_older_checkpoints(directory: Path, listed: bool) -> None:
     with_template(directory, "{{ bos_token }}[{{ messages[0].content }}]{{ eos_token }}{{ pad_token }}")
     config = json.loads((directory / "tokenizer_config.json").read_text()) | {"pad_token": "<pad>"}
     del config["eos_token"]
@@ -194,18 +199,18 @@ def test_special_tokens_of_older_checkpoints(directory, listed):
         ("x" * (1 << 20) + "x", "larger than"),
     ],
 )
-def test_templates_that_would_take_everything(directory, template, message):
+def test_templates_that_would_take_everything(directory: Path, template: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         ChatTemplate(with_template(directory, template, as_file=True)).render(MESSAGES)
 
 
-def test_variables_are_plain_data(directory):
+def test_variables_are_plain_data(directory: Path) -> None:
     template = ChatTemplate(with_template(directory, "{{ x }}"))
     with pytest.raises(InputError, match="not what a chat template can be given: object is neither text nor"):
         template.render(MESSAGES, x=object())
 
 
-def test_what_a_template_refuses_and_what_it_may_not_do(directory):
+def test_what_a_template_refuses_and_what_it_may_not_do(directory: Path) -> None:
     template = ChatTemplate(with_template(directory, HEADERS))
     with pytest.raises(InputError, match="refuses these messages: Begin with the system message"):
         template.render(MESSAGES[1:])
@@ -220,7 +225,7 @@ def test_what_a_template_refuses_and_what_it_may_not_do(directory):
         ChatTemplate(with_template(directory, "{% if %}"))
 
 
-def test_a_chat_is_the_continuation_of_its_prompt(trained, tmp_path):
+def test_a_chat_is_the_continuation_of_its_prompt(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained, tmp_path / "artifact")
     (tmp_path / "artifact" / "chat_template.jinja").write_text(
         "{{ bos_token }}{% for message in messages %}# {{ message.role }}: {{ message.content }}\n{% endfor %}"
@@ -241,6 +246,6 @@ def test_a_chat_is_the_continuation_of_its_prompt(trained, tmp_path):
         assert session.chat(longer, max_new_tokens=10).cached_tokens > len(ids)
 
 
-def test_without_a_template(trained):
+def test_without_a_template(trained: Path) -> None:
     with load(trained, threads=1) as model, pytest.raises(InputError, match="no chat template; give it text"):
         model.chat([{"role": "user", "content": "hi"}])

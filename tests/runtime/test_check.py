@@ -1,28 +1,31 @@
 import json
 import math
 import shutil
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.model import CausalLM
 from llmc.errors import InputError
-from llmc.runtime import load
+from llmc.runtime import CheckReport, load
 from llmc.runtime.check import compare, gates
 
 
 @pytest.fixture(scope="module")
-def report(trained):
+def report(trained: Path) -> tuple[CheckReport, list[tuple[Any, ...]]]:
     seen = []
     with load(trained, threads=1) as model:
         return model.check(lambda _, done, total: seen.append((done, total))), seen
 
 
 @pytest.fixture(scope="module")
-def torch_logprobs(trained):
+def torch_logprobs(trained: Path) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
     """What the quantized torch model says about the check text, float64 [N, P, V], and the reference."""
     reference = load_file(trained / "reference.safetensors")
     model = CausalLM.load(Checkpoint.open(trained))
@@ -30,7 +33,9 @@ def torch_logprobs(trained):
     return model.logits(model.hidden(ids))[:, :-1].double().log_softmax(-1).numpy(), reference
 
 
-def test_statistics_are_those_of_the_plain_formulas(report, torch_logprobs):
+def test_statistics_are_those_of_the_plain_formulas(
+    report: tuple[CheckReport, list[tuple[Any, ...]]], torch_logprobs: tuple[NDArray[Any], dict[str, NDArray[Any]]]
+) -> None:
     measured, seen = report
     logprobs, reference = torch_logprobs
     ids, top_ids = reference["input_ids"].astype(int), reference["top_ids"].astype(int)
@@ -62,7 +67,9 @@ def test_statistics_are_those_of_the_plain_formulas(report, torch_logprobs):
     assert measured.tokens == len(kl) and seen[-1] == (len(kl), len(kl))
 
 
-def test_onnx_runtime_says_what_the_quantized_torch_model_says(trained, torch_logprobs):
+def test_onnx_runtime_says_what_the_quantized_torch_model_says(
+    trained: Path, torch_logprobs: tuple[NDArray[Any], dict[str, NDArray[Any]]]
+) -> None:
     """Per-token KL divergence between the two below 1e-4 at accuracy level 1, over the whole vocabulary."""
     logprobs, reference = torch_logprobs
     with load(trained, threads=1) as model:
@@ -74,7 +81,7 @@ def test_onnx_runtime_says_what_the_quantized_torch_model_says(trained, torch_lo
             assert kl.max() < 1e-4
 
 
-def test_a_model_against_itself_and_gates(report):
+def test_a_model_against_itself_and_gates(report: tuple[CheckReport, list[tuple[Any, ...]]]) -> None:
     rng = np.random.default_rng(0)
     logprobs = np.log(rng.dirichlet(np.ones(100), size=(3, 10)))
     order = np.argsort(-logprobs, axis=-1)[..., :64]
@@ -97,7 +104,7 @@ def test_a_model_against_itself_and_gates(report):
     assert measured.to_json()["gates"][0]["limit"] == 0.05
 
 
-def test_one_window_has_the_standard_error_of_its_tokens():
+def test_one_window_has_the_standard_error_of_its_tokens() -> None:
     logprobs = np.log(np.random.default_rng(0).dirichlet(np.ones(20), size=(1, 500)))
     reference = {
         "top_ids": np.argsort(-logprobs)[..., :4],
@@ -109,7 +116,7 @@ def test_one_window_has_the_standard_error_of_its_tokens():
     assert report.ppl_stderr == report.ppl_original_stderr == pytest.approx(expected)
 
 
-def test_without_a_reference_there_is_nothing_to_check(trained, tmp_path):
+def test_without_a_reference_there_is_nothing_to_check(trained: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(trained, copy)
     (copy / "reference.safetensors").unlink()
@@ -120,15 +127,15 @@ def test_without_a_reference_there_is_nothing_to_check(trained, tmp_path):
         model.check()
 
 
-def test_logits_that_are_not_finite_fail_the_check(trained):
+def test_logits_that_are_not_finite_fail_the_check(trained: Path) -> None:
     with load(trained, threads=1) as model:
         forward = model.backend.forward
 
-        def broken(*arguments):
+        def broken(*arguments: Any) -> tuple[NDArray[Any], NDArray[Any] | None]:
             logits, hidden = forward(*arguments)
             logits[0, 0, 0] = np.nan
             return logits, hidden
 
-        model.backend.forward = broken
+        model.backend.forward = broken  # type: ignore[assignment]
         with pytest.raises(InputError, match="NaN or infinity in window 0"):
             model.check()

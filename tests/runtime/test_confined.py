@@ -2,18 +2,19 @@
 
 import multiprocessing
 import threading
+from typing import Any
 
 import pytest
 
 from llmc.runtime.confined import Confined
 
 
-def render(confined, source, **values):
+def render(confined: Confined, source: str, **values: Any) -> dict[str, str]:
     return confined.ask("template", source=source, values=values)
 
 
 @pytest.fixture
-def confined():
+def confined() -> Confined:
     return Confined(seconds=1, memory=1 << 28)
 
 
@@ -29,12 +30,12 @@ def confined():
         "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
     ],
 )
-def test_too_much_memory_or_time(confined, source):
+def test_too_much_memory_or_time(confined: Confined, source: str) -> None:
     assert "256 MiB would be needed" in render(confined, source, x="a")["error"]
     assert render(confined, "{{ x }}", x="b") == {"result": "b"}
 
 
-def test_one_process_answers_everything(confined):
+def test_one_process_answers_everything(confined: Confined) -> None:
     assert render(confined, "{{ x }}", x="ä\ud800\n") == {"result": "ä\ud800\n"}
     first = confined._process.pid
     assert "maximum recursion" in render(confined, "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}")["error"]
@@ -42,9 +43,9 @@ def test_one_process_answers_everything(confined):
         "more than 33,554,432 characters"
         in render(confined, "{% for i in range(99999) %}{{ x }}{% endfor %}", x="a" * 1000)["error"]
     )
-    found = []
+    found: list[tuple[str, str]] = []
 
-    def ask(number):
+    def ask(number: int) -> None:
         found.extend((render(confined, "{{ x }}", x=number)["result"], str(number)) for _ in range(20))
 
     threads = [threading.Thread(target=ask, args=[number]) for number in range(4)]
@@ -56,13 +57,13 @@ def test_one_process_answers_everything(confined):
     assert confined._process.pid == first
 
 
-def test_what_cannot_be_handed_over_is_refused_before(confined):
+def test_what_cannot_be_handed_over_is_refused_before(confined: Confined) -> None:
     with pytest.raises(TypeError, match="set is neither text nor a number, list or mapping"):
         render(confined, "{{ x }}", x={1})
     assert render(confined, "{{ x[0] }}", x=(1, 2)) == {"result": "1"}
 
 
-def test_a_forked_process_starts_its_own(confined):
+def test_a_forked_process_starts_its_own(confined: Confined) -> None:
     render(confined, "a")
     context, mine = multiprocessing.get_context("fork"), confined._process.pid
     queue = context.Queue()

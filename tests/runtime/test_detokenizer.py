@@ -2,8 +2,10 @@
 
 import codecs
 import string
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,10 +22,17 @@ EMBEDDED = Path(__file__).parents[2] / "recipes/checkpoints/tiny-deepseek-v3/tok
 PART = "\N{REPLACEMENT CHARACTER}"
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 WORDS = ["▁", "▁the", "▁yes", "es", "é", "你好", *string.ascii_letters, *string.punctuation]
-codecs.register_error("each byte", lambda error: (PART * (error.end - error.start), error.end))
 
 
-def made(model, decoder):
+def each_byte(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeDecodeError)
+    return PART * (error.end - error.start), error.end
+
+
+codecs.register_error("each byte", each_byte)
+
+
+def made(model: Any, decoder: Any) -> Any:
     tokenizer = Tokenizer(model)
     if decoder is not None:
         tokenizer.decoder = decoder
@@ -32,11 +41,11 @@ def made(model, decoder):
     return tokenizer
 
 
-def bpe(*words):
+def bpe(*words: Any) -> Any:
     return models.BPE(vocab={word: place for place, word in enumerate(dict.fromkeys(words))}, merges=[])
 
 
-def word_level(*words):
+def word_level(*words: Any) -> Any:
     return models.WordLevel({word: place for place, word in enumerate(words)}, unk_token=words[0])
 
 
@@ -56,7 +65,7 @@ TOKENIZERS = {
 LETTERS = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 
 
-def spell(tokenizer, text):
+def spell(tokenizer: Any, text: str) -> list[Any]:
     """One token a byte, where there are such; otherwise none."""
     if tokenizer.token_to_id(BYTES[0]) is not None:
         return [tokenizer.token_to_id(BYTES[byte]) for byte in text.encode()]
@@ -64,7 +73,7 @@ def spell(tokenizer, text):
     return [token for letter in written if (token := tokenizer.token_to_id(letter)) is not None]
 
 
-def tokens_of(tokenizer):
+def tokens_of(tokenizer: Any) -> Any:
     """Any tokens, among them many that spell what is not ASCII, characters cut short included."""
     anything = st.lists(st.integers(0, tokenizer.get_vocab_size() - 1), max_size=6)
     spelled = st.text("aé日😀 ▁안", max_size=4).map(lambda text: spell(tokenizer, text))
@@ -73,7 +82,7 @@ def tokens_of(tokenizer):
     return parts.map(lambda each: [token for part in each for token in part])
 
 
-def decoded(tokenizer, tokens):
+def decoded(tokenizer: Any, tokens: list[Any]) -> str:
     """What the decoder says of all at once. ByteFallback gives up a whole run of bytes for one that is wrong; that is
     put right by giving it what is whole and U+FFFD for each other byte."""
     if tokenizer.token_to_id(BYTES[0]) is None:
@@ -89,7 +98,7 @@ def decoded(tokenizer, tokens):
     return tokenizer.decoder.decode(pieces)
 
 
-def expected(tokenizer, prompt, answer):
+def expected(tokenizer: Any, prompt: list[Any], answer: list[Any]) -> str:
     """What prompt and answer say together without what the prompt says; a character it only began is the answer's."""
     whole, said = decoded(tokenizer, [*prompt, *answer]), decoded(tokenizer, prompt)
     while not whole.startswith(said):
@@ -101,7 +110,7 @@ def expected(tokenizer, prompt, answer):
 @pytest.mark.parametrize("name", TOKENIZERS)
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(data=st.data())
-def test_pieces_together_are_the_whole_text(name, data):
+def test_pieces_together_are_the_whole_text(name: str, data: Any) -> None:
     tokenizer = TOKENIZERS[name]
     prompt, answer = data.draw(tokens_of(tokenizer)), data.draw(tokens_of(tokenizer))
     detokenizer = Detokenizer(tokenizer, prompt)
@@ -115,12 +124,12 @@ def test_pieces_together_are_the_whole_text(name, data):
 @pytest.mark.parametrize("name", TOKENIZERS)
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(data=st.data(), stop=st.text("ab日es .", min_size=1, max_size=3))
-def test_a_streamed_answer_is_the_whole_text_up_to_a_stop_string(name, data, stop):
+def test_a_streamed_answer_is_the_whole_text_up_to_a_stop_string(name: str, data: Any, stop: str) -> None:
     tokenizer = TOKENIZERS[name]
     prompt, tokens = data.draw(tokens_of(tokenizer)), data.draw(tokens_of(tokenizer).filter(len))
     answer = GeneratedSequence(prompt, SamplingParams(stop=stop), len(tokens), tokenizer, frozenset())
 
-    def steps(cancelled):
+    def steps(cancelled: Callable[..., Any]) -> Iterator[Any]:
         for token in tokens:
             if not answer.done:
                 answer.take(token, np.zeros(1, np.float32))
@@ -130,7 +139,7 @@ def test_a_streamed_answer_is_the_whole_text_up_to_a_stop_string(name, data, sto
     assert streamed == answer.generation().text == expected(tokenizer, prompt, tokens).partition(stop)[0]
 
 
-def test_whole_characters_do_not_wait_for_what_comes():
+def test_whole_characters_do_not_wait_for_what_comes() -> None:
     """And a byte that is wrong does not spoil those beside it, as it does for the decoder alone."""
     for name in ("byte level", "Llama 2", "Metaspace, bytes"):
         tokenizer = TOKENIZERS[name]
@@ -142,7 +151,7 @@ def test_whole_characters_do_not_wait_for_what_comes():
 
 @pytest.mark.parametrize("name", ["Llama 2", "Gemma", "Metaspace, bytes", "byte level"])
 @pytest.mark.parametrize("prompt", ["안", "日本語日本語日本語", "ok 👍\u200d👍", "é" * 40])
-def test_an_answer_begins_with_what_was_said(name, prompt):
+def test_an_answer_begins_with_what_was_said(name: str, prompt: str) -> None:
     """Prompts whose last characters are spelled in bytes: none of them comes up in the answer."""
     tokenizer = TOKENIZERS[name]
     word = tokenizer.token_to_id("▁yes") or tokenizer.token_to_id("Ġin")

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -46,7 +47,7 @@ assert model.generate("def ", max_new_tokens=4).text == expected  # in the paren
 FORKED = "this model was loaded before the process was forked"
 
 
-def outcome(artifact, child):
+def outcome(artifact: Path, child: str) -> list[str]:
     """What a child prints, and its exit code."""
     script = SCRIPT.format(artifact=str(artifact), child=child)
     found = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, timeout=180)
@@ -54,16 +55,16 @@ def outcome(artifact, child):
     return found.stdout.splitlines()
 
 
-def test_a_forked_child_ends_with_its_own_exit_code(trained):
+def test_a_forked_child_ends_with_its_own_exit_code(trained: Path) -> None:
     assert outcome(trained, "def child(): pass") == ["7"]
 
 
-def test_a_forked_child_may_close_and_drop_the_model(trained):
+def test_a_forked_child_may_close_and_drop_the_model(trained: Path) -> None:
     child = "def child():\n    global model, session, stream\n    model.close()\n    del model, session, stream"
     assert outcome(trained, child) == ["7"]
 
 
-def test_every_use_in_a_forked_child_is_refused(trained):
+def test_every_use_in_a_forked_child_is_refused(trained: Path) -> None:
     child = """
 def child():
     told(lambda: model.generate("x"))
@@ -77,7 +78,7 @@ def child():
     assert outcome(trained, child) == [FORKED] * 6 + ["7"]
 
 
-def test_a_lock_that_a_thread_of_the_parent_holds_does_not_stop_the_child(trained):
+def test_a_lock_that_a_thread_of_the_parent_holds_does_not_stop_the_child(trained: Path) -> None:
     child = """
 held, done = threading.Event(), threading.Event()
 def hold():
@@ -92,7 +93,7 @@ def child():
     assert outcome(trained, child) == ["True", "7"]
 
 
-def test_a_child_may_load_a_model_of_its_own(trained):
+def test_a_child_may_load_a_model_of_its_own(trained: Path) -> None:
     child = f"""
 def child():
     with load({str(trained)!r}, threads=2) as own:
@@ -101,7 +102,7 @@ def child():
     assert outcome(trained, child) == ["True", "7"]
 
 
-def test_processes_of_multiprocessing(trained):
+def test_processes_of_multiprocessing(trained: Path) -> None:
     child = """
 def child():
     worker = multiprocessing.get_context("fork").Process(target=told, args=(lambda: model.generate("x"),))

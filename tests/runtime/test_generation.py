@@ -2,18 +2,21 @@ import dataclasses
 import json
 import shutil
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from support.listed_files import list_files
 from tokenizers import Tokenizer, decoders, models
 
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.model import CausalLM
 from llmc.errors import InputError
-from llmc.runtime import load
+from llmc.runtime import Model, load
 from llmc.runtime.detokenizer import Detokenizer
 from llmc.runtime.sampling import SamplingParams
 
@@ -27,26 +30,26 @@ PROMPTS = [
 ]
 
 
-def excerpts(count):
+def excerpts(count: int) -> list[str]:
     """Beginnings for the model to continue, of a text that it knows the kind of."""
     text = Path(json.decoder.__file__).read_text(encoding="utf-8")
     return [text[start : start + 60] for start in range(0, count * 500, 500)]
 
 
 @pytest.fixture(scope="module")
-def plain(trained):
+def plain(trained: Path) -> Iterator[Any]:
     with load(trained, threads=1, speculative=False) as model:
         yield model
 
 
-def test_one_prompt_gives_one_answer_and_several_a_list(plain):
+def test_one_prompt_gives_one_answer_and_several_a_list(plain: Model) -> None:
     one = plain.generate("def get", max_new_tokens=4)
     assert one.token_ids and one.prompt_tokens == len(plain.tokenizer.encode("def get").ids)
     several = plain.generate(["def ", "x"], max_new_tokens=4)
     assert len(several) == 2 and plain.generate([], max_new_tokens=4) == []
 
 
-def test_greedy_is_what_the_torch_model_says(trained, plain):
+def test_greedy_is_what_the_torch_model_says(trained: Path, plain: Model) -> None:
     model = CausalLM.load(Checkpoint.open(trained))
     for prompt in PROMPTS[:3]:
         answer = plain.generate(prompt, max_new_tokens=24)
@@ -57,7 +60,7 @@ def test_greedy_is_what_the_torch_model_says(trained, plain):
 
 
 @pytest.mark.parametrize("draft_tokens", [1, 3])
-def test_speculation_does_not_change_greedy_text(trained, plain, draft_tokens):
+def test_speculation_does_not_change_greedy_text(trained: Path, plain: Model, draft_tokens: int) -> None:
     steps = tokens = 0
     with load(trained, threads=1, draft_tokens=draft_tokens) as model:
         for prompt in [*PROMPTS, *excerpts(12)]:
@@ -72,7 +75,7 @@ def test_speculation_does_not_change_greedy_text(trained, plain, draft_tokens):
     assert tokens / steps > 1.3  # the MTP layer is trained: drafts are accepted
 
 
-def test_a_repetition_penalty_counts_drafts_too(trained, plain):
+def test_a_repetition_penalty_counts_drafts_too(trained: Path, plain: Model) -> None:
     options = {"max_new_tokens": 40, "repetition_penalty": 1.2}
     with load(trained, threads=1, draft_tokens=3) as model:
         for prompt in PROMPTS:
@@ -82,7 +85,7 @@ def test_a_repetition_penalty_counts_drafts_too(trained, plain):
 
 
 @pytest.mark.parametrize("prefill", [256, 7])
-def test_drafts_are_those_of_the_torch_mtp_layer(trained, monkeypatch, prefill):
+def test_drafts_are_those_of_the_torch_mtp_layer(trained: Path, monkeypatch: pytest.MonkeyPatch, prefill: int) -> None:
     """Counted on whole texts, without caches: how often the MTP layer foresees the token after the next."""
     torch_model = CausalLM.load(Checkpoint.open(trained))
     with load(trained, threads=1) as model:
@@ -102,7 +105,7 @@ def test_drafts_are_those_of_the_torch_mtp_layer(trained, monkeypatch, prefill):
             assert (answer.drafted, answer.accepted, answer.steps) == (drafted, accepted, steps)
 
 
-def test_with_int8_activations_only_ties_depend_on_speculation(trained_level_4):
+def test_with_int8_activations_only_ties_depend_on_speculation(trained_level_4: Path) -> None:
     with load(trained_level_4, threads=1) as model, load(trained_level_4, threads=1, speculative=False) as plain:
         for prompt in excerpts(12):
             expected, answer = (
@@ -118,18 +121,18 @@ def test_with_int8_activations_only_ties_depend_on_speculation(trained_level_4):
                 assert abs(np.diff(logits[0, 0, list(pairs[where])])) < 0.1
 
 
-def test_speculation_keeps_the_distribution_of_sampled_text(trained):
+def test_speculation_keeps_the_distribution_of_sampled_text(trained: Path) -> None:
     """Four tokens drawn from the best two each: all 16 answers come up as often as the model's probabilities say."""
     prompt, drawn, rounds = "    return self.", {"temperature": 1.5, "top_k": 2}, 600
     with load(trained, threads=1, draft_tokens=2) as model:
         start = model.tokenizer.encode(prompt).ids
 
-        def following(tokens):
+        def following(tokens: Any) -> NDArray[Any]:
             ids = np.array([[*start, *tokens]])
             index = np.array([[ids.shape[1] - 1]])
             return model.backend.forward("main", model.backend.new_cache(1), ids, np.array([0]), index)[0][0, 0]
 
-        expected = {(): float(rounds)}
+        expected: dict[tuple[int, ...], float] = {(): float(rounds)}
         for _ in range(4):
             expected = {
                 (*tokens, int(token)): count * probability[token]
@@ -145,7 +148,7 @@ def test_speculation_keeps_the_distribution_of_sampled_text(trained):
     assert statistic < 37.7  # the 99.9 % quantile of chi-square with 15 degrees of freedom
 
 
-def test_a_batch_of_unequal_prompts_is_each_alone(plain, monkeypatch):
+def test_a_batch_of_unequal_prompts_is_each_alone(plain: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = [plain.generate(prompt, max_new_tokens=24) for prompt in PROMPTS]
     assert plain.generate(PROMPTS, max_new_tokens=24) == alone
     monkeypatch.setattr(plain.backend, "batch", len(PROMPTS) - 2)  # takes two rounds
@@ -154,7 +157,7 @@ def test_a_batch_of_unequal_prompts_is_each_alone(plain, monkeypatch):
     assert plain.generate(PROMPTS, max_new_tokens=24) == alone
 
 
-def test_with_int8_activations_only_close_calls_depend_on_the_batch(trained_level_4):
+def test_with_int8_activations_only_close_calls_depend_on_the_batch(trained_level_4: Path) -> None:
     with load(trained_level_4, threads=1, speculative=False) as model:
         prompts = excerpts(12)
         batch = model.generate(prompts, max_new_tokens=24, logprobs=2)
@@ -168,7 +171,7 @@ def test_with_int8_activations_only_close_calls_depend_on_the_batch(trained_leve
                 assert one.logprob == pytest.approx(other.logprob, abs=0.5)
 
 
-def test_long_prompts_are_fed_in_parts(trained, plain):
+def test_long_prompts_are_fed_in_parts(trained: Path, plain: Model) -> None:
     text = "".join(f"value_{i} = {i}\n" for i in range(120))
     ids = plain.tokenizer.encode(text).ids
     assert len(ids) > 2 * plain.backend.max_prefill_tokens
@@ -185,13 +188,15 @@ def test_long_prompts_are_fed_in_parts(trained, plain):
     assert batch[1].token_ids == plain.generate("def ", max_new_tokens=3).token_ids
 
 
-def test_steps_get_shorter_as_the_cache_gets_longer(plain, monkeypatch):
+def test_steps_get_shorter_as_the_cache_gets_longer(plain: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that the scores of attention, tokens x entries, do not outgrow the memory."""
     text = "".join(f"value_{i} = {i}\n" for i in range(40))
     expected = plain.generate([text, "def "], max_new_tokens=5)
     seen, forward = [], plain.backend.forward
 
-    def watched(graph, cache, ids, position, *rest):
+    def watched(
+        graph: str, cache: Any, ids: NDArray[Any], position: NDArray[Any], *rest: Any
+    ) -> tuple[NDArray[Any], NDArray[Any] | None]:
         seen.append((ids.shape[1], ids.size * (int(position.max()) + ids.shape[1])))
         return forward(graph, cache, ids, position, *rest)
 
@@ -206,14 +211,14 @@ def test_steps_get_shorter_as_the_cache_gets_longer(plain, monkeypatch):
 @pytest.mark.parametrize(
     "options", [{}, {"temperature": 1.0, "seed": 3}, {"temperature": 0.8, "top_p": 0.9, "top_k": 50}]
 )
-def test_streamed_pieces_are_the_generated_text(trained, options):
+def test_streamed_pieces_are_the_generated_text(trained: Path, options: dict[str, Any]) -> None:
     with load(trained, threads=1) as model:
         pieces = list(model.stream("def parse(", max_new_tokens=40, **options))
         assert "".join(pieces) == model.generate("def parse(", max_new_tokens=40, **options).text
         assert len(pieces) > 10
 
 
-def test_characters_cut_across_tokens_are_not_streamed_in_halves(dense):
+def test_characters_cut_across_tokens_are_not_streamed_in_halves(dense: Path) -> None:
     with load(dense, threads=1) as model:
         said = "naïve – 日本語"
         tokens = model.tokenizer.encode(said).ids  # one byte each
@@ -226,7 +231,7 @@ def test_characters_cut_across_tokens_are_not_streamed_in_halves(dense):
             assert answer.done and answer.text == text
 
 
-def test_a_prompt_may_end_inside_of_a_character(dense):
+def test_a_prompt_may_end_inside_of_a_character(dense: Path) -> None:
     with load(dense, threads=1) as model:
         tokens = model.tokenizer.encode("a😀b").ids
         prompt, rest = tokens[:-3], tokens[-3:]  # one byte of four is left
@@ -237,7 +242,7 @@ def test_a_prompt_may_end_inside_of_a_character(dense):
         )
 
 
-def test_what_the_tokenizer_file_says_about_lengths_is_not_obeyed(dense, tmp_path):
+def test_what_the_tokenizer_file_says_about_lengths_is_not_obeyed(dense: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(dense, tmp_path / "copy")
     tokenizer = Tokenizer.from_file(str(copy / "tokenizer.json"))
     tokenizer.enable_truncation(8)
@@ -248,7 +253,7 @@ def test_what_the_tokenizer_file_says_about_lengths_is_not_obeyed(dense, tmp_pat
         assert model.encode("a" * 20) == other.encode("a" * 20) and model.encode("a") == other.encode("a")
 
 
-def test_words_that_follow_the_prompt_keep_their_space():
+def test_words_that_follow_the_prompt_keep_their_space() -> None:
     """Decoders of the SentencePiece kind drop the space of the first word that they see."""
     tokenizer = Tokenizer(models.WordLevel({"▁hello": 0, "▁world": 1, "s": 2}, unk_token="s"))
     tokenizer.decoder = decoders.Metaspace()
@@ -257,7 +262,7 @@ def test_words_that_follow_the_prompt_keep_their_space():
     assert [detokenizer.push(1), detokenizer.push(2), detokenizer.rest()] == [" world", "s", ""]
 
 
-def test_a_prompt_that_ends_in_a_space_gets_a_whole_word(plain):
+def test_a_prompt_that_ends_in_a_space_gets_a_whole_word(plain: Model) -> None:
     ids = plain.tokenizer.encode("import ").ids
     assert plain.tokenizer.id_to_token(ids[-1]) == "Ġ"
     spaced = [token for text, token in plain.tokenizer.get_vocab().items() if text.startswith("Ġ")]
@@ -276,7 +281,7 @@ def test_a_prompt_that_ends_in_a_space_gets_a_whole_word(plain):
     assert plain.generate("import  ", max_new_tokens=1).prompt_tokens == len(plain.tokenizer.encode("import  ").ids)
 
 
-def test_end_of_text_stops_and_is_not_part_of_the_answer(dense):
+def test_end_of_text_stops_and_is_not_part_of_the_answer(dense: Path) -> None:
     with load(dense, threads=1) as model:
         free = model.generate("hello", max_new_tokens=12)
         model.artifact = dataclasses.replace(model.artifact, eos_token_ids=frozenset([free.token_ids[4]]))
@@ -287,7 +292,7 @@ def test_end_of_text_stops_and_is_not_part_of_the_answer(dense):
         assert both[0].token_ids == stopped.token_ids
 
 
-def test_the_context_is_a_limit_that_can_be_reached_and_not_passed(dense):
+def test_the_context_is_a_limit_that_can_be_reached_and_not_passed(dense: Path) -> None:
     with load(dense, threads=1) as model:
         prompt = "a" * 580
         room = 600 - len(model.tokenizer.encode(prompt).ids) + 1
@@ -299,7 +304,7 @@ def test_the_context_is_a_limit_that_can_be_reached_and_not_passed(dense):
             model.generate(prompt, max_new_tokens=room + 1)
 
 
-def test_speculation_up_to_the_end_of_the_context(trained):
+def test_speculation_up_to_the_end_of_the_context(trained: Path) -> None:
     with load(trained, threads=1, draft_tokens=3) as model:
         text = "def f(x):\n    return x\n" * 200
         ids = model.tokenizer.encode(text).ids[1 : model.backend.context - 10]
@@ -318,12 +323,12 @@ def test_speculation_up_to_the_end_of_the_context(trained):
         ("a", {"max_new_tokens": 0}, "at least 1"),
     ],
 )
-def test_bad_arguments(dense, prompt, options, message):
+def test_bad_arguments(dense: Path, prompt: str, options: Any, message: str) -> None:
     with load(dense, threads=1) as model, pytest.raises(InputError, match=message):
         model.generate(prompt, **options)
 
 
-def test_sampling_is_reproducible_by_seed_and_rows_have_their_own(trained):
+def test_sampling_is_reproducible_by_seed_and_rows_have_their_own(trained: Path) -> None:
     with load(trained, threads=1, speculative=False) as model:
         first = model.generate(["def ", "def "], max_new_tokens=16, temperature=1.0, seed=5)
         again = model.generate(["def ", "def "], max_new_tokens=16, temperature=1.0, seed=5)
@@ -331,7 +336,7 @@ def test_sampling_is_reproducible_by_seed_and_rows_have_their_own(trained):
         assert model.generate("def ", max_new_tokens=16, temperature=1.0, seed=6).token_ids == first[1].token_ids
 
 
-def test_the_cache_is_written_in_place_and_not_copied(trained):
+def test_the_cache_is_written_in_place_and_not_copied(trained: Path) -> None:
     with load(trained, threads=1) as model:
         backend = model.backend
         cache = backend.new_cache(1)
@@ -347,13 +352,13 @@ def test_the_cache_is_written_in_place_and_not_copied(trained):
         assert (buffer[:, :, :3] == before[:, :, :3]).all() and np.abs(buffer[:, :, 3]).sum() > 0
 
 
-def test_the_cache_grows_and_taking_tokens_back_is_writing_over_them(trained):
+def test_the_cache_grows_and_taking_tokens_back_is_writing_over_them(trained: Path) -> None:
     with load(trained, threads=1) as model:
         backend = model.backend
         generator = np.random.default_rng(0)
         ids = generator.integers(3, 4000, (1, 400))
 
-        def step(cache, tokens, position):
+        def step(cache: Any, tokens: NDArray[Any], position: int) -> NDArray[Any]:
             index = np.array([[tokens.shape[1] - 1]])
             return backend.forward("main", cache, tokens, np.array([position]), index)[0][0, 0]
 

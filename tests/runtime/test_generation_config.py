@@ -4,6 +4,7 @@ import json
 import shutil
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.listed_files import list_files
@@ -55,7 +56,7 @@ def settings(folder: Path) -> SamplingParams:
         ({}, SamplingParams()),
     ],
 )
-def test_settings_are_those_of_transformers(tmp_path, config, expected):
+def test_settings_are_those_of_transformers(tmp_path: Path, config: Any, expected: SamplingParams) -> None:
     (tmp_path / FILE).write_text(json.dumps(config))
     assert settings(tmp_path) == expected
     theirs = GenerationConfig.from_pretrained(tmp_path)
@@ -65,11 +66,11 @@ def test_settings_are_those_of_transformers(tmp_path, config, expected):
             assert getattr(theirs, name) == getattr(expected, name)
 
 
-def test_without_the_file_answers_are_greedy(tmp_path):
+def test_without_the_file_answers_are_greedy(tmp_path: Path) -> None:
     assert settings(tmp_path) == SamplingParams() and said(SamplingParams()) == ""
 
 
-def test_settings_for_people():
+def test_settings_for_people() -> None:
     found = SamplingParams(temperature=0.6, top_p=0.95, top_k=20, repetition_penalty=1.05, seed=3, stop="a")
     assert said(found) == "temperature 0.6, top_k 20, top_p 0.95, repetition_penalty 1.05"
     assert said(found, {"temperature", "top_k"}) == "top_p 0.95, repetition_penalty 1.05"
@@ -93,13 +94,13 @@ def test_settings_for_people():
         ('{"repetition_penalty": [1]}', r"repetition_penalty is \[1\]"),
     ],
 )
-def test_a_broken_file_is_told(tmp_path, text, message):
+def test_a_broken_file_is_told(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / FILE).write_bytes(text.encode("latin-1"))
     with pytest.raises(InputError, match=f"{FILE}: .*{message}.*; give SamplingParams of your own"):
         settings(tmp_path)
 
 
-def test_a_model_follows_its_own_settings_and_the_caller_wins(trained, tmp_path):
+def test_a_model_follows_its_own_settings_and_the_caller_wins(trained: Path, tmp_path: Path) -> None:
     artifact = shutil.copytree(trained, tmp_path / "artifact")
     (artifact / FILE).write_text(json.dumps({"do_sample": True, "temperature": 1.5, "top_k": 50}))
     list_files(artifact, FILE)

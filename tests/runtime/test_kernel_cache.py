@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,7 @@ def test_what_was_kept_is_read_back(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data[:-1] + b"?", lambda data: b""])
-def test_what_is_not_whole_is_not_read(folder: Path, damage) -> None:  # type: ignore[no-untyped-def]
+def test_what_is_not_whole_is_not_read(folder: Path, damage: Callable[[bytes], bytes]) -> None:
     kernel_cache.write("a.bin", b"kernels")
     (folder / "a.bin").write_bytes(damage((folder / "a.bin").read_bytes()))
     assert kernel_cache.read("a.bin") is None

@@ -3,6 +3,9 @@
 import json
 import math
 import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import lm_eval
 import numpy as np
@@ -11,28 +14,28 @@ from lm_eval.api.instance import Instance
 from support.listed_files import list_files
 
 from llmc.errors import InputError
-from llmc.runtime import load
+from llmc.runtime import Model, load
 from llmc.runtime.lm_eval import ArtifactLM
 
 TEXT = "import os\n\n\ndef main(argv):\n    return os.path.join(argv[1], 'a')\n"
 
 
 @pytest.fixture(scope="module")
-def model(trained):
+def model(trained: Path) -> Iterator[Model]:
     with load(trained, threads=1) as model:
         yield model
 
 
 @pytest.fixture(scope="module")
-def lm(model):
+def lm(model: Model) -> Any:
     return ArtifactLM(model)
 
 
-def requests(kind, *arguments):
+def requests(kind: str, *arguments: Any) -> list[Any]:
     return [Instance(kind, {}, each, index) for index, each in enumerate(arguments)]
 
 
-def test_log_likelihoods_of_continuations(model, lm):
+def test_log_likelihoods_of_continuations(model: Model, lm: Any) -> None:
     greedy = model.generate("import os\n", max_new_tokens=6)
     pairs = [("import os\n", greedy.text), ("def", " get(self"), ("", "x = 1"), ("value ", "is")]
     found = lm.loglikelihood(requests("loglikelihood", *pairs), disable_tqdm=True)
@@ -50,7 +53,9 @@ def test_log_likelihoods_of_continuations(model, lm):
         assert value == pytest.approx(expected, abs=1e-3)
 
 
-def test_rolling_log_likelihoods_cover_texts_longer_than_the_context(model, lm, monkeypatch):
+def test_rolling_log_likelihoods_cover_texts_longer_than_the_context(
+    model: Model, lm: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     short = lm.loglikelihood_rolling(requests("loglikelihood_rolling", (TEXT,)), disable_tqdm=True)[0]
     ids = [lm.prefix_token_id, *lm.tok_encode(TEXT, False)]
     assert short == pytest.approx(sum(each.logprob for each in model.score([ids])[0]), abs=1e-3)
@@ -59,7 +64,7 @@ def test_rolling_log_likelihoods_cover_texts_longer_than_the_context(model, lm, 
     assert 1.02 * short > windowed > 4 * short  # less context, no token lost
 
 
-def test_answers_stop_where_the_task_says(model, lm):
+def test_answers_stop_where_the_task_says(model: Model, lm: Any) -> None:
     asked = [(TEXT, {"until": ["\n"], "max_gen_toks": 20}), ("def get", {"until": [], "max_gen_toks": 5}), ("x", {})]
     found = lm.generate_until(requests("generate_until", *asked), disable_tqdm=True)
     assert found[0] == model.generate(TEXT, max_new_tokens=20, stop="\n").text
@@ -73,7 +78,7 @@ def test_answers_stop_where_the_task_says(model, lm):
 SAMPLED = {"until": [], "do_sample": True, "temperature": 1.5, "max_gen_toks": 12}
 
 
-def test_repeats_of_a_sampled_request_are_drawn_anew_and_stay_the_same_in_any_order(lm):
+def test_repeats_of_a_sampled_request_are_drawn_anew_and_stay_the_same_in_any_order(lm: Any) -> None:
     repeated = requests("generate_until", *[("def f", dict(SAMPLED))] * 8)
     answers = lm.generate_until(repeated, disable_tqdm=True)
     assert len(set(answers)) > 4 and lm.generate_until(repeated, disable_tqdm=True) == answers
@@ -104,13 +109,13 @@ def test_repeats_of_a_sampled_request_are_drawn_anew_and_stay_the_same_in_any_or
         ({"num_beams": 1, "use_cache": True, "repetition_penalty": 1.1}, {"repetition_penalty": 1.1}),
     ],
 )
-def test_what_a_task_asks_for_is_done(lm, wanted, expected):
+def test_what_a_task_asks_for_is_done(lm: Any, wanted: Any, expected: Any) -> None:
     found = lm._parameters(wanted)
     assert {name: getattr(found, name) for name in expected} == expected
 
 
 @pytest.mark.parametrize("wanted", [{"num_beams": 10}, {"max_length": 100}, {"temprature": 0.5}, {"logit_bias": {}}])
-def test_what_cannot_be_done_is_told(lm, wanted):
+def test_what_cannot_be_done_is_told(lm: Any, wanted: Any) -> None:
     with pytest.raises(InputError, match=f"cannot generate with {next(iter(wanted))}="):
         lm.generate_until(requests("generate_until", ("x", wanted)), disable_tqdm=True)
 
@@ -123,7 +128,7 @@ def test_what_cannot_be_done_is_told(lm, wanted):
         ({"do_sample": "perhaps"}, "do_sample is 'perhaps'; it has to be True or False"),
     ],
 )
-def test_what_cannot_be_read_is_told(lm, wanted, message):
+def test_what_cannot_be_read_is_told(lm: Any, wanted: dict[str, str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         lm._parameters(wanted)
 
@@ -137,7 +142,7 @@ def test_what_cannot_be_read_is_told(lm, wanted, message):
         ({"threads": 1}, "threads is no option here; there are batch_size, max_gen_toks"),  # it is loaded already
     ],
 )
-def test_options_of_the_model(model, options, message):
+def test_options_of_the_model(model: Model, options: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         ArtifactLM(model, **options)
     assert ArtifactLM(model, batch_size="3", max_batch_size=64, device="cpu").batch == 3
@@ -145,7 +150,7 @@ def test_options_of_the_model(model, options, message):
         ArtifactLM("artifact", pretrained="x")
 
 
-def test_the_beginning_of_an_answer_stays_open(trained, tmp_path):
+def test_the_beginning_of_an_answer_stays_open(trained: Path, tmp_path: Path) -> None:
     artifact = shutil.copytree(trained, tmp_path / "artifact")
     template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>{% endfor %}"
     (artifact / "chat_template.jinja").write_text(template + "{% if add_generation_prompt %}<assistant>{% endif %}")
@@ -159,7 +164,7 @@ def test_the_beginning_of_an_answer_stays_open(trained, tmp_path):
         assert model.tokenizer.decode(ids).endswith("The best is")
 
 
-def test_templates_without_a_place_for_the_system_message(trained, tmp_path):
+def test_templates_without_a_place_for_the_system_message(trained: Path, tmp_path: Path) -> None:
     artifact = shutil.copytree(trained, tmp_path / "artifact")
     refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('none') }}{% endif %}{{ messages[0].content }}"
     (artifact / "chat_template.jinja").write_text(refusing)
@@ -169,7 +174,7 @@ def test_templates_without_a_place_for_the_system_message(trained, tmp_path):
         assert lm.apply_chat_template(chat) == "hi"
 
 
-def test_chats_have_one_beginning_of_text(trained, embedded, tmp_path):
+def test_chats_have_one_beginning_of_text(trained: Path, embedded: Path, tmp_path: Path) -> None:
     artifact = shutil.copytree(trained, tmp_path / "artifact")
     template = "{{ bos_token }}{% for m in messages %}#{{ m.role }} {{ m.content }}\n{% endfor %}"
     (artifact / "chat_template.jinja").write_text(template)
@@ -183,7 +188,7 @@ def test_chats_have_one_beginning_of_text(trained, embedded, tmp_path):
         assert text.endswith("#user hi\n") and lm.tok_encode(text).count(model.tokenizer.encode("a").ids[0]) == 1
 
 
-def test_the_harness_runs_a_task(trained, tmp_path, monkeypatch):
+def test_the_harness_runs_a_task(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
     documents = [
         {"q": "import", "choices": [" os", " qqqq"], "label": 0},

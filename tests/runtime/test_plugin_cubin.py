@@ -41,7 +41,14 @@ VALUES = {"tokens": 3, "capacity": 2**40, "query": 2**63 + 16, "scale": 0.1}
 
 def read(addresses: int) -> list[Any]:
     """What a kernel of DESCRIPTION finds at its parameters."""
-    kinds = (ctypes.c_uint64, ctypes.c_float, ctypes.c_int32, ctypes.c_int64, ctypes.c_uint64, ctypes.c_uint64)
+    kinds: tuple[Any, ...] = (
+        ctypes.c_uint64,
+        ctypes.c_float,
+        ctypes.c_int32,
+        ctypes.c_int64,
+        ctypes.c_uint64,
+        ctypes.c_uint64,
+    )
     places = (ctypes.c_void_p * len(kinds)).from_address(addresses)
     return [kind.from_address(place).value for kind, place in zip(kinds, places, strict=True)]
 

@@ -1,5 +1,8 @@
+from typing import Any
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from llmc.errors import InputError
 from llmc.runtime.sampling import SamplingParams, draw, verify
@@ -7,12 +10,12 @@ from llmc.runtime.sampling import SamplingParams, draw, verify
 LOGITS = np.array([2.0, 1.0, 0.5, 0.0, -1.0], np.float32)
 
 
-def test_greedy_is_certain():
+def test_greedy_is_certain() -> None:
     assert SamplingParams().distribution(LOGITS).tolist() == [1, 0, 0, 0, 0]
     assert draw(SamplingParams().distribution(LOGITS), np.random.default_rng(0)) == 0
 
 
-def test_temperature_top_k_and_top_p():
+def test_temperature_top_k_and_top_p() -> None:
     expected = np.exp(LOGITS.astype(np.float64) / 0.7)
     expected /= expected.sum()
     np.testing.assert_allclose(SamplingParams(temperature=0.7).distribution(LOGITS), expected, rtol=1e-6)
@@ -26,7 +29,7 @@ def test_temperature_top_k_and_top_p():
 
 
 @pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 0.999])
-def test_the_nucleus_of_a_large_vocabulary(top_p):
+def test_the_nucleus_of_a_large_vocabulary(top_p: float) -> None:
     """Against a plain walk down the sorted list."""
     logits = 3 * np.random.default_rng(0).standard_normal(5000).astype(np.float32)
     everything = SamplingParams(temperature=1.0).distribution(logits)
@@ -41,7 +44,7 @@ def test_the_nucleus_of_a_large_vocabulary(top_p):
     )
 
 
-def test_min_p_and_repetition_penalty():
+def test_min_p_and_repetition_penalty() -> None:
     everything = SamplingParams(temperature=1.0).distribution(LOGITS)
     kept = SamplingParams(temperature=1.0, min_p=0.2).distribution(LOGITS)
     likely = everything >= 0.2 * everything.max()
@@ -54,12 +57,12 @@ def test_min_p_and_repetition_penalty():
     assert LOGITS[0] == 2.0 and SamplingParams(repetition_penalty=4.0).distribution(LOGITS, [0]).argmax() == 1
 
 
-def test_logits_that_are_not_finite_are_refused():
+def test_logits_that_are_not_finite_are_refused() -> None:
     with pytest.raises(InputError, match="NaN or infinity"):
         SamplingParams().distribution(np.array([1.0, np.nan], np.float32))
 
 
-def agree(counts, probability):
+def agree(counts: NDArray[Any], probability: NDArray[Any]) -> Any:
     """Pearson's chi-square statistic stays below its 99.9 % quantile (for up to 24 degrees of freedom)."""
     expected = counts.sum() * probability
     assert (counts[expected == 0] == 0).all()
@@ -68,14 +71,14 @@ def agree(counts, probability):
     return statistic < {1: 10.8, 4: 18.5, 24: 51.2}[int(used.sum()) - 1]
 
 
-def test_draws_follow_the_distribution():
+def test_draws_follow_the_distribution() -> None:
     generator, probability = np.random.default_rng(0), SamplingParams(temperature=1.0).distribution(LOGITS)
     counts = np.bincount([draw(probability, generator) for _ in range(20_000)], minlength=5)
     assert agree(counts, probability)
     assert not agree(counts, np.full(5, 0.2))  # the statistic can tell
 
 
-def test_speculative_sampling_keeps_the_models_distribution():
+def test_speculative_sampling_keeps_the_models_distribution() -> None:
     """Two tokens, the second depending on the first, whatever the drafts are drawn from."""
     random = np.random.default_rng(1)
     first = random.dirichlet(np.ones(5))
@@ -93,7 +96,7 @@ def test_speculative_sampling_keeps_the_models_distribution():
     assert not agree(counts.ravel(), (draft_first[:, None] * draft_second).ravel())
 
 
-def test_greedy_verification_accepts_exactly_the_models_own_tokens():
+def test_greedy_verification_accepts_exactly_the_models_own_tokens() -> None:
     one_hot = np.eye(5)
     generator = np.random.default_rng(0)
     wanted = [one_hot[3], one_hot[1], one_hot[4]]

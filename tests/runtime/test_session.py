@@ -3,29 +3,35 @@
 import asyncio
 import threading
 import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from llmc.errors import InputError, MachineError
-from llmc.runtime import load
+from llmc.runtime import Model, Session, load
 
 TEXT = "import os\nimport sys\n\n\nclass Reader(object):\n    def __init__(self, path):\n        self.path = path\n"
 LONGER = TEXT + "\n    def read(self):\n"
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["drafts", "no drafts"])
-def model(trained, request):
+def model(trained: Path, request: pytest.FixtureRequest) -> Iterator[Model]:
     with load(trained, threads=1, speculative=request.param, draft_tokens=2) as model:
         yield model
 
 
 @pytest.fixture
-def computed(model, monkeypatch):
+def computed(model: Model, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Tokens that the main graph was given since the list was last cleared."""
     seen, forward = [], model.backend.forward
 
-    def counted(graph, cache, input_ids, *rest):
+    def counted(
+        graph: str, cache: Any, input_ids: NDArray[Any], *rest: Any
+    ) -> tuple[NDArray[Any], NDArray[Any] | None]:
         if graph == "main":
             seen.append(input_ids.size)
         return forward(graph, cache, input_ids, *rest)
@@ -34,7 +40,7 @@ def computed(model, monkeypatch):
     return seen
 
 
-def test_a_prompt_that_goes_on_is_not_read_again(model, computed):
+def test_a_prompt_that_goes_on_is_not_read_again(model: Model, computed: list[Any]) -> None:
     session = model.session(TEXT)
     assert session.tokens == model.tokenizer.encode(TEXT).ids and sum(computed) == len(session.tokens)
     expected = model.generate(LONGER, max_new_tokens=20)
@@ -50,13 +56,13 @@ def test_a_prompt_that_goes_on_is_not_read_again(model, computed):
     assert again.token_ids == straight.token_ids
 
 
-def test_drafts_are_as_good_as_without_a_session(trained):
+def test_drafts_are_as_good_as_without_a_session(trained: Path) -> None:
     """The MTP layer's cache is complete, whatever was reused, taken back or said before."""
     with load(trained, threads=1, draft_tokens=2) as model:
         _drafts_are_as_good(model, model.session(TEXT))
 
 
-def _drafts_are_as_good(model, session):
+def _drafts_are_as_good(model: Model, session: Session) -> None:
     session.generate(TEXT + "    def close(", max_new_tokens=15)
     for prompt in (LONGER, TEXT + "import re", LONGER, TEXT):
         counts = [
@@ -65,7 +71,7 @@ def _drafts_are_as_good(model, session):
         assert counts[0] == counts[1]
 
 
-def test_another_prompt_takes_back_what_differs(model):
+def test_another_prompt_takes_back_what_differs(model: Model) -> None:
     session = model.session()
     assert session.tokens == []
     for prompt in (LONGER, TEXT + "import re", "x = 1", LONGER):
@@ -77,7 +83,7 @@ def test_another_prompt_takes_back_what_differs(model):
     assert same.cached_tokens > 0.8 * same.prompt_tokens
 
 
-def test_forks_go_their_own_way(model):
+def test_forks_go_their_own_way(model: Model) -> None:
     session = model.session(TEXT)
     other = session.fork()
     assert other.tokens == session.tokens
@@ -88,7 +94,7 @@ def test_forks_go_their_own_way(model):
     assert session.tokens[: first.prompt_tokens] == model.tokenizer.encode(LONGER).ids
 
 
-def test_reading_replaces_what_was_held(model):
+def test_reading_replaces_what_was_held(model: Model) -> None:
     session = model.session(LONGER)
     session.read("x = 1")
     assert session.tokens == model.encode("x = 1")
@@ -96,18 +102,18 @@ def test_reading_replaces_what_was_held(model):
     assert session.generate(TEXT, max_new_tokens=5).cached_tokens >= len(model.encode(TEXT)) - 2
 
 
-def test_the_next_answer_waits_for_the_pass_that_was_cancelled(model, monkeypatch):
+def test_the_next_answer_waits_for_the_pass_that_was_cancelled(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cancelled task's thread may be in the middle of a pass on the session's cache."""
     forward, entered = model.backend.forward, threading.Event()
 
-    def slow(*arguments):
+    def slow(*arguments: Any) -> tuple[NDArray[Any], NDArray[Any] | None]:
         entered.set()
         time.sleep(0.02)
         return forward(*arguments)
 
     monkeypatch.setattr(model.backend, "forward", slow)
 
-    async def ask(session):
+    async def ask(session: Session) -> None:
         for _ in range(4):
             entered.clear()
             task = asyncio.create_task(session.agenerate(LONGER * 3, max_new_tokens=30))
@@ -122,11 +128,11 @@ def test_the_next_answer_waits_for_the_pass_that_was_cancelled(model, monkeypatc
     asyncio.run(ask(model.session()))
 
 
-def test_a_cache_that_finds_no_memory_stays_as_it_was(model, monkeypatch):
+def test_a_cache_that_finds_no_memory_stays_as_it_was(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     session = model.session(TEXT)
     zeros, left = np.zeros, [3]
 
-    def scarce(shape, dtype=float):
+    def scarce(shape: NDArray[Any], dtype: type[Any] = float) -> NDArray[Any]:
         left[0] -= len(shape) == 4
         if len(shape) == 4 and left[0] == 0:
             raise MemoryError
@@ -140,7 +146,7 @@ def test_a_cache_that_finds_no_memory_stays_as_it_was(model, monkeypatch):
     assert session.generate(LONGER * 8, max_new_tokens=4).cached_tokens > 20
 
 
-def test_a_batch_shares_the_beginning_and_leaves_the_session_alone(model, computed):
+def test_a_batch_shares_the_beginning_and_leaves_the_session_alone(model: Model, computed: list[Any]) -> None:
     session = model.session(TEXT)
     held = session.tokens
     prompts = [TEXT + end for end in ("import re", "\n    def read(self):\n", "x")]
@@ -152,7 +158,7 @@ def test_a_batch_shares_the_beginning_and_leaves_the_session_alone(model, comput
     assert session.generate(TEXT, max_new_tokens=5).token_ids == model.generate(TEXT, max_new_tokens=5).token_ids
 
 
-def test_a_new_answer_ends_the_one_that_is_streamed(model):
+def test_a_new_answer_ends_the_one_that_is_streamed(model: Model) -> None:
     session = model.session(TEXT)
     stream = session.stream(LONGER, max_new_tokens=100)
     next(stream)
@@ -161,11 +167,11 @@ def test_a_new_answer_ends_the_one_that_is_streamed(model):
     assert answer.token_ids == model.generate(TEXT + "import re", max_new_tokens=10).token_ids
 
 
-def test_a_pass_that_fails_leaves_a_session_that_works(model, monkeypatch):
+def test_a_pass_that_fails_leaves_a_session_that_works(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     session = model.session(TEXT)
     forward, left = model.backend.forward, [3]
 
-    def failing(*arguments):
+    def failing(*arguments: Any) -> tuple[NDArray[Any], NDArray[Any] | None]:
         left[0] -= 1
         logits, hidden = forward(*arguments)
         return (logits * np.nan if left[0] == 0 else logits), hidden

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from pathlib import Path
+from typing import Any
 
 import pytest
 from support.listed_files import list_files
@@ -18,7 +20,7 @@ BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", 
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True}
 
 
-def template(*pieces):
+def template(*pieces: Any) -> dict[str, Any]:
     """A post-processor; "A" is the text."""
     single = [
         {"Sequence": {"id": "A", "type_id": 0}} if each == "A" else {"SpecialToken": {"id": each, "type_id": 0}}
@@ -29,20 +31,20 @@ def template(*pieces):
 
 
 @pytest.fixture
-def folder(embedded, tmp_path):
+def folder(embedded: Path, tmp_path: Path) -> Path:
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "config.json"):
         shutil.copy(embedded / name, tmp_path)
     return tmp_path
 
 
-def change(folder, name="tokenizer.json", remove=(), **fields):
+def change(folder: Path, name: str = "tokenizer.json", remove: Any = (), **fields: Any) -> None:
     file = folder / name
     described = json.loads(file.read_text()) if file.exists() else {}
     kept = {key: value for key, value in described.items() if key not in remove}
     file.write_text(json.dumps(kept | fields))
 
 
-def configure(folder, remove=(), **fields):
+def configure(folder: Path, remove: Any = (), **fields: Any) -> None:
     change(folder, "tokenizer_config.json", remove, **fields)
 
 
@@ -71,7 +73,9 @@ def configure(folder, remove=(), **fields):
           "add_prefix_space": True}, {}, [0], "tokenizer.json"),
     ],
 )  # fmt: skip
-def test_what_texts_begin_with(folder, post_processor, config, begins, because):
+def test_what_texts_begin_with(
+    folder: Path, post_processor: dict[str, Any], config: Any, begins: list[Any], because: str
+) -> None:
     change(folder, post_processor=post_processor)
     configure(folder, ("add_bos_token", "tokenizer_class"), **config)
     tokenizer = Tokenizer(folder, 4096)
@@ -82,7 +86,7 @@ def test_what_texts_begin_with(folder, post_processor, config, begins, because):
     assert tokenizer.add_bos is bool(begins)
 
 
-def test_whoever_asks_for_it_decides(folder):
+def test_whoever_asks_for_it_decides(folder: Path) -> None:
     assert Tokenizer(folder, 4096, add_bos=False).encode("a").ids == [67]
     change(folder, post_processor=BYTE_LEVEL)
     configure(folder, ("add_bos_token",))
@@ -98,7 +102,7 @@ def test_whoever_asks_for_it_decides(folder):
         Tokenizer(folder, 4096, add_bos=True)
 
 
-def test_the_beginning_that_only_special_tokens_map_names(folder):
+def test_the_beginning_that_only_special_tokens_map_names(folder: Path) -> None:
     configure(folder, ("bos_token",))
     change(folder, "special_tokens_map.json", bos_token={"content": BOS})
     change(folder, post_processor=BYTE_LEVEL)
@@ -120,14 +124,18 @@ def test_the_beginning_that_only_special_tokens_map_names(folder):
         ([9999], None, None, ()),  # this model never says it
     ],
 )
-def test_what_answers_end_with(folder, generation, config, eos_token, ends):
+def test_what_answers_end_with(
+    folder: Path, generation: list[Any], config: int | None, eos_token: dict[str, str] | str | None, ends: Any
+) -> None:
     change(folder, "generation_config.json", eos_token_id=generation or None)
     change(folder, "config.json", eos_token_id=config)
     configure(folder, eos_token=eos_token)
     assert Tokenizer(folder, 4096).eos_token_ids == ends
 
 
-def test_an_artifact_does_as_it_was_built_and_ends_as_its_tokenizer_says(trained, embedded, tmp_path):
+def test_an_artifact_does_as_it_was_built_and_ends_as_its_tokenizer_says(
+    trained: Path, embedded: Path, tmp_path: Path
+) -> None:
     artifact = shutil.copytree(trained, tmp_path / "artifact")
     with load(artifact, threads=1) as model:  # of an older llmc, which did not write it down
         assert model.encode("a") == [0, 67] and model.artifact.eos_token_ids == {1}
@@ -143,7 +151,9 @@ def test_an_artifact_does_as_it_was_built_and_ends_as_its_tokenizer_says(trained
         load(artifact, threads=1)
 
 
-def test_a_text_far_too_long_is_not_read_to_its_end(folder, trained, monkeypatch):
+def test_a_text_far_too_long_is_not_read_to_its_end(
+    folder: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tokenizer, read = Tokenizer(folder, 4096), []
     encode = Here.encode
     monkeypatch.setattr(Here, "encode", lambda self, text: read.append(len(text)) or encode(self, text))
@@ -174,7 +184,7 @@ KNOWN = [
 
 
 @pytest.mark.parametrize("expression", KNOWN)
-def test_expressions_of_published_models_are_known(expression):
+def test_expressions_of_published_models_are_known(expression: str) -> None:
     assert linear(expression)
 
 
@@ -182,12 +192,12 @@ def test_expressions_of_published_models_are_known(expression):
     "expression",
     ["(a+)+$", "(a|a)*b", "a*a*b", r"\s+x", "[ab]+[cd]", ".*.*=", "(?:a|b)+", "a{1,9999}", r"(\w)\1+", "[a&&[b]]+"],
 )
-def test_others_are_not(expression):
+def test_others_are_not(expression: str) -> None:
     assert not linear(expression)
 
 
 @pytest.mark.parametrize("text", ["", "import os\n\n  x = 'ä👍'", BOS + "a"])
-def test_confined_tokenizers_say_the_same(folder, text):
+def test_confined_tokenizers_say_the_same(folder: Path, text: str) -> None:
     here = Tokenizer(folder, 4096)
     pre = json.loads((folder / "tokenizer.json").read_text())["pre_tokenizer"]
     change(folder, pre_tokenizer={"type": "Sequence", "pretokenizers": [SPLIT | {"pattern": {"Regex": "(?:q)"}}, pre]})
@@ -203,7 +213,7 @@ def test_confined_tokenizers_say_the_same(folder, text):
     assert here.decoder.decode(["Ġa", "Ã©"]) == apart.decoder.decode(["Ġa", "Ã©"]) == " aé"
 
 
-def replace(pattern, content):
+def replace(pattern: dict[str, str], content: str) -> dict[str, Any]:
     return {"type": "Replace", "pattern": pattern, "content": content}
 
 
@@ -233,7 +243,7 @@ GROW = [replace({"String": "a"}, "a" * 1000)] * 4
                            "lstrip": False, "rstrip": False}]},
     ],
 )  # fmt: skip
-def test_tokenizers_made_to_do_harm_and_broken_ones(folder, change_to):
+def test_tokenizers_made_to_do_harm_and_broken_ones(folder: Path, change_to: Any) -> None:
     change(folder, **change_to)
     with pytest.raises(InputError, match=r"tokenizer\.json: "):
         tokenizer = Tokenizer(folder, 4096)
@@ -244,7 +254,7 @@ def test_tokenizers_made_to_do_harm_and_broken_ones(folder, change_to):
 TEXT = {"Sequence": {"id": "A", "type_id": 0}}
 
 
-def row(part, kind, count):
+def row(part: dict[str, Any], kind: str, count: int) -> dict[str, Any]:
     return {"type": "Sequence", kind: [part] * count}
 
 
@@ -259,7 +269,7 @@ def row(part, kind, count):
         {"model": {"type": "Unigram", "unk_id": 0, "byte_fallback": False, "vocab": [["b", 0.0, 1], ["c"]]}},
     ],
 )
-def test_parts_that_are_harmless_only_once_or_short_run_apart(folder, change_to):
+def test_parts_that_are_harmless_only_once_or_short_run_apart(folder: Path, change_to: dict[str, Any]) -> None:
     change(folder, **change_to)
     try:
         tokenizer = Tokenizer(folder, 4096)
@@ -269,7 +279,7 @@ def test_parts_that_are_harmless_only_once_or_short_run_apart(folder, change_to)
         assert "tokenizer.json: this tokenizer fails" in str(error)
 
 
-def test_more_items_than_any_tokenizer_has(folder):
+def test_more_items_than_any_tokenizer_has(folder: Path) -> None:
     (folder / "tokenizer.json").write_text('{"model": [' + "[]," * 2_000_001 + "[]]}")
     with pytest.raises(InputError, match=r"tokenizer\.json: not a tokenizer \(more than 4,000,000 items\)"):
         Tokenizer(folder, 4096)
@@ -277,7 +287,7 @@ def test_more_items_than_any_tokenizer_has(folder):
 
 @pytest.mark.parametrize("confined", [False, True])
 @pytest.mark.parametrize("older", [False, True])
-def test_tokens_that_only_the_configuration_adds(folder, older, confined):
+def test_tokens_that_only_the_configuration_adds(folder: Path, older: bool, confined: bool) -> None:
     if confined:
         change(folder, normalizer=replace({"Regex": "(?:q)"}, "q"))
     if older:
@@ -291,19 +301,19 @@ def test_tokens_that_only_the_configuration_adds(folder, older, confined):
     assert tokenizer.decode([4097, 4096]) == "<tool>" and tokenizer.eos_token_ids == (1, 4096)
 
 
-def test_half_a_character_is_not_the_tokenizers_fault(folder):
+def test_half_a_character_is_not_the_tokenizers_fault(folder: Path) -> None:
     with pytest.raises(InputError, match=r"^a text is no valid text at character 1; give it in UTF-8"):
         Tokenizer(folder, 4096).encode("a\ud800")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"[" * 100_000, b'{"version": ' + b"1" * 5000 + b"}"])
-def test_what_is_no_tokenizer(folder, content):
+def test_what_is_no_tokenizer(folder: Path, content: bytes) -> None:
     (folder / "tokenizer.json").write_bytes(content)
     with pytest.raises(InputError, match=r"tokenizer\.json: "):
         Tokenizer(folder, 4096)
 
 
-def test_what_training_left_in_the_file_is_taken_out(folder):
+def test_what_training_left_in_the_file_is_taken_out(folder: Path) -> None:
     padding = {"strategy": {"Fixed": 10**9}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 2}
     truncation = {"max_length": 2, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
     model = json.loads((folder / "tokenizer.json").read_text())["model"]
@@ -317,7 +327,7 @@ def test_what_training_left_in_the_file_is_taken_out(folder):
     assert [Tokenizer(folder, 4096).encode("import os, sys").ids for _ in range(5)] == [wanted] * 5
 
 
-def test_a_prompt_goes_on_whatever_tokenizer_json_puts_behind_it(folder):
+def test_a_prompt_goes_on_whatever_tokenizer_json_puts_behind_it(folder: Path) -> None:
     library = Library.from_file(str(folder / "tokenizer.json"))
     library.post_processor = processors.TemplateProcessing(single=[BOS, "$A", EOS], special_tokens=[(BOS, 0), (EOS, 1)])
     library.save(str(folder / "tokenizer.json"))

@@ -69,7 +69,8 @@ def compare_narrow_steps(checkpoint: Checkpoint, result: TargetResult) -> None:
     model, limit = CausalLM.load(checkpoint), limit_of(checkpoint)
     ids = torch.randint(0, 96, (2, 24), generator=torch.Generator().manual_seed(1))
     hidden = model.hidden(ids)
-    runs = {"main": (ids, model.logits(hidden), None)}
+    runs: dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]] = {}
+    runs["main"] = ids, model.logits(hidden), None
     if "mtp" in result.files:
         runs["mtp"] = (ids[:, 1:], model.logits(model.mtp(ids[:, 1:], hidden[:, :-1])), hidden)
     for role, (tokens, expected, previous) in runs.items():
