@@ -17,7 +17,7 @@ from llmc.convert.families import family_of
 from llmc.convert.families.family import Family
 from llmc.convert.fields import Fields
 from llmc.convert.folder import INDEX_LIMIT, read_json, require_sidecars
-from llmc.convert.formats import PART_NAMES, Format, Parts, formats, has_fp8_cache
+from llmc.convert.formats import Format, Parts, formats, has_fp8_cache, part_names
 from llmc.convert.layer_modules import fewest_weights, weight_shapes
 from llmc.convert.other_folders import (
     names_in,
@@ -29,7 +29,7 @@ from llmc.convert.other_folders import (
     whole_model,
 )
 from llmc.convert.quantization_config import QUANTIZE_CONFIG, with_quantization_config
-from llmc.convert.quantized_weight import Activations, QuantizedWeight
+from llmc.convert.quantized_weight import Activations, QuantizedWeight, QuantSpec
 from llmc.convert.safetensors_file import StoredTensor, read_header
 from llmc.convert.spec import CACHE_SCALES, ModelSpec, Role
 from llmc.convert.tensor_names import module_of, part_of
@@ -105,9 +105,10 @@ class Checkpoint:
         headers = _read_headers(path)
         stored = family.stored_names.read(headers, spec)
         parts: dict[str, dict[str, StoredTensor]] = {}
+        of_formats = part_names()
         for name, tensor in stored.items():
             part = part_of(name)
-            parts.setdefault(f"{module_of(name)}.weight" if part in PART_NAMES else name, {})[part] = tensor
+            parts.setdefault(f"{module_of(name)}.weight" if part in of_formats else name, {})[part] = tensor
         shards = tuple(sorted({tensor.file for tensor in headers.values()}))
         checkpoint = cls(path, config, family, spec, shards, stored, parts, known_formats)
         require_sidecars(
@@ -129,8 +130,8 @@ class Checkpoint:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape after dequantization, from headers; InputError for a missing or unreadable tensor."""
-        if layout := self._layout(name):
-            return layout[0].shape(layout[1])
+        if found := self.format_of(name):
+            return found.shape(self._parts[name])
         tensor = self.stored(name)
         if tensor.dtype not in _FLOATS:
             raise InputError(
@@ -153,19 +154,24 @@ class Checkpoint:
 
     def quantized_tensor(self, name: str) -> QuantizedWeight | None:
         """The same, by the name of the tensor; None also for what is no weight."""
-        layout = self._layout(name)
-        if layout is None:
+        found = self.format_of(name)
+        if found is None:
             return None
-        weight = layout[0].decode(layout[1])
+        weight = found.decode(self._parts[name])
         self._refuse_nan(name, weight.scales)
         if weight.qweight.dtype.is_floating_point:
             self._refuse_nan(name, weight.qweight)
         return weight
 
+    def kind(self, name: str) -> QuantSpec | None:
+        """How a tensor is stored, without reading it; None: plain."""
+        found = self.format_of(name)
+        return found.kind(self._parts[name]) if found else None
+
     def activations(self, module: str) -> Activations | None:
         """How the inputs of a linear layer are rounded."""
-        layout = self._layout(f"{module}.weight")
-        return layout[0].activations_of(layout[1]) if layout else None
+        found = self.format_of(f"{module}.weight")
+        return found.activations_of(self._parts[f"{module}.weight"]) if found else None
 
     def cache_scales(self, layer: int) -> dict[str, float]:
         """By what an FP8 cache is scaled: `k_scale` of keys, or of the latent, and `v_scale` of values."""
@@ -202,13 +208,13 @@ class Checkpoint:
         """What a tensor is called in this checkpoint, for people."""
         return self.family.stored_names.stored(name)
 
-    def _layout(self, name: str) -> tuple[Format, Parts] | None:
-        """How a quantized tensor is stored; None: plain."""
+    def format_of(self, name: str) -> Format | None:
+        """The format that a quantized tensor is stored in, by its logical name; None: it is stored plain."""
         parts = self._parts.get(name, {})
         for known in self._formats:
             if known.key in parts and known.matches(self.family.stored_names.stored_module(module_of(name))):
-                return known, parts
-        if extra := sorted(parts.keys() & {*PART_NAMES} - {"weight"}):
+                return known
+        if extra := sorted(parts.keys() & part_names() - {"weight"}):
             raise InputError(
                 f"{parts[extra[0]].file}: {name} is stored with {', '.join(extra)}, which config.json's "
                 "quantization_config does not explain; restore the config.json it was saved with"

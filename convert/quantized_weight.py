@@ -42,8 +42,9 @@ class Activations:
 
 
 class QuantSpec(NamedTuple):
-    """What a program has to know to compute with a weight.
+    """What a program has to know to compute with a weight, or what a scheme says of weights of any shape.
 
+    block: rows and columns that share a scale; 0, of a scheme: all of them
     zero_points, g_idx: whether it has its own
     activations: what shares a scale of its inputs, if they are rounded
     """
@@ -52,7 +53,11 @@ class QuantSpec(NamedTuple):
     block: tuple[int, int]
     zero_points: bool
     g_idx: bool
-    activations: str | None
+    activations: Literal["tensor", "token", "group"] | None
+
+    def of(self, shape: tuple[int, int]) -> QuantSpec:
+        """Return what a scheme says of weights of one shape."""
+        return self._replace(block=(self.block[0] or shape[0], self.block[1] or shape[1]))
 
 
 @dataclass(frozen=True)

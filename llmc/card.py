@@ -11,8 +11,9 @@ from typing import Any
 import yaml
 
 from llmc.contracts.manifest import Manifest, Pruned, QuantizedRole
+from llmc.convert.formats import Layout, layout
 from llmc.progress import size
-from llmc.quant.layouts import Layout, layout
+from llmc.quant.schemes import scheme
 from llmc.runtime.artifact import REFERENCE
 from llmc.summary import rows, target_line
 from llmc.visible import visible_line
@@ -93,8 +94,8 @@ def _repeating(manifest: Manifest) -> str:
 
 def _usage(name: str, layout: Layout, roles: dict[str, QuantizedRole]) -> str:
     experts = roles.get("experts")
-    schemes = {role: counts.schemes for role, counts in roles.items()}
-    obstacle = layout.obstacle(schemes, experts is not None and experts.quantized < experts.parameters)
+    specs = {role: [scheme(name).spec for name in counts.schemes] for role, counts in roles.items()}
+    obstacle = layout.obstacle(specs, experts is not None and experts.quantized < experts.parameters)
     return (
         f"```python\nfrom llmc.runtime import load\n\nmodel = load({name!r})\n"
         'for piece in model.stream("The first", max_new_tokens=64):\n    print(piece, end="")\n```\n\n'

@@ -11,6 +11,7 @@ import torch
 from llmc import machine
 from llmc.contracts.progress import Progress
 from llmc.convert.checkpoint import Checkpoint
+from llmc.convert.formats import layout
 from llmc.convert.other_folders import names_in, require_tokenizer
 from llmc.output import OutputFolder
 from llmc.output_path import output_path, refuse_overlap
@@ -19,8 +20,8 @@ from llmc.planning import plan as plan_checkpoint
 from llmc.quant.assign import Rule, assign
 from llmc.quant.layer_calibration import calibration_dtype
 from llmc.quant.layerwise import QuantizeOptions
-from llmc.quant.layouts import layout
 from llmc.quant.prune import Pruning
+from llmc.quant.schemes import scheme
 from llmc.recipe import Recipe, RecipeLike, load_recipe
 from llmc.runtime.tokenizer import Tokenizer
 from llmc.source import ModelSource, hash_files, locate, locate_headers
@@ -178,7 +179,8 @@ def _warn(layout_name: str, planned: Plan, progress: Progress) -> None:
     """Of what other programs will make of the result."""
     experts = planned.roles.get("experts")
     plain = experts is not None and sum(planned.schemes.get("experts", {}).values()) < experts.after.parameters
-    if obstacle := layout(layout_name).obstacle(planned.schemes, plain):
+    specs = {role: [scheme(name).spec for name in schemes] for role, schemes in planned.schemes.items()}
+    if obstacle := layout(layout_name).obstacle(specs, plain):
         progress.line(f"transformers will not load the result: {obstacle}")
 
 

@@ -13,6 +13,7 @@ import torch
 
 from llmc import machine
 from llmc.convert.checkpoint import Checkpoint
+from llmc.convert.formats import layout
 from llmc.convert.model.causal_lm import empty_layer
 from llmc.convert.quantized_weight import Activations, QuantizedWeight
 from llmc.convert.spec import CACHE_SCALES, LatentAttentionSpec, MixtureOfExpertsSpec, MLPSpec, ModelSpec
@@ -24,7 +25,6 @@ from llmc.quant.activation_file import MICRO_BATCH_TOKENS
 from llmc.quant.assign import Assignment, Rule, assign
 from llmc.quant.layer_solver import linears, solve_batches
 from llmc.quant.layerwise import DEFAULT_MEMORY_BUDGET
-from llmc.quant.layouts import layout
 from llmc.quant.prune import kept_per_group, routers
 from llmc.quant.schemes.scheme import Scheme
 from llmc.recipe import Recipe
@@ -232,7 +232,7 @@ def _stored_bytes(layout_name: str, scheme: Scheme, shape: tuple[int, int]) -> i
     activations = Activations("tensor", 1.0) if scheme.measures_inputs else scheme.activations
     block = scheme.block(shape)
     quantized = QuantizedWeight(codes, scales, block, scheme.code_type, zeros, groups, activations)
-    stored = layout(layout_name).tensors("m", scheme, quantized)
+    stored = layout(layout_name).format_of(scheme.spec).encode("m", quantized, scheme.spec)
     return sum(tensor.nbytes for tensor in stored.values())
 
 

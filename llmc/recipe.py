@@ -258,8 +258,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _layout_has_a_place(self) -> Recipe:
+        from llmc.convert.formats import layout
         from llmc.quant.assign import Rule, check_layout
-        from llmc.quant.layouts import layout
 
         chosen = _as_value_error(lambda: layout(self.layout), "layout")
         _as_value_error(lambda: check_layout((), chosen, self.kv_cache == "fp8"), "kv_cache")
@@ -374,9 +374,9 @@ def _validated(value: Any, place: Callable[[Location], str]) -> Recipe:
 
 def json_schema() -> dict[str, Any]:
     """JSON Schema of the recipe, for editors; schemes, layouts and targets are those that are installed."""
+    from llmc.convert.formats import layouts
     from llmc.convert.targets import target, target_names
     from llmc.quant.assign import QUANTIZABLE
-    from llmc.quant.layouts import layouts
     from llmc.quant.schemes import schemes
     from llmc.quant.schemes.names import PRESETS
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from llmc.convert.checkpoint import Checkpoint
+from llmc.convert.formats import DEFAULT_LAYOUT, Layout
 from llmc.convert.layer_modules import layer_modules
 from llmc.convert.spec import LinearSpec, Role
 from llmc.convert.tensor_names import ModuleName, TensorName
 from llmc.errors import InputError
 from llmc.patterns import Budget, compile_pattern, shown
-from llmc.quant.layouts.layout import DEFAULT_LAYOUT, Layout
 from llmc.quant.schemes import scheme
 from llmc.quant.schemes.scheme import Scheme
 
@@ -63,7 +63,7 @@ def check_layout(rules: Iterable[Rule], layout: Layout, fp8_cache: bool = False)
     if fp8_cache and not layout.takes_cache_scales:
         raise InputError(f"layout {layout.name} has no place for the scales of an FP8 cache; use {DEFAULT_LAYOUT}")
     for rule in rules:
-        if not layout.takes(scheme(rule.scheme)):
+        if not layout.takes(scheme(rule.scheme).spec):
             raise InputError(f"layout {layout.name} has no place for {rule.scheme}; it stores {layout.stores}")
 
 

@@ -21,6 +21,7 @@ from llmc.contracts.layer_record import Experts, LayerRecord, ModuleReport, Role
 from llmc.contracts.progress import Report
 from llmc.convert import dataflow
 from llmc.convert.checkpoint import Checkpoint
+from llmc.convert.formats import DEFAULT_LAYOUT, layout
 from llmc.convert.layer_modules import BLOCKS, own_modules
 from llmc.convert.model import (
     DecoderLayer,
@@ -40,7 +41,6 @@ from llmc.quant.durable import write_json
 from llmc.quant.layer_calibration import LayerCalibration, calibration_dtype
 from llmc.quant.layer_run import Flow, LayerRun, positions
 from llmc.quant.layer_solver import linears, round_modules
-from llmc.quant.layouts import DEFAULT_LAYOUT, layout
 from llmc.quant.memory import release_memory
 from llmc.quant.mlp_calibration import ExpertTokens, MLPCalibration
 from llmc.quant.overflow import OverflowInModelError, explained
@@ -48,6 +48,7 @@ from llmc.quant.prune import Pruning, kept_per_group, original_name, renumber, r
 from llmc.quant.reference import write_reference
 from llmc.quant.result import QuantizeResult
 from llmc.quant.resume import finish_layer, finished_layers
+from llmc.quant.schemes import scheme
 from llmc.quant.shard import scheme_of, shard_path, write_ends, write_index, write_layer
 
 DEFAULT_MEMORY_BUDGET = 4 << 30
@@ -63,7 +64,7 @@ class QuantizeOptions:
     """
     memory_budget: bytes that moments and what is kept of activations may take
     expert_tokens: whether experts are calibrated on the tokens routed to them or on all
-    layout:        of the safetensors, see `quant.layouts`
+    layout:        of the safetensors, see `convert.formats`
     fp8_cache:     whether the attention cache is to hold E4M3
     device:        where layers are run and solved; activations between layers and results lie in the host's memory
     """
@@ -182,10 +183,10 @@ class _Pass:
             wanted = given.scheme if given else None
             kept = scheme_of(codes, self.layout, wanted) if codes is not None else None
             if codes is not None and kept is not None and wanted in (None, kept):
-                self.layout.tensors(module, kept, codes)
+                self.layout.format_of(kept.spec).encode(module, codes, kept.spec)
             elif given is not None:
-                weight = self.checkpoint.tensor(f"{module}.weight")
-                if lossy := self.layout.require_range(module, weight, given.scheme):
+                weight, spec = self.checkpoint.tensor(f"{module}.weight"), given.scheme.spec
+                if lossy := self.layout.format_of(spec).require_range(module, weight, spec):
                     narrowed[module] = lossy
         if narrowed:
             self.tell(
@@ -425,7 +426,7 @@ class _Pass:
         if schemes or fp8_cache:
             stored = self.checkpoint.family.stored_names.stored_module
             modules = dict.fromkeys(map(stored, self._surviving_modules(result)))
-            named = {stored(module): name for module, name in schemes.items()}
+            named = {stored(module): scheme(name) for module, name in schemes.items()}
             config["quantization_config"] = self.layout.config(named, modules, fp8_cache)
         write_json(self.output_dir / "config.json", config)
         return result

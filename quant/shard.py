@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 
 from llmc.convert.checkpoint import INDEX, Checkpoint
+from llmc.convert.formats import Layout
 from llmc.convert.model import DecoderLayer
 from llmc.convert.quantized_weight import QuantizedWeight
 from llmc.convert.safetensors_file import SafetensorsWriter, read_header
 from llmc.convert.tensor_names import ModuleName, TensorName
 from llmc.errors import InputError
 from llmc.quant.durable import write_json
-from llmc.quant.layouts.layout import Layout
 from llmc.quant.prune import original_name
 from llmc.quant.schemes import schemes
 from llmc.quant.schemes.scheme import Scheme
@@ -30,7 +30,7 @@ def shard_path(directory: Path, number: int, count: int) -> Path:
 def scheme_of(weight: QuantizedWeight, layout: Layout, wanted: Scheme | None = None) -> Scheme | None:
     """The scheme that stores these codes as they are, `wanted` if it does; None when none of the layout's does."""
     known = [*([wanted] if wanted else []), *schemes().values()]
-    return next((scheme for scheme in known if scheme.stores(weight) and layout.takes(scheme)), None)
+    return next((scheme for scheme in known if scheme.stores(weight) and layout.takes(scheme.spec)), None)
 
 
 def write_ends(checkpoint: Checkpoint, path: Path) -> None:
@@ -148,7 +148,7 @@ class _LayerShard:
         if scheme is None:
             return {str(TensorName(module, first.part)): weight.dequantize(torch.bfloat16)}
         self.used |= {str(name.module): scheme.name for name in names}
-        return self.layout.tensors(str(module), scheme, weight)
+        return self.layout.format_of(scheme.spec).encode(str(module), weight, scheme.spec)
 
     def of_experts(self, experts: dict[TensorName, list[TensorName]]) -> Iterator[dict[str, torch.Tensor]]:
         """Tensors of routed experts, all of one projection behind one another."""

@@ -10,9 +10,9 @@ import torch
 from synthesize import CONFIGS, synthesize
 
 from llmc.convert.checkpoint import Checkpoint
+from llmc.convert.formats import DEFAULT_LAYOUT
 from llmc.quant.assign import Rule
 from llmc.quant.layerwise import QuantizeOptions, quantize
-from llmc.quant.layouts import DEFAULT_LAYOUT
 
 _SIZES = {"vocab_size": 512, "hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 2}
 _HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}

@@ -36,7 +36,7 @@ def known(form: ExpertWeights, experts: int, out: int, columns: int, generator: 
         plain = plain.bfloat16()
         return Stack([plain], plain)
     made = [_quantized(form, out, columns, generator) for _ in range(experts)]
-    if (like := expert_weights.stored_as(made[0])) != form:
+    if (like := expert_weights.stored_as(made[0].kind, columns, made[0].scales.dtype)) != form:
         raise AssertionError(f"stored as {like}, not {form}")
     words = torch.stack([expert_weights.words(each, form) for each in made])
     return Stack([words, torch.stack([expert_weights.scales(each, form) for each in made])], made)

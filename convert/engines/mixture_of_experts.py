@@ -47,7 +47,10 @@ def mixture_of_experts_plugin(b: Rewriter, node: ir.Node, dtype: ir.DataType, pl
 
 def stored_in_engine(weight: WeightTensor) -> Stored:
     """How the plugin's weights lie in an engine: decoded where its kernels do not know the codes."""
-    found = expert_weights.stored_as(weight.checkpoint.quantized(weight.modules[0]))
+    if weight.kind is None or weight.scales_dtype is None:
+        return expert_weights.PLAIN
+    columns = weight.checkpoint.shape(weight.names[0])[1]
+    found = expert_weights.stored_as(weight.kind, columns, weight.scales_dtype)
     return expert_weights.PLAIN if found is None else found
 
 

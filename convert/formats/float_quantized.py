@@ -6,26 +6,32 @@ blocks ragged). Inputs that are rounded by a scale of their own have it in `inpu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+import torch
 
 from llmc.convert.fields import Fields
+from llmc.convert.formats.format import Format, Parts
 from llmc.convert.formats.targets import Targets, read_targets
-from llmc.convert.quantized_weight import FP8_GROUP, Activations, QuantizedWeight
-from llmc.convert.safetensors_file import StoredTensor
+from llmc.convert.quantized_weight import FP8_GROUP, Activations, QuantizedWeight, QuantSpec
 from llmc.errors import InputError
 from llmc.patterns import Budget
 
 
 @dataclass(frozen=True)
-class FloatQuantized:
-    """strategy: tensor, channel or block; block_size: rows and columns, of strategy block"""
+class FloatQuantized(Format):
+    """Attributes are those of one config group; `block_size`, rows and columns, belongs to strategy block."""
+
+    name = "float-quantized"
+    part_names = frozenset({"weight", "weight_scale", "input_scale"})
+    key = scales_part = "weight_scale"
+    qweight_part = "weight"
 
     strategy: str
     block_size: tuple[int, int] | None = None
     activations: Activations | None = None
     targets: Targets = field(default_factory=Targets)
-    key: str = "weight_scale"
 
     @classmethod
     def from_config(cls, group: Fields, budget: Budget | None = None) -> FloatQuantized:
@@ -41,7 +47,7 @@ class FloatQuantized:
     def matches(self, module: str) -> bool:
         return self.targets.match(module)
 
-    def shape(self, parts: Mapping[str, StoredTensor]) -> tuple[int, int]:
+    def shape(self, parts: Parts) -> tuple[int, int]:
         codes = parts.get("weight")
         if codes is None:
             scale = parts[self.key]
@@ -63,12 +69,16 @@ class FloatQuantized:
         self._block(parts)
         return codes.shape[0], codes.shape[1]
 
-    def decode(self, parts: Mapping[str, StoredTensor]) -> QuantizedWeight:
+    def kind(self, parts: Parts) -> QuantSpec:
+        activations = None if self.activations is None else self.activations.per
+        return QuantSpec("float8_e4m3fn", self._block(parts), False, False, activations)
+
+    def decode(self, parts: Parts) -> QuantizedWeight:
         codes, scales, block = parts["weight"].read(), parts[self.key].read(), self._block(parts)
         scales = scales.reshape(-(-codes.shape[0] // block[0]), -(-codes.shape[1] // block[1]))
         return QuantizedWeight(codes, scales, block, "float8_e4m3fn", activations=self.activations_of(parts))
 
-    def activations_of(self, parts: Mapping[str, StoredTensor]) -> Activations | None:
+    def activations_of(self, parts: Parts) -> Activations | None:
         if "input_scale" not in parts:
             return self.activations
         stored = parts["input_scale"]
@@ -77,7 +87,7 @@ class FloatQuantized:
             raise InputError(f"{stored.file}: {stored.name} is {scale}, not positive")
         return Activations("tensor", scale)
 
-    def _block(self, parts: Mapping[str, StoredTensor]) -> tuple[int, int]:
+    def _block(self, parts: Parts) -> tuple[int, int]:
         (rows, columns), scale = parts["weight"].shape, parts[self.key]
         if scale.dtype not in ("F32", "BF16"):
             raise InputError(f"{scale.file}: {scale.name} is {scale.dtype}; scales are F32 or BF16")
@@ -89,6 +99,36 @@ class FloatQuantized:
             f"{scale.file}: {scale.name} has shape {list(scale.shape)}, which does not fit the "
             f"[{rows}, {columns}] weight in blocks of {block}"
         )
+
+    @classmethod
+    def takes(cls, spec: QuantSpec) -> bool:
+        return spec.code_type == "float8_e4m3fn"
+
+    @classmethod
+    def encode(cls, module: str, weight: QuantizedWeight, spec: QuantSpec) -> dict[str, torch.Tensor]:
+        scales = weight.scales.flatten() if _strategy(spec) == "tensor" else weight.scales
+        tensors = {f"{module}.weight": weight.qweight, f"{module}.weight_scale": scales}
+        if weight.activations is not None and weight.activations.scale is not None:
+            tensors[f"{module}.input_scale"] = torch.tensor([weight.activations.scale])
+        return tensors
+
+    @classmethod
+    def config(cls, spec: QuantSpec) -> dict[str, Any]:
+        fp8 = {"num_bits": 8, "type": "float", "symmetric": True}
+        weights: dict[str, Any] = fp8 | {"dynamic": False, "strategy": _strategy(spec)}
+        if weights["strategy"] == "block":
+            weights["block_structure"] = list(spec.block)
+        group: dict[str, Any] = {"format": cls.name, "weights": weights}
+        if spec.activations is not None:
+            inputs = fp8 | {"dynamic": spec.activations != "tensor", "strategy": spec.activations}
+            if spec.activations == "group":
+                inputs["group_size"] = FP8_GROUP
+            group["input_activations"] = inputs
+        return group
+
+
+def _strategy(spec: QuantSpec) -> str:
+    return {(0, 0): "tensor", (1, 0): "channel"}.get(spec.block, "block")
 
 
 def _activations(inputs: Fields) -> Activations | None:

@@ -7,25 +7,32 @@ packed along the output dimension; with dynamic act-order `weight_g_idx` [in] te
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
-from llmc.convert.bits import unpack
+import torch
+
+from llmc.convert.bits import pack, unpack
 from llmc.convert.fields import Fields
+from llmc.convert.formats.format import Format, Parts
 from llmc.convert.formats.targets import Targets, read_targets
-from llmc.convert.quantized_weight import CodeType, QuantizedWeight
-from llmc.convert.safetensors_file import StoredTensor
+from llmc.convert.quantized_weight import CodeType, QuantizedWeight, QuantSpec, bits_of
 from llmc.errors import InputError
 from llmc.patterns import Budget
 
 
 @dataclass(frozen=True)
-class PackQuantized:
+class PackQuantized(Format):
+    """Attributes `bits` and `symmetric` are those of one config group, `targets` the modules that it is for."""
+
+    name = "pack-quantized"
+    part_names = frozenset({"weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx"})
+    key = qweight_part = "weight_packed"
+    scales_part = "weight_scale"
+
     bits: int
     symmetric: bool
     targets: Targets
-    key: str = "weight_packed"
 
     @classmethod
     def from_config(cls, group: Fields, budget: Budget | None = None) -> PackQuantized:
@@ -41,7 +48,7 @@ class PackQuantized:
     def matches(self, module: str) -> bool:
         return self.targets.match(module)
 
-    def shape(self, parts: Mapping[str, StoredTensor]) -> tuple[int, int]:
+    def shape(self, parts: Parts) -> tuple[int, int]:
         packed, scale = parts["weight_packed"], parts.get("weight_scale")
         where = f"{packed.file}: {packed.name}"
         if scale is None:
@@ -62,10 +69,11 @@ class PackQuantized:
             raise InputError(f"{where}: weight_g_idx {list(groups.shape)} does not fit {columns} inputs")
         return rows, columns
 
-    def activations_of(self, _: Mapping[str, StoredTensor]) -> None:
-        return None
+    def kind(self, parts: Parts) -> QuantSpec:
+        block = (1, self.shape(parts)[1] // parts["weight_scale"].shape[1])
+        return QuantSpec(self._code_type, block, not self.symmetric, "weight_g_idx" in parts, None)
 
-    def decode(self, parts: Mapping[str, StoredTensor]) -> QuantizedWeight:
+    def decode(self, parts: Parts) -> QuantizedWeight:
         rows, columns = self.shape(parts)
         packed = parts["weight_packed"]
         stored = parts["weight_shape"].read().tolist() if "weight_shape" in parts else [rows, columns]
@@ -79,5 +87,31 @@ class PackQuantized:
             if not ((groups >= 0) & (groups < scales.shape[1])).all():
                 raise InputError(f"{packed.file}: {packed.name}: weight_g_idx names groups that have no scale")
         codes = unpack(packed.read(), self.bits, columns)
-        block, code_type = (1, columns // scales.shape[1]), cast(CodeType, f"int{self.bits}")
-        return QuantizedWeight(codes, scales, block, code_type, zeros, groups)
+        return QuantizedWeight(codes, scales, (1, columns // scales.shape[1]), self._code_type, zeros, groups)
+
+    @property
+    def _code_type(self) -> CodeType:
+        return cast(CodeType, f"int{self.bits}")
+
+    @classmethod
+    def takes(cls, spec: QuantSpec) -> bool:
+        """Integers whose groups lie side by side: compressed-tensors has dropped dynamic act-order."""
+        return spec.code_type != "float8_e4m3fn" and not spec.g_idx
+
+    @classmethod
+    def encode(cls, module: str, weight: QuantizedWeight, spec: QuantSpec) -> dict[str, torch.Tensor]:
+        tensors = {
+            f"{module}.weight_packed": pack(weight.qweight, weight.bits),
+            f"{module}.weight_scale": weight.scales,
+            f"{module}.weight_shape": torch.tensor(weight.shape),
+        }
+        if weight.zero_points is not None:  # packed along the output channels
+            tensors[f"{module}.weight_zero_point"] = pack(weight.zero_points.T, weight.bits).T.contiguous()
+        return tensors
+
+    @classmethod
+    def config(cls, spec: QuantSpec) -> dict[str, Any]:
+        bits, size = bits_of(spec.code_type), spec.block[1]
+        weights = {"num_bits": bits, "type": "int", "symmetric": not spec.zero_points, "dynamic": False}
+        sharing = {"strategy": "group", "group_size": size} if size else {"strategy": "channel"}
+        return {"format": cls.name, "weights": weights | sharing}

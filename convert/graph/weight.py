@@ -12,7 +12,9 @@ import onnx_ir as ir
 import torch
 
 from llmc.convert.checkpoint import Checkpoint
+from llmc.convert.formats import Format
 from llmc.convert.quantized_weight import QuantizedWeight, QuantSpec
+from llmc.convert.safetensors_file import DTYPES
 from llmc.convert.tensor_names import module_of
 from llmc.errors import InputError
 
@@ -104,9 +106,8 @@ class WeightTensor(ChunkedTensor):
 
     @cached_property
     def kind(self) -> QuantSpec | None:
-        """How the codes are stored, see `QuantizedWeight.kind`; None: as plain floats."""
-        weight = self.checkpoint.quantized_tensor(self.names[0])
-        return None if weight is None else weight.kind
+        """How the codes are stored, from headers, see `QuantizedWeight.kind`; None: as plain floats."""
+        return self.checkpoint.kind(self.names[0])
 
     @property
     def stack(self) -> tuple[int, ...]:
@@ -185,9 +186,21 @@ class WeightTensor(ChunkedTensor):
         return ChunkedTensor(read, dtype, shape, f"{self.name}.{kind}")
 
     @property
-    def packed(self) -> bool:
-        """Whether the codes lie in the checkpoint as compressed-tensors packs them."""
-        return f"{self.modules[0]}.weight_packed" in self.checkpoint
+    def format(self) -> Format | None:
+        """How the checkpoint stores it; None: as plain floats."""
+        return self.checkpoint.format_of(self.names[0])
+
+    @property
+    def row_major(self) -> bool:
+        """Whether values and scales lie in the checkpoint as ONNX would lay them out."""
+        return self.format is not None and self.format.row_major
+
+    @property
+    def scales_dtype(self) -> torch.dtype | None:
+        """The type that its scales are stored in; None: it has none."""
+        if self.format is None:
+            return None
+        return DTYPES[self.checkpoint.parts(self.names[0])[self.format.scales_part].dtype]
 
     def stored_weights(self) -> Iterator[QuantizedWeight]:
         """Each module's codes, as it is in the checkpoint; all of one kind."""
@@ -207,7 +220,7 @@ class WeightTensor(ChunkedTensor):
 
 def stored_dtype(checkpoint: Checkpoint, name: str) -> ir.DataType:
     """The float type a tensor is stored in; FLOAT where it is quantized."""
-    if checkpoint.quantized_tensor(name) is not None:
+    if checkpoint.format_of(name) is not None:
         return ir.DataType.FLOAT
     return FLOAT_TYPES[checkpoint.stored(name).dtype]
 

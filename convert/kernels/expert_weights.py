@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from llmc.convert.quantized_weight import QuantizedWeight
+from llmc.convert.quantized_weight import QuantizedWeight, QuantSpec
 from llmc.runtime.plugins.mixture_of_experts import CODES, WORDS, ExpertWeights
 
 _FORMS = {"int2": "int4", "int3": "int4", "int4": "int4", "float8_e4m3fn": "fp8"}
@@ -22,19 +22,17 @@ _TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 PLAIN = ExpertWeights("plain")
 
 
-def stored_as(weight: QuantizedWeight | None) -> ExpertWeights | None:
-    """How the kernels read weights that are stored like this one; None: they do not. PLAIN for none, without codes."""
-    if weight is None:
-        return PLAIN
-    form, (rows, group) = _FORMS.get(weight.code_type), weight.block
-    if form is None or weight.zero_points is not None or weight.g_idx is not None:
+def stored_as(kind: QuantSpec, columns: int, scales: torch.dtype) -> ExpertWeights | None:
+    """How the kernels read weights of that kind, with so many inputs and scales of that type; None: they do not."""
+    form, (rows, group) = _FORMS.get(kind.code_type), kind.block
+    if form is None or kind.zero_points or kind.g_idx:
         return None
     step = WORDS * CODES[form]
-    if group >= weight.shape[1]:
-        group = -(-weight.shape[1] // step) * step
+    if group >= columns:
+        group = -(-columns // step) * step
     if group % WORDS or (step % group and group % step):
         return None
-    return ExpertWeights(form, group, rows, _TYPES[weight.scales.dtype])
+    return ExpertWeights(form, group, rows, _TYPES[scales])
 
 
 def words(weight: QuantizedWeight, like: ExpertWeights) -> torch.Tensor:

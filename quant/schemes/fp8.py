@@ -1,13 +1,13 @@
-"""8-bit floats (E4M3), one scale per 128x128 block, output channel or tensor; compressed-tensors `float-quantized`."""
+"""8-bit floats (E4M3), one scale per 128x128 block, output channel or tensor."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch.nn import functional
 
-from llmc.convert.quantized_weight import FP8_GROUP, LARGEST_FP8, Activations, QuantizedWeight
+from llmc.convert.quantized_weight import FP8_GROUP, LARGEST_FP8, Activations
 from llmc.errors import InputError
 from llmc.quant.schemes.scheme import QuantParams, Scheme
 
@@ -25,15 +25,12 @@ class FP8(Scheme):
     def __init__(
         self, strategy: Literal["block", "channel", "tensor"], activations: Literal["", "static", "dynamic"] = ""
     ) -> None:
-        self.strategy = strategy
+        self.sharing = {"block": (_BLOCK, _BLOCK), "channel": (1, 0), "tensor": (0, 0)}[strategy]
         self.name = f"fp8-{strategy}" + (f"-{activations}" if activations else "")
         if activations == "static":
             self.activations = Activations("tensor")
         elif activations == "dynamic":
             self.activations = Activations("group" if strategy == "block" else "token")
-
-    def block(self, shape: tuple[int, int]) -> tuple[int, int]:
-        return {"block": (_BLOCK, _BLOCK), "channel": (1, shape[1]), "tensor": shape}[self.strategy]
 
     def check(self, weight_name: str, shape: tuple[int, int]) -> None:
         if self.activations is not None and self.activations.per == "group" and shape[1] % FP8_GROUP:
@@ -56,26 +53,6 @@ class FP8(Scheme):
 
     def to_codes(self, steps: torch.Tensor, zeros: torch.Tensor | None = None) -> torch.Tensor:
         return steps.clamp(-LARGEST_FP8, LARGEST_FP8).to(torch.float8_e4m3fn)
-
-    def config_group(self) -> dict[str, Any]:
-        fp8 = {"num_bits": 8, "type": "float", "symmetric": True}
-        weights: dict[str, Any] = fp8 | {"dynamic": False, "strategy": self.strategy}
-        if self.strategy == "block":
-            weights["block_structure"] = [_BLOCK, _BLOCK]
-        group: dict[str, Any] = {"format": "float-quantized", "weights": weights}
-        if self.activations is not None:
-            inputs = fp8 | {"dynamic": self.activations.per != "tensor", "strategy": self.activations.per}
-            if self.activations.per == "group":
-                inputs["group_size"] = FP8_GROUP
-            group["input_activations"] = inputs
-        return group
-
-    def stored(self, module: str, weight: QuantizedWeight) -> dict[str, torch.Tensor]:
-        scales = weight.scales.flatten() if self.strategy == "tensor" else weight.scales
-        tensors = {f"{module}.weight": weight.qweight, f"{module}.weight_scale": scales}
-        if weight.activations is not None and weight.activations.scale is not None:
-            tensors[f"{module}.input_scale"] = torch.tensor([weight.activations.scale])
-        return tensors
 
 
 SCHEMES = (

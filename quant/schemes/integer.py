@@ -1,13 +1,12 @@
-"""Signed integers of 2, 3, 4 or 8 bits, one scale per group of input channels; compressed-tensors `pack-quantized`."""
+"""Signed integers of 2, 3, 4 or 8 bits, one scale per group of input channels."""
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 
-from llmc.convert.bits import pack
-from llmc.convert.quantized_weight import CodeType, QuantizedWeight
+from llmc.convert.quantized_weight import CodeType
 from llmc.errors import InputError
 from llmc.quant.schemes.scheme import QuantParams, Scheme
 
@@ -26,12 +25,9 @@ class Integer(Scheme):
     def __init__(self, bits: int, group_size: int | None, symmetric: bool = True, dynamic_groups: bool = False) -> None:
         self.bits, self.group_size, self.symmetric, self.dynamic_groups = bits, group_size, symmetric, dynamic_groups
         self.lowest, self.highest = -(1 << bits - 1), (1 << bits - 1) - 1
-        self.code_type = cast(CodeType, f"int{bits}")
+        self.code_type, self.sharing = cast(CodeType, f"int{bits}"), (1, group_size or 0)
         size = f"g{group_size}" if group_size else "channel"
         self.name = f"int{bits}-{size}{'' if symmetric else '-asym'}{'-actorder' if dynamic_groups else ''}"
-
-    def block(self, shape: tuple[int, int]) -> tuple[int, int]:
-        return (1, self.group_size or shape[1])
 
     def check(self, weight_name: str, shape: tuple[int, int]) -> None:
         columns = shape[1]
@@ -105,24 +101,6 @@ class Integer(Scheme):
 
     def to_codes(self, steps: torch.Tensor, zeros: torch.Tensor | None = None) -> torch.Tensor:
         return (steps if zeros is None else steps + zeros).to(torch.int8)
-
-    def config_group(self) -> dict[str, Any]:
-        weights: dict[str, Any] = {"num_bits": self.bits, "type": "int", "symmetric": self.symmetric, "dynamic": False}
-        if self.group_size:
-            weights |= {"strategy": "group", "group_size": self.group_size}
-        else:
-            weights |= {"strategy": "channel"}
-        return {"format": "pack-quantized", "weights": weights}
-
-    def stored(self, module: str, weight: QuantizedWeight) -> dict[str, torch.Tensor]:
-        tensors = {
-            f"{module}.weight_packed": pack(weight.qweight, self.bits),
-            f"{module}.weight_scale": weight.scales,
-            f"{module}.weight_shape": torch.tensor(weight.shape),
-        }
-        if weight.zero_points is not None:  # packed along the output channels
-            tensors[f"{module}.weight_zero_point"] = pack(weight.zero_points.T, self.bits).T.contiguous()
-        return tensors
 
 
 SCHEMES = tuple(

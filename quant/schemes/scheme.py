@@ -1,9 +1,9 @@
-"""What a quantization scheme has to say: its blocks, its grid, its codes, its bytes on disk."""
+"""What a quantization scheme has to say: its blocks, its grid, its codes."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -26,6 +26,7 @@ class Scheme(ABC):
 
     name: str
     code_type: CodeType
+    sharing: tuple[int, int]  # rows and columns that share a scale; 0: all of them
     lowest: float  # step, before zeros
     highest: float
     symmetric: bool = True
@@ -35,18 +36,22 @@ class Scheme(ABC):
     def __repr__(self) -> str:
         return f"Scheme({self.name!r})"
 
-    @abstractmethod
+    @property
+    def spec(self) -> QuantSpec:
+        """What formats have to know of it."""
+        activations = None if self.activations is None else self.activations.per
+        return QuantSpec(self.code_type, self.sharing, not self.symmetric, self.dynamic_groups, activations)
+
     def block(self, shape: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns that share a scale in an [out, in] weight."""
+        return self.spec.of(shape).block
 
     def check(self, weight_name: str, shape: tuple[int, int]) -> None:  # noqa: B027  # most schemes fit every shape
         """InputError when a weight of this shape cannot be stored in this scheme."""
 
     def stores(self, weight: QuantizedWeight) -> bool:
         """Whether these codes are, as they are, what this scheme writes."""
-        activations = None if self.activations is None else self.activations.per
-        block = self.block(weight.shape)
-        return weight.kind == QuantSpec(self.code_type, block, not self.symmetric, self.dynamic_groups, activations)
+        return weight.kind == self.spec.of(weight.shape)
 
     @property
     def measures_inputs(self) -> bool:
@@ -67,14 +72,6 @@ class Scheme(ABC):
     @abstractmethod
     def to_codes(self, steps: torch.Tensor, zeros: torch.Tensor | None = None) -> torch.Tensor:
         """What `round_` made, in the dtype of `QuantizedWeight.codes`; zeros as wide as the weights."""
-
-    @abstractmethod
-    def config_group(self) -> dict[str, Any]:
-        """`format`, `weights` and, if they are rounded, `input_activations` of a compressed-tensors config group."""
-
-    @abstractmethod
-    def stored(self, module: str, weight: QuantizedWeight) -> dict[str, torch.Tensor]:
-        """What compressed-tensors stores, by name, in the order it is written."""
 
     def expand(self, blockwise: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
         """A block's number for each of its weights, float32 […, out, in]."""

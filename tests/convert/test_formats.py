@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from transformers import AutoModelForCausalLM, FineGrainedFP8Config
 from llmc.convert.bits import pack, unpack
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.formats import formats
-from llmc.convert.formats.gptq import gptq_tensors
+from llmc.convert.formats.gptq import GPTQ
 from llmc.convert.model import CausalLM
 from llmc.errors import InputError
 from llmc.quant.gptq import solve
@@ -127,9 +128,15 @@ def test_compressed_tensors_reads_back_as_in_its_own_package(tmp_path: Path) -> 
 def test_each_format_alone(tmp_path: Path, name: str) -> None:
     module = "model.layers.0.mlp.up_proj" if name == "int3 group" else "model.layers.0.mlp.down_proj"
     expected = store(tmp_path, {module: name})[module]
-    weight = Checkpoint.open(tmp_path).quantized(module)
+    checkpoint = Checkpoint.open(tmp_path)
+    weight, stored = checkpoint.quantized(module), checkpoint.parts(f"{module}.weight")
     assert weight is not None
     assert torch.equal(weight.dequantize(), expected.float())
+    with (tmp_path / "model.safetensors").open("r+b") as file:  # no weight can be read any more
+        file.truncate(min(each.offset for each in stored.values()))
+    assert checkpoint.kind(f"{module}.weight") == weight.kind
+    with pytest.raises(InputError):
+        checkpoint.quantized(module)
     assert (
         weight.block
         == {
@@ -144,6 +151,14 @@ def test_each_format_alone(tmp_path: Path, name: str) -> None:
             "fp8 block": (24, 48),
         }[name]
     )
+
+
+def test_names_of_packed_tensors_have_one_home() -> None:
+    """Whoever else wants them asks the format."""
+    names = re.compile(r"\bweight_(packed|shape|zero_point|g_idx)\b")
+    root = Path(__file__).parents[2]
+    files = [path for room in ("convert", "quant", "runtime", "llmc", "ci") for path in (root / room).rglob("*.py")]
+    assert [path.name for path in files if names.search(path.read_text(encoding="utf-8"))] == ["pack_quantized.py"]
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
@@ -176,7 +191,7 @@ def test_gptq_layout_reads_back_as_it_was(
     plain = weights.pop(f"{module}.weight").float()
     hessian = torch.diag_embed(torch.rand(1, 64, generator=torch.Generator().manual_seed(1)) + 0.1)
     weight = solve(plain[None], hessian, chosen).weight()
-    stored = gptq_tensors(module, weight)
+    stored = GPTQ.encode(module, weight, chosen.spec)
     if version == 1:
         zeros = unpack(stored[f"{module}.qzeros"], weight.bits, 80).short() + (1 << weight.bits - 1) - 1
         zeros = (zeros % (1 << weight.bits)) - (1 << weight.bits - 1)
@@ -184,9 +199,11 @@ def test_gptq_layout_reads_back_as_it_was(
     layout = {1: "gptq", 2: "gptq_v2"}[version]
     config = LLAMA | {"quantization_config": {"quant_method": "gptq", "bits": weight.bits, "checkpoint_format": layout}}
     write_checkpoint(tmp_path, config, weights | stored)
-    read = Checkpoint.open(tmp_path).quantized(module)
+    checkpoint = Checkpoint.open(tmp_path)
+    read = checkpoint.quantized(module)
     assert read is not None and read.kind == weight.kind
     assert torch.equal(read.qweight, weight.qweight)
+    assert checkpoint.kind(f"{module}.weight") == read.kind
     torch.testing.assert_close(read.dequantize(), weight.dequantize(), rtol=1e-3, atol=1e-6)  # scales are float16
     words = stored[f"{module}.qweight"][:, 5].tolist()
     stream = sum((word & 0xFFFFFFFF) << 32 * i for i, word in enumerate(words))

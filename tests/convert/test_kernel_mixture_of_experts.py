@@ -21,7 +21,7 @@ from support.interpreted_kernels import (
 from support.interpreter_process import run_interpreted
 
 from llmc.convert.kernels.kernel_sets import CUBINS, KernelRequest
-from llmc.convert.quantized_weight import QuantizedWeight
+from llmc.convert.quantized_weight import QuantizedWeight, QuantSpec
 from llmc.runtime.plugins.mixture_of_experts import (
     FEW,
     MANY,
@@ -111,8 +111,12 @@ def stack(
     from llmc.convert.kernels import expert_weights
 
     experts = [stored(form, out, columns, case, generator) for _ in range(case.experts)]
-    like = expert_weights.stored_as(experts[0])
-    assert like is not None
+    first = experts[0]
+    like = expert_weights.PLAIN
+    if first is not None:
+        found = expert_weights.stored_as(first.kind, columns, first.scales.dtype)
+        assert found is not None
+        like = found
     if like.form == "plain":
         plain = (0.1 * torch.randn(case.experts, out, columns, generator=generator)).to(case.dtype)
         return like, [plain], plain.double()
@@ -184,7 +188,7 @@ def decoded(form: str, rows: int) -> torch.Tensor:
     (out, columns), kind = codes.shape, "int4" if form == "int4" else "float8_e4m3fn"
     values = (codes - 8).to(torch.int8) if form == "int4" else codes.to(torch.uint8).view(torch.float8_e4m3fn)
     weight = QuantizedWeight(values, torch.full((out, 1), 2.0), (1, columns), kind)
-    like = expert_weights.stored_as(weight)
+    like = expert_weights.stored_as(weight.kind, columns, weight.scales.dtype)
     assert like is not None
     x = torch.eye(columns, dtype=FP16)
     y = x.new_empty(len(x), out)
@@ -283,13 +287,14 @@ def test_the_workspace_suffices_for_fewer_tokens(shape: ExpertsShape) -> None:
 def test_what_there_is_no_kernel_for() -> None:
     from llmc.convert.kernels.expert_weights import stored_as
 
-    codes, scales = torch.zeros(4, 96, dtype=torch.int8), torch.ones(4, 6)
-    weight = QuantizedWeight(codes, scales, (1, 16), "int4")
-    assert stored_as(replace(weight, block=(1, 32))) == ExpertWeights("int4", 32, 1, "fp32")
-    assert stored_as(replace(weight, block=(1, 96))) == ExpertWeights("int4", 128, 1, "fp32")  # one for each channel
-    assert stored_as(replace(weight, block=(1, 48))) is None
-    assert stored_as(replace(weight, code_type="int8")) is None
-    assert stored_as(replace(weight, zero_points=codes)) is None
+    def form(**changes: Any) -> ExpertWeights | None:
+        return stored_as(QuantSpec("int4", (1, 16), False, False, None)._replace(**changes), 96, torch.float32)
+
+    assert form(block=(1, 32)) == ExpertWeights("int4", 32, 1, "fp32")
+    assert form(block=(1, 96)) == ExpertWeights("int4", 128, 1, "fp32")  # one for each channel
+    assert form(block=(1, 48)) is None
+    assert form(code_type="int8") is None
+    assert form(zero_points=True) is None
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from support.random_checkpoint import LLAMA, random_checkpoint, random_weights, 
 
 from llmc.convert.bits import pack, unpack
 from llmc.convert.checkpoint import Checkpoint
-from llmc.convert.formats.gptq import gptq_tensors
+from llmc.convert.formats.gptq import GPTQ
 from llmc.errors import InputError
 from llmc.quant.gptq import solve
 from llmc.quant.schemes.integer import Integer
@@ -23,7 +23,7 @@ def test_what_autogptq_said_in_a_file_of_its_own_is_read(tmp_path: Path) -> None
     weights = random_weights(LLAMA)
     plain = weights.pop(f"{module}.weight").float()
     weight = solve(plain[None], torch.eye(64)[None], chosen).weight()
-    stored = gptq_tensors(module, weight)
+    stored = GPTQ.encode(module, weight, chosen.spec)
     stored[f"{module}.qzeros"] = pack(unpack(stored[f"{module}.qzeros"], 4, 80) - 1, 4)
     write_checkpoint(tmp_path, LLAMA, weights | stored)
     (tmp_path / "model.safetensors").rename(tmp_path / "gptq_model-4bit-32g.safetensors")

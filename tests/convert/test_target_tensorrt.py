@@ -13,6 +13,9 @@ import pytest
 from support.quantized_checkpoint import DEEPSEEK, quantized_checkpoint
 
 from llmc.convert.engines import compiler
+from llmc.convert.engines.contents import Contents
+from llmc.convert.engines.engine import Steps
+from llmc.convert.safetensors_file import read_header
 from llmc.convert.targets import target, tensorrt
 from llmc.errors import MachineError, MissingPackageError
 from llmc.runtime.plugins.operation import Gpu
@@ -34,6 +37,20 @@ def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("llmc.convert.engines.package.TensorRTPackage.require", lambda self: None)
     with pytest.raises(MachineError, match="there is no GPU that CUDA can use"):
         trt.build(checkpoint, trt.Options(), checkpoint.path, lambda *_: None)
+
+
+def test_what_stays_in_codes_is_known_from_headers(tmp_path: Path) -> None:
+    """Every weight used to be decoded, up to four times, before anything was compiled."""
+    schemes = {"experts": "int4-g64", "shared_experts": "int8-g32", "attention": "fp8-block"}
+    checkpoint = quantized_checkpoint(tmp_path, CONFIG, schemes)
+    for shard in checkpoint.shards:
+        os.truncate(shard, min(tensor.offset for tensor in read_header(shard).values()))
+    for plugins in (True, False):
+        inside = Contents(checkpoint, plugins)
+        groups = inside.groups([80, 90])
+        assert [sms for sms, _ in groups] == [[80], [90]]
+        notes = inside.notes(Steps(64, 1, (1,), 16), 1, groups)
+        assert "TensorRT has no codes for int8: those weights are bfloat16" in notes
 
 
 def gpu() -> Gpu | None:

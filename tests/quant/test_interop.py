@@ -9,10 +9,11 @@ from support.random_checkpoint import DEEPSEEK_V3, LLAMA, random_checkpoint
 from transformers import AutoModelForCausalLM
 
 from llmc.convert.checkpoint import Checkpoint
+from llmc.convert.formats import layout
 from llmc.convert.model import CausalLM
 from llmc.quant.assign import Rule
 from llmc.quant.layerwise import quantize
-from llmc.quant.layouts import layout
+from llmc.quant.schemes import scheme
 
 DEEPSEEK = DEEPSEEK_V3 | {"moe_intermediate_size": 64, "v_head_dim": 16, "q_lora_rank": 32}
 DENSE = LLAMA | {"intermediate_size": 128}
@@ -111,6 +112,11 @@ REFUSED = {
 }
 
 
+def obstacle(layout_name, schemes, plain_experts):
+    specs = {role: [scheme(name).spec for name in names] for role, names in schemes.items()}
+    return layout(layout_name).obstacle(specs, plain_experts)
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_transformers_cannot_load_it_refuses_and_we_say_so(case, tmp_path):
     """Rather than that it takes codes for other codes."""
@@ -119,15 +125,14 @@ def test_what_transformers_cannot_load_it_refuses_and_we_say_so(case, tmp_path):
     source = Checkpoint.open(random_checkpoint(tmp_path / "source", wide | {"num_nextn_predict_layers": 0}))
     text = torch.randint(3, 96, (2, 32), generator=torch.Generator().manual_seed(0))
     quantize(source, rules, None, text, text, tmp_path / "out", tmp_path / "work", lambda *_: None)
-    assert said in layout("compressed-tensors").obstacle(schemes, plain_experts)
+    assert said in obstacle("compressed-tensors", schemes, plain_experts)
     with pytest.raises((RuntimeError, AttributeError)):
         AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
     CausalLM.load(Checkpoint.open(tmp_path / "out"))  # we do
 
 
 def test_nothing_is_said_of_what_transformers_loads():
-    layouts_own = layout("compressed-tensors")
-    assert not layouts_own.obstacle({"experts": ["int4-g128"], "attention": ["fp8-block"]}, False)
-    assert not layouts_own.obstacle({"attention": ["int4-g32"], "mtp": ["int4-g32-asym"]}, True)
-    assert not layouts_own.obstacle({"experts": ["fp8-channel", "fp8-tensor"]}, True)
-    assert not layout("gptq").obstacle({"attention": ["int4-g32-asym"]}, False)
+    assert not obstacle("compressed-tensors", {"experts": ["int4-g128"], "attention": ["fp8-block"]}, False)
+    assert not obstacle("compressed-tensors", {"attention": ["int4-g32"], "mtp": ["int4-g32-asym"]}, True)
+    assert not obstacle("compressed-tensors", {"experts": ["fp8-channel", "fp8-tensor"]}, True)
+    assert not obstacle("gptq", {"attention": ["int4-g32-asym"]}, False)

@@ -12,12 +12,12 @@ from support.quantized_checkpoint import quantized_copy
 from support.random_checkpoint import LLAMA, random_weights, write_checkpoint
 
 from llmc.convert.checkpoint import Checkpoint
+from llmc.convert.formats.gptq import GPTQ
 from llmc.convert.model import CausalLM
 from llmc.convert.quantized_weight import QuantizedWeight
 from llmc.errors import InputError
 from llmc.quant.assign import Rule
 from llmc.quant.layerwise import QuantizeOptions, quantize
-from llmc.quant.layouts import layout
 from llmc.quant.schemes import scheme
 
 CONFIG = LLAMA | {"hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 1}
@@ -126,11 +126,11 @@ def changed(change: Callable[[torch.Tensor], Any]) -> torch.Tensor:
 def test_ordinary_weights_are_welcome(name: str) -> None:
     """Dead rows and empty matrices, too."""
     for change in (lambda w: None, lambda w: w[3].zero_(), lambda w: w[3:5].mul_(1e-12), lambda w: w.zero_()):
-        layout("gptq").require_range("m", changed(change), scheme(name))
+        GPTQ.require_range("m", changed(change), scheme(name).spec)
 
 
 @pytest.mark.parametrize("factor", [1e-9, 1e9])
 def test_what_the_solver_made_is_looked_at_again(factor: float) -> None:
     weight = QuantizedWeight(torch.ones(4, 32, dtype=torch.int8), torch.full((4, 1), factor), (1, 32), "int4")
     with pytest.raises(InputError, match="m: the scales of these weights"):
-        layout("gptq").tensors("m", scheme("int4-g32"), weight)
+        GPTQ.encode("m", weight, scheme("int4-g32").spec)

@@ -5,6 +5,7 @@ import torch
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 from compressed_tensors.quantization import preset_name_to_scheme
 
+from llmc.convert.formats.pack_quantized import PackQuantized
 from llmc.convert.quantized_weight import bits_of
 from llmc.errors import InputError
 from llmc.quant.gptq import round_to_nearest
@@ -46,7 +47,7 @@ def test_importance_moves_the_scale_towards_channels_that_matter():
 
 def test_packed_as_compressed_tensors_packs():
     weight = round_to_nearest(torch.randn(24, 64), scheme("int4-g32"))
-    stored = scheme("int4-g32").stored("m", weight)
+    stored = PackQuantized.encode("m", weight, scheme("int4-g32").spec)
     assert list(stored) == ["m.weight_packed", "m.weight_scale", "m.weight_shape"]
     assert torch.equal(stored["m.weight_packed"], pack_to_int32(weight.qweight, 4))
     assert stored["m.weight_shape"].tolist() == [24, 64]

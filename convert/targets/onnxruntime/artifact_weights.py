@@ -53,33 +53,40 @@ class ArtifactWeights(Rewriter):
             values.append(self.initializer(tensor))
         return values[0] if len(values) == 1 else self.concat(*values, axis=0)
 
+    def stored_codes(
+        self, weight: WeightTensor, dtype: ir.DataType | None = None, shape: Sequence[int] | None = None
+    ) -> ir.Value:
+        """The bytes of the quantized values, which must lie in rows of output channels."""
+        assert weight.format is not None and weight.row_major
+        return self.stored(weight, weight.format.qweight_part, dtype, shape)
+
     def as_float(self, x: ir.Value) -> ir.Value:
         return x if x.dtype == FLOAT else self.op("Cast", x, to=int(FLOAT))
 
     def scales(self, weight: WeightTensor) -> ir.Value:
-        """float32, one per block."""
-        native = f"{weight.modules[0]}.weight_scale_inv" in weight.checkpoint
+        """float32, one per block; they must lie in rows of output channels."""
+        assert weight.format is not None and weight.row_major
         (rows, columns), (high, wide) = weight.checkpoint.shape(weight.names[0]), weight.block
         shape = (-(-rows // high), -(-columns // wide))
-        return self.as_float(self.stored(weight, "weight_scale_inv" if native else "weight_scale", shape=shape))
+        return self.as_float(self.stored(weight, weight.format.scales_part, shape=shape))
 
     def matrices(self, weight: WeightTensor) -> ir.Value:
         """float32 [out, in], or [E, out, in] of a stack: dequantized, not yet laid out."""
         if weight.kind is None:
             return self.as_float(self.stored(weight))
         kind = weight.kind
-        as_stored = kind.code_type == "float8_e4m3fn" or (kind.code_type == "int4" and weight.packed)
+        as_stored = kind.code_type in ("float8_e4m3fn", "int4") and weight.row_major
         if not as_stored or kind.zero_points or kind.g_idx:
             layout = replace(weight.layout, transposed=False, heads=None)
             name = f"{weight.name}.plain"  # written again: few operators could decode it, none of them fast
             return self.initializer(WeightTensor(weight.checkpoint, weight.names, layout, name, FLOAT))
         rows, columns = weight.checkpoint.shape(weight.names[0])
         if weight.code_type == "int4":
-            # compressed-tensors stores c + 8, low nibble first: the bytes of an ONNX UINT4 tensor.
-            codes = self.stored(weight, "weight_packed", ir.DataType.UINT4, (rows, columns))
+            # Stored is c + 8, low nibble first: the bytes of an ONNX UINT4 tensor.
+            codes = self.stored_codes(weight, ir.DataType.UINT4, (rows, columns))
             codes = self.op("Sub", self.as_float(codes), self.constant(8.0, FLOAT))
         else:
-            codes = self.as_float(self.stored(weight, "weight"))
+            codes = self.as_float(self.stored_codes(weight))
         # Scales [.., a, b] -> [.., a, rows of a block, b, columns of a block] -> [.., out, in]
         high, wide = weight.block
         down, across = -(-rows // high), -(-columns // wide)

@@ -68,8 +68,8 @@ def matmul_nbits(
 def nbits(rewriter: ArtifactWeights, weights: Sequence[WeightTensor], accuracy_level: int) -> NBits | None:
     """The weights for one node, or None where its kernel cannot take them and they must be floats.
 
-    Integers of 4 and 8 bits are taken as they lie in the artifact, in the layout of compressed-tensors'
-    `weight_packed`; of 2 and 3 bits they are written again in 4. FP8 is encoded anew, in 8 bits. Not so at accuracy
+    Integers of 4 and 8 bits are taken as they lie in the artifact, where their format packs them as ONNX does; of 2 and
+    3 bits they are written again in 4. FP8 is encoded anew, in 8 bits. Not so at accuracy
     level 1: there is no exact 8-bit kernel.
     """
     kinds = {weight.kind for weight in weights}
@@ -97,8 +97,8 @@ def nbits(rewriter: ArtifactWeights, weights: Sequence[WeightTensor], accuracy_l
 def _codes(rewriter: ArtifactWeights, weight: WeightTensor, bits: int, block: int) -> ir.Value:
     rows, columns = weight.checkpoint.shape(weight.names[0])
     shape = (rows, columns // block, block * bits // 8)
-    if weight.kind is not None and bits_of(weight.kind.code_type) == bits and weight.packed:
-        return rewriter.stored(weight, "weight_packed", ir.DataType.UINT8, shape)
+    if weight.kind is not None and bits_of(weight.kind.code_type) == bits and weight.row_major:
+        return rewriter.stored_codes(weight, ir.DataType.UINT8, shape)
 
     def pieces() -> Iterator[ir.TensorProtocol]:
         for each in weight.stored_weights():
@@ -109,7 +109,7 @@ def _codes(rewriter: ArtifactWeights, weight: WeightTensor, bits: int, block: in
 
 
 def _scales(rewriter: ArtifactWeights, weight: WeightTensor, block: int) -> ir.Value:
-    if block == weight.block[1] and weight.packed:
+    if block == weight.block[1] and weight.row_major:
         return rewriter.scales(weight)
     rows, columns = weight.checkpoint.shape(weight.names[0])
 

@@ -1,0 +1,83 @@
+"""What a layout has to say: the formats that one kind of `quantization_config` can describe, and how it does."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, ClassVar, Protocol
+
+from llmc.convert.fields import Fields
+from llmc.convert.formats.format import Format
+from llmc.convert.quantized_weight import QuantSpec
+
+DEFAULT_LAYOUT = "compressed-tensors"
+
+
+class NamedSpec(Protocol):
+    """What a layout has to know of a scheme: its name, and what it says of weights of any shape."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def spec(self) -> QuantSpec: ...
+
+
+class Layout(ABC):
+    """How a quantized checkpoint as a whole lies on disk.
+
+    Attributes:
+        name: As a recipe calls it.
+        method: `quant_method` in config.json.
+        formats: Those that its weights can have.
+        stores: For people: what it has a place for.
+        readers: For people: who reads it.
+        takes_cache_scales: Whether it has a place for the scales of an FP8 cache.
+    """
+
+    name: ClassVar[str]
+    method: ClassVar[str]
+    formats: ClassVar[tuple[type[Format], ...]]
+    stores: ClassVar[str]
+    readers: ClassVar[str]
+    takes_cache_scales: ClassVar[bool] = False
+
+    def takes(self, spec: QuantSpec) -> bool:
+        """Tell whether weights of a scheme can be stored."""
+        return any(known.takes(spec) for known in self.formats)
+
+    def format_of(self, spec: QuantSpec) -> type[Format]:
+        """Return the format that weights of a scheme are stored in, which the layout must take."""
+        return next(known for known in self.formats if known.takes(spec))
+
+    @property
+    def narrows(self) -> bool:
+        """Whether some of its formats may have too few bits for a scale."""
+        return any(known.narrows for known in self.formats)
+
+    @abstractmethod
+    def read(self, quantization: Fields) -> tuple[Format, ...]:
+        """Return the formats that `quantization_config` announces, the first that matches a module counts.
+
+        Raises:
+            InputError: Something of it cannot be read.
+        """
+
+    @abstractmethod
+    def config(self, schemes: Mapping[str, NamedSpec], modules: Iterable[str], fp8_cache: bool) -> dict[str, Any]:
+        """Return `quantization_config` of config.json.
+
+        Args:
+            schemes: Of every quantized module.
+            modules: Every linear layer that could have been quantized.
+            fp8_cache: Whether there are scales for the attention cache.
+        """
+
+    def obstacle(self, specs: Mapping[str, Collection[QuantSpec]], plain_experts: bool) -> str:
+        """Return why transformers, which otherwise loads this layout, refuses what is stored so; empty: it does not.
+
+        Args:
+            specs: What the schemes of each role say of weights of any shape.
+            plain_experts: Whether some experts stay floats.
+        """
+        return ""
