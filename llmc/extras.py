@@ -18,7 +18,7 @@ import llmc
 from llmc.errors import MachineError
 
 # Modules → distributions, where the two have other names.
-_DISTRIBUTIONS = {"cuda": "cuda-bindings", "tensorrt": "tensorrt-cu13", "tensorrt_rtx": "tensorrt-rtx-cu13"}
+DISTRIBUTIONS = {"cuda": "cuda-bindings", "tensorrt": "tensorrt-cu13", "tensorrt_rtx": "tensorrt-rtx-cu13"}
 
 
 def install(module: str) -> str:
@@ -26,7 +26,7 @@ def install(module: str) -> str:
     distribution = _distribution()
     extra = _extra(distribution, module)
     if extra is None:
-        return f"pip install {_DISTRIBUTIONS.get(module, module)}"
+        return f"pip install {DISTRIBUTIONS.get(module, module)}"
     clone = Path(llmc.__file__).parents[1]
     if (clone / "pyproject.toml").is_file() and (clone / "convert").is_dir():
         place = "." if Path(os.curdir).resolve() == clone else str(clone)
@@ -56,7 +56,7 @@ def _distribution() -> importlib.metadata.Distribution | None:
 
 def _extra(distribution: importlib.metadata.Distribution | None, module: str) -> str | None:
     """The first extra that has the package of a module."""
-    wanted = _normal(_DISTRIBUTIONS.get(module, module))
+    wanted = _normal(DISTRIBUTIONS.get(module, module))
     for requirement in (distribution.requires or ()) if distribution else ():
         name = re.match(r"[\w.-]+", requirement)
         extra = re.search(r"""\bextra *== *["']([\w.-]+)["']""", requirement)

@@ -31,6 +31,7 @@ from llmc.errors import LlmcError
 from llmc.runtime import load
 from llmc.runtime.artifact import Artifact
 from llmc.runtime.backends import backends, tensorrt_engine
+from llmc.tensorrt_package import TENSORRT, TENSORRT_RTX
 
 PROMPT = "def "
 NOT_FOR_THIS_GPU = 5
@@ -57,7 +58,7 @@ def run_as(artifact: str, backend: str, sm: int) -> int:
 
 def compile_here(backend: str) -> int:
     """An engine for the current GPU that multiplies two matrices: compiled, loaded, and run."""
-    package = backends()[backend].PACKAGE
+    package = next(known for known in (TENSORRT, TENSORRT_RTX) if known.name == backend)
     trt: Any = importlib.import_module(package.module)
     builder = trt.Builder(logger := trt.Logger(trt.Logger.WARNING))
     network, config = builder.create_network(0), builder.create_builder_config()

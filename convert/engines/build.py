@@ -20,13 +20,13 @@ from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.engines.contents import Contents, check
 from llmc.convert.engines.engine import Steps, build_engine
 from llmc.convert.engines.lowering import allow_decomposition, lower
-from llmc.convert.engines.package import TensorRTPackage
 from llmc.convert.engines.plugins import Plugins, require_triton
 from llmc.convert.engines.windows import windows
 from llmc.convert.graph.build import graphs
 from llmc.convert.graph.write import write
 from llmc.convert.targets import TargetResult
 from llmc.runtime.plugins import kernel_set
+from llmc.tensorrt_package import TensorRTPackage
 
 DTYPE = ir.DataType.BFLOAT16
 
@@ -62,7 +62,7 @@ def build(
     times ten.
     """
     spec = checkpoint.spec
-    check(package.target, spec, options, {})
+    check(package.name, spec, options, {})
     context = options.context or min(spec.max_position_embeddings, 4096)
     # A token per row, or two when a drafted one is verified with it.
     widths = (1, 2) if spec.num_mtp_layers else (1,)
@@ -73,7 +73,7 @@ def build(
     contents = Contents(checkpoint, options.plugins)
     groups = contents.groups(sms)
     notes = contents.notes(steps, options.batch, groups)
-    result = TargetResult(package.target, files={}, weight_bytes=0, file_bytes=0, notes=notes)
+    result = TargetResult(package.name, files={}, weight_bytes=0, file_bytes=0, notes=notes)
     engines = directory / "engines"
     work = engines / ".lowered"  # always the same: what a killed build left there is cleared away
     for sm, code_types in groups:

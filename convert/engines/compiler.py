@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from llmc.contracts.engine import Value
-from llmc.convert.engines.package import TensorRTPackage
 from llmc.errors import MachineError, RefusedError
+from llmc.tensorrt_package import TensorRTPackage
 
 # What the compiler frees goes back to the system at once: measured, 1.4 GB instead of 2.0 for 0.6 GB of int4 weights.
 _GIVES_BACK = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}

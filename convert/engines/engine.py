@@ -13,10 +13,10 @@ import onnx_ir as ir
 
 from llmc.contracts.engine import EngineDescription, Profile
 from llmc.convert.engines.compiler import compile_engine
-from llmc.convert.engines.package import TensorRTPackage
 from llmc.convert.engines.program import ProgramText, inspect
 from llmc.convert.graph.write import op_histogram
 from llmc.errors import MachineError
+from llmc.tensorrt_package import TensorRTPackage
 
 # How a compiled program calls the types of codes. Plugins take theirs packed in int32.
 _CODES = {"int4": "int4", "int8": "int8", "float8e4m3fn": "fp8_e4m3", "int32": "int32"}

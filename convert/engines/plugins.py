@@ -8,13 +8,13 @@ from typing import Any
 
 import onnx_ir as ir
 
-from llmc.convert.engines.package import TensorRTPackage
 from llmc.convert.graph.builder import DOMAIN
 from llmc.convert.graph.rewrite import Rewriter
 from llmc.convert.kernels.kernel_sets import KernelRequest, kernel_sets
 from llmc.errors import MissingPackageError
 from llmc.extras import install
 from llmc.runtime.plugins.kernel_set import KernelSet
+from llmc.tensorrt_package import TensorRTPackage
 
 TYPES = {ir.DataType.BFLOAT16: "bf16", ir.DataType.FLOAT16: "fp16", ir.DataType.FLOAT: "fp32"}
 
@@ -23,7 +23,7 @@ def require_triton(package: TensorRTPackage) -> None:
     """MissingPackageError if kernels cannot be compiled."""
     if importlib.util.find_spec("triton") is None:
         raise MissingPackageError(
-            f"target {package.target}: Triton, which compiles the plugins' kernels, is not installed",
+            f"target {package.name}: Triton, which compiles the plugins' kernels, is not installed",
             f"{install('triton')}, or set `plugins: false`",
         )
 

@@ -9,17 +9,17 @@ from llmc.contracts.progress import Report
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.engines import build as engines
 from llmc.convert.engines import contents
-from llmc.convert.engines.package import TENSORRT
 from llmc.convert.spec import ModelSpec
 from llmc.convert.targets import TargetResult
 from llmc.runtime.plugins.operation import Gpu
+from llmc.tensorrt_package import TENSORRT
 
 Options = engines.EngineOptions
 
 
 def check(spec: ModelSpec, options: Options, schemes: Mapping[str, str]) -> None:
     """See `llmc.convert.engines.contents`."""
-    contents.check(TENSORRT.target, spec, options, schemes)
+    contents.check(TENSORRT.name, spec, options, schemes)
 
 
 def build(checkpoint: Checkpoint, options: Options, directory: Path, progress: Report) -> TargetResult:

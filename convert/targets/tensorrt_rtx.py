@@ -11,10 +11,10 @@ from llmc.contracts.progress import Report
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.engines import build as engines
 from llmc.convert.engines import contents
-from llmc.convert.engines.package import TENSORRT_RTX
 from llmc.convert.spec import ModelSpec
 from llmc.convert.targets import TargetResult
 from llmc.errors import InputError
+from llmc.tensorrt_package import TENSORRT_RTX
 
 # Compute capabilities, times ten, that the compiler knows and that know bfloat16 and int4.
 SM = (80, 86, 89, 120, 121)
@@ -40,7 +40,7 @@ class Options(engines.EngineOptions):
 
 def check(spec: ModelSpec, options: Options, schemes: Mapping[str, str]) -> None:
     """See `llmc.convert.engines.contents`."""
-    contents.check(TENSORRT_RTX.target, spec, options, schemes)
+    contents.check(TENSORRT_RTX.name, spec, options, schemes)
 
 
 def build(checkpoint: Checkpoint, options: Options, directory: Path, progress: Report) -> TargetResult:

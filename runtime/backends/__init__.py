@@ -1,21 +1,12 @@
-"""What can run an artifact. Every module here that defines `NAME` is a backend; adding one is adding a file.
-
-A backend module defines
-
-    NAME: str                                     # also the target of the recipe that it runs
-    PREFERENCE: int                               # the highest that is available is picked
-    def unavailable(artifact, provider) -> str | None     # why it cannot run this artifact here; None: it can
-    def start(artifact, threads, provider) -> Backend
-
-where `provider` is what the user wrote behind a colon, as in `onnxruntime:cuda`, or None.
-"""
+"""What can run an artifact. Every module here that defines `BACKENDS` adds some; adding one is adding a file."""
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -72,6 +63,31 @@ class Backend(Protocol):
     def close(self) -> None: ...
 
 
+class BackendFactory(ABC):
+    """Starts one kind of backend.
+
+    Attributes:
+        name: As `--backend` and the target of the recipe call it.
+        preference: The highest that is available is picked.
+    """
+
+    name: str
+    preference: int
+
+    @abstractmethod
+    def unavailable(self, artifact: Artifact, provider: str | None = None) -> str | None:
+        """Return why it cannot run this artifact here; None: it can.
+
+        Args:
+            artifact: What is to be run.
+            provider: What the user wrote behind a colon, as in `onnxruntime:cuda`.
+        """
+
+    @abstractmethod
+    def start(self, artifact: Artifact, threads: int | None, provider: str | None = None) -> Backend:
+        """Load the artifact's graphs; `threads` None: as many as it likes."""
+
+
 def step_width(backend: Backend, rows: int, position: int) -> int:
     """Tokens per row that a step from `position` on should have at most."""
     width = backend.max_prefill_tokens
@@ -93,15 +109,16 @@ def step_inputs(
     return inputs if hidden is None else inputs | {"previous_hidden": hidden}
 
 
-def backends() -> dict[str, ModuleType]:
-    """All backend modules by name, the preferred first."""
+@functools.cache
+def backends() -> dict[str, BackendFactory]:
+    """All backends by name, the preferred first."""
     modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
-    found = sorted((m for m in modules if hasattr(m, "NAME")), key=lambda m: -m.PREFERENCE)
-    return {module.NAME: module for module in found}
+    found = [factory for module in modules for factory in getattr(module, "BACKENDS", ())]
+    return {factory.name: factory for factory in sorted(found, key=lambda factory: -factory.preference)}
 
 
 def start(artifact: Artifact, name: str | None = None, threads: int | None = None) -> tuple[Backend, str]:
-    """The backend named, `NAME` or `NAME:PROVIDER`, or else the fastest that is available; and why it and no other.
+    """The backend named, `name` or `name:provider`, or else the fastest that is available; and why it and no other.
     MachineError when the one named, or every one, cannot run here."""
     known = backends()
     name, _, provider = (name or "").partition(":")

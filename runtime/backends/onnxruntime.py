@@ -18,34 +18,14 @@ from numpy.typing import NDArray
 from llmc.errors import InputError, MachineError
 from llmc.extras import install
 from llmc.runtime.artifact import Artifact
-from llmc.runtime.backends import CLOSED, FloatArray, Graph, Hidden, IntArray, step_inputs
+from llmc.runtime.backends import CLOSED, BackendFactory, FloatArray, Graph, Hidden, IntArray, step_inputs
 
 NAME = "onnxruntime"
-PREFERENCE = 0
 _CPU = "CPUExecutionProvider"
 _BATCH, _PREFILL, _SCORES = 32, 256, 1 << 22  # bound the memory that a step takes
 _NEEDED = (1, 32)  # the first release with all operators of the graphs
 _FIRST_CAPACITY = 256
 _STEP = 64  # attention runs over whole steps of the cache, not over what is never written
-
-
-def unavailable(artifact: Artifact, provider: str | None = None) -> str | None:
-    if artifact.target_file(NAME, "main") is None:
-        return "the artifact has no onnxruntime graph; add `onnxruntime` to the recipe's targets"
-    if importlib.util.find_spec("onnxruntime") is None:
-        return f"the package is not installed; {install('onnxruntime')}"
-    if (installed := _version()) < _NEEDED:
-        needed, found = (".".join(map(str, version)) for version in (_NEEDED, installed))
-        return f"its graphs need release {needed}, {found} is installed; pip install 'onnxruntime>={needed}'"
-    if provider is not None:
-        known = _providers()
-        if provider.lower() not in known:
-            return f"it has no provider {provider!r} here, only {', '.join(known)}; install its package of onnxruntime"
-    return None
-
-
-def start(artifact: Artifact, threads: int | None, provider: str | None = None) -> OnnxRuntimeBackend:
-    return OnnxRuntimeBackend(artifact, threads, _providers()[provider.lower()] if provider else _CPU)
 
 
 def _version() -> tuple[int, int]:
@@ -229,3 +209,29 @@ def _session(path: Path, threads: int | None, provider: str) -> Any:
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
         reason = " ".join(str(error).split())
         raise MachineError(f"{path}: ONNX Runtime {onnxruntime.__version__} cannot load it: {reason}") from error
+
+
+class OnnxRuntimeFactory(BackendFactory):
+    name, preference = NAME, 0
+
+    def unavailable(self, artifact: Artifact, provider: str | None = None) -> str | None:
+        if artifact.target_file(NAME, "main") is None:
+            return "the artifact has no onnxruntime graph; add `onnxruntime` to the recipe's targets"
+        if importlib.util.find_spec("onnxruntime") is None:
+            return f"the package is not installed; {install('onnxruntime')}"
+        if (installed := _version()) < _NEEDED:
+            needed, found = (".".join(map(str, version)) for version in (_NEEDED, installed))
+            return f"its graphs need release {needed}, {found} is installed; pip install 'onnxruntime>={needed}'"
+        if provider is not None:
+            known = _providers()
+            if provider.lower() not in known:
+                return (
+                    f"it has no provider {provider!r} here, only {', '.join(known)}; install its package of onnxruntime"
+                )
+        return None
+
+    def start(self, artifact: Artifact, threads: int | None, provider: str | None = None) -> OnnxRuntimeBackend:
+        return OnnxRuntimeBackend(artifact, threads, _providers()[provider.lower()] if provider else _CPU)
+
+
+BACKENDS = (OnnxRuntimeFactory(),)

@@ -1,18 +1,58 @@
-"""Engines of TensorRT, built on this kind of machine."""
+"""Whether the engines of TensorRT and TensorRT-RTX can run here."""
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
+
+from llmc.extras import install
 from llmc.runtime.artifact import Artifact
-from llmc.runtime.backends import tensorrt_engine
-
-PACKAGE = tensorrt_engine.Package("tensorrt", "tensorrt", "tensorrt-cu13", jit=False)
-NAME = PACKAGE.name
-PREFERENCE = 2
+from llmc.runtime.backends import BackendFactory, tensorrt_engine
+from llmc.runtime.plugins import tensorrt as plugins
+from llmc.tensorrt_package import TENSORRT, TENSORRT_RTX, TensorRTPackage
 
 
-def unavailable(artifact: Artifact, provider: str | None = None) -> str | None:
-    return tensorrt_engine.unavailable(PACKAGE, artifact, provider)
+class EngineFactory(BackendFactory):
+    """The backend of one package."""
+
+    def __init__(self, package: TensorRTPackage, preference: int) -> None:
+        self.package, self.name, self.preference = package, package.name, preference
+
+    def unavailable(self, artifact: Artifact, provider: str | None = None) -> str | None:
+        package = self.package
+        if provider:
+            return f"it has no providers; leave out {provider!r}"
+        built = tensorrt_engine.built_engines(package, artifact)
+        if not built:
+            return f"the artifact has no engines; add `{package.name}` to the recipe's targets"
+        if not package.installed or importlib.util.find_spec("cuda") is None:
+            return f"the packages are not installed; {install(package.module)}"
+        sm = tensorrt_engine.compute_capability()
+        if isinstance(sm, str):
+            return sm
+        matching = [each.description for each in built if sm in each.description.sm]
+        if not any(each.graph == "main" for each in matching):
+            known = ", ".join(map(str, sorted({n for each in built for n in each.description.sm})))
+            add = "add it to `sm` of the target, if it is a choice" if package.jit else "build it on this machine"
+            return f"its engines are for SM {known}, this GPU is SM {sm}; {add}"
+        if missing := {name for each in matching for name in each.plugins} - plugins.names():
+            return f"its engines need the plugin {min(missing)}, which this llmc does not have; upgrade llmc"
+        installed = importlib.metadata.version(package.distribution)
+        if others := {each.release for each in matching} - {installed}:  # releases do not read each other's engines
+            version = min(others)
+            need = f"pip install {package.distribution}=={version}"
+            return f"its engines need release {version}, {installed} is installed; {need}"
+        return None
+
+    def start(
+        self, artifact: Artifact, threads: int | None, provider: str | None = None
+    ) -> tensorrt_engine.EngineBackend:
+        sm, built = tensorrt_engine.compute_capability(), tensorrt_engine.built_engines(self.package, artifact)
+        found = {each.description.graph: each for each in built if sm in each.description.sm}
+        for each in found.values():
+            if each.kernels:
+                artifact.verified(each.kernels)
+        return tensorrt_engine.EngineBackend(self.package, artifact, found)
 
 
-def start(artifact: Artifact, threads: int | None, provider: str | None = None) -> tensorrt_engine.EngineBackend:
-    return tensorrt_engine.start(PACKAGE, artifact)
+BACKENDS = (EngineFactory(TENSORRT, preference=2), EngineFactory(TENSORRT_RTX, preference=1))

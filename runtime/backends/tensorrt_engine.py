@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import importlib.metadata
-import importlib.util
 import json
 import mmap
 import threading
@@ -24,10 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmc.errors import InputError, MachineError
-from llmc.extras import install
 from llmc.runtime.artifact import Artifact
 from llmc.runtime.backends import CLOSED, FloatArray, Graph, Hidden, IntArray, kernel_cache, step_inputs
 from llmc.runtime.plugins import tensorrt as plugins
+from llmc.tensorrt_package import TensorRTPackage
 
 if TYPE_CHECKING:
     from llmc.contracts.engine import EngineDescription
@@ -39,52 +37,6 @@ _NUMPY = {
     "bool": np.bool_, "int8": np.int8,
     "int32": np.int32, "int64": np.int64, "float": np.float32, "half": np.float16, "bf16": np.uint16,
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Package:
-    """name: of target and backend. jit: kernels are compiled on the GPU they run on, graphs captured by the library.
-    distribution: as pip knows it."""
-
-    name: str
-    module: str
-    distribution: str
-    jit: bool
-
-
-def unavailable(package: Package, artifact: Artifact, provider: str | None) -> str | None:
-    if provider:
-        return f"it has no providers; leave out {provider!r}"
-    built = built_engines(package, artifact)
-    if not built:
-        return f"the artifact has no engines; add `{package.name}` to the recipe's targets"
-    if importlib.util.find_spec(package.module) is None or importlib.util.find_spec("cuda") is None:
-        return f"the packages are not installed; {install(package.module)}"
-    sm = compute_capability()
-    if isinstance(sm, str):
-        return sm
-    matching = [each.description for each in built if sm in each.description.sm]
-    if not any(each.graph == "main" for each in matching):
-        known = ", ".join(map(str, sorted({n for each in built for n in each.description.sm})))
-        add = "add it to `sm` of the target, if it is a choice" if package.jit else "build it on this machine"
-        return f"its engines are for SM {known}, this GPU is SM {sm}; {add}"
-    if unknown := {name for each in matching for name in each.plugins} - plugins.names():
-        return f"its engines need the plugin {min(unknown)}, which this llmc does not have; upgrade llmc"
-    installed = importlib.metadata.version(package.distribution)
-    if others := {each.release for each in matching} - {installed}:  # releases do not read each other's engines
-        version = min(others)
-        need = f"pip install {package.distribution}=={version}"
-        return f"its engines need release {version}, {installed} is installed; {need}"
-    return None
-
-
-def start(package: Package, artifact: Artifact) -> EngineBackend:
-    sm = compute_capability()
-    found = {each.description.graph: each for each in built_engines(package, artifact) if sm in each.description.sm}
-    for each in found.values():
-        if each.kernels:
-            artifact.verified(each.kernels)
-    return EngineBackend(package, artifact, found)
 
 
 def compute_capability() -> int | str:
@@ -111,7 +63,7 @@ class BuiltEngine:
     kernels: str | None
 
 
-def built_engines(package: Package, artifact: Artifact) -> list[BuiltEngine]:
+def built_engines(package: TensorRTPackage, artifact: Artifact) -> list[BuiltEngine]:
     """The engines that the artifact has for a package, by the .json of each; InputError for broken ones."""
     from llmc.contracts.engine import EngineDescription
     from llmc.contracts.part import checked
@@ -139,7 +91,7 @@ class EngineCache:
 class EngineBackend:
     """engines: of graph "main" and, where the model has it, "mtp"."""
 
-    def __init__(self, package: Package, artifact: Artifact, engines: Mapping[Graph, BuiltEngine]) -> None:
+    def __init__(self, package: TensorRTPackage, artifact: Artifact, engines: Mapping[Graph, BuiltEngine]) -> None:
         main = engines["main"].description
         self.context, self.batch = main.context, main.batch
         self.max_prefill_tokens = max(profile.tokens[1] for profile in main.profiles)
@@ -195,7 +147,7 @@ class EngineBackend:
 class _Engine:
     """One deserialized engine, with a context for each profile that is used and buffers for the largest step."""
 
-    def __init__(self, package: Package, artifact: Artifact, device: _Device, built: BuiltEngine) -> None:
+    def __init__(self, package: TensorRTPackage, artifact: Artifact, device: _Device, built: BuiltEngine) -> None:
         trt, description = importlib.import_module(package.module), built.description
         self._jit, self._device, self._path = package.jit, device, built.path
         self._logger = trt.Logger(trt.Logger.ERROR)

@@ -34,7 +34,7 @@ def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     if isinstance(gpu(), Gpu):
         pytest.skip("there is a GPU here")
     checkpoint = quantized_checkpoint(tmp_path, CONFIG, {})
-    monkeypatch.setattr("llmc.convert.engines.package.TensorRTPackage.require", lambda self: None)
+    monkeypatch.setattr("llmc.tensorrt_package.TensorRTPackage.require", lambda self: None)
     with pytest.raises(MachineError, match="there is no GPU that CUDA can use"):
         trt.build(checkpoint, trt.Options(), checkpoint.path, lambda *_: None)
 
@@ -73,7 +73,7 @@ def test_the_same_network_compiles_for_the_gpu_that_is_there(monkeypatch: pytest
 
     monkeypatch.setattr(compiler, "TENSORRT_RTX", target("tensorrt-rtx").TENSORRT_RTX, raising=False)
     monkeypatch.setattr(compiler, "_environment", environment)
-    monkeypatch.setattr("llmc.convert.engines.package.TensorRTPackage.require", lambda self: None)
+    monkeypatch.setattr("llmc.tensorrt_package.TensorRTPackage.require", lambda self: None)
     monkeypatch.setattr(tensorrt.Gpu, "current", classmethod(lambda cls: Gpu(90, 132)))
     checkpoint = quantized_checkpoint(tmp_path, CONFIG, {"experts": "int4-g32", "attention": "fp8-channel"})
     result = trt.build(checkpoint, trt.Options(context=32), checkpoint.path, lambda *_: None)

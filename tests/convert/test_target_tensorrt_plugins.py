@@ -20,7 +20,6 @@ from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.engines import plugins as plugin_nodes
 from llmc.convert.engines.compiler import compile_engine
 from llmc.convert.engines.lowering import lower
-from llmc.convert.engines.package import TENSORRT_RTX
 from llmc.convert.engines.plugins import Plugins
 from llmc.convert.graph.build import graphs
 from llmc.convert.kernels.kernel_sets import KernelRequest, kernel_sets
@@ -30,6 +29,7 @@ from llmc.quant.layerwise import QuantizeOptions
 from llmc.recipe import read_recipe
 from llmc.runtime.plugins import kernel_set
 from llmc.runtime.plugins.latent_attention import LatentAttentionPlugin, LatentShape
+from llmc.tensorrt_package import TENSORRT_RTX
 
 pytestmark = pytest.mark.slow
 

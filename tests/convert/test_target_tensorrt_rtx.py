@@ -30,7 +30,6 @@ from llmc.convert.engines import compiler, engine, lowering
 from llmc.convert.engines.compiler import CompiledEngine
 from llmc.convert.engines.contents import INTEGERS
 from llmc.convert.engines.lowering import lower
-from llmc.convert.engines.package import TENSORRT_RTX, TensorRTPackage
 from llmc.convert.engines.program import ProgramText
 from llmc.convert.engines.windows import windows
 from llmc.convert.graph.build import graphs
@@ -41,6 +40,7 @@ from llmc.convert.targets import TargetResult, target
 from llmc.errors import InputError, MachineError, MissingPackageError
 from llmc.quant.layerwise import QuantizeOptions
 from llmc.recipe import read_recipe
+from llmc.tensorrt_package import TENSORRT_RTX, TensorRTPackage
 
 pytestmark = pytest.mark.slow
 

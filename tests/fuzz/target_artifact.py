@@ -22,13 +22,14 @@ from llmc.contracts.kernels import KernelSetDescription
 from llmc.errors import LlmcError
 from llmc.runtime import load
 from llmc.runtime.artifact import REFERENCE, Artifact
-from llmc.runtime.backends import tensorrt_engine, tensorrt_rtx
+from llmc.runtime.backends import tensorrt_engine
 from llmc.runtime.chat import ChatTemplate
 from llmc.runtime.plugins import kernel_set
 from llmc.runtime.plugins.tensorrt import OPERATIONS
 from llmc.runtime.reference import read_reference
 from llmc.runtime.tokenizer import TOKENIZER, Tokenizer
 from llmc.tables import inspect
+from llmc.tensorrt_package import TENSORRT_RTX
 
 HERE = Path(__file__).parent
 LOADED = 40  # one case in so many starts ONNX Runtime
@@ -134,7 +135,7 @@ def tokenize(artifact: Artifact) -> None:
 
 
 def engines(artifact: Artifact) -> None:
-    for engine in tensorrt_engine.built_engines(tensorrt_rtx.PACKAGE, artifact):
+    for engine in tensorrt_engine.built_engines(TENSORRT_RTX, artifact):
         if engine.kernels:
             file = artifact.verified(engine.kernels)
             for each in kernel_set.read(file).values():

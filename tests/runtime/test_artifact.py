@@ -107,8 +107,8 @@ class Started:
 def test_the_preferred_backend_that_can_run_it_is_picked(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def backend(name: str, preference: int, reason: Any) -> Any:
         return types.SimpleNamespace(
-            NAME=name,
-            PREFERENCE=preference,
+            name=name,
+            preference=preference,
             unavailable=lambda artifact, provider: reason,
             start=lambda artifact, threads, provider: Started(name, threads, provider),
         )
