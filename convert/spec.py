@@ -1,7 +1,8 @@
 """What a model is, in numbers: the one description that torch blocks, graph and quantizer all read.
 
 A family (`convert/families/`) turns a checkpoint's config.json into a `ModelSpec`; nothing after it looks at
-config.json again. Tensor names are the Hugging Face names of the released checkpoints.
+config.json again. Names of modules are llmc's own, which are those of Llama's and DeepSeek's checkpoints; how a family
+names them is said by its `stored_names`.
 """
 
 from __future__ import annotations

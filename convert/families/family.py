@@ -7,20 +7,12 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 from llmc.convert.fields import MISSING, Fields
-from llmc.convert.spec import ModelSpec, Role
+from llmc.convert.layer_modules import layer_modules
+from llmc.convert.spec import GateSpec, ModelSpec, NormSpec, Role
 from llmc.convert.stored_names import StoredNames
+from llmc.convert.tensor_names import TensorName
 from llmc.errors import InputError
 
-# First match wins; names are those after `model.layers.<i>.`.
-_LAYER_ROLES: tuple[tuple[str, Role], ...] = (
-    (r".*layernorm\.", "norm"),
-    (r"self_attn\.kv_b_proj\.", "kv_b_proj"),
-    (r"self_attn\.", "attention"),
-    (r"mlp\.gate\.", "router"),
-    (r"mlp\.experts\.", "experts"),
-    (r"mlp\.shared_experts\.", "shared_experts"),
-    (r"mlp\.", "dense_mlp"),
-)
 _MODEL_ROLES: dict[str, Role] = {
     "model.embed_tokens.weight": "embedding",
     "model.norm.weight": "norm",
@@ -68,12 +60,21 @@ class Family(ABC):
         """The role of a tensor: `spec` tells which layers are MTP layers."""
         if weight_name in _MODEL_ROLES:
             return _MODEL_ROLES[weight_name]
-        if match := re.match(r"model\.layers\.(\d+)\.(.*)", weight_name):
-            if spec.is_mtp(int(match[1])):
+        module = TensorName.parse(weight_name).module
+        if module.layer is not None:
+            if spec.is_mtp(module.layer):
                 return "mtp"
-            for pattern, role in _LAYER_ROLES:
-                if re.match(pattern, match[2]):
-                    return role
+            if module.expert is not None:
+                return "experts"
+            found = layer_modules(spec, module.layer).get(module.inside)
+            if isinstance(found, NormSpec):
+                return "norm"
+            if isinstance(found, GateSpec):
+                return "router"
+            if module.part_of_layer == "self_attn":
+                return "kv_b_proj" if module.projection == "kv_b_proj" else "attention"
+            if module.part_of_layer == "mlp":
+                return "shared_experts" if module.block == "mlp.shared_experts" else "dense_mlp"
         raise InputError(f"{weight_name} is not a tensor of the {self.name} family")
 
     def redundant(self, weight_name: str, spec: ModelSpec) -> bool:
