@@ -7,6 +7,7 @@ with the right shape and a readable dtype. Work begun after that does not fail f
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from llmc.convert.quantization_config import QUANTIZE_CONFIG, with_quantization_
 from llmc.convert.quantized_weight import Activations, QuantizedWeight, QuantSpec
 from llmc.convert.safetensors_file import StoredTensor, read_header
 from llmc.convert.spec import CACHE_SCALES, ModelSpec, Role
-from llmc.convert.tensor_names import module_of, part_of
+from llmc.convert.tensor_names import TensorName, module_of, part_of
 from llmc.errors import InputError
 from llmc.file_names import is_bare_file_name
 
@@ -120,6 +121,17 @@ class Checkpoint:
     def names(self) -> list[str]:
         """Logical tensor names in file order; what a quantized module stores counts as `<module>.weight`."""
         return list(self._parts)
+
+    def names_of(self, layer: int | None) -> list[TensorName]:
+        """Those of one layer; None: of the ends of the model."""
+        return self._by_layer.get(layer, [])
+
+    @cached_property
+    def _by_layer(self) -> dict[int | None, list[TensorName]]:
+        found: dict[int | None, list[TensorName]] = {}
+        for name in map(TensorName.parse, self._parts):
+            found.setdefault(name.module.layer, []).append(name)
+        return found
 
     def __contains__(self, name: object) -> bool:
         """Whether there is a tensor of this name, logical or stored."""

@@ -69,15 +69,14 @@ def check_layout(rules: Iterable[Rule], layout: Layout, fp8_cache: bool = False)
 
 def linear_modules(checkpoint: Checkpoint) -> list[str]:
     """Every linear layer of the decoder and MTP layers, in file order; the router is not one."""
-    spec, modules = checkpoint.spec, []
-    layers = [layer_modules(spec, index) for index in range(spec.num_all_layers)]
-    for name in checkpoint.names():
-        tensor = TensorName.parse(name)
-        layer = tensor.module.layer
-        if layer is None or layer >= len(layers) or tensor.part != "weight":
+    modules = []
+    layers = [layer_modules(checkpoint.spec, index) for index in range(checkpoint.spec.num_all_layers)]
+    for name in map(TensorName.parse, checkpoint.names()):
+        layer = name.module.layer
+        if layer is None or layer >= len(layers) or name.part != "weight":
             continue
-        if isinstance(layers[layer].get(tensor.module.inside), LinearSpec):
-            modules.append(str(tensor.module))
+        if isinstance(layers[layer].get(name.module.inside), LinearSpec):
+            modules.append(str(name.module))
     return modules
 
 

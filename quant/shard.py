@@ -36,11 +36,10 @@ def scheme_of(weight: QuantizedWeight, layout: Layout, wanted: Scheme | None = N
 def write_ends(checkpoint: Checkpoint, path: Path) -> None:
     """Embedding, final norm and head, bit for bit; of codes their values, in bfloat16."""
     with SafetensorsWriter(path) as writer:
-        for name in checkpoint.names():
-            if TensorName.parse(name).module.layer is None:
-                codes = checkpoint.quantized_tensor(name)
-                tensor = codes.dequantize(torch.bfloat16) if codes else checkpoint.stored(name).read()
-                writer.add(checkpoint.family.stored_names.stored(name), tensor)
+        for name in map(str, checkpoint.names_of(None)):
+            codes = checkpoint.quantized_tensor(name)
+            tensor = codes.dequantize(torch.bfloat16) if codes else checkpoint.stored(name).read()
+            writer.add(checkpoint.family.stored_names.stored(name), tensor)
 
 
 def write_layer(
@@ -71,8 +70,8 @@ def write_layer(
 
         experts: dict[TensorName, list[TensorName]] = {}
         done: set[TensorName] = set()
-        for name in map(TensorName.parse, checkpoint.names()):
-            if name.module.layer != index or name in done:
+        for name in checkpoint.names_of(index):
+            if name in done:
                 continue
             if name.module.expert is None:
                 members = shard.members(name)
@@ -164,14 +163,14 @@ class _LayerShard:
                 yield dict(column)
 
     def _stacks(self, experts: dict[TensorName, list[TensorName]]) -> Iterator[dict[str, torch.Tensor]]:
-        """One tensor [E, rows, columns] for each stored projection."""
-        by_projection = {name.module.projection: name for name in experts}
-        for projection, members in self.checkpoint.family.stored_names.stacks(by_projection).items():
-            names = [by_projection[member] for member in members]
-            columns = [sorted(experts[name], key=lambda each: each.module.expert or 0) for name in names]
-            stack = torch.stack([torch.cat([self.plain(each) for each in one]) for one in zip(*columns, strict=True)])
-            module = replace(names[0].module, projection=projection)
-            yield {str(TensorName(module, names[0].part)): stack}
+        """One tensor [E, rows, columns] for each stored projection, [E, rows] for its bias."""
+        for part in sorted({name.part for name in experts}):
+            mine = {name.module.projection: name for name in experts if name.part == part}
+            for projection, members in self.checkpoint.family.stored_names.stacks(mine).items():
+                names = [mine[member] for member in members]
+                columns = [sorted(experts[name], key=lambda each: each.module.expert or 0) for name in names]
+                rows = [torch.cat([self.plain(each) for each in one]) for one in zip(*columns, strict=True)]
+                yield {str(TensorName(replace(names[0].module, projection=projection), part)): torch.stack(rows)}
 
 
 def joined(module: str, weights: Sequence[QuantizedWeight]) -> QuantizedWeight:
