@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from llmc.convert.formats import cuts
 from llmc.convert.layer_modules import layer_modules
 from llmc.convert.safetensors_file import StoredTensor
 from llmc.convert.spec import LinearSpec, MixtureOfExpertsSpec, ModelSpec
@@ -17,10 +18,6 @@ from llmc.convert.tensor_names import ModuleName, TensorName
 from llmc.errors import InputError
 
 EXPERTS = "mlp.experts"
-# Parts of a quantized weight: one for all rows of it, one that no slice needs, and those that run along the inputs.
-_WHOLE = ("weight_g_idx", "input_scale")
-_SHAPE = "weight_shape"
-_ALONG_INPUTS = ("qweight", "qzeros", "scales", "g_idx")
 
 
 @dataclass(frozen=True)
@@ -123,9 +120,10 @@ def _cut(
     if len(sizes) < len(members):  # not in this layer
         yield name, tensor
         return
-    if name.part == _SHAPE:
+    cut = cuts().get(name.part)
+    if cut == "none":
         return
-    if name.part in _ALONG_INPUTS:
+    if cut == "refused":
         raise InputError(
             f"{tensor.file}: {tensor.name}: modules that are stored as one are not read in GPTQ's own layout; use a "
             "checkpoint in compressed-tensors layout"
@@ -133,7 +131,7 @@ def _cut(
     start = 0
     for module, size in zip(names, sizes, strict=True):
         stop = start + size
-        whole = name.part in _WHOLE or tensor.shape == (1,)
+        whole = cut == "whole" or tensor.shape == (1,)
         yield TensorName(module, name.part), tensor if whole else _rows(tensor, start, stop, sum(sizes))
         start = stop
 

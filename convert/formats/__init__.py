@@ -15,7 +15,18 @@ from llmc.convert.formats.format import Format, Parts
 from llmc.convert.formats.layout import DEFAULT_LAYOUT, Layout
 from llmc.errors import InputError
 
-__all__ = ["DEFAULT_LAYOUT", "Format", "Layout", "Parts", "formats", "has_fp8_cache", "layout", "layouts", "part_names"]
+__all__ = [
+    "DEFAULT_LAYOUT",
+    "Format",
+    "Layout",
+    "Parts",
+    "cuts",
+    "formats",
+    "has_fp8_cache",
+    "layout",
+    "layouts",
+    "part_names",
+]
 
 
 @functools.cache
@@ -37,6 +48,12 @@ def layout(name: str) -> Layout:
 def part_names() -> frozenset[str]:
     """Return what a quantized module may store; any other last name component (`bias`) is a tensor of its own."""
     return frozenset().union(*(known.part_names for each in layouts().values() for known in each.formats))
+
+
+@functools.cache
+def cuts() -> dict[str, str]:
+    """Return how parts are cut that are not cut with the rows of a weight: see `Format.cuts`."""
+    return {part: how for each in layouts().values() for known in each.formats for part, how in known.cuts.items()}
 
 
 def has_fp8_cache(config: dict[str, Any]) -> bool:

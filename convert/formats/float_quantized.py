@@ -25,6 +25,7 @@ class FloatQuantized(Format):
 
     name = "float-quantized"
     part_names = frozenset({"weight", "weight_scale", "input_scale"})
+    cuts = {"input_scale": "whole"}  # noqa: RUF012  # ClassVar in the base
     key = scales_part = "weight_scale"
     qweight_part = "weight"
 

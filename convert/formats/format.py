@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -28,6 +28,8 @@ class Format(ABC):
         qweight_part: The part that holds the quantized values.
         scales_part: The part that holds their scales.
         row_major: Whether both lie in rows of output channels, integers packed as ONNX packs them.
+        cuts: Parts that are not cut with the rows of a weight: `whole` belongs to every slice, `none` to no slice, and
+            of `refused` no slice can be told.
         narrows: Whether it has too few bits for some scales: `require_range` tells before the work, `encode` after.
     """
 
@@ -37,6 +39,7 @@ class Format(ABC):
     qweight_part: ClassVar[str]
     scales_part: ClassVar[str]
     row_major: ClassVar[bool] = True
+    cuts: ClassVar[Mapping[str, Literal["whole", "none", "refused"]]] = {}
     narrows: ClassVar[bool] = False
 
     @abstractmethod

@@ -35,6 +35,7 @@ class GPTQ(Format):
 
     name = "gptq"
     part_names = frozenset({"qweight", "qzeros", "scales", "g_idx"})
+    cuts = dict.fromkeys(sorted(part_names), "refused")  # they run along the inputs
     key = qweight_part = "qweight"
     scales_part = "scales"
     row_major = False

@@ -27,6 +27,7 @@ class PackQuantized(Format):
 
     name = "pack-quantized"
     part_names = frozenset({"weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx"})
+    cuts = {"weight_g_idx": "whole", "weight_shape": "none"}  # noqa: RUF012  # ClassVar in the base
     key = qweight_part = "weight_packed"
     scales_part = "weight_scale"
 

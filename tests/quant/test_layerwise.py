@@ -19,8 +19,8 @@ from llmc.convert.model import CausalLM, load_layer
 from llmc.errors import InputError, MachineError
 from llmc.quant.activation_file import ActivationFile
 from llmc.quant.assign import Rule
-from llmc.quant.layer_calibration import ExpertTokens
 from llmc.quant.layerwise import QuantizeOptions, quantize
+from llmc.quant.mlp_calibration import ExpertTokens
 from llmc.quant.prune import Pruning
 from llmc.quant.result import QuantizeResult
 
