@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from llmc import __version__, extras, streams, terminal
+from llmc import __version__, cli_formats, extras, streams, terminal
+from llmc.cli_formats import Json
 from llmc.errors import GateError, InputError, LlmcError, MachineError
 from llmc.output_path import current_folder
 from llmc.visible import visible
@@ -60,10 +61,8 @@ class Commands(TyperGroup):
 
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False)
-recipe_app = typer.Typer(no_args_is_help=True, help="Look at the recipes that ship with llmc, and write new ones.")
-app.add_typer(recipe_app, name="recipe")
-artifact_app = typer.Typer(no_args_is_help=True, help="Work with the format of artifacts.")
-app.add_typer(artifact_app, name="artifact")
+app.add_typer(cli_formats.recipe_app, name="recipe")
+app.add_typer(cli_formats.artifact_app, name="artifact")
 
 
 def _bytes(text: str) -> int:
@@ -94,7 +93,6 @@ Recipe = Annotated[
         help="A recipe file, the name of a recipe that ships with llmc, or a model, which gets the default recipe.",
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output instead of tables.")]
 Artifact = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="The directory that `llmc build` made.")]
 Backend = Annotated[
     str | None, typer.Option(help="onnxruntime, onnxruntime:PROVIDER, tensorrt-rtx; default: the fastest.")
@@ -432,88 +430,6 @@ def inspect(
     else:
         for table in found.tables:
             terminal.print_table(table)
-
-
-@recipe_app.command("list")
-def list_recipes(as_json: Json = False) -> None:
-    """List the recipes that ship with llmc: `llmc build NAME` builds one, `llmc recipe show NAME` prints it."""
-    from llmc.recipe import shipped
-    from llmc.recipe_files import first_comment, read_shipped
-    from llmc.tables import table
-
-    found = {name: first_comment(read_shipped(name)) for name in shipped()}
-    if as_json:
-        terminal.print_json(found)
-        return
-    made = table("recipes that ship with llmc", "name", "what it makes", numbers=False)
-    for row in found.items():
-        made.add_row(*row)
-    terminal.print_table(made)
-
-
-@recipe_app.command()
-def show(name: Annotated[str, typer.Argument(help="The name of a recipe that ships with llmc.")]) -> None:
-    """Print a recipe that ships with llmc, with its comments.
-
-    **Examples**
-
-    `llmc recipe show llama-3.1-8b > mine.yaml`
-    """
-    from llmc.recipe_files import read_shipped
-
-    streams.write(read_shipped(name))
-
-
-@recipe_app.command()
-def new(
-    model: Annotated[str, typer.Argument(help="A folder, or a hub id such as Qwen/Qwen2.5-7B-Instruct.")],
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="A new file. Default: standard output.")
-    ] = None,
-) -> None:
-    """Write a recipe for a model, with comments; reads headers, no weights.
-
-    **Examples**
-
-    `llmc recipe new Qwen/Qwen2.5-7B-Instruct --output qwen.yaml`
-    """
-    from llmc.recipe_files import new_recipe
-
-    text = new_recipe(model)
-    if output is None:
-        streams.write(text)
-        return
-    try:
-        with output.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError:
-        raise InputError(f"{output}: exists; choose another --output") from None
-
-
-@recipe_app.command()
-def schema() -> None:
-    """Print the recipe's JSON Schema, for editors.
-
-    **Examples**
-
-    `llmc recipe schema > llmc-recipe.schema.json`
-    """
-    from llmc.recipe import json_schema
-
-    terminal.print_json(json_schema())
-
-
-@artifact_app.command("schema")
-def artifact_schema() -> None:
-    """Print the JSON Schema of an artifact's manifest, llmc.json.
-
-    **Examples**
-
-    `llmc artifact schema > llmc-artifact.schema.json`
-    """
-    from llmc.contracts.manifest import Manifest
-
-    terminal.print_json(Manifest.json_schema())
 
 
 def _text(path: Path) -> str:

@@ -10,6 +10,7 @@ import yaml
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.spec import ModelSpec
 from llmc.errors import InputError
+from llmc.planning import default_rules
 from llmc.progress import size
 from llmc.quant.assign import QUANTIZABLE, Rule, assign
 from llmc.quant.prune import fractions, routers
@@ -54,7 +55,7 @@ def new_recipe(model: str) -> str:
     with locate_headers(model, Path()) as source:
         checkpoint = Checkpoint.open(source.path, headers_only=True)
         roles, spec = sizes_by_role(checkpoint), checkpoint.spec
-        role = "experts" if "experts" in roles else "dense_mlp"
+        role = default_rules(spec)[0].match
         scheme = _scheme(checkpoint, role)
     return _TEMPLATE.format(
         about=_about(model, spec, roles),
