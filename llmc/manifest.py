@@ -10,16 +10,16 @@ from llmc.contracts.manifest import (
     FORMAT_VERSION,
     File,
     Manifest,
-    Model,
+    ModelRecord,
     Pruned,
     QuantizedModel,
     QuantizedRole,
     RecipeRecord,
     Sizes,
-    Source,
-    Target,
-    Tensor,
-    Texts,
+    SourceRecord,
+    TargetRecord,
+    TensorRecord,
+    TextsRecord,
 )
 from llmc.contracts.part import Nothing
 from llmc.convert.checkpoint import Checkpoint
@@ -42,7 +42,7 @@ def describe_quantized(job: Job, artifact: Checkpoint, result: QuantizeResult) -
 
 
 def build_manifest(
-    job: Job, artifact: Checkpoint, quantized: QuantizedModel, targets: dict[str, Target], keys: dict[str, str]
+    job: Job, artifact: Checkpoint, quantized: QuantizedModel, targets: dict[str, TargetRecord], keys: dict[str, str]
 ) -> Manifest:
     """The manifest without `files` and `checks`."""
     made = ["quantize", *(name for name, target in targets.items() if target.skipped is None)]
@@ -55,9 +55,9 @@ def build_manifest(
         stages={name: keys[name] for name in [*made, *(["check"] if "onnxruntime" in targets else [])]},
         name=job.recipe.name or "",
         recipe=RecipeRecord.model_validate(recipe),
-        source=Source(id=source.id, revision=source.revision, license=source.license, files=job.source_files),
-        texts=Texts(note=job.texts.note, sha256=job.texts.key()),
-        model=Model(
+        source=SourceRecord(id=source.id, revision=source.revision, license=source.license, files=job.source_files),
+        texts=TextsRecord(note=job.texts.note, sha256=job.texts.key()),
+        model=ModelRecord(
             family=spec.family,
             num_layers=spec.num_layers,
             num_mtp_layers=spec.num_mtp_layers,
@@ -98,10 +98,10 @@ def _roles(artifact: Checkpoint, result: QuantizeResult) -> dict[str, QuantizedR
     return roles
 
 
-def _tensor(artifact: Checkpoint, module: str, report: ModuleReport) -> Tensor:
+def _tensor(artifact: Checkpoint, module: str, report: ModuleReport) -> TensorRecord:
     error = None if report.error is None else float(f"{report.error:.4g}")
     known = {"error": error, "tokens": report.tokens, "fallback": report.fallback}
-    tensor = Tensor(role=artifact.role(f"{module}.weight"), scheme=report.scheme or "", method=report.method)
+    tensor = TensorRecord(role=artifact.role(f"{module}.weight"), scheme=report.scheme or "", method=report.method)
     return tensor.model_copy(update={name: value for name, value in known.items() if value is not None})
 
 

@@ -22,7 +22,7 @@ import torch
 
 from llmc import machine
 from llmc.card import model_card
-from llmc.contracts.manifest import Checks, Gate, Manifest, QuantizedModel, Target
+from llmc.contracts.manifest import Checks, GateRecord, Manifest, QuantizedModel, TargetRecord
 from llmc.contracts.progress import Progress, Silent
 from llmc.convert.checkpoint import REWRITTEN, Checkpoint
 from llmc.convert.targets import target
@@ -65,7 +65,7 @@ class BuildResult:
     speed: Speed | None = None
 
     @property
-    def missed_gates(self) -> list[Gate]:
+    def missed_gates(self) -> list[GateRecord]:
         """The recipe's gates that the artifact does not pass."""
         checks = self.manifest.checks
         return [gate for gate in checks.gates if not gate.passed] if checks else []
@@ -254,7 +254,7 @@ class _Build:
                 raise
         return describe_quantized(job, Checkpoint.open(self.artifact), result).to_json()
 
-    def _target(self, checkpoint: Checkpoint, name: str) -> Target:
+    def _target(self, checkpoint: Checkpoint, name: str) -> TargetRecord:
         module = target(name)
         options = module.Options.model_validate(self.job.targets[name])
 
@@ -266,13 +266,13 @@ class _Build:
             made = self.stages.run(name, self.keys[name], work, lambda made: made["files"].values())
         except MissingPackageError as error:
             self.progress.line(f"target {name}: skipped, {error}")
-            return Target(name=name, skipped=error.reason, files={})
+            return TargetRecord(name=name, skipped=error.reason, files={})
         except RefusedError as error:
             rules = self.job.rules_at(_module(error.node))
             causes = [f"{{match: {rule.match}, scheme: {rule.scheme}}}" for rule in rules]
             caused = f"; the weights there come of the recipe's `quantize` {' and '.join(causes)}" if causes else ""
             raise InputError(f"target {name}: {error}{caused}") from error
-        return Target.model_validate(made)
+        return TargetRecord.model_validate(made)
 
     def _remove_all_but(self, kept: set[str]) -> None:
         """Removes what targets that the recipe no longer names, or a killed run, left in the artifact."""
@@ -300,7 +300,7 @@ class _Build:
 
         report = CheckReport(**{each.name: getattr(checks, each.name) for each in fields(CheckReport)})
         judged = gates(report, self.job.recipe.check.gates.limits())
-        return checks.model_copy(update={"gates": [Gate.model_validate(asdict(gate)) for gate in judged]})
+        return checks.model_copy(update={"gates": [GateRecord.model_validate(asdict(gate)) for gate in judged]})
 
 
 def _module(node: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmc.contracts.manifest import Checks, Gate, Manifest, Target, TokenizerRecord
+from llmc.contracts.manifest import Checks, GateRecord, Manifest, TargetRecord, TokenizerRecord
 from llmc.progress import size
 from llmc.runtime.artifact import REFERENCE
 
@@ -74,13 +74,13 @@ def check_rows(checks: Checks) -> list[tuple[str, str]]:
     return result + [(f"gate {gate.name}", gate_line(gate)) for gate in checks.gates]
 
 
-def target_line(target: Target) -> str:
+def target_line(target: TargetRecord) -> str:
     if target.skipped:
         return f"skipped: {target.skipped}"
     return f"{size(target.file_bytes)} in {len(target.files)} files"
 
 
-def gate_line(gate: Gate) -> str:
+def gate_line(gate: GateRecord) -> str:
     """`passed: +1.30 % (at most 2 %)`, in the unit that recipes are written in."""
     bound = "at least" if gate.name == "top1" else "at most"
     if gate.name == "kl_mean":

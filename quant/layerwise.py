@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
-from llmc.contracts.layer_record import Experts, LayerRecord, ModuleReport, RoleCounts
-from llmc.contracts.progress import Report
+from llmc.contracts.layer_record import LayerRecord, ModuleReport, PrunedExperts, RoleCounts
+from llmc.contracts.progress import ProgressFunction
 from llmc.convert import dataflow
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.formats import DEFAULT_LAYOUT, layout
@@ -84,7 +84,7 @@ def quantize(
     check_ids: torch.Tensor,
     output_dir: Path,
     work_dir: Path,
-    progress: Report,
+    progress: ProgressFunction,
     options: QuantizeOptions = QuantizeOptions(),  # immutable
     unchanged: Callable[[], None] = _nothing,
     tell: Callable[[str], None] = _nothing,
@@ -114,7 +114,7 @@ class _Pass:
         output_dir: Path,
         work_dir: Path,
         options: QuantizeOptions,
-        progress: Report,
+        progress: ProgressFunction,
         unchanged: Callable[[], None],
         tell: Callable[[str], None],
     ) -> None:
@@ -268,7 +268,7 @@ class _Pass:
             calibration.finish()
         scores, kept = calibration.mlp_calibration.scores, calibration.mlp_calibration.kept
         if scores is not None and kept is not None:
-            experts = Experts(survivors=kept, tokens=scores.tokens.tolist(), super_experts=scores.protected())
+            experts = PrunedExperts(survivors=kept, tokens=scores.tokens.tolist(), super_experts=scores.protected())
             mine = renumber(mine, kept)
         if not is_mtp:
             compute_in(layer, None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from llmc.contracts.layer_record import Experts, LayerRecord, ModuleReport, RoleCounts
+from llmc.contracts.layer_record import LayerRecord, ModuleReport, PrunedExperts, RoleCounts
 from llmc.errors import LlmcError
 
 
@@ -23,7 +23,7 @@ class QuantizeResult:
 
     modules: dict[str, ModuleReport] = field(default_factory=dict)
     roles: dict[str, RoleCounts] = field(default_factory=dict)
-    experts: dict[str, Experts] = field(default_factory=dict)
+    experts: dict[str, PrunedExperts] = field(default_factory=dict)
     layer_errors: list[float] = field(default_factory=list)
     ppl_original: float = 0.0
     ppl: float = 0.0

@@ -24,7 +24,7 @@ from llmc.files import open_regular, parse_json, read_json, read_regular
 if TYPE_CHECKING:
     from llmc.contracts.manifest import Manifest, RunManifest
     from llmc.contracts.part import File
-    from llmc.contracts.progress import Report
+    from llmc.contracts.progress import ProgressFunction
 
 MANIFEST = "llmc.json"
 CARD = "README.md"
@@ -183,7 +183,7 @@ class Artifact:
             raise InputError(f"{self.path / name}: refers to {other!r}, which {MANIFEST} does not list; build it again")
         return found
 
-    def verify(self, progress: Report | None = None) -> list[str]:
+    def verify(self, progress: ProgressFunction | None = None) -> list[str]:
         """Reads all files; InputError when the sha256 of one is not the manifest's. Returns the names of files that the
         manifest does not list: nothing uses them, and nothing is known about them."""
         total, done = sum(listed.bytes for listed in self.files.values()), 0

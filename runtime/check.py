@@ -21,7 +21,7 @@ from llmc.runtime.backends import Backend, step_width
 from llmc.runtime.reference import read_reference
 
 if TYPE_CHECKING:
-    from llmc.contracts.progress import Report
+    from llmc.contracts.progress import ProgressFunction
 
 Array = NDArray[Any]
 _CHUNK_BYTES = 1 << 26  # of logits at a time
@@ -132,7 +132,7 @@ def _standard_error(values: Array) -> float:
 
 
 def check(
-    artifact: Artifact, backend: Backend, progress: Report | None = None, file: str | Path | None = None
+    artifact: Artifact, backend: Backend, progress: ProgressFunction | None = None, file: str | Path | None = None
 ) -> CheckReport:
     """Runs the check text through the backend, window by window; InputError for logits that are not finite.
     file: of the reference, where it is not in the artifact."""

@@ -26,7 +26,7 @@ from llmc.runtime.sequence import GeneratedSequence
 from llmc.runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from llmc.contracts.progress import Report
+    from llmc.contracts.progress import ProgressFunction
 
 _MOST_THREADS = 1024
 _SPACES = ("Ġ", "▁")  # how byte-level and SentencePiece vocabularies write a token that is one space
@@ -105,7 +105,7 @@ class Model(TextGenerator):
                 found[row] = result
         return found
 
-    def check(self, progress: Report | None = None, reference: str | Path | None = None) -> CheckReport:
+    def check(self, progress: ProgressFunction | None = None, reference: str | Path | None = None) -> CheckReport:
         """Replays the check text on this machine: what the artifact says against what the original said.
 
         progress: is called with a phase and how many tokens of how many are done, see `llmc.Progress`

@@ -26,7 +26,7 @@ from typing import assert_type
 import torch
 
 import llmc
-from llmc.contracts.manifest import Checks, Gate, Manifest
+from llmc.contracts.manifest import Checks, GateRecord, Manifest
 from llmc.convert import Checkpoint
 from llmc.quant import Quantized, QuantizedWeight, Scheme, round_to_nearest, scheme, solve
 from llmc.runtime import CheckReport, Generation, SamplingParams, Session, Stream, load
@@ -51,7 +51,7 @@ result = llmc.build({"model": "builtin:tiny-deepseek-v3", "prune": {"keep": 0.5}
 assert_type(result, llmc.BuildResult)
 assert_type(result.path, Path)
 assert_type(result.manifest, Manifest)
-assert_type(result.missed_gates, list[Gate])
+assert_type(result.missed_gates, list[GateRecord])
 assert_type(result.manifest.quantized["experts"].quantized, int)
 if result.manifest.checks:
     assert_type(result.manifest.checks, Checks)

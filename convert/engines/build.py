@@ -15,7 +15,7 @@ from pathlib import Path
 import onnx_ir as ir
 from pydantic import BaseModel, Field
 
-from llmc.contracts.progress import Report
+from llmc.contracts.progress import ProgressFunction
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.engines.contents import Contents, check
 from llmc.convert.engines.engine import Steps, build_engine
@@ -54,7 +54,7 @@ def build(
     sms: Sequence[int],
     options: EngineOptions,
     directory: Path,
-    progress: Report,
+    progress: ProgressFunction,
 ) -> TargetResult:
     """Write engines/<prefix>-sm<sm>….engine, its .json, and the same for the multi-token-prediction layer.
 

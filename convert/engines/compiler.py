@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmc.contracts.engine import Value
+from llmc.contracts.engine import EngineTensor
 from llmc.errors import MachineError, RefusedError
 from llmc.tensorrt_package import TensorRTPackage
 
@@ -30,8 +30,8 @@ class CompiledEngine:
     """What the compiler says of an engine: its own version, and name, dtype and shape of inputs and outputs."""
 
     version: str
-    inputs: list[Value]
-    outputs: list[Value]
+    inputs: list[EngineTensor]
+    outputs: list[EngineTensor]
 
 
 def compile_engine(
@@ -67,7 +67,7 @@ def compile_engine(
         partial.replace(engine)
     finally:
         partial.unlink(missing_ok=True)
-    inputs, outputs = ([Value.model_validate(each) for each in event[key]] for key in ("inputs", "outputs"))
+    inputs, outputs = ([EngineTensor.model_validate(each) for each in event[key]] for key in ("inputs", "outputs"))
     return CompiledEngine(event["version"], inputs, outputs)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from llmc.contracts.engine import EngineDescription, Profile
+from llmc.contracts.engine import EngineDescription, EngineProfile
 from llmc.convert.engines.compiler import compile_engine
 from llmc.convert.engines.program import ProgramText, inspect
 from llmc.convert.graph.write import op_histogram
@@ -41,12 +41,12 @@ class Steps:
     prefill: int
     windows: tuple[int, ...] = ()
 
-    def profiles(self, model: ir.Model) -> list[Profile]:
+    def profiles(self, model: ir.Model) -> list[EngineProfile]:
         """Return an optimization profile for each decode width, and one for everything wider, and each window."""
         has_window = any(value.name == "window" for value in model.graph.inputs)
         spans = [(width, width) for width in self.widths] + [(max(self.widths) + 1, self.prefill)]
         return [
-            Profile(
+            EngineProfile(
                 tokens=[least, most],
                 window=window,
                 shapes={

@@ -21,7 +21,7 @@ from typing import Any, Protocol, cast
 
 from pydantic import BaseModel
 
-from llmc.contracts.progress import Report
+from llmc.contracts.progress import ProgressFunction
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.spec import ModelSpec
 from llmc.convert.tensor_names import TensorName
@@ -57,7 +57,9 @@ class Target(Protocol):
     def check(self, spec: ModelSpec, options: Any, schemes: Mapping[str, str]) -> None:
         """spec: after pruning; schemes: by module, of what is to be quantized."""
 
-    def build(self, checkpoint: Checkpoint, options: Any, directory: Path, progress: Report) -> TargetResult: ...
+    def build(
+        self, checkpoint: Checkpoint, options: Any, directory: Path, progress: ProgressFunction
+    ) -> TargetResult: ...
 
 
 def target_names() -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx_ir as ir
 from pydantic import BaseModel
 
-from llmc.contracts.progress import Report
+from llmc.contracts.progress import ProgressFunction
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.graph.build import graphs
 from llmc.convert.graph.rewrite import Rewriter
@@ -31,7 +31,7 @@ def check(spec: ModelSpec, options: Options, schemes: Mapping[str, str]) -> None
     """Takes every model."""
 
 
-def build(checkpoint: Checkpoint, options: Options, directory: Path, progress: Report) -> TargetResult:
+def build(checkpoint: Checkpoint, options: Options, directory: Path, progress: ProgressFunction) -> TargetResult:
     """Write onnx/portable.onnx, portable-mtp.onnx where there is an MTP layer, and the weights of both."""
     models = graphs(checkpoint)
     for model in models.values():

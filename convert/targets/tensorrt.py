@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from llmc.contracts.progress import Report
+from llmc.contracts.progress import ProgressFunction
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.engines import build as engines
 from llmc.convert.engines import contents
@@ -22,7 +22,7 @@ def check(spec: ModelSpec, options: Options, schemes: Mapping[str, str]) -> None
     contents.check(TENSORRT.name, spec, options, schemes)
 
 
-def build(checkpoint: Checkpoint, options: Options, directory: Path, progress: Report) -> TargetResult:
+def build(checkpoint: Checkpoint, options: Options, directory: Path, progress: ProgressFunction) -> TargetResult:
     """See `llmc.convert.engines.build`. MachineError where there is no GPU."""
     TENSORRT.require()
     return engines.build(TENSORRT, checkpoint, [Gpu.current().sm], options, directory, progress)

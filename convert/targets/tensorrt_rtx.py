@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import Field, field_validator
 
-from llmc.contracts.progress import Report
+from llmc.contracts.progress import ProgressFunction
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.engines import build as engines
 from llmc.convert.engines import contents
@@ -43,7 +43,7 @@ def check(spec: ModelSpec, options: Options, schemes: Mapping[str, str]) -> None
     contents.check(TENSORRT_RTX.name, spec, options, schemes)
 
 
-def build(checkpoint: Checkpoint, options: Options, directory: Path, progress: Report) -> TargetResult:
+def build(checkpoint: Checkpoint, options: Options, directory: Path, progress: ProgressFunction) -> TargetResult:
     """See `llmc.convert.engines.build`."""
     TENSORRT_RTX.require()
     return engines.build(TENSORRT_RTX, checkpoint, options.sm, options, directory, progress)

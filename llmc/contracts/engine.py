@@ -6,20 +6,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from llmc.contracts.part import BareName, Count, Part, Sha256, Size
+from llmc.contracts.part import AxisSize, BareName, Count, Part, Sha256
 
 
-class Profile(Part):
+class EngineProfile(Part):
     """Shapes that one compiled program of the engine takes."""
 
-    tokens: Annotated[list[Size], Field(min_length=2, max_length=2)] = Field(
+    tokens: Annotated[list[AxisSize], Field(min_length=2, max_length=2)] = Field(
         description="the least and most tokens per row of a step"
     )
-    window: Size = Field(description="cache entries that a step looks at")
+    window: AxisSize = Field(description="cache entries that a step looks at")
     shapes: dict[str, list[list[Count]]] = Field(default={}, description="input → smallest, usual and largest shape")
 
 
-class Value(Part):
+class EngineTensor(Part):
     """An input or output."""
 
     name: str = Field(description="input_ids, cache_position, past.LAYER.…, logits, …")
@@ -31,7 +31,7 @@ class Value(Part):
     )
 
     @model_validator(mode="after")
-    def _caches_have_four_axes(self) -> Value:
+    def _caches_have_four_axes(self) -> EngineTensor:
         if self.name.startswith("past.") and (len(self.shape) != 4 or min(self.shape[1:]) < 1):
             raise ValueError(f"the shape of {self.name!r} is {self.shape}; caches have four axes")
         return self
@@ -58,9 +58,9 @@ class EngineDescription(Part):
     sm: Annotated[list[Count], Field(min_length=1)] = Field(
         description="compute capabilities, times ten, that it runs on"
     )
-    context: Size = Field(description="cache entries per row")
-    batch: Size = Field(description="most rows in a step")
-    profiles: Annotated[list[Profile], Field(min_length=1)] = Field(
+    context: AxisSize = Field(description="cache entries per row")
+    batch: AxisSize = Field(description="most rows in a step")
+    profiles: Annotated[list[EngineProfile], Field(min_length=1)] = Field(
         description="shapes that it takes, one program each"
     )
     plugins: list[str] = Field(description="plugins that it needs")
@@ -68,8 +68,8 @@ class EngineDescription(Part):
     kernel_sets: list[str] = Field(
         default=[], description="kernel sets of that file that it was built with, by their hashes"
     )
-    inputs: list[Value] = Field(description="inputs; caches begin with `past.`")
-    outputs: list[Value] = Field(description="outputs; caches begin with `present.`")
+    inputs: list[EngineTensor] = Field(description="inputs; caches begin with `past.`")
+    outputs: list[EngineTensor] = Field(description="outputs; caches begin with `present.`")
     weight_bytes: dict[str, Count] = Field(description="type → bytes of the weights that it was made of")
     text_bytes: Count = Field(description="bytes of program text in it")
     programs: list[EngineProgram] = Field(default=[], description="what that text says; empty where it cannot be read")

@@ -15,7 +15,7 @@ class KernelPart(Part):
     model_config = ConfigDict(extra="allow")
 
 
-class Argument(KernelPart):
+class KernelArgument(KernelPart):
     """One argument of a kernel."""
 
     name: str = Field(description="its name")
@@ -32,7 +32,7 @@ class KernelDescription(KernelPart):
     threads: Annotated[int, Field(ge=1, le=1024)] = Field(description="threads of a block")
     shared_bytes: Annotated[int, Field(ge=0, lt=2**31)] = Field(description="shared memory of a block")
     alignment: Annotated[int, Field(ge=1, le=4096)] = Field(description="bytes that every address is a multiple of")
-    arguments: Annotated[list[Argument], Field(max_length=256)] = Field(description="in the order of the kernel")
+    arguments: Annotated[list[KernelArgument], Field(max_length=256)] = Field(description="in the order of the kernel")
     null_pointers: Annotated[int, Field(ge=0, le=16)] = Field(description="null addresses that follow the arguments")
     registers: Count = Field(description="registers of a thread")
     stack_bytes: Count = Field(description="bytes of a thread that were spilled to the stack")

@@ -40,7 +40,7 @@ class RoleCounts(Part):
         return RoleCounts(expected=self.expected + other.expected, quantized=self.quantized + other.quantized)
 
 
-class Experts(Part):
+class PrunedExperts(Part):
     """What pruning did to a layer."""
 
     survivors: list[Count] = Field(description="original numbers of the experts that stayed")
@@ -61,7 +61,7 @@ class LayerRecord(Part):
     reports: dict[str, ModuleReport] = Field(description="module, by its name inside the layer → how it was quantized")
     roles: dict[str, RoleCounts] = Field(description="role → parameters")
     schemes: dict[str, str] = Field(description="module, by its whole name → scheme that it is stored in")
-    experts: Experts | None = Field(default=None, description="what pruning did; null: nothing")
+    experts: PrunedExperts | None = Field(default=None, description="what pruning did; null: nothing")
     error: float | None = Field(
         default=None, description="relative distance of the check activations behind it; null: MTP"
     )

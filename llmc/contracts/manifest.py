@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from llmc.contracts.part import Count, File, FileName, Nothing, Number, Part, Positive, Size
+from llmc.contracts.part import AxisSize, Count, File, FileName, Nothing, Number, Part, Positive
 
 FORMAT_VERSION = 1
 # Keys as they were written before the American spelling; older artifacts stay readable.
@@ -26,7 +26,7 @@ def _as_tuple(value: Any) -> Any:
 Token = Annotated[tuple[int, str | None], BeforeValidator(_as_tuple)]  # id and text
 
 
-class Source(Part):
+class SourceRecord(Part):
     """The checkpoint that the artifact was made from."""
 
     id: str = Field(description="id on the hub, `builtin:` name or name of the folder")
@@ -35,7 +35,7 @@ class Source(Part):
     files: dict[str, str] = Field(default={}, description="name of every input file → its SHA-256")
 
 
-class Texts(Part):
+class TextsRecord(Part):
     """The texts that calibration and check were done on."""
 
     note: str = Field(default="", description="where they come from, in words")
@@ -44,14 +44,14 @@ class Texts(Part):
     )
 
 
-class Model(Part):
+class ModelRecord(Part):
     """What a program has to know of the model."""
 
     family: str = Field(description="`model_type` of config.json")
     num_layers: Count = Field(description="decoder layers")
     num_mtp_layers: Count = Field(description="layers for multi-token prediction, which follow them")
-    vocab_size: Size = Field(description="width of the logits")
-    max_position_embeddings: Size = Field(description="tokens of context that the model was made for")
+    vocab_size: AxisSize = Field(description="width of the logits")
+    max_position_embeddings: AxisSize = Field(description="tokens of context that the model was made for")
     bos_token_id: Count | None = Field(default=None, description="the beginning-of-text token; null: none")
     eos_token_ids: list[Count] = Field(description="tokens that end an answer")
 
@@ -116,7 +116,7 @@ class QuantizedRole(Part):
     _former_keys = model_validator(mode="before")(staticmethod(_renamed))
 
 
-class Tensor(Part):
+class TensorRecord(Part):
     """What was done to one module."""
 
     role: str = Field(description="role of its weight")
@@ -157,7 +157,7 @@ class Sizes(Part):
     artifact: Count = Field(description="of the artifact's safetensors")
 
 
-class Target(Part):
+class TargetRecord(Part):
     """What was made for one target, or why nothing was."""
 
     name: str = Field(default="", description="name of the target")
@@ -171,7 +171,7 @@ class Target(Part):
     )
 
 
-class Gate(Part):
+class GateRecord(Part):
     """A limit of the recipe held against what was measured."""
 
     name: str = Field(description="ppl_increase, kl_mean or top1")
@@ -199,7 +199,7 @@ class Checks(Part):
     top1: Number = Field(description="share of positions at which both find the same token most likely")
     top1_stderr: Number | None = Field(default=None, description="standard error of top1")
     p_change: Number | None = Field(default=None, description="mean change of the true token's probability")
-    gates: list[Gate] = Field(description="the recipe's gates")
+    gates: list[GateRecord] = Field(description="the recipe's gates")
     mtp_acceptance: Number | None = Field(default=None, description="share of MTP drafts that greedy decoding accepts")
 
 
@@ -207,7 +207,7 @@ class QuantizedModel(Part):
     """What is written of a quantized model, whatever is made of it afterwards."""
 
     quantized: dict[str, QuantizedRole]
-    tensors: dict[str, Tensor]
+    tensors: dict[str, TensorRecord]
     pruned: Pruned | Nothing
     layer_errors: list[float]
 
@@ -221,12 +221,12 @@ class Manifest(Part):
     stages: dict[str, str] = Field(default={}, description="stage → hash of everything that decides it")
     name: str = Field(default="", description="name of the recipe")
     recipe: RecipeRecord = Field(description="the recipe with all its defaults")
-    source: Source = Field(description="what it was made from")
-    texts: Texts = Field(default=Texts(), description="the texts for calibration and check")
-    model: Model = Field(description="what a program has to know of the model")
+    source: SourceRecord = Field(description="what it was made from")
+    texts: TextsRecord = Field(default=TextsRecord(), description="the texts for calibration and check")
+    model: ModelRecord = Field(description="what a program has to know of the model")
     tokenizer: TokenizerRecord | None = Field(default=None, description="what its files were taken to mean")
     quantized: dict[str, QuantizedRole] = Field(description="role → how much there is, and is quantized")
-    tensors: dict[str, Tensor] = Field(
+    tensors: dict[str, TensorRecord] = Field(
         default={}, description="module → what was done to it; others are as in the source"
     )
     pruned: Pruned | Nothing = Field(description="which experts were removed; `{}`: none")
@@ -235,7 +235,7 @@ class Manifest(Part):
         description="relative distance of the activations from the original's on the check text, after each layer",
     )
     sizes: Sizes = Field(description="bytes of all weights, before and after")
-    targets: dict[str, Target] = Field(description="target → its files")
+    targets: dict[str, TargetRecord] = Field(description="target → its files")
     checks: Checks | Nothing = Field(description="the comparison with the original; `{}`: there was none")
     versions: dict[str, str] = Field(default={}, description="package → version that built it")
     files: dict[FileName, File] = Field(description="every file of the artifact but llmc.json; no other is used")
@@ -270,8 +270,8 @@ class Manifest(Part):
 
 
 class RunModel(Part):
-    max_position_embeddings: Size
-    vocab_size: Size
+    max_position_embeddings: AxisSize
+    vocab_size: AxisSize
     eos_token_ids: list[Count]
     bos_token_id: Count | None = None
 

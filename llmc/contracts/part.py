@@ -34,7 +34,7 @@ def _bare(name: str) -> str:
 
 Count = Annotated[int, Field(ge=0, lt=_MOST_BYTES)]
 Positive = Annotated[int, Field(ge=1, lt=_MOST_BYTES)]
-Size = Annotated[int, Field(ge=1, lt=2**31)]  # of an axis
+AxisSize = Annotated[int, Field(ge=1, lt=2**31)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 FileName = Annotated[str, AfterValidator(file_name)]

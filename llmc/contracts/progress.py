@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 
-class Report(Protocol):
-    """What of it a single step needs: a function will do."""
+class ProgressFunction(Protocol):
+    """The call alone, which is all that a single step needs: a function will do."""
 
     def __call__(self, phase: str, done: float, total: float = 1.0, layer: int = 0, layers: int = 1) -> None:
         """Be told that so much of a phase is done.
@@ -23,7 +23,7 @@ class Report(Protocol):
         return None
 
 
-class Progress(Report, Protocol):
+class Progress(ProgressFunction, Protocol):
     """Whoever wants to know how far something is. A subclass overrides what it cares about; the rest tells nobody."""
 
     def stage(self, name: str, weights: Sequence[int] = ()) -> AbstractContextManager[None]:

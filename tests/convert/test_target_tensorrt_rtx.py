@@ -24,7 +24,7 @@ from support.graph_session import GraphSession
 from support.quantized_checkpoint import CASES, DEEPSEEK, EXACT, limit_of, quantized_checkpoint
 from support.random_checkpoint import LLAMA, random_checkpoint
 
-from llmc.contracts.engine import EngineDescription, EngineProgram, Value
+from llmc.contracts.engine import EngineDescription, EngineProgram, EngineTensor
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.engines import compiler, engine, lowering
 from llmc.convert.engines.compiler import CompiledEngine
@@ -316,8 +316,8 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
         asked[path.name] = profiles
         path.write_bytes(b"")
         names = ("input_ids", "cache_position", "logits_index")
-        inputs = [Value(name=name, dtype="int64", shape=[-1]) for name in names]
-        return CompiledEngine("1", inputs, [Value(name="logits", dtype="float", shape=[-1])])
+        inputs = [EngineTensor(name=name, dtype="int64", shape=[-1]) for name in names]
+        return CompiledEngine("1", inputs, [EngineTensor(name="logits", dtype="float", shape=[-1])])
 
     def inspect(path: Path, profiles: int) -> ProgramText:
         holds = EngineProgram(sm=[], parts=1, constant_bytes=dict.fromkeys(engine._CODES.values(), 1 << 40), kernels={})

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from support.random_checkpoint import DEEPSEEK_V3, LLAMA, random_checkpoint
 
-from llmc.contracts.progress import Report
+from llmc.contracts.progress import ProgressFunction
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.model import CausalLM, load_layer
 from llmc.errors import InputError, MachineError
@@ -38,7 +38,7 @@ def run(
     rules: list[Rule] = RULES,
     keep: float | None = None,
     calibration: torch.Tensor | None = None,
-    progress: Report = lambda *_: None,
+    progress: ProgressFunction = lambda *_: None,
     memory: int = 1 << 32,
     experts: ExpertTokens = "routed",
 ) -> QuantizeResult:

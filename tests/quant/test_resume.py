@@ -9,7 +9,7 @@ import torch
 from support.damaged_files import DAMAGES, flip
 from support.random_checkpoint import DEEPSEEK_V3, random_checkpoint
 
-from llmc.contracts.progress import Report
+from llmc.contracts.progress import ProgressFunction
 from llmc.convert.checkpoint import Checkpoint
 from llmc.quant.assign import Rule
 from llmc.quant.layerwise import quantize
@@ -32,7 +32,7 @@ class Stop(Exception):
 def run(
     source: Path,
     directory: Path,
-    progress: Report = lambda *_: None,
+    progress: ProgressFunction = lambda *_: None,
     unchanged: Callable[[], object] = lambda: None,
 ) -> list[str]:
     """What is said about damage."""

@@ -15,7 +15,7 @@ import pytest
 from cuda.bindings import driver as real_driver
 from safetensors.numpy import save
 
-from llmc.contracts.kernels import Argument, KernelDescription
+from llmc.contracts.kernels import KernelArgument, KernelDescription
 from llmc.errors import InputError, MachineError
 from llmc.runtime.plugins import kernel_set
 from llmc.runtime.plugins.cubin import CubinKernel, KernelParams
@@ -27,10 +27,10 @@ DESCRIPTION = KernelDescription(
     shared_bytes=200_000,
     alignment=16,
     arguments=[
-        Argument(name="query", type="*bf16"),
-        Argument(name="scale", type="fp32"),
-        Argument(name="tokens", type="i32"),
-        Argument(name="capacity", type="i64"),
+        KernelArgument(name="query", type="*bf16"),
+        KernelArgument(name="scale", type="fp32"),
+        KernelArgument(name="tokens", type="i32"),
+        KernelArgument(name="capacity", type="i64"),
     ],
     null_pointers=2,
     registers=128,

@@ -15,7 +15,7 @@ from typing import Literal
 import onnx_ir as ir
 from pydantic import BaseModel, Field
 
-from llmc.contracts.progress import Report
+from llmc.contracts.progress import ProgressFunction
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.graph.build import graphs
 from llmc.convert.graph.write import write
@@ -50,7 +50,7 @@ def check(spec: ModelSpec, options: Options, schemes: Mapping[str, str]) -> None
     """Takes every model."""
 
 
-def build(checkpoint: Checkpoint, options: Options, directory: Path, progress: Report) -> TargetResult:
+def build(checkpoint: Checkpoint, options: Options, directory: Path, progress: ProgressFunction) -> TargetResult:
     """Write model.onnx, mtp.onnx if there is an MTP layer, model.onnx.data if something is encoded anew."""
     models = graphs(checkpoint)
     rounded_heads = [lower(model, checkpoint.spec, options) for model in models.values()]
