@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Mapping
+TYPE_CHECKING = False  # nor does this module import anything
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 
 def exports(package: str, homes: Mapping[str, str]) -> Callable[[str], object]:
@@ -17,6 +18,8 @@ def exports(package: str, homes: Mapping[str, str]) -> Callable[[str], object]:
     def find(name: str) -> object:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        import importlib
+
         return getattr(importlib.import_module(homes[name]), name)
 
     return find
