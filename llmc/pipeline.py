@@ -255,12 +255,12 @@ class _Build:
         return describe_quantized(job, Checkpoint.open(self.artifact), result).to_json()
 
     def _target(self, checkpoint: Checkpoint, name: str) -> TargetRecord:
-        module = target(name)
-        options = module.Options.model_validate(self.job.targets[name])
+        chosen = target(name)
+        options = chosen.Options.model_validate(self.job.targets[name])
 
         def work() -> dict[str, Any]:
             with self.progress.stage(f"target {name}"):
-                return vars(module.build(checkpoint, options, self.artifact, self.progress))
+                return vars(chosen.build(checkpoint, options, self.artifact, self.progress))
 
         try:
             made = self.stages.run(name, self.keys[name], work, lambda made: made["files"].values())

@@ -17,7 +17,7 @@ from llmc.convert.formats import layout
 from llmc.convert.model.causal_lm import empty_layer
 from llmc.convert.quantized_weight import Activations, QuantizedWeight
 from llmc.convert.spec import CACHE_SCALES, LatentAttentionSpec, MixtureOfExpertsSpec, MLPSpec, ModelSpec
-from llmc.convert.targets import target
+from llmc.convert.targets import PlannedWeights, Target, target
 from llmc.convert.tensor_names import ModuleName, TensorName
 from llmc.errors import InputError, MachineError
 from llmc.progress import size
@@ -26,12 +26,11 @@ from llmc.quant.assign import Assignment, Rule, assign
 from llmc.quant.layer_solver import linears, solve_batches
 from llmc.quant.layerwise import DEFAULT_MEMORY_BUDGET
 from llmc.quant.prune import kept_per_group, routers
+from llmc.quant.schemes import scheme
 from llmc.quant.schemes.scheme import Scheme
 from llmc.recipe import Recipe
 from llmc.sizes import Size, tensor_sizes
 
-# Compiled programs in the engines of one set of GPUs, main and MTP graph; measured: they hardly grow with the model.
-_ENGINE_PROGRAMS = 48 << 20
 # Python, torch and what they keep for themselves; measured.
 _BASE_MEMORY = 490 << 20
 
@@ -173,6 +172,10 @@ def plan(
         for name in (f"model.layers.{i}.self_attn.{scale}" for i in range(len(layers)) for scale in CACHE_SCALES):
             changes[checkpoint.role(name)] += Change(Size(0, 0), Size(1, 4))
     total = sum(changes.values(), _NOTHING)
+    parameters_by_spec = {
+        role: {scheme(name).spec: count for name, count in counts.items()} for role, counts in schemes.items()
+    }
+    weights = PlannedWeights(spec, total.after.bytes, parameters_by_spec)
     cache, expanded = _cache_bytes(spec, spec.fp8_cache or recipe.kv_cache == "fp8")
     limit = memory if gpu_memory is None else gpu_memory
     needed, hessian_memory = _memory(
@@ -199,7 +202,7 @@ def plan(
         # Activations, and a shard on its way into its file.
         work_disk=_streams(spec, assigned, math.prod(calibration), math.prod(check))
         + max(layer.after.bytes for layer in layers),
-        target_bytes=_target_bytes(recipe.targets, schemes, total, spec),
+        target_bytes={each.name: each.estimate_bytes(weights, options) for each, options in _targets(recipe)},
         memory_available=machine.memory() if memory is None else min(memory, machine.memory()),
         disk_free=machine.free_disk(output),
     )
@@ -208,9 +211,14 @@ def plan(
 def _check_targets(recipe: Recipe, spec: ModelSpec, assigned: Mapping[str, Assignment]) -> None:
     """InputError for what a target would refuse when everything else is done."""
     schemes = {module: given.scheme.name for module, given in assigned.items()}
-    for name, options in (item for each in recipe.targets for item in each.items()):
-        module = target(name)
-        module.check(spec, module.Options.model_validate(options or {}), schemes)
+    for each, options in _targets(recipe):
+        each.check(spec, options, schemes)
+
+
+def _targets(recipe: Recipe) -> list[tuple[Target[Any], Any]]:
+    """With the options of each."""
+    named = [(target(name), options) for each in recipe.targets for name, options in each.items()]
+    return [(found, found.Options.model_validate(options or {})) for found, options in named]
 
 
 def _pruned_spec(spec: ModelSpec, experts: int) -> ModelSpec:
@@ -314,27 +322,3 @@ def _activations(spec: ModelSpec) -> int:
 def _pruned(module: ModuleName, kept: int) -> bool:
     """Whether it goes with its expert. All experts are alike, so which of them go does not matter here."""
     return module.expert is not None and module.expert >= kept
-
-
-def _target_bytes(
-    targets: Sequence[Mapping[str, Any]], schemes: Mapping[str, Mapping[str, int]], total: Change, spec: ModelSpec
-) -> dict[str, int]:
-    """Bytes that each target adds: ONNX Runtime only encodes FP8 and the head anew, the others have weights of their
-    own.
-    """
-    fp8 = sum(count for counts in schemes.values() for name, count in counts.items() if name.startswith("fp8"))
-    result = {}
-    for name, options in (item for each in targets for item in each.items()):
-        if name == "onnxruntime":
-            chosen: Any = target(name).Options(**(options or {}))
-            head = spec.vocab_size * spec.hidden_size * 9 // 8  # a byte each, and a scale for 32
-            result[name] = fp8 + (head if chosen.lm_head_bits and chosen.accuracy_level == 4 else 0)
-        elif name == "tensorrt-rtx":
-            given: Any = target(name).Options(**(options or {}))
-            kept = sum(count for scheme, count in schemes.get("experts", {}).items() if scheme.startswith("fp8"))
-            wide = fp8 - (kept if given.plugins else 0)
-            widened = {wide if sm < 89 else 0 for sm in given.sm}  # GPUs without FP8 get their own engines
-            result[name] = sum(total.after.bytes + more + _ENGINE_PROGRAMS for more in widened)
-        else:
-            result[name] = total.after.bytes
-    return result

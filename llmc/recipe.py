@@ -375,7 +375,7 @@ def _validated(value: Any, place: Callable[[Location], str]) -> Recipe:
 def json_schema() -> dict[str, Any]:
     """JSON Schema of the recipe, for editors; schemes, layouts and targets are those that are installed."""
     from llmc.convert.formats import layouts
-    from llmc.convert.targets import target, target_names
+    from llmc.convert.targets import targets
     from llmc.quant.assign import QUANTIZABLE
     from llmc.quant.schemes import schemes
     from llmc.quant.schemes.names import PRESETS
@@ -386,8 +386,8 @@ def json_schema() -> dict[str, Any]:
     schema["properties"]["layout"]["enum"] = sorted(layouts())
     rule["match"]["anyOf"] = [{"enum": list(QUANTIZABLE)}, {"pattern": "^re:"}]
     options = {}
-    for name in target_names():
-        options[name] = {"anyOf": [target(name).Options.model_json_schema(), {"type": "null"}]}
+    for name, target in targets().items():
+        options[name] = {"anyOf": [target.Options.model_json_schema(), {"type": "null"}]}
     schema["properties"]["targets"]["items"] = {
         "type": "object",
         "properties": options,
@@ -420,11 +420,11 @@ def _window(name: str, length: int | None, default: int, context: int) -> int:
 
 
 def _target_options(index: int, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    from llmc.convert.targets import target, target_names
+    from llmc.convert.targets import targets
 
-    if name not in target_names():
-        raise _at((index, name), unknown(name, "target", target_names()))
-    model = target(name).Options
+    if name not in targets():
+        raise _at((index, name), unknown(name, "target", targets()))
+    model = targets()[name].Options
     try:
         refuse_unknown_keys(model, options)
         return model.model_validate(options).model_dump(mode="json")

@@ -1,31 +1,26 @@
-"""Targets: what a quantized checkpoint becomes in the end. One module or package each, named like the target.
-
-A target is a module with three names:
-
-    class Options(pydantic.BaseModel, extra="forbid")      what a recipe may say about it
-    def check(spec, options, schemes) -> None              InputError for what `build` would refuse, before any work
-    def build(checkpoint, options, directory, progress) -> TargetResult
-
-`directory` is the artifact, in which the checkpoint's files already lie. A package that is not installed is a
-MachineError.
-"""
+"""Targets: what a quantized checkpoint becomes in the end. Every module here that defines `TARGET` is one."""
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
 from llmc.contracts.progress import ProgressFunction
 from llmc.convert.checkpoint import Checkpoint
+from llmc.convert.quantized_weight import QuantSpec
 from llmc.convert.spec import ModelSpec
 from llmc.convert.tensor_names import TensorName
 from llmc.errors import InputError
+
+_Options = TypeVar("_Options", bound=BaseModel)
 
 
 @dataclass
@@ -51,24 +46,66 @@ def rounding_notes(checkpoint: Checkpoint, wider_cache: bool = True) -> list[str
     return notes
 
 
-class Target(Protocol):
-    Options: type[BaseModel]
+@dataclass(frozen=True)
+class PlannedWeights:
+    """What is known of a quantized checkpoint before it is made.
 
-    def check(self, spec: ModelSpec, options: Any, schemes: Mapping[str, str]) -> None:
-        """spec: after pruning; schemes: by module, of what is to be quantized."""
+    Attributes:
+        spec: Of the model, before pruning.
+        nbytes: Of the whole checkpoint on disk.
+        parameters: Role → what its schemes say of weights of any shape → how many weights.
+    """
 
+    spec: ModelSpec
+    nbytes: int
+    parameters: Mapping[str, Mapping[QuantSpec, int]]
+
+    def in_fp8(self, *roles: str) -> int:
+        """Return how many weights of these roles, or of all, are FP8."""
+        chosen = [found for role, found in self.parameters.items() if not roles or role in roles]
+        return sum(count for found in chosen for spec, count in found.items() if spec.code_type == "float8_e4m3fn")
+
+
+class Target(ABC, Generic[_Options]):
+    """One target; a package that it needs and that is not installed is a MachineError.
+
+    Attributes:
+        name: As recipes call it.
+        Options: What a recipe may say about it.
+    """
+
+    name: str
+    Options: type[_Options]
+
+    def check(self, spec: ModelSpec, options: _Options, schemes: Mapping[str, str]) -> None:
+        """Raise InputError for what `build` would refuse, before any work; most take every model.
+
+        Args:
+            spec: Of the model, after pruning.
+            options: From the recipe.
+            schemes: By module, of what is to be quantized.
+        """
+
+    @abstractmethod
     def build(
-        self, checkpoint: Checkpoint, options: Any, directory: Path, progress: ProgressFunction
-    ) -> TargetResult: ...
+        self, checkpoint: Checkpoint, options: _Options, directory: Path, progress: ProgressFunction
+    ) -> TargetResult:
+        """Write the target into `directory`, the artifact, in which the checkpoint's files already lie."""
+
+    def estimate_bytes(self, weights: PlannedWeights, options: _Options) -> int:
+        """Return how many bytes `build` will add to the artifact: weights of its own, if it does not say otherwise."""
+        return weights.nbytes
 
 
-def target_names() -> list[str]:
-    """Every module of this package is a target; `tensorrt_rtx` is called `tensorrt-rtx`."""
-    return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__))
+@functools.cache
+def targets() -> dict[str, Target[Any]]:
+    """Return all targets by name."""
+    modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
+    return {module.TARGET.name: module.TARGET for module in modules if hasattr(module, "TARGET")}
 
 
-def target(name: str) -> Target:
-    """The target of that name; InputError names the known ones."""
-    if name not in target_names():
-        raise InputError(f"unknown target {name!r}; known: {', '.join(target_names())}")
-    return cast(Target, importlib.import_module(f"{__name__}.{name.replace('-', '_')}"))
+def target(name: str) -> Target[Any]:
+    """Return the target of that name; InputError names the known ones."""
+    if name not in targets():
+        raise InputError(f"unknown target {name!r}; known: {', '.join(targets())}")
+    return targets()[name]

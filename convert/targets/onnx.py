@@ -6,7 +6,6 @@ ops carry their meaning as functions in standard ops: any runtime that knows the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -19,31 +18,32 @@ from llmc.convert.graph.build import graphs
 from llmc.convert.graph.rewrite import Rewriter
 from llmc.convert.graph.weight import WeightTensor
 from llmc.convert.graph.write import write
-from llmc.convert.spec import ModelSpec
-from llmc.convert.targets import TargetResult, rounding_notes
+from llmc.convert.targets import Target, TargetResult, rounding_notes
 
 
-class Options(BaseModel, extra="forbid"):
+class OnnxOptions(BaseModel, extra="forbid"):
     """This target has no options."""
 
 
-def check(spec: ModelSpec, options: Options, schemes: Mapping[str, str]) -> None:
-    """Takes every model."""
+class Onnx(Target[OnnxOptions]):
+    name = "onnx"
+    Options = OnnxOptions
 
-
-def build(checkpoint: Checkpoint, options: Options, directory: Path, progress: ProgressFunction) -> TargetResult:
-    """Write onnx/portable.onnx, portable-mtp.onnx where there is an MTP layer, and the weights of both."""
-    models = graphs(checkpoint)
-    for model in models.values():
-        lower(model)
-    files = {"main": "onnx/portable.onnx", "mtp": "onnx/portable-mtp.onnx"}
-    result = write("onnx", models, directory, files, partial(progress, "weights"))
-    result.notes += rounding_notes(checkpoint)
-    result.notes.append(
-        "ONNX Runtime rounds the activations of int4 layers to int8, unless the session is configured with "
-        "session.qdq_matmulnbits_accuracy_level=1"
-    )
-    return result
+    def build(
+        self, checkpoint: Checkpoint, options: OnnxOptions, directory: Path, progress: ProgressFunction
+    ) -> TargetResult:
+        """Write onnx/portable.onnx, portable-mtp.onnx where there is an MTP layer, and the weights of both."""
+        models = graphs(checkpoint)
+        for model in models.values():
+            lower(model)
+        files = {"main": "onnx/portable.onnx", "mtp": "onnx/portable-mtp.onnx"}
+        result = write(self.name, models, directory, files, partial(progress, "weights"))
+        result.notes += rounding_notes(checkpoint)
+        result.notes.append(
+            "ONNX Runtime rounds the activations of int4 layers to int8, unless the session is configured with "
+            "session.qdq_matmulnbits_accuracy_level=1"
+        )
+        return result
 
 
 def lower(model: ir.Model) -> None:
@@ -72,3 +72,6 @@ def dequantized(rewriter: Rewriter, weight: WeightTensor) -> ir.Value:
     return rewriter.op(
         "DequantizeLinear", codes, scales, *zeros, axis=weight.layout.input_axis, block_size=weight.block[1]
     )
+
+
+TARGET = Onnx()

@@ -7,22 +7,28 @@ from pathlib import Path
 
 from llmc.contracts.progress import ProgressFunction
 from llmc.convert.checkpoint import Checkpoint
-from llmc.convert.engines import build as engines
 from llmc.convert.engines import contents
+from llmc.convert.engines.build import EngineOptions, build
 from llmc.convert.spec import ModelSpec
-from llmc.convert.targets import TargetResult
+from llmc.convert.targets import Target, TargetResult
 from llmc.runtime.plugins.operation import Gpu
 from llmc.tensorrt_package import TENSORRT
 
-Options = engines.EngineOptions
+
+class TensorRT(Target[EngineOptions]):
+    name = TENSORRT.name
+    Options = EngineOptions
+
+    def check(self, spec: ModelSpec, options: EngineOptions, schemes: Mapping[str, str]) -> None:
+        """See `llmc.convert.engines.contents`."""
+        contents.check(self.name, spec, options, schemes)
+
+    def build(
+        self, checkpoint: Checkpoint, options: EngineOptions, directory: Path, progress: ProgressFunction
+    ) -> TargetResult:
+        """See `llmc.convert.engines.build`. MachineError where there is no GPU."""
+        TENSORRT.require()
+        return build(TENSORRT, checkpoint, [Gpu.current().sm], options, directory, progress)
 
 
-def check(spec: ModelSpec, options: Options, schemes: Mapping[str, str]) -> None:
-    """See `llmc.convert.engines.contents`."""
-    contents.check(TENSORRT.name, spec, options, schemes)
-
-
-def build(checkpoint: Checkpoint, options: Options, directory: Path, progress: ProgressFunction) -> TargetResult:
-    """See `llmc.convert.engines.build`. MachineError where there is no GPU."""
-    TENSORRT.require()
-    return engines.build(TENSORRT, checkpoint, [Gpu.current().sm], options, directory, progress)
+TARGET = TensorRT()

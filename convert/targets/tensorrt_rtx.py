@@ -9,18 +9,20 @@ from pydantic import Field, field_validator
 
 from llmc.contracts.progress import ProgressFunction
 from llmc.convert.checkpoint import Checkpoint
-from llmc.convert.engines import build as engines
 from llmc.convert.engines import contents
+from llmc.convert.engines.build import EngineOptions, build
 from llmc.convert.spec import ModelSpec
-from llmc.convert.targets import TargetResult
+from llmc.convert.targets import PlannedWeights, Target, TargetResult
 from llmc.errors import InputError
 from llmc.tensorrt_package import TENSORRT_RTX
 
 # Compute capabilities, times ten, that the compiler knows and that know bfloat16 and int4.
 SM = (80, 86, 89, 120, 121)
+# Compiled programs in the engines of one set of GPUs, main and MTP graph; measured: they hardly grow with the model.
+_PROGRAMS = 48 << 20
 
 
-class Options(engines.EngineOptions):
+class TensorRTRTXOptions(EngineOptions):
     """What a recipe may say, besides the options of all engines."""
 
     sm: list[int] = Field(
@@ -38,12 +40,26 @@ class Options(engines.EngineOptions):
         return sorted(set(sm))
 
 
-def check(spec: ModelSpec, options: Options, schemes: Mapping[str, str]) -> None:
-    """See `llmc.convert.engines.contents`."""
-    contents.check(TENSORRT_RTX.name, spec, options, schemes)
+class TensorRTRTX(Target[TensorRTRTXOptions]):
+    name = TENSORRT_RTX.name
+    Options = TensorRTRTXOptions
+
+    def check(self, spec: ModelSpec, options: TensorRTRTXOptions, schemes: Mapping[str, str]) -> None:
+        """See `llmc.convert.engines.contents`."""
+        contents.check(self.name, spec, options, schemes)
+
+    def build(
+        self, checkpoint: Checkpoint, options: TensorRTRTXOptions, directory: Path, progress: ProgressFunction
+    ) -> TargetResult:
+        """See `llmc.convert.engines.build`."""
+        TENSORRT_RTX.require()
+        return build(TENSORRT_RTX, checkpoint, options.sm, options, directory, progress)
+
+    def estimate_bytes(self, weights: PlannedWeights, options: TensorRTRTXOptions) -> int:
+        """GPUs without FP8 get engines of their own, in which FP8 is bfloat16, apart from what plugins decode."""
+        wide = weights.in_fp8() - (weights.in_fp8("experts") if options.plugins else 0)
+        widened = {wide if sm < contents.FP8_SM else 0 for sm in options.sm}
+        return sum(weights.nbytes + more + _PROGRAMS for more in widened)
 
 
-def build(checkpoint: Checkpoint, options: Options, directory: Path, progress: ProgressFunction) -> TargetResult:
-    """See `llmc.convert.engines.build`."""
-    TENSORRT_RTX.require()
-    return engines.build(TENSORRT_RTX, checkpoint, options.sm, options, directory, progress)
+TARGET = TensorRTRTX()

@@ -88,7 +88,9 @@ def test_graphs(checkpoint: Checkpoint) -> None:
     """ONNX Runtime's kernels, and standard operators."""
     compare_with_torch(
         checkpoint,
-        onnxruntime.build(checkpoint, onnxruntime.Options(accuracy_level=1), checkpoint.path, lambda *_: None),
+        onnxruntime.TARGET.build(
+            checkpoint, onnxruntime.OnnxRuntimeOptions(accuracy_level=1), checkpoint.path, lambda *_: None
+        ),
     )
     models = graphs(checkpoint)
     for model in models.values():

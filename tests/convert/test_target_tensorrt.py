@@ -19,6 +19,7 @@ from llmc.convert.safetensors_file import read_header
 from llmc.convert.targets import target, tensorrt
 from llmc.errors import MachineError, MissingPackageError
 from llmc.runtime.plugins.operation import Gpu
+from llmc.tensorrt_package import TENSORRT_RTX
 
 trt = target("tensorrt")
 CONFIG = DEEPSEEK | {"num_hidden_layers": 2, "num_nextn_predict_layers": 0}
@@ -71,7 +72,7 @@ def test_the_same_network_compiles_for_the_gpu_that_is_there(monkeypatch: pytest
         path = os.pathsep.join([str(tmp_path / "stand-in"), os.environ.get("PYTHONPATH", "")])
         return plain(compiler.TENSORRT_RTX, folder) | {"PYTHONPATH": path}
 
-    monkeypatch.setattr(compiler, "TENSORRT_RTX", target("tensorrt-rtx").TENSORRT_RTX, raising=False)
+    monkeypatch.setattr(compiler, "TENSORRT_RTX", TENSORRT_RTX, raising=False)
     monkeypatch.setattr(compiler, "_environment", environment)
     monkeypatch.setattr("llmc.tensorrt_package.TensorRTPackage.require", lambda self: None)
     monkeypatch.setattr(tensorrt.Gpu, "current", classmethod(lambda cls: Gpu(90, 132)))

@@ -160,7 +160,7 @@ def test_other_targets_take_up_the_quantized_model(llmc, recipe, monkeypatch: py
 
     path = recipe(targets=[{"onnxruntime": {}}, {"onnx": {}}])
     with monkeypatch.context() as patch:
-        patch.setattr(onnx, "build", fails)
+        patch.setattr(onnx.TARGET, "build", fails)
         failed = llmc("build", path)
     assert failed.exit_code == 2
     assert not Path("build/small").exists()
@@ -200,7 +200,7 @@ def test_what_a_compiler_refuses_names_the_rule(llmc, recipe, monkeypatch: pytes
     def build(*_: object) -> None:
         raise RefusedError("TensorRT-RTX refuses rtx.engine at N: too odd", node="model.layers.1.mlp.experts/MatMul_2")
 
-    monkeypatch.setattr(tensorrt_rtx, "build", build)
+    monkeypatch.setattr(tensorrt_rtx.TARGET, "build", build)
     made = llmc("build", recipe(targets=[{"tensorrt-rtx": {}}]))
     assert made.exit_code == 2
     told = " ".join(made.stderr.split())

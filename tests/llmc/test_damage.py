@@ -88,7 +88,7 @@ def test_an_undamaged_work_folder_is_believed(stopped, monkeypatch: pytest.Monke
 
     for work_of_a_stage in ("_quantize", "_check"):
         monkeypatch.setattr(_Build, work_of_a_stage, never)
-    monkeypatch.setattr("llmc.convert.targets.onnxruntime.build", never)
+    monkeypatch.setattr("llmc.convert.targets.onnxruntime.TARGET.build", never)
     run(path, work.with_name("small"))
     assert contents(work.with_name("small")) == expected
 

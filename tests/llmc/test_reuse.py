@@ -38,8 +38,8 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         monkeypatch.setattr(owner, attribute, run)
 
     watch(pipeline, "quantize", "quantize")
-    watch(onnxruntime, "build", "onnxruntime")
-    watch(onnx, "build", "onnx")
+    watch(onnxruntime.TARGET, "build", "onnxruntime")
+    watch(onnx.TARGET, "build", "onnx")
     watch(pipeline._Build, "_check", "check")
     return done
 

@@ -7,7 +7,6 @@ cannot use as stored, FP8 and the head at accuracy level 4, is written again, to
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -20,7 +19,7 @@ from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.graph.build import graphs
 from llmc.convert.graph.write import write
 from llmc.convert.spec import ModelSpec
-from llmc.convert.targets import TargetResult, rounding_notes
+from llmc.convert.targets import PlannedWeights, Target, TargetResult, rounding_notes
 from llmc.convert.targets.onnxruntime.artifact_weights import ArtifactWeights
 from llmc.convert.targets.onnxruntime.grouped_query_attention import lower_grouped_query_attention
 from llmc.convert.targets.onnxruntime.linear import lower_linears
@@ -29,7 +28,7 @@ from llmc.convert.targets.onnxruntime.mixture_of_experts import lower_mixture_of
 from llmc.convert.targets.onnxruntime.rms_norm import lower_residual_norms
 
 
-class Options(BaseModel, extra="forbid"):
+class OnnxRuntimeOptions(BaseModel, extra="forbid"):
     """What a recipe may say.
 
     Every token reads the whole head, as floats four bytes a weight. 8 bits of it cost a KL divergence of 5e-5, a fifth
@@ -45,29 +44,41 @@ class Options(BaseModel, extra="forbid"):
         8, description="of a head that the recipe leaves in floats, at accuracy level 4; null leaves it"
     )
 
-
-def check(spec: ModelSpec, options: Options, schemes: Mapping[str, str]) -> None:
-    """Takes every model."""
-
-
-def build(checkpoint: Checkpoint, options: Options, directory: Path, progress: ProgressFunction) -> TargetResult:
-    """Write model.onnx, mtp.onnx if there is an MTP layer, model.onnx.data if something is encoded anew."""
-    models = graphs(checkpoint)
-    rounded_heads = [lower(model, checkpoint.spec, options) for model in models.values()]
-    files = {"main": "model.onnx", "mtp": "mtp.onnx"}
-    result = write("onnxruntime", models, directory, files, partial(progress, "weights"))
-    result.details["accuracy_level"] = options.accuracy_level
-    result.notes += rounding_notes(checkpoint)
-    if any(rounded_heads):
-        result.notes.append("the head is rounded to 8 bits; lm_head_bits: null leaves it as it is")
-    if "data" in result.files:
-        result.notes.append(
-            f"weights that no CPU kernel takes as they are stored are written again, in {result.files['data']}"
-        )
-    return result
+    @property
+    def rounds_head(self) -> bool:
+        """Whether a head of floats becomes 8 bits."""
+        return self.lm_head_bits == 8 and self.accuracy_level == 4
 
 
-def lower(model: ir.Model, spec: ModelSpec, options: Options) -> bool:
+class OnnxRuntime(Target[OnnxRuntimeOptions]):
+    name = "onnxruntime"
+    Options = OnnxRuntimeOptions
+
+    def build(
+        self, checkpoint: Checkpoint, options: OnnxRuntimeOptions, directory: Path, progress: ProgressFunction
+    ) -> TargetResult:
+        """Write model.onnx, mtp.onnx if there is an MTP layer, model.onnx.data if something is encoded anew."""
+        models = graphs(checkpoint)
+        rounded_heads = [lower(model, checkpoint.spec, options) for model in models.values()]
+        files = {"main": "model.onnx", "mtp": "mtp.onnx"}
+        result = write(self.name, models, directory, files, partial(progress, "weights"))
+        result.details["accuracy_level"] = options.accuracy_level
+        result.notes += rounding_notes(checkpoint)
+        if any(rounded_heads):
+            result.notes.append("the head is rounded to 8 bits; lm_head_bits: null leaves it as it is")
+        if "data" in result.files:
+            result.notes.append(
+                f"weights that no CPU kernel takes as they are stored are written again, in {result.files['data']}"
+            )
+        return result
+
+    def estimate_bytes(self, weights: PlannedWeights, options: OnnxRuntimeOptions) -> int:
+        """Only FP8 and the head are encoded anew: a byte each, and a scale for 32 of the head's."""
+        head = weights.spec.vocab_size * weights.spec.hidden_size * 9 // 8
+        return weights.in_fp8() + (head if options.rounds_head else 0)
+
+
+def lower(model: ir.Model, spec: ModelSpec, options: OnnxRuntimeOptions) -> bool:
     """Replace, in place, what ONNX Runtime has a faster kernel for, then the weights that are left.
 
     Returns whether that rounded the head.
@@ -75,10 +86,13 @@ def lower(model: ir.Model, spec: ModelSpec, options: Options) -> bool:
     model.graph.opset_imports["com.microsoft"] = 1
     rewriter = ArtifactWeights(model)
     lower_linears(rewriter, options.accuracy_level)
-    rounded = options.lm_head_bits == 8 and options.accuracy_level == 4 and lower_lm_head(rewriter)
+    rounded = options.rounds_head and lower_lm_head(rewriter)
     lower_mixture_of_experts(rewriter, options.accuracy_level)
     lower_grouped_query_attention(rewriter, spec)
     lower_residual_norms(rewriter)
     rewriter.lower_weights()
     rewriter.clean()
     return rounded
+
+
+TARGET = OnnxRuntime()
