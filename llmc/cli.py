@@ -229,14 +229,14 @@ def sweep(
 
     from llmc.progress import Display
     from llmc.quant.prune import Criterion
-    from llmc.recipe import unknown
+    from llmc.registry import unknown
     from llmc.sweep import sweep as run_sweep
     from llmc.tables import table
 
     methods: list[Any] = method or ["reap"]
     for name in methods:
         if name not in get_args(Criterion):
-            raise InputError(unknown(name, "method", get_args(Criterion)))
+            raise InputError(unknown("method", name, get_args(Criterion)))
     steps = run_sweep(
         recipe, keep or [], methods, quantize, Path("build/sweep"), Display(terminal.console(stderr=True))
     )

@@ -6,9 +6,8 @@ one that exists.
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
@@ -33,6 +32,7 @@ from llmc.file_names import is_bare_file_name
 from llmc.files import read_regular
 from llmc.patterns import shown
 from llmc.plain_yaml import Location
+from llmc.registry import unknown
 from llmc.visible import unseen
 
 PYTHON_DOCS = "builtin:python-docs"
@@ -382,11 +382,11 @@ def json_schema() -> dict[str, Any]:
 
     schema = Recipe.model_json_schema()
     rule = schema["$defs"]["Quantize"]["properties"]
-    rule["scheme"]["enum"] = [*sorted(schemes()), *PRESETS]
-    schema["properties"]["layout"]["enum"] = sorted(layouts())
+    rule["scheme"]["enum"] = [*sorted(schemes.all), *PRESETS]
+    schema["properties"]["layout"]["enum"] = sorted(layouts.all)
     rule["match"]["anyOf"] = [{"enum": list(QUANTIZABLE)}, {"pattern": "^re:"}]
     options = {}
-    for name, target in targets().items():
+    for name, target in targets.all.items():
         options[name] = {"anyOf": [target.Options.model_json_schema(), {"type": "null"}]}
     schema["properties"]["targets"]["items"] = {
         "type": "object",
@@ -402,15 +402,7 @@ def refuse_unknown_keys(model: type[BaseModel], value: object) -> None:
     """Raises for the first key of a mapping that `model` does not have."""
     for key in value if isinstance(value, Mapping) else ():
         if key not in model.model_fields:
-            raise _at((key,), unknown(str(key), "key", model.model_fields))
-
-
-def unknown(name: str, kind: str, known: Iterable[str]) -> str:
-    """`unknown key 'shceme'; did you mean 'scheme'? (known: match, scheme, method)`"""
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"unknown {kind} {shown(name)}; {hint}(known: {', '.join(known)})"
+            raise _at((key,), unknown("key", str(key), model.model_fields))
 
 
 def _window(name: str, length: int | None, default: int, context: int) -> int:
@@ -422,9 +414,7 @@ def _window(name: str, length: int | None, default: int, context: int) -> int:
 def _target_options(index: int, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     from llmc.convert.targets import targets
 
-    if name not in targets():
-        raise _at((index, name), unknown(name, "target", targets()))
-    model = targets()[name].Options
+    model = _as_value_error(lambda: targets.get(name), index, name).Options
     try:
         refuse_unknown_keys(model, options)
         return model.model_validate(options).model_dump(mode="json")

@@ -29,7 +29,7 @@ def read_shipped(name: str) -> str:
     """
     files = shipped()
     if name not in files:
-        raise InputError(unknown(name, "recipe", files))
+        raise InputError(unknown("recipe", name, files))
     return files[name].read_text(encoding="utf-8")
 
 

@@ -22,7 +22,7 @@ from llmc.extras import install
 from llmc.file_names import is_bare_file_name
 from llmc.files import open_regular, read_json
 from llmc.patterns import shown
-from llmc.recipe import unknown
+from llmc.registry import unknown
 from llmc.visible import unseen, visible_line
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def _builtin(name: str) -> Path:
     folder = Path(checkpoints.__file__).parent
     known = [path.parent.name for path in sorted(folder.glob("*/config.json"))]
     if name not in known:
-        raise InputError(f"model {BUILTIN}{name}: {unknown(name, 'embedded checkpoint', known)}")
+        raise InputError(f"model {BUILTIN}{name}: {unknown('embedded checkpoint', name, known)}")
     return (folder / name / "config.json").resolve().parent  # installers may lay packages out as links
 
 

@@ -20,7 +20,8 @@ import numpy as np
 
 from llmc.documents import Chat, pieces, read_documents
 from llmc.errors import InputError
-from llmc.recipe import PYTHON_DOCS, Calibration, Check, public_path, unknown
+from llmc.recipe import PYTHON_DOCS, Calibration, Check, public_path
+from llmc.registry import unknown
 from llmc.runtime.chat import ChatTemplate
 from llmc.runtime.tokenizer import Tokenizer
 
@@ -136,7 +137,7 @@ def require_texts(calibration: Calibration, check: Check, base: Path) -> None:
     for key, text in (("calibration", calibration.text), ("check", check.text)):
         if text.startswith("builtin:"):
             if text != PYTHON_DOCS:
-                raise InputError(f"{key}.text: {unknown(text, 'text', [PYTHON_DOCS])}")
+                raise InputError(f"{key}.text: {unknown('text', text, [PYTHON_DOCS])}")
         elif not (path := base / Path(text).expanduser()).exists():
             raise InputError(f"{key}.text: there is no file {path}; name your own text, or {PYTHON_DOCS}")
 

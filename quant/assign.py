@@ -15,6 +15,7 @@ from llmc.errors import InputError
 from llmc.patterns import Budget, compile_pattern, shown
 from llmc.quant.schemes import scheme
 from llmc.quant.schemes.scheme import Scheme
+from llmc.registry import unknown
 
 Method = Literal["gptq", "gptaq", "rtn"]
 METHODS: tuple[str, ...] = get_args(Method)
@@ -48,7 +49,7 @@ def check_rules(rules: Iterable[Rule]) -> None:
     for rule in rules:
         scheme(rule.scheme)
         if rule.method not in METHODS:
-            raise InputError(f"unknown method {rule.method!r}; use one of {', '.join(METHODS)}")
+            raise InputError(unknown("method", rule.method, METHODS))
         if rule.match.startswith("re:"):
             compile_pattern(rule.match[3:])
         elif rule.match not in QUANTIZABLE:

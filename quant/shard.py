@@ -29,7 +29,7 @@ def shard_path(directory: Path, number: int, count: int) -> Path:
 
 def scheme_of(weight: QuantizedWeight, layout: Layout, wanted: Scheme | None = None) -> Scheme | None:
     """The scheme that stores these codes as they are, `wanted` if it does; None when none of the layout's does."""
-    known = [*([wanted] if wanted else []), *schemes().values()]
+    known = [*([wanted] if wanted else []), *schemes.all.values()]
     return next((scheme for scheme in known if scheme.stores(weight) and layout.takes(scheme.spec)), None)
 
 

@@ -31,6 +31,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, warni
 from tqdm import tqdm
 
 from llmc.errors import InputError
+from llmc.registry import unknown
 from llmc.runtime import arguments
 from llmc.runtime.model import Model, load
 from llmc.runtime.sampling import SamplingParams
@@ -65,10 +66,8 @@ class ArtifactLM(TemplateLM):
         super().__init__()
         options.pop("max_batch_size", None), options.pop("device", None)  # the harness gives these to every model
         known = [] if isinstance(artifact, Model) else [*inspect.signature(load).parameters][1:]
-        if unknown := options.keys() - set(known):
-            raise InputError(
-                f"{min(unknown)} is no option here; there are {', '.join(['batch_size', 'max_gen_toks', *known])}"
-            )
+        if others := options.keys() - set(known):
+            raise InputError(unknown("option", min(others), ["batch_size", "max_gen_toks", *known]))
         self.model = artifact if isinstance(artifact, Model) else load(artifact, **options)
         self.batch = self.model.backend.batch
         if batch_size is not None and not str(batch_size).startswith("auto"):

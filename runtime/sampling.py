@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmc.errors import InputError
+from llmc.registry import unknown
 from llmc.runtime import arguments
 from llmc.runtime.backends import FloatArray
 
@@ -72,8 +73,8 @@ class SamplingParams:
 
     def changed(self, options: Mapping[str, Any]) -> SamplingParams:
         """With other values of these fields; None leaves `temperature` and other numbers as they are."""
-        if unknown := options.keys() - _CHECKS.keys():
-            raise InputError(f"{min(unknown)} is no parameter; there are {', '.join(_CHECKS)}")
+        if others := options.keys() - _CHECKS.keys():
+            raise InputError(unknown("parameter", min(others), _CHECKS))
         kept = {name for name in options if options[name] is None and name not in {*_NONE_SAYS_MORE, "stop"}}
         return replace(self, **{name: value for name, value in options.items() if name not in kept})
 

@@ -24,6 +24,7 @@ FRONT = {
     "llmc.files",
     "llmc.lazy",
     "llmc.patterns",
+    "llmc.registry",
     "llmc.tensorrt_package",
     "llmc.visible",
 }

@@ -130,7 +130,7 @@ def report(arguments: argparse.Namespace) -> int:
     if any(sm in group for group in groups):
         print(f"the engine for SM {sm}:", flush=True)
         return min(1, abs(attempt(arguments, str(sm))))
-    print(f"no engine is for SM {sm}: {backends()[arguments.backend].unavailable(artifact)}")
+    print(f"no engine is for SM {sm}: {backends.get(arguments.backend).unavailable(artifact)}")
     outcomes = list[str]()
     for other in nearest(sm, groups):
         print(f"that for SM {other}, as if it were for SM {sm}:", flush=True)

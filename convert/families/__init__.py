@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
-import pkgutil
 from typing import Any
 
 from llmc.convert.families.family import Family
 from llmc.errors import InputError
+from llmc.patterns import shown
+from llmc.registry import Registry
 
-
-@functools.cache
-def families() -> dict[str, Family]:
-    """Family by architecture name, as in config.json's `architectures`."""
-    names = [module.name for module in pkgutil.iter_modules(__path__)]
-    modules = [importlib.import_module(f"{__name__}.{name}") for name in names]
-    found = [module.FAMILY for module in modules if hasattr(module, "FAMILY")]
-    return {architecture: family for family in found for architecture in family.architectures}
+families: Registry[Family] = Registry("model family", __name__, "FAMILY")
 
 
 def family_of(config: dict[str, Any]) -> Family:
@@ -25,7 +17,7 @@ def family_of(config: dict[str, Any]) -> Family:
     and `model_type`, of which programs read one or the other, name two."""
     named, kind = config.get("architectures"), config.get("model_type")
     named = named if isinstance(named, list) else []
-    for family in dict.fromkeys(families().values()):
+    for family in families.all.values():
         kinds = (family.name, *family.other_names)
         if any(name in family.architectures for name in named) or (not named and kind in kinds):
             if kind is not None and kind not in kinds:
@@ -34,7 +26,8 @@ def family_of(config: dict[str, Any]) -> Family:
                     "if it is that, correct `model_type`"
                 )
             return family
+    known = sorted(architecture for family in families.all.values() for architecture in family.architectures)
     raise InputError(
-        f"unknown architecture {', '.join(map(str, named)) or kind!r} "
-        f"(fields `architectures` and `model_type`); known: {', '.join(sorted(families()))}"
+        f"unknown architecture {shown(', '.join(map(str, named)) or str(kind))} "
+        f"(fields `architectures` and `model_type`); known: {', '.join(known)}"
     )

@@ -6,14 +6,13 @@ Every module here that defines `LAYOUT` adds a layout: the formats that one `qua
 from __future__ import annotations
 
 import functools
-import importlib
-import pkgutil
 from typing import Any
 
 from llmc.convert.fields import Fields
 from llmc.convert.formats.format import Format, Parts
 from llmc.convert.formats.layout import DEFAULT_LAYOUT, Layout
 from llmc.errors import InputError
+from llmc.registry import Registry
 
 __all__ = [
     "DEFAULT_LAYOUT",
@@ -29,31 +28,20 @@ __all__ = [
 ]
 
 
-@functools.cache
-def layouts() -> dict[str, Layout]:
-    """Return all layouts by name."""
-    modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
-    return {module.LAYOUT.name: module.LAYOUT for module in modules if hasattr(module, "LAYOUT")}
-
-
-def layout(name: str) -> Layout:
-    """Return the layout of that name; InputError with the known ones."""
-    known = layouts()
-    if name not in known:
-        raise InputError(f"unknown layout {name!r}; use one of {', '.join(known)}")
-    return known[name]
+layouts: Registry[Layout] = Registry("layout", __name__, "LAYOUT")
+layout = layouts.get
 
 
 @functools.cache
 def part_names() -> frozenset[str]:
     """Return what a quantized module may store; any other last name component (`bias`) is a tensor of its own."""
-    return frozenset().union(*(known.part_names for each in layouts().values() for known in each.formats))
+    return frozenset().union(*(known.part_names for each in layouts.all.values() for known in each.formats))
 
 
 @functools.cache
 def cuts() -> dict[str, str]:
     """Return how parts are cut that are not cut with the rows of a weight: see `Format.cuts`."""
-    return {part: how for each in layouts().values() for known in each.formats for part, how in known.cuts.items()}
+    return {part: how for each in layouts.all.values() for known in each.formats for part, how in known.cuts.items()}
 
 
 def has_fp8_cache(config: dict[str, Any]) -> bool:
@@ -74,7 +62,7 @@ def formats(config: dict[str, Any]) -> tuple[Format, ...]:
     if not quantization.config:
         return ()
     method = quantization.config.get("quant_method")
-    for known in layouts().values():
+    for known in layouts.all.values():
         if method == known.method:
             return known.read(quantization)
     if method is None and (quantization.config.get("load_in_4bit") or quantization.config.get("load_in_8bit")):

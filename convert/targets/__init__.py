@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +15,7 @@ from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.quantized_weight import QuantSpec
 from llmc.convert.spec import ModelSpec
 from llmc.convert.tensor_names import TensorName
-from llmc.errors import InputError
+from llmc.registry import Registry
 
 _Options = TypeVar("_Options", bound=BaseModel)
 
@@ -97,15 +94,5 @@ class Target(ABC, Generic[_Options]):
         return weights.nbytes
 
 
-@functools.cache
-def targets() -> dict[str, Target[Any]]:
-    """Return all targets by name."""
-    modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
-    return {module.TARGET.name: module.TARGET for module in modules if hasattr(module, "TARGET")}
-
-
-def target(name: str) -> Target[Any]:
-    """Return the target of that name; InputError names the known ones."""
-    if name not in targets():
-        raise InputError(f"unknown target {name!r}; known: {', '.join(targets())}")
-    return targets()[name]
+targets: Registry[Target[Any]] = Registry("target", __name__, "TARGET")
+target = targets.get

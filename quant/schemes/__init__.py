@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
-import functools
-import importlib
-import pkgutil
-
 from llmc.errors import InputError
 from llmc.patterns import shown
 from llmc.quant.schemes.names import canonical, explanation
 from llmc.quant.schemes.scheme import Scheme
+from llmc.registry import Registry
 
-
-@functools.cache
-def schemes() -> dict[str, Scheme]:
-    """All schemes by name."""
-    modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
-    return {scheme.name: scheme for module in modules for scheme in getattr(module, "SCHEMES", ())}
+schemes: Registry[Scheme] = Registry(
+    "scheme",
+    __name__,
+    "SCHEMES",
+    "int4-g32, int4-g64, int4-g128, int4-g256, int4-channel, fp8-block, fp8-channel, fp8-tensor; likewise int2, int3, "
+    "int8; behind an integer's name -asym for zero points, -actorder for groups in act-order, behind that of an FP8 "
+    "-dynamic or -static for inputs that are rounded, too",
+)
 
 
 def scheme(name: str) -> Scheme:
@@ -26,15 +24,7 @@ def scheme(name: str) -> Scheme:
     Raises:
         InputError: with the nearest name, or with what is to be written in place of what is no scheme
     """
-    known = schemes()
-    if (found := known.get(canonical(name))) is not None:
-        return found
-    if why := explanation(name):
+    ours = canonical(name)
+    if ours not in schemes.all and (why := explanation(name)):
         raise InputError(f"scheme {shown(name)} {why}")
-    near = difflib.get_close_matches(name.lower().replace("_", "-"), known, n=1, cutoff=0.7)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    plain = [each for each in known if each.startswith(("int4", "fp8")) and each.count("-") == 1]
-    raise InputError(
-        f"unknown scheme {shown(name)}; {hint}(known: {', '.join(plain)}; likewise int2, int3, int8; behind an "
-        "integer's name -asym for zero points, -actorder for groups in act-order)"
-    )
+    return schemes.get(ours)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol
@@ -12,7 +9,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from llmc.errors import InputError, MachineError
+from llmc.errors import MachineError
+from llmc.registry import Registry
 from llmc.runtime.artifact import Artifact
 from llmc.runtime.fork import lose, watch
 
@@ -109,30 +107,23 @@ def step_inputs(
     return inputs if hidden is None else inputs | {"previous_hidden": hidden}
 
 
-@functools.cache
-def backends() -> dict[str, BackendFactory]:
-    """All backends by name, the preferred first."""
-    modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
-    found = [factory for module in modules for factory in getattr(module, "BACKENDS", ())]
-    return {factory.name: factory for factory in sorted(found, key=lambda factory: -factory.preference)}
+backends: Registry[BackendFactory] = Registry("backend", __name__, "BACKENDS")
 
 
 def start(artifact: Artifact, name: str | None = None, threads: int | None = None) -> tuple[Backend, str]:
     """The backend named, `name` or `name:provider`, or else the fastest that is available; and why it and no other.
     MachineError when the one named, or every one, cannot run here."""
-    known = backends()
     name, _, provider = (name or "").partition(":")
-    if name and name not in known:
-        raise InputError(f"unknown backend {name!r}; use one of {', '.join(known)}")
     reasons: list[str] = []
-    built = [each for each in known if each in artifact.manifest.targets]
-    for candidate in [name] if name else built or known:
-        reason = known[candidate].unavailable(artifact, provider or None)
+    known = sorted(backends.all.values(), key=lambda factory: -factory.preference)
+    built = [factory for factory in known if factory.name in artifact.manifest.targets]
+    for candidate in [backends.get(name)] if name else built or known:
+        reason = candidate.unavailable(artifact, provider or None)
         if reason is None:
-            chosen = candidate + (f":{provider}" if provider else "")
+            chosen = candidate.name + (f":{provider}" if provider else "")
             why = f" ({'; '.join(reasons)})" if reasons else ""
-            backend = known[candidate].start(artifact, threads, provider or None)
+            backend = candidate.start(artifact, threads, provider or None)
             watch(backend, lose)
             return backend, chosen + why
-        reasons.append(f"{candidate}: {reason}")
+        reasons.append(f"{candidate.name}: {reason}")
     raise MachineError(f"{artifact.path}: no backend can run it here; {'; '.join(reasons)}")

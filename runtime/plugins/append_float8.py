@@ -59,3 +59,6 @@ class AppendFloat8Plugin(Operation):
             (tokens, batch, 1), stream, cache=cache, entries=entries, cache_position=cache_position,
             cache_scale=self.cache_scale, tokens=tokens, capacity=capacity,
         )  # fmt: skip
+
+
+OPERATION = AppendFloat8Plugin

@@ -145,3 +145,6 @@ class LatentAttentionPlugin(Operation):
         split, join = (self.kernels.kernel(name, gpu.sm, gpu.device) for name in ("split", "join"))
         split.launch(chosen.grid, stream, **given, **parts)
         join.launch(chosen.join_grid, stream, **parts, output=outputs[0], tokens=tokens, splits=chosen.splits)
+
+
+OPERATION = LatentAttentionPlugin

@@ -200,3 +200,6 @@ def _pair(stack: Addresses, prefix: str = "") -> dict[str, int]:
     """As the product calls a stack's codes and its scales, which plain weights have none of."""
     names = (prefix.rstrip("_") or "weight", f"{prefix}scales")
     return dict(zip(names, stack, strict=False))
+
+
+OPERATION = MixtureOfExpertsPlugin

@@ -16,15 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from llmc.runtime.plugins.append_float8 import AppendFloat8Plugin
+from llmc.registry import Registry
 from llmc.runtime.plugins.kernel_set import KernelSet, read
-from llmc.runtime.plugins.latent_attention import LatentAttentionPlugin
-from llmc.runtime.plugins.mixture_of_experts import MixtureOfExpertsPlugin
 from llmc.runtime.plugins.operation import Gpu, Operation
 from llmc.visible import visible
 
 NAMESPACE, VERSION = "llmc", "1"
-OPERATIONS: tuple[type[Operation], ...] = (LatentAttentionPlugin, AppendFloat8Plugin, MixtureOfExpertsPlugin)
+operations: Registry[type[Operation]] = Registry("operation", "llmc.runtime.plugins", "OPERATION")
 
 _types = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "i8": "int8", "i32": "int32", "i64": "int64"}
 _kernels: dict[str, KernelSet] = {}  # of all artifacts of this process
@@ -34,7 +32,7 @@ failures: list[str] = []  # what plugins raised; TensorRT drops it, and fails wi
 
 def names() -> set[str]:
     """As engines' descriptions call them."""
-    return {f"{NAMESPACE}.{operation.name}" for operation in OPERATIONS}
+    return {f"{NAMESPACE}.{name}" for name in operations.all}
 
 
 def register(trt: ModuleType, kernels: Path) -> set[str]:
@@ -44,7 +42,7 @@ def register(trt: ModuleType, kernels: Path) -> set[str]:
     if trt.__name__ in _creators:
         return set(found)
     plugin = _plugin_class(trt)
-    creators = [_creator_class(trt)(trt, operation, plugin) for operation in OPERATIONS]
+    creators = [_creator_class(trt)(trt, operation, plugin) for operation in operations.all.values()]
     registry = trt.get_plugin_registry()
     for creator in creators:
         if not registry.register_creator(creator, NAMESPACE):

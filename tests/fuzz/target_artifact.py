@@ -25,7 +25,7 @@ from llmc.runtime.artifact import REFERENCE, Artifact
 from llmc.runtime.backends import tensorrt_engine
 from llmc.runtime.chat import ChatTemplate
 from llmc.runtime.plugins import kernel_set
-from llmc.runtime.plugins.tensorrt import OPERATIONS
+from llmc.runtime.plugins.tensorrt import operations
 from llmc.runtime.reference import read_reference
 from llmc.runtime.tokenizer import TOKENIZER, Tokenizer
 from llmc.tables import inspect
@@ -202,7 +202,7 @@ def make(base: Path) -> None:
 def add_engine(artifact: Path) -> None:
     (artifact / "engines").mkdir()
     (artifact / ENGINE).write_bytes(b"engine")
-    told = [kernels(operation.name) for operation in OPERATIONS]
+    told = [kernels(operation.name) for operation in operations.all.values()]
     sets = [kernel_set.KernelSet(KernelSetDescription.model_validate(each), lambda _: b"cubin") for each in told]
     kernel_set.write(artifact / KERNELS, sets)
     shape = [-1, 1, 64, 48]

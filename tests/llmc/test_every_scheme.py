@@ -57,7 +57,7 @@ def expected(name: str, shape: tuple[int, int]) -> QuantSpec:
     return QuantSpec(given.code_type, given.block(shape), not given.symmetric, groups, activations)
 
 
-@pytest.mark.parametrize("name", sorted(schemes()))
+@pytest.mark.parametrize("name", sorted(schemes.all))
 def test_plan_build_check_and_answer(name: str, llmc, recipe, wide_model: Path) -> None:
     dynamic = scheme(name).dynamic_groups  # only calibration scatters groups, and only one layout has a place for them
     path = recipe(

@@ -97,7 +97,10 @@ REFUSED: list[tuple[Callable[[Model], object], str]] = [
     (lambda m: m.generate("a", 1.0), "parameters is 1.0"),
     (lambda m: m.generate("a", "greedy"), "parameters is 'greedy'"),
     (lambda m: m.generate(["a"], [None, 3]), "parameters is 3"),
-    (lambda m: m.generate("a", max_tokens=5), "max_tokens is no parameter; there are max_new_tokens, temperature"),
+    (
+        lambda m: m.generate("a", max_tokens=5),
+        "unknown parameter 'max_tokens'; did you mean 'max_new_tokens'\\? \\(known: max_new_tokens, temperature",
+    ),
     (lambda m: m.generate("a", cancelled=True), "cancelled is True; it has to be something that can be called"),
     (lambda m: m.stream(["a", "b"]), "one of the prompt's tokens is 'a'"),
     (lambda m: m.stream(b"a"), "the prompt is b'a'"),

@@ -139,14 +139,14 @@ def test_what_cannot_be_read_is_told(lm: Any, wanted: dict[str, str], message: s
         ({"batch_size": "x"}, "batch_size is 'x'"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"max_gen_toks": 2.5}, "max_gen_toks is 2.5"),
-        ({"threads": 1}, "threads is no option here; there are batch_size, max_gen_toks"),  # it is loaded already
+        ({"threads": 1}, "unknown option 'threads'; known: batch_size, max_gen_toks"),  # it is loaded already
     ],
 )
 def test_options_of_the_model(model: Model, options: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         ArtifactLM(model, **options)
     assert ArtifactLM(model, batch_size="3", max_batch_size=64, device="cpu").batch == 3
-    with pytest.raises(InputError, match=r"pretrained is no option here; .*threads"):
+    with pytest.raises(InputError, match=r"unknown option 'pretrained'; known: .*threads"):
         ArtifactLM("artifact", pretrained="x")
 
 
