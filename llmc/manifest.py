@@ -7,7 +7,6 @@ from pathlib import Path
 from llmc import __version__
 from llmc.contracts.layer_record import ModuleReport, RoleCounts
 from llmc.contracts.manifest import (
-    FORMAT_VERSION,
     File,
     Manifest,
     ModelRecord,
@@ -22,6 +21,7 @@ from llmc.contracts.manifest import (
     TextsRecord,
 )
 from llmc.contracts.part import Nothing
+from llmc.contracts.run_manifest import FORMAT_VERSION
 from llmc.convert.checkpoint import Checkpoint
 from llmc.job import ALL_PACKAGES, Job
 from llmc.output import MANIFEST

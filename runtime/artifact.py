@@ -22,9 +22,10 @@ from llmc.errors import InputError
 from llmc.files import open_regular, parse_json, read_json, read_regular
 
 if TYPE_CHECKING:
-    from llmc.contracts.manifest import Manifest, RunManifest
+    from llmc.contracts.manifest import Manifest
     from llmc.contracts.part import File
     from llmc.contracts.progress import ProgressFunction
+    from llmc.contracts.run_manifest import RunManifest
 
 MANIFEST = "llmc.json"
 CARD = "README.md"
@@ -54,8 +55,8 @@ class Artifact:
     @classmethod
     def open(cls, path: str | Path) -> Artifact:
         """Reads and checks the manifest; InputError when this is no artifact, an incomplete or a newer one."""
-        from llmc.contracts.manifest import FORMAT_VERSION, RunManifest
         from llmc.contracts.part import checked
+        from llmc.contracts.run_manifest import FORMAT_VERSION, RunManifest
 
         path = Path(path)
         file = path / MANIFEST

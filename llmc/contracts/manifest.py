@@ -8,7 +8,6 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from llmc.contracts.part import AxisSize, Count, File, FileName, Nothing, Number, Part, Positive
 
-FORMAT_VERSION = 1
 # Keys as they were written before the American spelling; older artifacts stay readable.
 _FORMER_KEYS = {"quantised": "quantized", "quantise": "quantize"}
 
@@ -267,45 +266,3 @@ class Manifest(Part):
         return QuantizedModel(
             quantized=self.quantized, tensors=self.tensors, pruned=self.pruned, layer_errors=self.layer_errors
         )
-
-
-class RunModel(Part):
-    max_position_embeddings: AxisSize
-    vocab_size: AxisSize
-    eos_token_ids: list[Count]
-    bos_token_id: Count | None = None
-
-
-class RunCheck(Part):
-    gates: dict[str, Number] | None = None
-
-
-class RunRecipe(Part):
-    check: RunCheck | None = None
-
-
-class RunTokenizer(Part):
-    add_bos: bool | None = None
-
-
-class RunTarget(Part):
-    files: dict[str, str]
-
-
-class RunManifest(Part):
-    """What of llmc.json running an artifact depends on: the rest may be of an older or a later llmc, or damaged."""
-
-    format_version: Annotated[int, Field(ge=1)]
-    files: dict[FileName, File]
-    targets: dict[str, RunTarget]
-    model: RunModel
-    recipe: RunRecipe
-    tokenizer: RunTokenizer | None = None
-    reference: File | None = None
-
-    @model_validator(mode="after")
-    def _lists_what_can_be_run(self) -> RunManifest:
-        named = {name for target in self.targets.values() for name in target.files.values()}
-        if unlisted := named - self.files.keys():
-            raise ValueError(f"files do not list {min(unlisted)!r}")
-        return self

@@ -10,8 +10,8 @@ import pytest
 from support.listed_files import list_files
 from transformers import GenerationConfig
 
-from llmc.contracts.manifest import RunManifest, RunModel, RunRecipe
 from llmc.contracts.part import File
+from llmc.contracts.run_manifest import RunManifest, RunModel, RunRecipe
 from llmc.errors import InputError
 from llmc.runtime import SamplingParams, load
 from llmc.runtime.artifact import Artifact
