@@ -1,0 +1,24 @@
+"""Builds an artifact from a recipe, as `llmc build` does, and says what it has become.
+
+The recipe and the output folder are the arguments; default: the quickstart, in build/quickstart.
+"""
+
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from llmc.build import build
+from llmc.progress import Display
+
+recipe = sys.argv[1] if len(sys.argv) > 1 else "quickstart"
+output = Path(sys.argv[2]) if len(sys.argv) > 2 else None
+
+result = build(recipe, output, fresh=False, display=Display(Console(stderr=True)))
+sizes, checks = result.manifest.sizes, result.manifest.checks
+print(f"{result.path}: {sizes.original:,} → {sizes.artifact:,} bytes", "(up to date)" if result.up_to_date else "")
+if checks:
+    print(f"perplexity {checks.ppl_original:.3f} → {checks.ppl:.3f}, KL divergence {checks.kl_mean:.4f}")
+for gate in result.missed_gates:
+    print(f"missed: {gate.name} is {gate.value:.4g}, the limit {gate.limit:g}")
+sys.exit(3 if result.missed_gates else 0)

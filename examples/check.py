@@ -1,0 +1,20 @@
+"""Compares an artifact with what the original said, on this machine, and fails if a gate of its recipe is missed.
+
+The artifact's path is the argument; default: build/quickstart.
+"""
+
+import sys
+
+from llmc.runtime import load
+
+artifact = sys.argv[1] if len(sys.argv) > 1 else "build/quickstart"
+
+with load(artifact, verify=True) as model:  # compares every file's SHA-256 first
+    report = model.check(progress=lambda done, total: print(f"{done} of {total} tokens", file=sys.stderr))
+
+before, after = (report.ppl_original, report.ppl_original_stderr), (report.ppl, report.ppl_stderr)
+print("perplexity {:.3f} ± {:.3f} → {:.3f} ± {:.3f}".format(*before, *after))
+print(f"KL divergence {report.kl_mean:.4f} nats per token; {report.top1:.1%} of {report.tokens:,} tokens agree")
+for gate in report.gates:
+    print(f"{gate.name}: {gate.value:.4g}, limit {gate.limit:g}, {'passed' if gate.passed else 'MISSED'}")
+sys.exit(not report.passed)
