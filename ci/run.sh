@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What CI runs: the README's test command in a new virtual environment, then style and types.
+# What CI runs: the README's test command in a new virtual environment, then style, types and the documentation site.
 #
 #     bash ci/run.sh              with python3.11, or PYTHON=python3.12 bash ci/run.sh
 set -euo pipefail
@@ -19,3 +19,5 @@ ruff format --check .
 mypy --cache-dir "$work/mypy" -p llmc
 # tests/llmc stands in the way of the package: by path, it would be `llmc`
 MYPYPATH=tests mypy --cache-dir "$work/mypy" --explicit-package-bases tests/support tests/quant tests/runtime
+
+NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet --site-dir "$work/site"

@@ -7,11 +7,10 @@ python ci/docs/artifact_format.py --check  exit with 1 where the page is another
 from __future__ import annotations
 
 import argparse
-import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+
+from schema_tables import tables
 
 from llmc.contracts.engine import EngineDescription
 from llmc.contracts.kernels import KernelSetDescription
@@ -86,56 +85,12 @@ and the manifest has its size and SHA-256 under `reference`.
 
 def page() -> str:
     """Return the page, as Markdown."""
-    parts = [INTRODUCTION, "## llmc.json\n", *tables(Manifest), ENGINES, *tables(EngineDescription)]
-    return "\n".join([*parts, KERNELS, *tables(KernelSetDescription), REFERENCE])
+    parts = [INTRODUCTION, "## llmc.json\n", *_tables(Manifest), ENGINES, *_tables(EngineDescription)]
+    return "\n".join([*parts, KERNELS, *_tables(KernelSetDescription), REFERENCE])
 
 
-def tables(part: type[Part]) -> Iterator[str]:
-    """A table of a model's keys, and one of every model that it refers to, in the order of their appearance."""
-    schema = part.model_json_schema(mode="serialization")
-    definitions = schema.pop("$defs", {})
-    seen, queue = {part.__name__}, [(part.__name__, schema)]
-    while queue:
-        name, found = queue.pop(0)
-        if name != part.__name__:
-            yield f"### {name}\n"
-        yield f"{' '.join(found['description'].split())}\n"
-        yield "| key | type | default | meaning |\n|---|---|---|---|"
-        for key, value in found["properties"].items():
-            default = "" if key in found.get("required", ()) else _default(value)
-            meaning = value.get("description", "").replace("|", "\\|")
-            yield f"| `{key}` | {kind(value)} | {default} | {meaning} |"
-        yield ""
-        for other in re.findall(r"#/\$defs/(\w+)", str(found["properties"])):
-            if other not in seen and other != Nothing.__name__:
-                seen.add(other)
-                queue.append((other, definitions[other]))
-
-
-def kind(value: dict[str, Any]) -> str:
-    """A JSON Schema's type in words: `list of integer`, `Checks or {}`, `object of File`."""
-    if "$ref" in value:
-        name = value["$ref"].rpartition("/")[2]
-        return "`{}`" if name == Nothing.__name__ else f"[{name}](#{name.lower()})"
-    if "anyOf" in value:
-        return " or ".join(kind(each) for each in value["anyOf"])
-    if "enum" in value or "const" in value:
-        return " or ".join(f"`{each}`" for each in value.get("enum", [value.get("const")]))
-    if "prefixItems" in value:
-        return f"[{', '.join(kind(each) for each in value['prefixItems'])}]"
-    if value.get("type") == "array":
-        return f"list of {kind(value['items'])}"
-    if value.get("type") == "object":
-        inner = value.get("additionalProperties") or next(iter(value.get("patternProperties", {}).values()), None)
-        return f"object of {kind(inner)}" if isinstance(inner, dict) else "object"
-    return str(value.get("type", "any"))
-
-
-def _default(value: dict[str, Any]) -> str:
-    default = value.get("default")
-    if default is None or isinstance(default, dict):
-        return "absent"
-    return f"`{json.dumps(default)}`"
+def _tables(part: type[Part]) -> Iterator[str]:
+    return tables(part.__name__, part.model_json_schema(mode="serialization"), without=Nothing.__name__)
 
 
 def main() -> None:
