@@ -4,17 +4,13 @@ The recipe and the output folder are the arguments; default: the quickstart, in 
 """
 
 import sys
-from pathlib import Path
 
-from rich.console import Console
-
-from llmc.build import build
-from llmc.progress import Display
+import llmc
 
 recipe = sys.argv[1] if len(sys.argv) > 1 else "quickstart"
-output = Path(sys.argv[2]) if len(sys.argv) > 2 else None
+output = sys.argv[2] if len(sys.argv) > 2 else None
 
-result = build(recipe, output, fresh=False, display=Display(Console(stderr=True)))
+result = llmc.build(recipe, output)
 sizes, checks = result.manifest.sizes, result.manifest.checks
 print(f"{result.path}: {sizes.original:,} → {sizes.artifact:,} bytes", "(up to date)" if result.up_to_date else "")
 if checks:

@@ -10,7 +10,7 @@ from llmc.runtime import load
 artifact = sys.argv[1] if len(sys.argv) > 1 else "build/quickstart"
 
 with load(artifact, verify=True) as model:  # compares every file's SHA-256 first
-    report = model.check(progress=lambda done, total: print(f"{done} of {total} tokens", file=sys.stderr))
+    report = model.check(progress=lambda phase, done, total: print(f"{phase}: {done} of {total}", file=sys.stderr))
 
 before, after = (report.ppl_original, report.ppl_original_stderr), (report.ppl, report.ppl_stderr)
 print("perplexity {:.3f} ± {:.3f} → {:.3f} ± {:.3f}".format(*before, *after))

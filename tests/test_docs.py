@@ -13,7 +13,7 @@ import typer.main
 
 from llmc import runtime
 from llmc.cli import app
-from llmc.convert.targets import target_names
+from llmc.convert.targets import targets
 from llmc.recipe import Calibration, Check, Gates, Prune, Quantize, Recipe
 
 REPOSITORY = Path(__file__).parents[1]
@@ -39,7 +39,7 @@ def test_recipe_reference_has_every_key_and_target(site: Path) -> None:
     for section in (Recipe, Calibration, Check, Gates, Prune, Quantize):
         for key in section.model_fields:
             assert f"<td><code>{key}</code></td>" in page, key
-    assert all(f'<h3 id="{name}">' in page for name in target_names())
+    assert all(f'<h3 id="{name}">' in page for name in targets.all)
 
 
 def test_command_line_reference_has_every_command_and_option(site: Path) -> None:
