@@ -80,7 +80,7 @@ assert_type(llmc.__version__, str)
 """
 # What must not pass: a wrong type of each package's.
 WRONG = {
-    "list[Generation]": "list[str]",
+    "SamplingParams(seed=1)), list[Generation]": "SamplingParams(seed=1)), list[str]",
     "assert_type(result.path, Path)": "assert_type(result.path, str)",
     "assert_type(solved, Quantized)": "assert_type(solved, Scheme)",
     "assert_type(checkpoint, Checkpoint)": "llmc.nothing",
