@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Protocol
 
 from llmc.convert.checkpoint import Checkpoint
@@ -79,7 +80,7 @@ class Contents:
         """Which GPUs share an engine, and the kinds of stored codes that TensorRT keeps in it. Plugins keep theirs, and
         need no instructions for FP8."""
         fp8 = self.spec.fp8_cache and not self.cache_in_codes
-        fp8 |= any(weight.code_type == "float8_e4m3fn" for weight in self._weights() if not self._in_plugin(weight))
+        fp8 |= any(weight.code_type == "float8_e4m3fn" for weight in self._weights if not self._in_plugin(weight))
         old = [n for n in sms if n < FP8_SM] if fp8 else []
         new = [n for n in sms if n not in old]
         return [(each, codes) for each, codes in ((old, INTEGERS), (new, INTEGERS | {"float8_e4m3fn"})) if each]
@@ -100,20 +101,21 @@ class Contents:
             )
         notes += [f"TensorRT has no codes for {kind}: those weights are bfloat16" for kind in sorted(self._widened())]
         notes += rounding_notes(self.checkpoint, wider_cache=not self.cache_in_codes)
-        kinds = {weight.kind for weight in self._weights() if weight.kind is not None}
+        kinds = {weight.kind for weight in self._weights if weight.kind is not None}
         if any(kind.activations in ("token", "group") for kind in kinds):
             notes.append("TensorRT takes no scales that depend on the input: dynamic activations stay bfloat16")
         blocks = [
             weight.modules[0]
-            for weight in self._weights()
+            for weight in self._weights
             if weight.code_type == "float8_e4m3fn" and in_groups(weight) and not self._in_plugin(weight)
         ]
         if any(found.scale is not None for module in blocks if (found := self.checkpoint.activations(module))):
             notes.append("TensorRT multiplies no FP8 inputs with FP8 blocks: those inputs stay bfloat16")
         return notes
 
-    def _weights(self) -> Iterator[WeightTensor]:
-        return (weight for model in graphs(self.checkpoint).values() for _, weight in Rewriter(model).weights())
+    @cached_property
+    def _weights(self) -> list[WeightTensor]:
+        return [weight for model in graphs(self.checkpoint).values() for _, weight in Rewriter(model).weights()]
 
     def _in_plugin(self, weight: WeightTensor) -> bool:
         return self.plugins and weight.layout.stacked
@@ -124,7 +126,7 @@ class Contents:
     def _widened(self) -> set[str]:
         """What an engine has no codes for."""
         found = set()
-        for weight in self._weights():
+        for weight in self._weights:
             if (kind := weight.kind) is None:
                 continue
             if self._in_plugin(weight):

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-
 from pydantic import Field, field_validator
 
-from llmc.contracts.progress import ProgressFunction
-from llmc.convert.checkpoint import Checkpoint
-from llmc.convert.engines import contents
-from llmc.convert.engines.build import EngineOptions, build
-from llmc.convert.spec import ModelSpec
-from llmc.convert.targets import PlannedWeights, Target, TargetResult
+from llmc.convert.engines.build import EngineOptions
+from llmc.convert.engines.contents import FP8_SM
+from llmc.convert.engines.target import EngineTarget
+from llmc.convert.targets import PlannedWeights
 from llmc.errors import InputError
 from llmc.tensorrt_package import TENSORRT_RTX
 
@@ -40,25 +35,17 @@ class TensorRTRTXOptions(EngineOptions):
         return sorted(set(sm))
 
 
-class TensorRTRTX(Target[TensorRTRTXOptions]):
-    name = TENSORRT_RTX.name
+class TensorRTRTX(EngineTarget[TensorRTRTXOptions]):
+    package, name = TENSORRT_RTX, TENSORRT_RTX.name
     Options = TensorRTRTXOptions
 
-    def check(self, spec: ModelSpec, options: TensorRTRTXOptions, schemes: Mapping[str, str]) -> None:
-        """See `llmc.convert.engines.contents`."""
-        contents.check(self.name, spec, options, schemes)
-
-    def build(
-        self, checkpoint: Checkpoint, options: TensorRTRTXOptions, directory: Path, progress: ProgressFunction
-    ) -> TargetResult:
-        """See `llmc.convert.engines.build`."""
-        TENSORRT_RTX.require()
-        return build(TENSORRT_RTX, checkpoint, options.sm, options, directory, progress)
+    def gpus(self, options: TensorRTRTXOptions) -> list[int]:
+        return options.sm
 
     def estimate_bytes(self, weights: PlannedWeights, options: TensorRTRTXOptions) -> int:
         """GPUs without FP8 get engines of their own, in which FP8 is bfloat16, apart from what plugins decode."""
         wide = weights.in_fp8() - (weights.in_fp8("experts") if options.plugins else 0)
-        widened = {wide if sm < contents.FP8_SM else 0 for sm in options.sm}
+        widened = {wide if sm < FP8_SM else 0 for sm in options.sm}
         return sum(weights.nbytes + more + _PROGRAMS for more in widened)
 
 

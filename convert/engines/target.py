@@ -1,0 +1,35 @@
+"""What the two targets for TensorRT have in common."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar, TypeVar
+
+from llmc.contracts.progress import ProgressFunction
+from llmc.convert.checkpoint import Checkpoint
+from llmc.convert.engines import contents
+from llmc.convert.engines.build import EngineOptions, build
+from llmc.convert.spec import ModelSpec
+from llmc.convert.targets import Target, TargetResult
+from llmc.tensorrt_package import TensorRTPackage
+
+_Options = TypeVar("_Options", bound=EngineOptions)
+
+
+class EngineTarget(Target[_Options]):
+    package: ClassVar[TensorRTPackage]  # that compiles
+
+    @abstractmethod
+    def gpus(self, options: _Options) -> list[int]:
+        """Return the compute capabilities, times ten, of the GPUs that engines are for."""
+
+    def check(self, spec: ModelSpec, options: _Options, schemes: Mapping[str, str]) -> None:
+        contents.check(self.name, spec, options, schemes)
+
+    def build(
+        self, checkpoint: Checkpoint, options: _Options, directory: Path, progress: ProgressFunction
+    ) -> TargetResult:
+        self.package.require()
+        return build(self.package, checkpoint, self.gpus(options), options, directory, progress)
