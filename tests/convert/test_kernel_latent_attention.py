@@ -192,8 +192,8 @@ def test_compiles_without_spills(
     )
     assert list(found) == ["whole", "split", "join"]
     for name, kernel in found.items():
-        assert kernel.description["stack_bytes"] == 0, name
-        assert kernel.description["registers"] > (32 if name == "join" else 100), (
+        assert kernel.description.stack_bytes == 0, name
+        assert kernel.description.registers > (32 if name == "join" else 100), (
             f"{name} holds no values: it was optimized away"
         )
         assert str(Path.home()).encode() not in kernel.cubin and b"latent_attention.py" not in kernel.cubin

@@ -305,8 +305,8 @@ def test_compiles_without_spills(shape: ExpertsShape, sm: int, monkeypatch: pyte
     made = compiled_alike(KernelRequest("MixtureOfExperts", shape), sm)
     assert len(made) == 7
     for name, kernel in made.items():
-        assert kernel.description["stack_bytes"] == 0, name
-        assert kernel.description["registers"] > 20, name
+        assert kernel.description.stack_bytes == 0, name
+        assert kernel.description.registers > 20, name
         assert str(Path.home()).encode() not in kernel.cubin
 
 

@@ -61,7 +61,7 @@ CASES: dict[str, tuple[Any, dict[str, Any], dict[str, str]]] = {
 @pytest.fixture(params=CASES)
 def checkpoint(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Checkpoint]:
     family, config, rules = CASES[request.param]
-    monkeypatch.setitem(families(), family.architectures[0], family)
+    monkeypatch.setitem(families.all, family.name, family)
     own = {"architectures": [*family.architectures], "model_type": family.name}
     source = Checkpoint.open(random_checkpoint(tmp_path / "source", config, **own))
     quantize(

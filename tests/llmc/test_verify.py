@@ -85,7 +85,7 @@ def test_a_target_that_does_not_say_how_large_it_is(artifact: Path) -> None:
     manifest["targets"]["another"] = {"files": {}}
     (artifact / "llmc.json").write_text(json.dumps(manifest))
     done = CliRunner().invoke(app, ["inspect", str(artifact)])
-    assert done.exit_code == 0 and "0 B in 0 files" in done.stdout, done.stderr
+    assert done.exit_code == 0 and "0 bytes in 0 files" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("text", ["[]", "{", '{"engine": "a.engine"}', "\x00"])

@@ -21,7 +21,7 @@ from llmc.convert.families.llama import Llama
 from llmc.convert.model import CausalLM
 from llmc.convert.safetensors_file import StoredTensor
 from llmc.convert.stored_names import StoredNames
-from llmc.convert.targets.onnxruntime import Options, build
+from llmc.convert.targets.onnxruntime import TARGET, OnnxRuntimeOptions
 from llmc.errors import InputError
 from llmc.quant.assign import Rule
 from llmc.quant.layerwise import QuantizeOptions, quantize
@@ -142,7 +142,7 @@ CASES = {
 @pytest.fixture(autouse=True)
 def known_families(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for family in (Fused(), Renamed(), Stacked()):
-        monkeypatch.setitem(families(), family.architectures[0], family)
+        monkeypatch.setitem(families.all, family.name, family)
     yield
 
 
@@ -180,7 +180,8 @@ def test_read_quantized_written_and_read_again(name: str, tmp_path: Path) -> Non
         assert torch.equal(artifact.tensor(tensor), expected.tensor(tensor)), tensor
 
     # Targets point into the files, or write again what they cannot.
-    compare_with_torch(artifact, build(artifact, Options(accuracy_level=1), artifact.path, lambda *_: None))
+    result = TARGET.build(artifact, OnnxRuntimeOptions(accuracy_level=1), artifact.path, lambda *_: None)
+    compare_with_torch(artifact, result)
 
 
 def test_names_in_the_files(tmp_path: Path) -> None:
