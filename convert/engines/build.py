@@ -35,17 +35,17 @@ class EngineOptions(BaseModel, extra="forbid"):
     """What a recipe may say."""
 
     context: int | None = Field(
-        None,
+        default=None,
         ge=16,
         le=1 << 24,
         description="cache entries per row, fixed when compiled; default 4096, or the model's limit if that is less",
     )
-    batch: int = Field(1, ge=1, le=1 << 12, description="most rows of a step")
+    batch: int = Field(default=1, ge=1, le=1 << 12, description="most rows of a step")
     prefill: int = Field(
-        512, ge=16, le=1 << 20, description="most tokens per row of a step; a longer prompt takes several steps"
+        default=512, ge=16, le=1 << 20, description="most tokens per row of a step; a longer prompt takes several steps"
     )
-    plugins: bool = Field(True, description="false: only what TensorRT has of its own")
-    timeout: float = Field(3600, gt=0, le=1e6, description="seconds that compiling one engine may take")
+    plugins: bool = Field(default=True, description="false: only what TensorRT has of its own")
+    timeout: float = Field(default=3600, gt=0, le=1e6, description="seconds that compiling one engine may take")
 
 
 def build(

@@ -92,7 +92,7 @@ def test_the_cache_has_scales_of_calibration(tmp_path, config, kinds):
     scheme = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["kv_cache_scheme"]
     assert (scheme["num_bits"], scheme["type"], scheme["strategy"], scheme["dynamic"]) == (8, "float", "tensor", False)
     model = CausalLM.load(Checkpoint.open(source))
-    attention, x = model.layers[0].self_attn, model.layers[0].input_layernorm(model.embed(TEXT))
+    attention, x = model.layers[0].self_attn, model.layers[0].get_submodule("input_layernorm")(model.embed(TEXT))
     entries = attention.entries(x, torch.arange(32).expand(12, -1))
     assert len(entries) == kinds
     for name, entry in entries.items():

@@ -36,12 +36,12 @@ class OnnxRuntimeOptions(BaseModel, extra="forbid"):
     """
 
     accuracy_level: Literal[1, 4] = Field(
-        4,
+        default=4,
         description="ONNX Runtime's: 4 rounds activations to int8 in front of quantized weights, which is fast; 1 "
         "keeps all arithmetic in float32, which is exact, but FP8 weights take four times their size in memory",
     )
     lm_head_bits: Literal[8] | None = Field(
-        8, description="of a head that the recipe leaves in floats, at accuracy level 4; null leaves it"
+        default=8, description="of a head that the recipe leaves in floats, at accuracy level 4; null leaves it"
     )
 
     @property
