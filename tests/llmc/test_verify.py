@@ -88,6 +88,15 @@ def test_a_target_that_does_not_say_how_large_it_is(artifact: Path) -> None:
     assert done.exit_code == 0 and "0 bytes in 0 files" in done.stdout, done.stderr
 
 
+@pytest.mark.parametrize("told", [{"begins_with": [[0, 7]]}, {"begins_with": [[0, True]]}, {"ends_with": 3}, []])
+def test_what_is_said_of_a_tokenizer(artifact: Path, told: object) -> None:
+    manifest = json.loads((artifact / "llmc.json").read_text())
+    manifest["tokenizer"] = {**manifest["tokenizer"], **told} if isinstance(told, dict) else told
+    (artifact / "llmc.json").write_text(json.dumps(manifest))
+    done = CliRunner().invoke(app, ["inspect", str(artifact)])
+    assert done.exit_code == 2 and "llmc.json: " in done.stderr, done.output
+
+
 @pytest.mark.parametrize("text", ["[]", "{", '{"engine": "a.engine"}', "\x00"])
 def test_the_description_of_an_engine(artifact: Path, text: str) -> None:
     (artifact / "a.engine").write_bytes(b"")
