@@ -63,3 +63,33 @@ def test_links_into_the_repository_lead_somewhere() -> None:
         text = (REPOSITORY / name).read_text(encoding="utf-8")
         for link in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", text):
             assert (REPOSITORY / name).parent.joinpath(link).exists(), f"{name}: {link}"
+
+
+def test_figures_of_the_readme_are_those_of_the_benchmarks() -> None:
+    """Rounded as they are shown, row by row."""
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8").replace("**", "")
+    bench = (REPOSITORY / "ci/bench/README.md").read_text(encoding="utf-8").replace("**", "")
+    tools = {
+        "llmc (GPTAQ, the default)": "llmc",
+        "llmc, `method: gptq`": "llmc-gptq",
+        "GPTQModel 7.6.0": "gptqmodel",
+        "llm-compressor 0.14.0.1": "llmcompressor",
+        "llmc, ONNX Runtime": "llmc",
+        "llama.cpp Q4_0": "llama.cpp-q4_0",
+        "llama.cpp Q4_K_M": "llama.cpp-q4_k_m",
+    }
+    decoding = bench.index("## Decoding")
+    for line in readme.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if cells[0] not in tools:
+            continue
+        quantizing = " s" in line
+        tables = bench[:decoding] if quantizing else bench[decoding:]
+        rows = [row.split("|")[3:] for row in tables.splitlines() if f"| {tools[cells[0]]} |" in row]
+        assert len(rows) == 3, cells[0]
+        for cell, row in zip(cells[1:], rows, strict=True):
+            kl, speed = re.findall(r"[\d.]+", cell)[:2]
+            column_kl, column_speed = (3, 0) if quantizing else (4, 2)
+            assert float(kl) == round(float(row[column_kl]), len(kl.partition(".")[2])), cells[0]
+            assert float(speed) == float(f"{float(row[column_speed]):.0f}"), cells[0]
+    assert all(name in readme for name in tools)

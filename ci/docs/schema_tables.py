@@ -24,21 +24,21 @@ def tables(name: str, schema: dict[str, Any], without: str = "") -> Iterator[str
         title, found = queue.pop(0)
         if title != name:
             yield f"### {title}\n"
-        yield from table(found)
+        yield from table(found, definitions)
         for other in re.findall(r"#/\$defs/(\w+)", str(found["properties"])):
             if other not in seen:
                 seen.add(other)
                 queue.append((other, definitions[other]))
 
 
-def table(schema: dict[str, Any]) -> Iterator[str]:
-    """Yield an object's description and the table of its keys."""
+def table(schema: dict[str, Any], definitions: dict[str, Any] | None = None) -> Iterator[str]:
+    """Yield an object's description and the table of its keys; one without a meaning takes its object's."""
     yield f"{' '.join(schema.get('description', '').split())}\n"
     if schema["properties"]:
         yield "| key | type | default | meaning |\n|---|---|---|---|"
     for key, value in schema["properties"].items():
         default = "" if key in schema.get("required", ()) else _default(value)
-        meaning = value.get("description", "").replace("|", "\\|")
+        meaning = (value.get("description") or _of_its_object(value, definitions or {})).replace("|", "\\|")
         yield f"| `{key}` | {kind(value)} | {default} | {meaning} |"
     yield ""
 
@@ -61,6 +61,12 @@ def kind(value: dict[str, Any]) -> str:
         inner = value.get("additionalProperties") or next(iter(value.get("patternProperties", {}).values()), None)
         return f"object of {kind(inner)}" if isinstance(inner, dict) else "object"
     return str(value.get("type", "any"))
+
+
+def _of_its_object(value: dict[str, Any], definitions: dict[str, Any]) -> str:
+    for name in re.findall(r"#/\$defs/(\w+)", str(value)):
+        return " ".join(definitions[name]["description"].split())
+    return ""
 
 
 def _default(value: dict[str, Any]) -> str:
