@@ -25,8 +25,9 @@ def round_to_fp8(x: torch.Tensor, scale: torch.Tensor | float) -> torch.Tensor:
 class Activations:
     """How a layer's inputs are rounded to E4M3 in front of the product.
 
-    per:   what shares a scale: "tensor" all inputs, "token" one row, "group" 128 channels of a row
-    scale: found in calibration, for "tensor"; None: such that the largest magnitude becomes 448 (dynamic)
+    Attributes:
+        per: what shares a scale: "tensor" all inputs, "token" one row, "group" 128 channels of a row
+        scale: found in calibration, for "tensor"; None: such that the largest magnitude becomes 448 (dynamic)
     """
 
     per: Literal["tensor", "token", "group"]
@@ -44,9 +45,10 @@ class Activations:
 class QuantSpec(NamedTuple):
     """What a program has to know to compute with a weight, or what a scheme says of weights of any shape.
 
-    block: rows and columns that share a scale; 0, of a scheme: all of them
-    zero_points, g_idx: whether it has its own
-    activations: what shares a scale of its inputs, if they are rounded
+    Attributes:
+        block: rows and columns that share a scale; 0, of a scheme: all of them
+        zero_points, g_idx: whether it has its own
+        activations: what shares a scale of its inputs, if they are rounded
     """
 
     code_type: CodeType
@@ -64,13 +66,14 @@ class QuantSpec(NamedTuple):
 class QuantizedWeight:
     """`W[i, j] = (qweight[i, j] - zero_points[i // r, j // c]) * scales[i // r, j // c]`, W [out, in], block (r, c).
 
-    qweight: int8 in [-2^(b-1), 2^(b-1)) for b-bit integers, float8_e4m3fn for FP8; [out, in], unpacked
-    scales: bfloat16 or float32, [ceil(out / r), ceil(in / c)]
-    block:  (1, group_size) for grouped integers, (128, 128) for FP8 blocks (edge blocks may be ragged), (1, in) for one
-            scale per output channel, (out, in) for a single one
-    zero_points: int8, in the shape of `scales`; None: symmetric, all zero
-    g_idx:  int32 [in], the group of each input channel where it is not j // c (dynamic act-order)
-    activations: None: the inputs stay as they are
+    Attributes:
+        qweight: int8 in [-2^(b-1), 2^(b-1)) for b-bit integers, float8_e4m3fn for FP8; [out, in], unpacked
+        scales: bfloat16 or float32, [ceil(out / r), ceil(in / c)]
+        block: (1, group_size) for grouped integers, (128, 128) for FP8 blocks (edge blocks may be ragged), (1, in) for
+            one scale per output channel, (out, in) for a single one
+        zero_points: int8, in the shape of `scales`; None: symmetric, all zero
+        g_idx: int32 [in], the group of each input channel where it is not j // c (dynamic act-order)
+        activations: None: the inputs stay as they are
     """
 
     qweight: torch.Tensor

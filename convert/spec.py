@@ -31,7 +31,8 @@ CACHE_SCALES = ("k_scale", "v_scale")
 class LinearSpec:
     """A linear layer: weight [outputs, inputs].
 
-    reads_block: whether it reads what enters its block, as others there do, and not an input of its own
+    Attributes:
+        reads_block: whether it reads what enters its block, as others there do, and not an input of its own
     """
 
     outputs: int

@@ -16,10 +16,11 @@ _NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
 class ModuleName:
     """`model.layers.<layer>.<block>.<expert>.<projection>`, where what does not apply is left out.
 
-    layer:      None: outside of the layers (`lm_head`), or the name is one inside a layer
-    block:      what the module belongs to: "self_attn", "mlp", "mlp.experts"; "" for a norm of the layer itself
-    expert:     number of a routed expert
-    projection: the module's own name, "q_proj"; "" for a whole layer or expert
+    Attributes:
+        layer: None: outside of the layers (`lm_head`), or the name is one inside a layer
+        block: what the module belongs to: "self_attn", "mlp", "mlp.experts"; "" for a norm of the layer itself
+        expert: number of a routed expert
+        projection: the module's own name, "q_proj"; "" for a whole layer or expert
     """
 
     layer: int | None

@@ -31,8 +31,10 @@ _PROMPT_TOKENS = (32, 512)
 @dataclass(frozen=True)
 class Timing:
     """prefill: prompt tokens a second; decode: new tokens a second after the first one, all rows together
-    tokens_per_step: new tokens of a row per pass of the main model
-    acceptance: share of drafts that the model agreed to; None where none were made
+
+    Attributes:
+        tokens_per_step: new tokens of a row per pass of the main model
+        acceptance: share of drafts that the model agreed to; None where none were made
     """
 
     batch: int
@@ -57,7 +59,8 @@ def bench(
 ) -> Report:
     """Greedy answers to pieces of the check text; the median of `rounds`, after one that does not count.
 
-    prompt_tokens: None for 32 and 512, as far as they fit the context with the answer
+    Args:
+        prompt_tokens: None for 32 and 512, as far as they fit the context with the answer
     """
     start = time.perf_counter()
     with load(artifact, backend, threads) as model:

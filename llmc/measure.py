@@ -47,7 +47,8 @@ class Run:
 def measure(model: Model, reference: Path | None = None) -> tuple[Speed, float | None]:
     """Continues the beginnings of some check windows, with and without speculation, as far as the context goes.
 
-    reference: see `Model.check`.
+    Args:
+        reference: see `Model.check`.
 
     Returns the speeds, which vary from run to run, and the share of drafts that the model agreed to, which does not.
     """

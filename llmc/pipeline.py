@@ -50,11 +50,12 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 class BuildResult:
     """What `build` returns. Only the manifest is part of the artifact.
 
-    path: where the artifact lies: the output, or `<output>.rejected` where a gate was missed
-    manifest: what was done and measured
-    up_to_date: whether there was nothing to do
-    seconds, peak_memory: what it took, bytes of memory at most
-    speed: of the artifact on this machine, where it was checked
+    Attributes:
+        path: where the artifact lies: the output, or `<output>.rejected` where a gate was missed
+        manifest: what was done and measured
+        up_to_date: whether there was nothing to do
+        seconds, peak_memory: what it took, bytes of memory at most
+        speed: of the artifact on this machine, where it was checked
     """
 
     path: Path

@@ -35,7 +35,8 @@ class Problem(ValueError):
 def read(text: str, typed: bool = True) -> tuple[Any, dict[Location, int]]:
     """The value, and the line of every key and list entry in it; Problem for everything else.
 
-    typed: words that YAML takes for numbers, booleans or null become such; otherwise every word is a str.
+    Args:
+        typed: words that YAML takes for numbers, booleans or null become such; otherwise every word is a str.
     """
     if found := _NOT_TEXT.search(text):
         raise Problem(f"has the character {found[0]!a}, which is no text", text.count("\n", 0, found.start()) + 1)

@@ -51,11 +51,14 @@ _NOTHING = Change(Size(0, 0), Size(0, 0))
 
 @dataclass(frozen=True)
 class Plan:
-    """roles: what becomes of each; quantized, in parameters, counts what is left after pruning.
+    """What a build takes and gives, from headers alone; memory, work_disk and target_bytes are estimates.
 
-    cache_bytes: per token, as it is kept; cache_bytes_expanded: as keys and values per head.
-    memory, work_disk and target_bytes are estimates; everything else is exact.
-    hessian_memory: what the Hessians that are worked on at once may take; the result does not depend on it.
+    Attributes:
+        roles: What becomes of each role.
+        schemes: Role → scheme → parameters that are left after pruning.
+        cache_bytes: Per token, as the cache is stored.
+        cache_bytes_expanded: Per token, as keys and values of every head.
+        hessian_memory: What the Hessians that are worked on at once may take; the result does not depend on it.
     """
 
     name: str

@@ -64,7 +64,8 @@ class StageRecord(Part):
 class Stages:
     """Results of finished stages, one record each, which vouches for the files that the stage wrote into `artifact`.
 
-    tell: is told in a line what is damaged, and done again for that
+    Attributes:
+        tell: is told in a line what is damaged, and done again for that
     """
 
     def __init__(self, directory: Path, artifact: Path, tell: Callable[[str], None]) -> None:

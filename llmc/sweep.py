@@ -45,7 +45,9 @@ def sweep(
 ) -> list[SweepPoint]:
     """One step per method and fraction; `keeps` empty: the eighths that the router can do with.
 
-    quantized: with the recipe's rules, otherwise experts are pruned and nothing else is changed.
+    Args:
+        quantized: with the recipe's rules, otherwise experts are pruned and nothing else is changed.
+
     Works in `<output>.sweep` and leaves nothing there; InputError for a model without experts.
     """
     job, _ = prepare(argument, output, Limits(), progress)

@@ -27,11 +27,12 @@ ASYMMETRY = 0.75  # how far asymmetric calibration goes from the weight to the b
 class Quantized:
     """The result of `solve`, with the leading experts dimension E of its input.
 
-    qweight: [E, out, in]; scales and zero_points: [E, out / rows, in / columns] as the scheme stores them
-    g_idx:   [E, in] int32, the group of each input channel after dynamic act-order; None: j // columns
-    order:   [E, in] int64, the order in which columns were fixed
-    error:   [E], relative output error tr(dW H dW') / tr(W H W')
-    damping: [E], the share of the mean diagonal that made H factorize; infinity: never, rounded to nearest
+    Attributes:
+        qweight: [E, out, in]; scales and zero_points: [E, out / rows, in / columns] as the scheme stores them
+        g_idx: [E, in] int32, the group of each input channel after dynamic act-order; None: j // columns
+        order: [E, in] int64, the order in which columns were fixed
+        error: [E], relative output error tr(dW H dW') / tr(W H W')
+        damping: [E], the share of the mean diagonal that made H factorize; infinity: never, rounded to nearest
     """
 
     qweight: torch.Tensor
@@ -73,11 +74,13 @@ def solve(
 ) -> Quantized:
     """Quantizes [E, out, in] weights so that outputs on the calibration inputs change least.
 
-    hessian:   [E, in, in], the sum over calibration tokens of x x' (float32; a common factor does not matter), or
-               [1, in, in] for all experts
-    cross_covariance: like it, C, the sum of (x0 - x) x' with the original model's inputs x0: what is approximated then
-               is the original's output W x0, for which W (1 + C inverse(hessian)) is the best weight; asymmetric
-               calibration (GPTAQ, Li et al. 2025; QEP, Arai and Ichikawa 2025)
+    Args:
+        hessian: [E, in, in], the sum over calibration tokens of x x' (float32; a common factor does not matter), or [1,
+            in, in] for all experts
+        cross_covariance: like it, C, the sum of (x0 - x) x' with the original model's inputs x0: what is approximated
+            then is the original's output W x0, for which W (1 + C inverse(hessian)) is the best weight; asymmetric
+            calibration (GPTAQ, Li et al. 2025; QEP, Arai and Ichikawa 2025)
+
     Columns are fixed in order of falling diagonal (act-order). Groups and scales are those of the original order, so
     nothing has to be reordered at run time, unless the scheme's groups are dynamic: then they are of neighbors in the
     new order, and their scales are found when the first is reached.

@@ -27,9 +27,10 @@ def source(name: str, modules: Mapping[str, Linear]) -> str:
 class HessianStats:
     """Sums over the tokens of one source, float32.
 
-    hessian: [in, in], the sum of x x'
-    cross_covariance: [in, in], the sum of (x0 - x) x', x0 being what the original model has for x; None: unknown
-    amax:    the largest magnitude in x
+    Attributes:
+        hessian: [in, in], the sum of x x'
+        cross_covariance: [in, in], the sum of (x0 - x) x', x0 being what the original model has for x; None: unknown
+        amax: the largest magnitude in x
     """
 
     hessian: torch.Tensor

@@ -28,11 +28,12 @@ from llmc.quant.mlp_calibration import MLPCalibration
 class LayerCalibration:
     """The steps of a layer (`dataflow.LayerOps`) on calibration text, each solved before the text passes it.
 
-    runs:            the quantized model, and the original where anything is calibrated asymmetrically
-    begin:           what of a part of the layer ("self_attn", "mlp", or a linear layer of its own) is to be quantized
-    tick:            called with a phase and how many tokens of how many it is through
-    mlp_calibration: of the same runs
-    fp8_cache:       whether to find the scales of an FP8 cache
+    Attributes:
+        runs: the quantized model, and the original where anything is calibrated asymmetrically
+        begin: what of a part of the layer ("self_attn", "mlp", or a linear layer of its own) is to be quantized
+        tick: called with a phase and how many tokens of how many it is through
+        mlp_calibration: of the same runs
+        fp8_cache: whether to find the scales of an FP8 cache
     """
 
     runs: list[LayerRun]

@@ -16,9 +16,10 @@ from llmc.quant.assign import Assignment
 class LayerRun:
     """One model's way through the layer: its layer, and its activations.
 
-    entry: what an MTP layer joins with an embedding; of a decoder layer x itself
-    x:     what enters attention
-    out:   the residual: x with the share of attention, and in the end that of the MLP
+    Attributes:
+        entry: what an MTP layer joins with an embedding; of a decoder layer x itself
+        x: what enters attention
+        out: the residual: x with the share of attention, and in the end that of the MLP
     """
 
     layer: DecoderLayer
@@ -51,8 +52,9 @@ Tick = Callable[[str, int, int], None]
 class Flow:
     """Activations of every run, made anew from what lies on disk whenever they are read.
 
-    phase:  for whoever waits for it
-    add_to: adds them to a file for each run, where they come in shares, token by token and expert by expert
+    Attributes:
+        phase: for whoever waits for it
+        add_to: adds them to a file for each run, where they come in shares, token by token and expert by expert
     """
 
     read: InputFunction

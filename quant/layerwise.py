@@ -62,11 +62,13 @@ def _nothing(*_: object) -> None:
 @dataclass(frozen=True)
 class QuantizeOptions:
     """
-    memory_budget: bytes that moments and what is kept of activations may take
-    expert_tokens: whether experts are calibrated on the tokens routed to them or on all
-    layout:        of the safetensors, see `convert.formats`
-    fp8_cache:     whether the attention cache is to hold E4M3
-    device:        where layers are run and solved; activations between layers and results lie in the host's memory
+
+    Attributes:
+        memory_budget: bytes that moments and what is kept of activations may take
+        expert_tokens: whether experts are calibrated on the tokens routed to them or on all
+        layout: of the safetensors, see `convert.formats`
+        fp8_cache: whether the attention cache is to hold E4M3
+        device: where layers are run and solved; activations between layers and results lie in the host's memory
     """
 
     memory_budget: int = DEFAULT_MEMORY_BUDGET
@@ -95,8 +97,9 @@ def quantize(
     texts alone: what an interrupted pass left there is taken up. Writes `model-*.safetensors` with index, config.json
     with `quantization_config`, and reference.safetensors into `output_dir`. InputError for rules that do not fit.
 
-    unchanged: raises when the checkpoint's files are not what they were; called before what was made of them counts
-    tell: is told in a line what of an interrupted pass is damaged and done again, and what a layout loses
+    Args:
+        unchanged: raises when the checkpoint's files are not what they were; called before what was made of them counts
+        tell: is told in a line what of an interrupted pass is damaged and done again, and what a layout loses
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     work_dir.mkdir(parents=True, exist_ok=True)

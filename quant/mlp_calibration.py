@@ -25,9 +25,10 @@ ExpertTokens = Literal["routed", "shared", "all"]
 class MLPBatch:
     """A gated MLP and the calibration tokens it is for; the dense MLP and the shared experts are for all of them.
 
-    names:  of its module in the quantized model, which may be pruned, and in the original
-    tokens: [n] int64, numbers of tokens
-    weight: [n], of a routed expert's outputs
+    Attributes:
+        names: of its module in the quantized model, which may be pruned, and in the original
+        tokens: [n] int64, numbers of tokens
+        weight: [n], of a routed expert's outputs
     """
 
     names: tuple[str, str]
@@ -45,13 +46,15 @@ BatchInputs = Callable[[MLPBatch, torch.Tensor], list[torch.Tensor]]
 @dataclass
 class MLPCalibration:
     """
-    runs:          the quantized model, and the original where anything is calibrated asymmetrically
-    begin, tick:   see `LayerCalibration`
-    need_output:   whether anything behind this layer is calibrated
-    few_tokens:    inputs → an expert that saw fewer tokens is calibrated on others, too
-    memory_budget: bytes, three quarters for moments, one for what an MLP need not compute twice
-    expert_tokens: whether experts are calibrated on the tokens routed to them or on all
-    pruning:       by what, and to how many per router group, experts are pruned; None: not at all
+
+    Attributes:
+        runs: the quantized model, and the original where anything is calibrated asymmetrically
+        begin, tick: see `LayerCalibration`
+        need_output: whether anything behind this layer is calibrated
+        few_tokens: inputs → an expert that saw fewer tokens is calibrated on others, too
+        memory_budget: bytes, three quarters for moments, one for what an MLP need not compute twice
+        expert_tokens: whether experts are calibrated on the tokens routed to them or on all
+        pruning: by what, and to how many per router group, experts are pruned; None: not at all
     """
 
     runs: list[LayerRun]

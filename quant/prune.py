@@ -31,7 +31,11 @@ def kept_per_group(router: RouterSpec, keep: float) -> int:
     """How many experts of each router group stay when the fraction `keep` of all does.
 
     InputError, with the fractions that are possible, when that is no whole number per group, or too few for the
-    router: the same number stays in every group, a group is ranked by its two best experts, and `top_k` experts must
+
+    Args:
+        router: the same number stays in every group, a group is ranked by its two best experts, and `top_k` experts
+            must
+
     be reachable in `top_k_groups` groups.
     """
     size, possible = router.num_experts // router.num_groups, fractions(router)

@@ -13,12 +13,13 @@ from llmc.errors import LlmcError
 class QuantizeResult:
     """What was done to every module and what it cost.
 
-    modules: name → how it was quantized
-    roles: role → parameters that were to be quantized, and that are
-    experts: layer → which experts stayed; empty when nothing was pruned
-    layer_errors: relative distance of the quantized model's check activations from the original's, after each layer
-    ppl_original, ppl: perplexity of the check text, original and quantized model (torch, float32)
-    kl: mean KL divergence of the quantized model's predictions from the original's over that text, nats
+    Attributes:
+        modules: name → how it was quantized
+        roles: role → parameters that were to be quantized, and that are
+        experts: layer → which experts stayed; empty when nothing was pruned
+        layer_errors: relative distance of the quantized model's check activations from the original's, after each layer
+        ppl_original, ppl: perplexity of the check text, original and quantized model (torch, float32)
+        kl: mean KL divergence of the quantized model's predictions from the original's over that text, nats
     """
 
     modules: dict[str, ModuleReport] = field(default_factory=dict)

@@ -40,8 +40,9 @@ def finished_layers(
 ) -> list[LayerRecord]:
     """Records of the layers that need not be done again, first to last; those of others are removed.
 
-    last: the layer before whose inputs the reference is made of; MTP layers follow it
-    tell: is told what is damaged, and what is done again for that
+    Args:
+        last: the layer before whose inputs the reference is made of; MTP layers follow it
+        tell: is told what is damaged, and what is done again for that
     """
     records, found = list[LayerRecord](), None
     for index in range(layers):

@@ -55,10 +55,11 @@ def write_layer(
     """Writes `model.layers.<index>` under the names of the checkpoint's family; returns module → scheme for all that is
     stored quantized, by our names.
 
-    kept: the surviving experts by their original numbers, None: all
-    weights: quantized modules by name inside the layer, experts renumbered; all else is copied from the
-        checkpoint, quantized modules of its own included, and the router from `layer`, where it is pruned
-    assigned: the scheme that each module is to be stored in, by the same names
+    Args:
+        kept: the surviving experts by their original numbers, None: all
+        weights: quantized modules by name inside the layer, experts renumbered; all else is copied from the checkpoint,
+            quantized modules of its own included, and the router from `layer`, where it is pruned
+        assigned: the scheme that each module is to be stored in, by the same names
     """
     shard = _LayerShard(checkpoint, kept, weights, assigned, layout)
     scales = layer.self_attn.cache_scales if layer is not None else {}

@@ -135,7 +135,10 @@ def check(
     artifact: Artifact, backend: Backend, progress: ProgressFunction | None = None, file: str | Path | None = None
 ) -> CheckReport:
     """Runs the check text through the backend, window by window; InputError for logits that are not finite.
-    file: of the reference, where it is not in the artifact."""
+
+    Args:
+        file: of the reference, where it is not in the artifact.
+    """
     reference = read_reference(artifact, file)
     ids, top_ids = reference["input_ids"], reference["top_ids"]
     windows, predictions, _ = top_ids.shape

@@ -19,8 +19,9 @@ Cancelled = Callable[[], bool]
 class KVCacheState:
     """A backend's cache of one sequence, and what it is known to hold.
 
-    tokens: those that the main graph has seen, at their places
-    mtp: entries of the MTP layer that were made from them; entry i depends on tokens i and i + 1
+    Attributes:
+        tokens: those that the main graph has seen, at their places
+        mtp: entries of the MTP layer that were made from them; entry i depends on tokens i and i + 1
     """
 
     cache: Any

@@ -70,9 +70,11 @@ class TextGenerator(ABC):
         """Continues one prompt, or several in one batch; the same shape comes back. Whether each answer is what its
         prompt would get alone depends on the accuracy level (see `TextGenerator`).
 
-        parameters: for all, prompt i drawing with `seed + i`; or one for each, as they are
-        options: fields of `SamplingParams`, for all
-        cancelled: asked between passes; once it says True, what there is comes back. `threading.Event().is_set` will do
+        Args:
+            parameters: for all, prompt i drawing with `seed + i`; or one for each, as they are
+            options: fields of `SamplingParams`, for all
+            cancelled: asked between passes; once it says True, what there is comes back. `threading.Event().is_set`
+                will do
         """
         if cancelled is not None:
             arguments.function("cancelled", cancelled)
@@ -117,7 +119,8 @@ class TextGenerator(ABC):
     ) -> Generation:
         """The answer to a conversation. `generate` and `stream` take messages, too.
 
-        template: variables of the chat template, such as `tools` or `enable_thinking`
+        Args:
+            template: variables of the chat template, such as `tools` or `enable_thinking`
         """
         wanted = self._parameters(parameters, options)
         prompt: Prompt = self.chat_prompt(messages, **arguments.template(template))

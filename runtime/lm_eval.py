@@ -55,8 +55,11 @@ _NOTHING = {
 @register_model("llmc")
 class ArtifactLM(TemplateLM):
     """artifact: a directory that `llmc build` made, or a model that is loaded already
-    batch_size: rows at a time; at most, and by default, what the backend takes
-    max_gen_toks: of an answer, unless the task says otherwise
+
+    Attributes:
+        batch_size: rows at a time; at most, and by default, what the backend takes
+        max_gen_toks: of an answer, unless the task says otherwise
+
     options: of `llmc.runtime.load`
     """
 

@@ -16,7 +16,8 @@ _CHUNK_BYTES = 1 << 26  # of logits at a time
 class TokenLogprob:
     """Natural logarithms of the model's own probabilities, before temperature and other sampling parameters.
 
-    top: token → log-probability of the most likely tokens, the likeliest first
+    Attributes:
+        top: token → log-probability of the most likely tokens, the likeliest first
     """
 
     token_id: int

@@ -82,8 +82,9 @@ class Model(TextGenerator):
     def score(self, prompts: list[Prompt], first: int | list[int] = 1, top: int = 0) -> list[list[TokenLogprob]]:
         """What the model says of given texts: the log-probabilities of each one's tokens from `first` on.
 
-        first: a place in the tokens, at least 1, since nothing tells the first one; one for all or one for each
-        top: how many of the most likely tokens to name at each place
+        Args:
+            first: a place in the tokens, at least 1, since nothing tells the first one; one for all or one for each
+            top: how many of the most likely tokens to name at each place
         """
         prompts, top = arguments.several_prompts(prompts), arguments.whole("top", top, 0)
         each = list(first) if isinstance(first, (Sequence, np.ndarray)) else [first] * len(prompts)
@@ -108,8 +109,9 @@ class Model(TextGenerator):
     def check(self, progress: ProgressFunction | None = None, reference: str | Path | None = None) -> CheckReport:
         """Replays the check text on this machine: what the artifact says against what the original said.
 
-        progress: is called with a phase and how many tokens of how many are done, see `llmc.Progress`
-        reference: the file that says so, for an artifact that was built without it (`check: {publish_text: false}`)
+        Args:
+            progress: is called with a phase and how many tokens of how many are done, see `llmc.Progress`
+            reference: the file that says so, for an artifact that was built without it (`check: {publish_text: false}`)
         """
         if progress is not None:
             arguments.function("progress", progress)
@@ -277,15 +279,17 @@ def load(
 ) -> Model:
     """Opens an artifact directory.
 
-    backend: `tensorrt-rtx`, `onnxruntime`, or `onnxruntime:cuda`, `onnxruntime:openvino` and whatever other execution
-        provider is installed; None picks the fastest that is available (`Model.backend_info` says why)
-    threads: of the CPU backend; None: all cores
-    speculative, draft_tokens: use the MTP layer where there is one, and how far it looks ahead
-    verify: compare every file's sha256 with the manifest first, weights and engines too; others always are
-    chat_template: a template of jinja2 in place of the model's own, which cannot be edited where it lies: a file that
-        is not as it was built is refused
-    add_bos: whether texts begin with the beginning-of-text token; None: as when it was built (`Model.tokenizer.because`
-        says who wants it so)
+    Args:
+        backend: `tensorrt-rtx`, `onnxruntime`, or `onnxruntime:cuda`, `onnxruntime:openvino` and whatever other
+            execution provider is installed; None picks the fastest that is available (`Model.backend_info` says why)
+        threads: of the CPU backend; None: all cores
+        speculative, draft_tokens: use the MTP layer where there is one, and how far it looks ahead
+        verify: compare every file's sha256 with the manifest first, weights and engines too; others always are
+        chat_template: a template of jinja2 in place of the model's own, which cannot be edited where it lies: a file
+            that is not as it was built is refused
+        add_bos: whether texts begin with the beginning-of-text token; None: as when it was built
+            (`Model.tokenizer.because` says who wants it so)
+
     InputError for a broken artifact or an argument of the wrong type, MachineError when nothing here can run it.
     """
     place = arguments.path("artifact", artifact)

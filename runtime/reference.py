@@ -25,7 +25,8 @@ def read_reference(artifact: Artifact, file: str | Path | None = None) -> dict[s
     """Position i predicts token i + 1: input_ids int64 [N, P + 1], top_ids int64 and top_logprobs float32 [N, P, K],
     true_logprobs float32 [N, P]. InputError when there is none, or none that can be compared with.
 
-    file: where it lies if it is not in the artifact
+    Args:
+        file: where it lies if it is not in the artifact
     """
     path = artifact.called(REFERENCE) if file is None else str(file)
     data = _own(artifact) if file is None else _given(artifact, Path(file))

@@ -36,16 +36,17 @@ class SamplingOptions(TypedDict, total=False):
 class SamplingParams:
     """How one prompt is to be continued. None stands for the default, except where it says what else it means.
 
-    max_new_tokens: at most so many; None: until the context is full
-    temperature: 0 always takes the most likely token
-    top_k: only the k most likely tokens; 0: all
-    top_p: only the fewest tokens that together have this probability (Holtzman et al. 2020, section 3.1)
-    min_p: only tokens at least this share as likely as the most likely one (Nguyen et al. 2024, section 3)
-    repetition_penalty: divides positive logits of tokens that were there before, in prompt or answer, and multiplies
-        negative ones (Keskar et al. 2019, section 4.1); 1: none
-    seed: the same one gives the same text; None: another one for every answer
-    stop: the answer ends before any of these strings
-    logprobs: record the log-probability of every new token, and of this many most likely ones; None: no record
+    Attributes:
+        max_new_tokens: at most so many; None: until the context is full
+        temperature: 0 always takes the most likely token
+        top_k: only the k most likely tokens; 0: all
+        top_p: only the fewest tokens that together have this probability (Holtzman et al. 2020, section 3.1)
+        min_p: only tokens at least this share as likely as the most likely one (Nguyen et al. 2024, section 3)
+        repetition_penalty: divides positive logits of tokens that were there before, in prompt or answer, and
+            multiplies negative ones (Keskar et al. 2019, section 4.1); 1: none
+        seed: the same one gives the same text; None: another one for every answer
+        stop: the answer ends before any of these strings
+        logprobs: record the log-probability of every new token, and of this many most likely ones; None: no record
 
     InputError for what is of the wrong type or out of range.
     """

@@ -21,11 +21,12 @@ _NEVER = np.float32(-1e30)  # a logit of probability 0 that still is a number
 class Generation:
     """One answer.
 
-    finish_reason: an end-of-text token or a stop string; the length asked for; or somebody cancelled it
-    token_ids: without the end-of-text token; those that make up a stop string are there, although `text` lacks it
-    cached_tokens: of the prompt, which a session had in its cache already
-    steps: passes of the main model after the prompt; with speculation there are fewer than tokens
-    drafted, accepted: tokens that the MTP layer proposed, and those of them that the model agreed to
+    Attributes:
+        finish_reason: an end-of-text token or a stop string; the length asked for; or somebody cancelled it
+        token_ids: without the end-of-text token; those that make up a stop string are there, although `text` lacks it
+        cached_tokens: of the prompt, which a session had in its cache already
+        steps: passes of the main model after the prompt; with speculation there are fewer than tokens
+        drafted, accepted: tokens that the MTP layer proposed, and those of them that the model agreed to
     """
 
     text: str

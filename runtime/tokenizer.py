@@ -47,12 +47,14 @@ class _Decoder:
 
 class Tokenizer:
     """path: of tokenizer.json
-    bos_token, bos_token_id: the model's token for the beginning of a text, if it has one
-    begins_with: tokens in front of every text, and `because`, who says so
-    eos_token_ids: what ends an answer; the first one ends the documents of a text. generation_config.json, with which
-        models are run, names them, and tokenizer_config.json, where fine-tunes name their end of turn. One that
-        config.json adds to those of generation_config.json has to be a special token: some fine-tunes keep another
-        model's number there, which is a word of theirs.
+
+    Attributes:
+        bos_token, bos_token_id: the model's token for the beginning of a text, if it has one
+        begins_with: tokens in front of every text, and `because`, who says so
+        eos_token_ids: what ends an answer; the first one ends the documents of a text. generation_config.json, with
+            which models are run, names them, and tokenizer_config.json, where fine-tunes name their end of turn. One
+            that config.json adds to those of generation_config.json has to be a special token: some fine-tunes keep
+            another model's number there, which is a word of theirs.
     """
 
     def __init__(self, origin: Origin, vocab_size: int, add_bos: bool | None = None) -> None:
@@ -95,7 +97,8 @@ class Tokenizer:
         """The tokens of a text, with those it begins with, unless it spells them out itself; without any, if so wanted.
         What a tokenizer.json puts behind a text is left out: a prompt is to go on.
 
-        fits: InputError as soon as it is certain that there are more tokens than this. Also for half a character.
+        Args:
+            fits: InputError as soon as it is certain that there are more tokens than this. Also for half a character.
         """
         if not isinstance(text, str):
             arguments.refuse("the text", text, "text")

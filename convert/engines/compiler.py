@@ -46,7 +46,8 @@ def compile_engine(
 ) -> CompiledEngine:
     """Compile `onnx` for the compute capabilities `sm` (89 is 8.9), or the GPU that is there.
 
-    kernels: file with those of the plugins that are in the graph
+    Args:
+        kernels: file with those of the plugins that are in the graph
 
     Writes `engine`, whole or not at all. Raises RefusedError where the compiler refuses the graph, MachineError where
     it dies or takes more than `timeout` seconds.

@@ -28,11 +28,12 @@ _FACTOR = 1.3
 class Steps:
     """Which steps an engine can take.
 
-    context: cache entries per row
-    batch:   most rows
-    widths:  tokens per row of the steps that decode
-    prefill: most tokens per row of all others
-    windows: cache entries that a step may look at, ascending to the context; see windows.py
+    Attributes:
+        context: cache entries per row
+        batch: most rows
+        widths: tokens per row of the steps that decode
+        prefill: most tokens per row of all others
+        windows: cache entries that a step may look at, ascending to the context; see windows.py
     """
 
     context: int

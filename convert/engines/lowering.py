@@ -29,12 +29,13 @@ def lower(
 ) -> None:
     """Rewrite a graph of `convert.graph.build` in place.
 
-    dtype:      that the graph was built with
-    code_types: kinds of stored codes that go into the engine; other quantized weights become plain ones
-    widths:     tokens per row of the decode profiles
-    batch:      rows of the largest step
-    plugins:    where to note those that are used; None: there are to be none
-    windowed:   whether steps may see less than the whole cache; the plugin of latent attention does so by itself
+    Args:
+        dtype: that the graph was built with
+        code_types: kinds of stored codes that go into the engine; other quantized weights become plain ones
+        widths: tokens per row of the decode profiles
+        batch: rows of the largest step
+        plugins: where to note those that are used; None: there are to be none
+        windowed: whether steps may see less than the whole cache; the plugin of latent attention does so by itself
     """
     b = Rewriter(model)
     weights, phases = EngineWeights(b, dtype, code_types), Phases(b, widths)

@@ -26,7 +26,8 @@ class Phases:
     def split(self, x: ir.Value, axis: int, widest: int | None = None) -> tuple[ir.Value, ir.Value]:
         """The decode part and the prefill part of `x`, whose `axis` runs over tokens (or rows times tokens).
 
-        widest: the widest step that counts as decode here, if not all of `widths` do
+        Args:
+            widest: the widest step that counts as decode here, if not all of `widths` do
         """
         b = self.rewriter
         position_ids = next(value for value in b.graph.inputs if value.name == "position_ids")

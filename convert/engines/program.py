@@ -27,9 +27,15 @@ _PAGE = 4096
 class ProgramText:
     """What of an engine is text.
 
-    text_bytes: of the file that is program and kernel source, not weights; about the same for every model with
+    Attributes:
+        text_bytes: of the file that is program and kernel source, not weights; about the same for every model with
+
     as many layers, however wide
-    programs: one per profile. Programs share what weights they have in common, so the file holds less than the sum of
+
+    Attributes:
+        programs: one per profile. Programs share what weights they have in common, so the file holds less than the sum
+            of
+
     their constant_bytes.
     """
 

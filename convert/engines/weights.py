@@ -21,8 +21,9 @@ _FUSED, _LEAST_FUSED = 128, 32
 class EngineWeights:
     """Adds weights to a graph.
 
-    dtype:      what they are decoded to
-    code_types: those that every GPU of the engine knows; weights stored otherwise become plain ones of `dtype`
+    Attributes:
+        dtype: what they are decoded to
+        code_types: those that every GPU of the engine knows; weights stored otherwise become plain ones of `dtype`
     """
 
     def __init__(self, b: Rewriter, dtype: ir.DataType, code_types: Collection[str]) -> None:

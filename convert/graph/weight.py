@@ -27,10 +27,11 @@ FLOAT_TYPES = {"F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16, "BF16": ir.
 class WeightView:
     """How a checkpoint matrix [out, in] lies in the graph.
 
-    transposed: [in, out], as MatMul wants it, instead of [out, in]; a vector is a vector
-    heads:      the rows are that many equal parts, which become a leading axis,
-    rows:       and of each part only the rows [start, stop) are taken
-    stacked:    the matrices of several modules along a new leading axis: [E, in, out]
+    Attributes:
+        transposed: [in, out], as MatMul wants it, instead of [out, in]; a vector is a vector
+        heads: the rows are that many equal parts, which become a leading axis,
+        rows: and of each part only the rows [start, stop) are taken
+        stacked: the matrices of several modules along a new leading axis: [E, in, out]
     """
 
     transposed: bool = True
@@ -86,7 +87,8 @@ class WeightTensor(ChunkedTensor):
     As a tensor it is the dequantized weight in `dtype`. A lowering that wants the stored numbers looks at
     `code_type` and `block` and takes `codes()` and `scales()`, which are laid out the same way.
 
-    names:  checkpoint tensor names; more than one only for a stacked layout
+    Attributes:
+        names: checkpoint tensor names; more than one only for a stacked layout
     """
 
     def __init__(

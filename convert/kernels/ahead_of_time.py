@@ -30,10 +30,11 @@ class Compiled:
 class KernelSource:
     """A kernel and what it is compiled for.
 
-    kernel:    a `triton.jit` function
-    types:     of its arguments that are no constants; may name others too
-    constants: values of the others
-    multiples: numbers that are multiples of 16, as all addresses are
+    Attributes:
+        kernel: a `triton.jit` function
+        types: of its arguments that are no constants; may name others too
+        constants: values of the others
+        multiples: numbers that are multiples of 16, as all addresses are
     """
 
     kernel: Any

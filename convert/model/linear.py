@@ -16,9 +16,11 @@ class Linear(nn.Linear):
     """The weight may be held in a smaller dtype than that of the product, or as codes, and is widened on use.
 
     codes:         takes the place of `weight`, which is then empty
-    activations:   how inputs are rounded; None: not at all
-    compute_dtype: of the product; None: that of the input, which the output has in any case
-    reads_block:   see `LinearSpec`
+
+    Attributes:
+        activations: how inputs are rounded; None: not at all
+        compute_dtype: of the product; None: that of the input, which the output has in any case
+        reads_block: see `LinearSpec`
     """
 
     quantized: QuantizedWeight | None = None

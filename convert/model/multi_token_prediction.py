@@ -21,8 +21,9 @@ class MultiTokenPrediction(DecoderLayer):
     ) -> torch.Tensor:
         """[B, S, H] after `shared_head.norm`; through the head it predicts token i + 2.
 
-        embedding: [B, S, H] of token i + 1
-        hidden:    [B, S, H] of position i, after the main model's final norm (or the result for depth - 1)
-        positions: [B, S], i
+        Args:
+            embedding: [B, S, H] of token i + 1
+            hidden: [B, S, H] of position i, after the main model's final norm (or the result for depth - 1)
+            positions: [B, S], i
         """
         return dataflow.multi_token_prediction(TorchOps(self, positions, cache), embedding, hidden)

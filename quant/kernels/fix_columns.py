@@ -83,9 +83,10 @@ def fix_block(
 ) -> None:
     """Rounds up to 128 columns one by one; writes their steps and what each loses, not yet moved on beyond the block.
 
-    target, scales, zeros, steps, lost: [E, n, out] float32, contiguous along out; target is only read
-    inverse: [E, n, n] float32 in any layout, the block on the upper factor's diagonal
-    lowest, highest: of the codes, which are E4M3 numbers if float8, else integers
+    Args:
+        target, scales, zeros, steps, lost: [E, n, out] float32, contiguous along out; target is only read
+        inverse: [E, n, n] float32 in any layout, the block on the upper factor's diagonal
+        lowest, highest: of the codes, which are E4M3 numbers if float8, else integers
     """
     experts, columns, channels = target.shape
     tensors = (target, scales, target if zeros is None else zeros, steps, lost)

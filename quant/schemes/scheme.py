@@ -13,8 +13,9 @@ from llmc.convert.quantized_weight import Activations, CodeType, QuantizedWeight
 class QuantParams(NamedTuple):
     """The values that a block can have: `(code - zero) * scale`.
 
-    scales: […, out / rows, in / columns] in the dtype that is stored
-    zero_points: int8 in the same shape; None: symmetric
+    Attributes:
+        scales: […, out / rows, in / columns] in the dtype that is stored
+        zero_points: int8 in the same shape; None: symmetric
     """
 
     scales: torch.Tensor
@@ -62,7 +63,8 @@ class Scheme(ABC):
     def grid(self, weight: torch.Tensor, importance: torch.Tensor | None = None) -> QuantParams:
         """The grid for float32 weight […, out, in].
 
-        importance: […, in], how much an error in each input channel matters (the Hessian's diagonal).
+        Args:
+            importance: […, in], how much an error in each input channel matters (the Hessian's diagonal).
         """
 
     @abstractmethod

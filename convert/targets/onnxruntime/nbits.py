@@ -22,9 +22,10 @@ BLOCK_8BIT = 32
 class NBits:
     """Weights that share bits and block size.
 
-    qweight: of each weight uint8 [..., out, in / block, block * bits / 8], zero being 2^(bits - 1)
-    scales: of each weight float32 [..., out, in / block]
-    zero_points: of each weight uint8 [..., out, ceil(in / block * bits / 8)]; None: all 2^(bits - 1)
+    Attributes:
+        qweight: of each weight uint8 [..., out, in / block, block * bits / 8], zero being 2^(bits - 1)
+        scales: of each weight float32 [..., out, in / block]
+        zero_points: of each weight uint8 [..., out, ceil(in / block * bits / 8)]; None: all 2^(bits - 1)
     """
 
     bits: int
