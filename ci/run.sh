@@ -20,4 +20,4 @@ mypy --cache-dir "$work/mypy" -p llmc
 # tests/llmc stands in the way of the package: by path, it would be `llmc`
 MYPYPATH=tests mypy --cache-dir "$work/mypy" --explicit-package-bases tests/support tests/quant tests/runtime
 
-NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet --site-dir "$work/site"
+NO_MKDOCS_2_WARNING=1 mkdocs build --strict --site-dir "$work/site"

@@ -54,7 +54,8 @@ class BuildResult:
         path: where the artifact lies: the output, or `<output>.rejected` where a gate was missed
         manifest: what was done and measured
         up_to_date: whether there was nothing to do
-        seconds, peak_memory: what it took, bytes of memory at most
+        seconds: what the build took
+        peak_memory: bytes of memory at most
         speed: of the artifact on this machine, where it was checked
     """
 

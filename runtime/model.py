@@ -283,7 +283,8 @@ def load(
         backend: `tensorrt-rtx`, `onnxruntime`, or `onnxruntime:cuda`, `onnxruntime:openvino` and whatever other
             execution provider is installed; None picks the fastest that is available (`Model.backend_info` says why)
         threads: of the CPU backend; None: all cores
-        speculative, draft_tokens: use the MTP layer where there is one, and how far it looks ahead
+        speculative: use the MTP layer where there is one
+        draft_tokens: how far it looks ahead
         verify: compare every file's sha256 with the manifest first, weights and engines too; others always are
         chat_template: a template of jinja2 in place of the model's own, which cannot be edited where it lies: a file
             that is not as it was built is refused
