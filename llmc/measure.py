@@ -75,7 +75,7 @@ def measure(model: Model, reference: Path | None = None) -> tuple[Speed, float |
 
 
 def run(model: Model, prompts: list[list[int]], new_tokens: int, draft_tokens: int) -> Run:
-    """Greedy answers of so many tokens: what would end a text ends nothing."""
+    """Generates exactly so many tokens greedily; end-of-text tokens end nothing."""
     parameters = SamplingParams(max_new_tokens=new_tokens)
     answers = [GeneratedSequence(prompt, parameters, new_tokens, model.tokenizer, frozenset()) for prompt in prompts]
     timed = Run(answers)

@@ -272,7 +272,7 @@ class _Build:
         except RefusedError as error:
             rules = self.job.rules_at(_module(error.node))
             causes = [f"{{match: {rule.match}, scheme: {rule.scheme}}}" for rule in rules]
-            caused = f"; the weights there come of the recipe's `quantize` {' and '.join(causes)}" if causes else ""
+            caused = f"; these weights are quantized by the recipe's rule {' and '.join(causes)}" if causes else ""
             raise InputError(f"target {name}: {error}{caused}") from error
         return TargetRecord.model_validate(made)
 

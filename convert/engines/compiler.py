@@ -138,4 +138,4 @@ def _run(
     died = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     if code == -signal.SIGKILL:
         died += ", as when memory runs out"
-    raise MachineError(f"{what}: the compiler died ({died}); its last words: {said[-1] if said else 'none'}")
+    raise MachineError(f"{what}: the compiler crashed ({died}); last output: {said[-1] if said else 'none'}")

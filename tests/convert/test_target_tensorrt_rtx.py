@@ -432,12 +432,12 @@ NEVER_READ = "sys.exit('no library')"  # as when it cannot be loaded
 @pytest.mark.parametrize(
     ("script", "message"),
     [
-        ("input(); os.abort()", r"the compiler died \(signal SIGABRT\); its last words: none$"),
+        ("input(); os.abort()", r"the compiler crashed \(signal SIGABRT\); last output: none$"),
         (
             "input(); sys.stderr.write('so much\\nto do\\n\\n'); os.kill(os.getpid(), signal.SIGKILL)",
-            r"the compiler died \(signal SIGKILL, as when memory runs out\); its last words: to do$",
+            r"the compiler crashed \(signal SIGKILL, as when memory runs out\); last output: to do$",
         ),
-        (NEVER_READ, r"the compiler died \(exit code 1\); its last words: no library$"),
+        (NEVER_READ, r"the compiler crashed \(exit code 1\); last output: no library$"),
         ("input(); time.sleep(600)", r"not done after 2 s; raise `timeout` of the target"),
     ],
     ids=["aborts", "is killed", "never reads", "hangs"],

@@ -204,8 +204,8 @@ def test_what_a_compiler_refuses_names_the_rule(llmc, recipe, monkeypatch: pytes
     made = llmc("build", recipe(targets=[{"tensorrt-rtx": {}}]))
     assert made.exit_code == 2
     told = " ".join(made.stderr.split())
-    assert "target tensorrt-rtx: TensorRT-RTX refuses rtx.engine at N: too odd; the weights there" in told
-    assert "come of the recipe's `quantize` {match: experts, scheme: int4-g32}" in told
+    assert "target tensorrt-rtx: TensorRT-RTX refuses rtx.engine at N: too odd; these weights are" in told
+    assert "these weights are quantized by the recipe's rule {match: experts, scheme: int4-g32}" in told
 
 
 def test_what_is_not_an_artifact_is_left_alone(llmc, recipe) -> None:
