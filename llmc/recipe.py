@@ -135,7 +135,7 @@ class Quantize(Section):
     match: str = Field(description="a role (experts, shared_experts, dense_mlp, attention, …) or re:PATTERN")
     scheme: str = Field(
         description="such as int4-g128, int8-channel, fp8-block; other programs' W4A16, W8A16, FP8, FP8_DYNAMIC and "
-        "FP8_BLOCK are known, too"
+        "FP8_BLOCK are known, too; the last two round inputs as well: fp8-channel-dynamic, fp8-block-dynamic"
     )
     method: Literal["gptq", "gptaq", "rtn"] = Field(
         default="gptaq",

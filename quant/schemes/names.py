@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 
 PRESETS = ("W4A16", "W4A16_ASYM", "W8A16", "FP8", "FP8_DYNAMIC", "FP8_BLOCK")
-# FP8_BLOCK and FP8_DYNAMIC round inputs, too; our `fp8-block` and `fp8-channel` alone are of weights only.
+# FP8_BLOCK and FP8_DYNAMIC round inputs, too; our `fp8-block` and `fp8-channel` alone are of weights only. So FP8_BLOCK
+# is known in capitals alone: `fp8_block` may be either.
 ALIASES = {
     "int2": "int2-g128",
     "int3": "int3-g128",
@@ -22,7 +23,6 @@ ALIASES = {
     "w8a16": "int8-g128",
     "fp8": "fp8-tensor-static",
     "fp8-dynamic": "fp8-channel-dynamic",
-    "fp8-block": "fp8-block-dynamic",  # in capitals or with `_`: with a small `-` it is ours
 }
 
 _EXPLAINED = {
@@ -38,8 +38,9 @@ _EXPLAINED = {
 
 def canonical(name: str) -> str:
     """Return our name for a scheme, or the name itself where it is no alias."""
-    key = name.lower().replace("_", "-")
-    return name if name == "fp8-block" else ALIASES.get(key, name)
+    if name == "FP8_BLOCK":
+        return "fp8-block-dynamic"
+    return ALIASES.get(name.lower().replace("_", "-"), name)
 
 
 def explanation(name: str) -> str | None:

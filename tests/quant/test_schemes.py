@@ -97,7 +97,6 @@ def test_a_group_size_that_does_not_divide_names_those_that_do():
         ("FP8", "fp8-tensor-static"),
         ("FP8_DYNAMIC", "fp8-channel-dynamic"),
         ("FP8_BLOCK", "fp8-block-dynamic"),
-        ("fp8_block", "fp8-block-dynamic"),
         ("fp8-block", "fp8-block"),
         ("int3-g32-asym", "int3-g32-asym"),
     ],
@@ -136,6 +135,8 @@ def test_presets_are_those_of_compressed_tensors(preset: str) -> None:
         ("bf16", "what no rule matches keeps its precision"),
         ("int4-g12", "did you mean 'int4-g128'?"),
         ("int4-128", "did you mean 'int4-g128'?"),
+        ("fp8_block", "did you mean 'fp8-block'?"),
+        ("FP8-BLOCK", "did you mean 'fp8-block'?"),
         ("fp8-chanel", "did you mean 'fp8-channel'?"),
     ],
 )
