@@ -268,7 +268,8 @@ class Checkpoint:
 
     def _with_copies_compared(self) -> Checkpoint:
         """This checkpoint, with a head of its own where `tie_word_embeddings` is not true; transformers decides alike
-        (`tie_weights`). InputError for an embedding or a head that an MTP layer has for itself."""
+        (`tie_weights`). InputError for an embedding or a head that an MTP layer has for itself.
+        """
         head, embedding = "lm_head.weight", "model.embed_tokens.weight"
         checkpoint = self
         if self.spec.tie_word_embeddings and head in self._parts and not copies.equal(self, head, embedding):

@@ -39,7 +39,8 @@ def decoder_layer(ops: LayerOps[V], x: V) -> V:
 
 def multi_token_prediction(ops: LayerOps[V], embedding: V, hidden: V) -> V:
     """MTP (DeepSeek-V3, section 2.2): the embedding of token i + 1 and the hidden state of token i, both [B, S, H] →
-    [B, S, H], which through the main model's head predicts token i + 2."""
+    [B, S, H], which through the main model's head predicts token i + 2.
+    """
     joined = ops.concat(ops.norm("enorm", embedding), ops.norm("hnorm", hidden))
     x = decoder_layer(ops, ops.linear("eh_proj", joined))
     return ops.norm("shared_head.norm", x)

@@ -1,5 +1,6 @@
 """One quantized matrix, whatever its format: integer or float8 codes, and one scale per rectangular block; and how
-the numbers that it is multiplied with are rounded."""
+the numbers that it is multiplied with are rounded.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ class Activations:
     scale: float | None = None
 
     def rounded(self, x: torch.Tensor) -> torch.Tensor:
-        """x [..., in]"""
+        """X [..., in]"""
         if self.scale is not None:
             return round_to_fp8(x, self.scale)
         parts = x.unflatten(-1, (-1, FP8_GROUP if self.per == "group" else x.shape[-1]))

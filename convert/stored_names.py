@@ -22,14 +22,12 @@ EXPERTS = "mlp.experts"
 
 @dataclass(frozen=True)
 class StoredNames:
-    """
-
-    Attributes:
-        renamed: (stored, ours): dotted pieces of names, replaced in this order wherever they occur
-        joined: by our name of the block and the stored projection, whose rows lie one below the other in it:
-            {"self_attn.qkv_proj": ("q_proj", "k_proj", "v_proj")}; of "mlp.experts" in a stack
-        stacked: whether plain experts are stored as one tensor [E, rows, columns] per projection; quantized ones are
-            not: no format has a stack of them
+    """Attributes:
+    renamed: (stored, ours): dotted pieces of names, replaced in this order wherever they occur
+    joined: by our name of the block and the stored projection, whose rows lie one below the other in it:
+        {"self_attn.qkv_proj": ("q_proj", "k_proj", "v_proj")}; of "mlp.experts" in a stack
+    stacked: whether plain experts are stored as one tensor [E, rows, columns] per projection; quantized ones are
+        not: no format has a stack of them
     """
 
     renamed: tuple[tuple[str, str], ...] = ()
@@ -140,7 +138,8 @@ def _cut(
 
 def _rows(tensor: StoredTensor, start: int, stop: int, total: int) -> StoredTensor:
     """Rows of a matrix of `total` rows, or what belongs to them of scales and packed zero points: one for some power of
-    two of rows."""
+    two of rows.
+    """
     count = tensor.shape[0] if tensor.shape else 0
     unit = total // count if count else 0
     if not unit or unit * count != total or unit & (unit - 1) or start % unit or stop % unit:

@@ -38,7 +38,8 @@ def parameters(model: Model, **asked: Any) -> SamplingParams:
 def converse(model: Model, parameters: SamplingParams, system: str | None, chat: bool, statistics: bool) -> int:
     """Reads lines from standard input. With a chat template they are a conversation, otherwise each is a text to
     continue. What went wrong with one of them is told, and the next one can be given. Returns the exit code: where
-    nobody looks on, as at the end of a pipe, that of the first error."""
+    nobody looks on, as at the end of a pipe, that of the first error.
+    """
     console = terminal.console(stderr=True, highlight=False)
     kind = "a conversation" if chat else "no chat template: every line is a text to continue"
     interactive = sys.stdin.isatty()

@@ -38,7 +38,8 @@ class MachineError(LlmcError):
 
 class MissingPackageError(MachineError):
     """A target's compiler is not installed: a build goes on without that target and says so. `reason` goes into the
-    artifact; how the package gets onto this machine does not."""
+    artifact; how the package gets onto this machine does not.
+    """
 
     def __init__(self, reason: str, advice: str) -> None:
         super().__init__(f"{reason}; {advice}")

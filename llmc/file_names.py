@@ -17,7 +17,8 @@ _UNSEEN = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
 
 def is_bare_file_name(name: object, suffix: str = "") -> bool:
     """Whether `name`, which ends in `suffix`, joined to a folder can only mean a visible file right in that folder, on
-    every system: no path, no hidden file, no device, nothing that a terminal would obey."""
+    every system: no path, no hidden file, no device, nothing that a terminal would obey.
+    """
     if not isinstance(name, str) or not name or not name.endswith(suffix) or name == suffix:
         return False
     if name != name.strip() or name.startswith(".") or name.endswith("."):

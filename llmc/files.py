@@ -36,7 +36,8 @@ _KINDS = {
 
 def open_regular(path: Path) -> BufferedReader:
     """The file, to be read; a link is followed. InputError when it is missing, cannot be read, or is something else
-    than a regular file; never waits."""
+    than a regular file; never waits.
+    """
     try:
         _require_regular(path, path.stat())  # opening alone does something to some devices
         flags = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"))
@@ -89,7 +90,8 @@ def json_object(path: Path, data: bytes) -> dict[str, Any]:
 
 def parse_json(data: bytes) -> Any:
     """The value, when it is JSON that means one thing: ValueError for a key that is there twice, NaN and infinity, half
-    a character, and for what would take long or much memory (deep nesting, very long numbers, millions of items)."""
+    a character, and for what would take long or much memory (deep nesting, very long numbers, millions of items).
+    """
     count_items(data)
     if len(data) > _MAX_WIDE_BYTES and not data.isascii():
         raise ValueError(f"more than {_MAX_WIDE_BYTES:,} bytes with characters beyond ASCII")

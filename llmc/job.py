@@ -102,7 +102,8 @@ class Job:
 
     def keys(self) -> dict[str, str]:
         """The key of every stage, under "work" that of the quantized model and under "build" that of the whole: all are
-        known before any work is done. A stage's key is of what it reads; gates are judged afterwards."""
+        known before any work is done. A stage's key is of what it reads; gates are judged afterwards.
+        """
         work = key_of(self.fingerprint())
         keys = {"work": work, "quantize": key_of(work, module_version("llmc.manifest"))}
         code = [code_version("convert"), code_version("runtime.plugins")]

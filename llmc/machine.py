@@ -36,7 +36,8 @@ def require_gpu() -> None:
 
 def spare_memory() -> None:
     """Has freed memory given back to the system at once, where the C library is glibc: otherwise the allocator keeps
-    about as much again as a build needs, in pieces. Costs up to half of the speed."""
+    about as much again as a build needs, in pieces. Costs up to half of the speed.
+    """
     mmap_threshold, threshold = -3, 1 << 20  # M_MMAP_THRESHOLD of mallopt(3)
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).mallopt(mmap_threshold, threshold)

@@ -136,7 +136,8 @@ def plan(
     checkpoint: Checkpoint, recipe: Recipe, output: Path, memory: int | None = None, gpu_memory: int | None = None
 ) -> Plan:
     """The plan of a build into `output` that may use `memory` bytes, and as many of a GPU if that is to do the work;
-    InputError for what of the recipe does not fit the model."""
+    InputError for what of the recipe does not fit the model.
+    """
     spec = checkpoint.spec
     calibration, check = (part.windows(spec.max_position_embeddings) for part in (recipe.calibration, recipe.check))
     assigned = assign(checkpoint, rules_of(recipe, spec))
@@ -282,7 +283,8 @@ def _memory(
     on_gpu: bool,
 ) -> tuple[int, int]:
     """Peak of the single pass: a layer as it is stored, its codes, and what the solver takes on top; or the head.
-    And what the solver's Hessians may take at once, so that the peak stays below `limit` if it can."""
+    And what the solver's Hessians may take at once, so that the peak stays below `limit` if it can.
+    """
     spec = checkpoint.spec
     layer_bytes = [change.before.bytes + change.before.parameters for change in layers]
     budget = DEFAULT_MEMORY_BUDGET

@@ -78,7 +78,8 @@ class Display(Progress):
 
 class LayerProgress:
     """Progress of the single pass, whose layer i takes time in proportion to `weights[i]`; knows only how long the
-    layers of this run took, so a resumed run is estimated well."""
+    layers of this run took, so a resumed run is estimated well.
+    """
 
     def __init__(self, display: Display, weights: Sequence[int]) -> None:
         self.display, self.weights = display, weights

@@ -86,7 +86,8 @@ class Earlier:
 
 def earlier(place: OutputFolder, keys: dict[str, str]) -> Earlier | None:
     """The artifact in the output's place or beside it that has most in common with a build of these keys. One whose
-    manifest says something else than was written into it has nothing: its results would be believed."""
+    manifest says something else than was written into it has nothing: its results would be believed.
+    """
     found = []
     for path in (place.path, place.rejected):
         document = read_manifest(path) or {}

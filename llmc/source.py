@@ -78,7 +78,8 @@ def locate(model: str, base: Path) -> ModelSource:
 @contextmanager
 def locate_headers(model: str, base: Path) -> Iterator[ModelSource]:
     """As `locate`, but of a hub model only the headers of the weights are downloaded, into a folder that is gone
-    in the end: files of full size without content."""
+    in the end: files of full size without content.
+    """
     path = base / Path(model).expanduser()
     if model.startswith(BUILTIN) or path.exists():
         yield locate(model, base)

@@ -24,7 +24,8 @@ _MAX_MESSAGE = 4000  # characters; tensors have been seen whose names are longer
 
 class _Console(Console):
     """Words are made visible before they are measured, for tables; and what did not come this way when it is printed,
-    such as descriptions of progress."""
+    such as descriptions of progress.
+    """
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(visible(text), **options)

@@ -54,7 +54,8 @@ def read_texts(
     calibration: Calibration, check: Check, checkpoint: Checkpoint, base: Path, tokenizer: Tokenizer | None = None
 ) -> Texts:
     """Both texts of a recipe in folder `base`; InputError when one is missing or too short. tokenizer: another one than
-    the checkpoint's files ask for."""
+    the checkpoint's files ask for.
+    """
     require_texts(calibration, check, base)
     context = checkpoint.spec.max_position_embeddings
     same = calibration.text == check.text and check.text != PYTHON_DOCS
@@ -89,7 +90,8 @@ class _Reader:
         self, name: str, text: str, documents: Sequence[Document], count: int, length: int, same: bool
     ) -> np.ndarray:
         """[count, length] int64: documents one after the other, each with the model's beginning, if it has one, and its
-        end token, cut where a window is full. No more is tokenized than is needed."""
+        end token, cut where a window is full. No more is tokenized than is needed.
+        """
         ids: list[int] = []
         for document in documents:
             ids += self._tokens(document, count * length - len(ids))

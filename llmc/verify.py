@@ -25,7 +25,8 @@ class _Bar(Progress):
 
 def verify(path: Path) -> None:
     """Reads all files of the artifact at `path`, or of the one that the file `path` belongs to, and names, on standard
-    error, those that its manifest does not list. InputError when one is not as it was built."""
+    error, those that its manifest does not list. InputError when one is not as it was built.
+    """
     folder = next((each for each in (path, *path.absolute().parents) if (each / MANIFEST).is_file()), None)
     if folder is None:
         raise InputError(f"{path}: has no {MANIFEST} to verify against; leave out --verify")

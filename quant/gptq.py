@@ -141,7 +141,7 @@ def solve(
 
 
 def _columns_by(order: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """x [E, n, in] with the columns of each expert in `order` [E, in]."""
+    """X [E, n, in] with the columns of each expert in `order` [E, in]."""
     return x.gather(-1, order[:, None, :].expand_as(x))
 
 
@@ -202,7 +202,8 @@ def _fix_strip(
     lost: torch.Tensor,
 ) -> None:
     """Rounds the columns of target [E, n, out] one by one and moves what each loses on to those after it; hinv_cholesky
-    [E, n, n]. Writes steps and lost, shaped like target."""
+    [E, n, n]. Writes steps and lost, shaped like target.
+    """
     per_scale, diagonal = scales.reciprocal(), hinv_cholesky.diagonal(dim1=-2, dim2=-1)[..., None].reciprocal()
     for i in range(target.shape[1]):
         step, now = steps[:, i], lost[:, i]

@@ -17,7 +17,8 @@ _STRIP = 256  # columns of a Hessian that are summed at once, from the diagonal 
 
 def source(name: str, modules: Mapping[str, Linear]) -> str:
     """What a linear layer (by its name inside its decoder layer) reads, by the module that it is the input of: layers
-    of one source share a Hessian. LlmcError for a name that the layer does not have."""
+    of one source share a Hessian. LlmcError for a name that the layer does not have.
+    """
     if name not in modules:
         raise LlmcError(f"{name} is no linear layer of this model; this is a bug in llmc")
     return ModuleName.parse(name).parent if modules[name].reads_block else name
@@ -44,8 +45,9 @@ class HessianStats:
         return cls(hessian, torch.zeros_like(hessian) if with_cross else None)
 
     def add(self, x: torch.Tensor, original: torch.Tensor | None = None, name: str = "") -> None:
-        """x [..., in], and the same tokens in the original model; OverflowInModelError, which says what `name` is read
-        by, for numbers whose squares cannot be summed."""
+        """X [..., in], and the same tokens in the original model; OverflowInModelError, which says what `name` is read
+        by, for numbers whose squares cannot be summed.
+        """
         self.amax = max(self.amax, refuse_overflow(x, f"the inputs of {name}"))
         if original is not None:
             refuse_overflow(original, f"the original model's inputs of {name}")

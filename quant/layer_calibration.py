@@ -156,7 +156,8 @@ def _inner(name: str, normed: InputFunction) -> InputFunction:
 
 def calibration_dtype(device: torch.device) -> torch.dtype:
     """What linear layers compute in on their way through the calibration text, where the errors of bfloat16 are nothing
-    beside those of the codes: bfloat16 where that is faster. All sums of moments, and the solver, are float32."""
+    beside those of the codes: bfloat16 where that is faster. All sums of moments, and the solver, are float32.
+    """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32

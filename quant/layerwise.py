@@ -61,14 +61,12 @@ def _nothing(*_: object) -> None:
 
 @dataclass(frozen=True)
 class QuantizeOptions:
-    """
-
-    Attributes:
-        memory_budget: bytes that moments and what is kept of activations may take
-        expert_tokens: whether experts are calibrated on the tokens routed to them or on all
-        layout: of the safetensors, see `convert.formats`
-        fp8_cache: whether the attention cache is to hold E4M3
-        device: where layers are run and solved; activations between layers and results lie in the host's memory
+    """Attributes:
+    memory_budget: bytes that moments and what is kept of activations may take
+    expert_tokens: whether experts are calibrated on the tokens routed to them or on all
+    layout: of the safetensors, see `convert.formats`
+    fp8_cache: whether the attention cache is to hold E4M3
+    device: where layers are run and solved; activations between layers and results lie in the host's memory
     """
 
     memory_budget: int = DEFAULT_MEMORY_BUDGET
@@ -223,7 +221,8 @@ class _Pass:
 
     def _forget(self, index: int) -> None:
         """Drops the inputs of a layer once the one behind it is finished, too; MTP layers still need those of the
-        first of them, and the layer before it."""
+        first of them, and the layer before it.
+        """
         if 0 <= index < self.spec.num_layers - 1:
             for part in self.ids:
                 self._stream(part, index).delete()
@@ -324,7 +323,8 @@ class _Pass:
 
     def _calibrate_mtp(self, calibration: LayerCalibration, index: int) -> None:
         """Position i joins its hidden state with the embedding of token i + 1 + depth; the next MTP layer goes on from
-        what this one makes of them."""
+        what this one makes of them.
+        """
         depth = index - self.spec.num_layers
         embedding, norm = load_embedding(self.checkpoint), load_final_norm(self.checkpoint).to(self.options.device)
 

@@ -8,6 +8,7 @@ import ctypes
 
 def release_memory() -> None:
     """Has the C library give back what is free in its heaps, where it is glibc: holes that small tensors leave add up
-    from layer to layer."""
+    from layer to layer.
+    """
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)

@@ -45,16 +45,14 @@ BatchInputs = Callable[[MLPBatch, torch.Tensor], list[torch.Tensor]]
 
 @dataclass
 class MLPCalibration:
-    """
-
-    Attributes:
-        runs: the quantized model, and the original where anything is calibrated asymmetrically
-        begin, tick: see `LayerCalibration`
-        need_output: whether anything behind this layer is calibrated
-        few_tokens: inputs → an expert that saw fewer tokens is calibrated on others, too
-        memory_budget: bytes, three quarters for moments, one for what an MLP need not compute twice
-        expert_tokens: whether experts are calibrated on the tokens routed to them or on all
-        pruning: by what, and to how many per router group, experts are pruned; None: not at all
+    """Attributes:
+    runs: the quantized model, and the original where anything is calibrated asymmetrically
+    begin, tick: see `LayerCalibration`
+    need_output: whether anything behind this layer is calibrated
+    few_tokens: inputs → an expert that saw fewer tokens is calibrated on others, too
+    memory_budget: bytes, three quarters for moments, one for what an MLP need not compute twice
+    expert_tokens: whether experts are calibrated on the tokens routed to them or on all
+    pruning: by what, and to how many per router group, experts are pruned; None: not at all
     """
 
     runs: list[LayerRun]
@@ -77,7 +75,8 @@ class MLPCalibration:
     @torch.no_grad()
     def begin_with(self, read: InputFunction) -> Flow:
         """What leaves the MLP, which is solved when that is asked for. What enters it is written first: an expert's
-        tokens are taken from all over the text."""
+        tokens are taken from all over the text.
+        """
         for run in self.runs:
             run.hidden.create()
             for rows in rows_of(self.runs, "MLP input", self.tick):

@@ -74,7 +74,7 @@ class ExpertScores:
         return cls(torch.zeros(experts, dtype=torch.int64), *sums)
 
     def add(self, expert: int, output: torch.Tensor, weight: torch.Tensor) -> None:
-        """output [n, H] of an expert, and its routing weight [n], for some of its tokens."""
+        """Output [n, H] of an expert, and its routing weight [n], for some of its tokens."""
         norm = output.norm(dim=-1)
         self.tokens[expert] += len(weight)
         self.weight[expert] += weight.sum(dtype=torch.float64).item()
@@ -85,7 +85,8 @@ class ExpertScores:
 
     def protected(self) -> list[int]:
         """Experts whose largest output stands out from the layer's others: few, but a model without them falls apart
-        (super experts, Su et al. 2025)."""
+        (super experts, Su et al. 2025).
+        """
         outlier = self.largest > SUPER_EXPERT * self.largest.median()
         return outlier.nonzero().flatten().tolist()
 

@@ -121,7 +121,8 @@ class Artifact:
 
     def file(self, name: str) -> Path:
         """Where a file lies, that the manifest lists, and that is a regular one of the listed size inside the folder;
-        InputError for all others."""
+        InputError for all others.
+        """
         listed, path = self._listed(name), self.path / name
         try:
             inside, status = self._is_inside(path.resolve(strict=True)), path.stat()
@@ -135,7 +136,8 @@ class Artifact:
 
     def read(self, name: str, limit: int = _SMALL_BYTES) -> bytes:
         """The content of a file that the manifest lists, held against its sha256; InputError when it is another, or
-        larger than such a file may be."""
+        larger than such a file may be.
+        """
         path, size = self.file(name), self.files[name].bytes
         if size > limit:
             raise InputError(f"{path}: larger than the {limit:,} bytes that such a file may have")
@@ -186,7 +188,8 @@ class Artifact:
 
     def verify(self, progress: ProgressFunction | None = None) -> list[str]:
         """Reads all files; InputError when the sha256 of one is not the manifest's. Returns the names of files that the
-        manifest does not list: nothing uses them, and nothing is known about them."""
+        manifest does not list: nothing uses them, and nothing is known about them.
+        """
         total, done = sum(listed.bytes for listed in self.files.values()), 0
 
         def read(count: int) -> None:

@@ -53,7 +53,8 @@ class ChatTemplate:
         """The text of a conversation, up to where the answer begins, or goes on: with `continue_final_message` (and
         without `add_generation_prompt`) the last message is its beginning. variables: `tools` and what else the
         template knows, such as `enable_thinking`. With tools, the template `tool_use` is taken, if there is one.
-        InputError when the template refuses the messages."""
+        InputError when the template refuses the messages.
+        """
         if continue_final_message and add_generation_prompt:
             raise InputError("an answer either begins or goes on: continue_final_message needs no generation prompt")
         shown, said = opened(messages) if continue_final_message else (messages, None)

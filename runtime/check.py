@@ -42,7 +42,8 @@ class Gate:
 class CheckReport:
     """tokens: predictions compared; ppl: per token; kl in nats; top1: share of positions whose most likely token is the
     original's; p_change: mean change of the true token's probability. Standard errors (`…_stderr`) are over windows;
-    that of the increase of perplexity is paired: what makes a window hard for both models does not count."""
+    that of the increase of perplexity is paired: what makes a window hard for both models does not count.
+    """
 
     tokens: int
     ppl_original: float
@@ -90,7 +91,8 @@ def gates(report: CheckReport, limits: dict[str, float]) -> list[Gate]:
 
 def compare(reference: dict[str, Array], top_logprobs: Array, true_logprobs: Array, best: Array) -> CheckReport:
     """Statistics of a model's answers: log-probabilities at the reference's `top_ids` [N, P, K] and of the true
-    tokens [N, P], and its most likely token [N, P]."""
+    tokens [N, P], and its most likely token [N, P].
+    """
     base, other = (array.astype(np.float64) for array in (reference["top_logprobs"], top_logprobs))
     p, q = np.exp(base), np.exp(other)
     rest_p, rest_q = (np.clip(1.0 - x.sum(-1), 0.0, 1.0) for x in (p, q))
@@ -126,7 +128,8 @@ def _perplexity(logprobs: Array) -> tuple[float, float]:
 
 def _standard_error(values: Array) -> float:
     """Of the mean of [N, P] values, from the spread between windows: the tokens of one window depend on each other. A
-    single window leaves only the spread between its tokens."""
+    single window leaves only the spread between its tokens.
+    """
     spread = values.mean(axis=1) if len(values) > 1 else values[0]
     return float(spread.std(ddof=1) / math.sqrt(len(spread)))
 

@@ -30,7 +30,8 @@ class KVCacheState:
 
     def shared(self, prompt: Sequence[int], drafting: bool) -> int:
         """How many tokens of a prompt need not be computed again. The last one always is: its logits are wanted. With
-        drafts so are those whose MTP entries are missing, since these are made from the main graph's hidden states."""
+        drafts so are those whose MTP entries are missing, since these are made from the main graph's hidden states.
+        """
         pairs = zip(self.tokens, prompt, strict=False)
         same = next((place for place, (mine, other) in enumerate(pairs) if mine != other), None)
         same = min(len(self.tokens), len(prompt)) if same is None else same
@@ -149,7 +150,8 @@ class Decoder:
 
     def _count(self, active: list[int]) -> int:
         """Drafts of the next step, as the row with most room for them can use. Where the context ends there are none,
-        from then on: the MTP layer's cache does not go along."""
+        from then on: the MTP layer's cache does not go along.
+        """
         if self._ahead is None:
             return 0
         space = self.backend.context - 1 - int(self._n[active].max())

@@ -1,5 +1,6 @@
 """Which files an ONNX graph takes tensors from, read from its protobuf without the package `onnx`, which the runtime
-does not need. A graph holds the names and places of its weights, not their numbers, so that this takes little."""
+does not need. A graph holds the names and places of its weights, not their numbers, so that this takes little.
+"""
 
 from __future__ import annotations
 

@@ -155,7 +155,8 @@ class TextGenerator(ABC):
     @abstractmethod
     def defaults(self) -> SamplingParams:
         """What holds where the caller says nothing: the settings of the model's generation_config.json, or greedy.
-        InputError when that file is broken."""
+        InputError when that file is broken.
+        """
 
     @abstractmethod
     def chat_prompt(

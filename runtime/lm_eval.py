@@ -85,7 +85,8 @@ class ArtifactLM(TemplateLM):
     @property
     def prefix_token_id(self) -> int:
         """What stands in front of a text without context: the beginning of text, if the model has such a token, or the
-        end of another text, or of a line."""
+        end of another text, or of a line.
+        """
         first = self.model.artifact.manifest.model.bos_token_id
         for token in (first, self.model.tokenizer.bos_token_id, *sorted(self.model.artifact.eos_token_ids)):
             if token is not None:
@@ -121,7 +122,8 @@ class ArtifactLM(TemplateLM):
         self, requests: Sequence[Pair], disable_tqdm: bool = False, **_: Any
     ) -> list[tuple[float, bool]]:
         """Sum of the log-probabilities of what follows, and whether each token of it is the most likely one. Contexts
-        that are too long lose their beginning."""
+        that are too long lose their beginning.
+        """
         found: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         texts = [(context + following)[-self.model.context :] for _, context, following in requests]
         order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))  # the longest first: memory runs out at once
@@ -152,7 +154,8 @@ class ArtifactLM(TemplateLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Answers, each with its own stop strings, length and temperature. Prompts that are too long lose their
-        beginning."""
+        beginning.
+        """
         found = [""] * len(requests)
         prompts, parameters = [], []
         seen = Counter[str]()
@@ -203,7 +206,8 @@ class ArtifactLM(TemplateLM):
 
 def _seed(seed: int | None, asked: str, turn: int) -> int:
     """Every request draws its own numbers, the same one `turn` by `turn` (`repeats` of a task) others, however requests
-    are ordered and batched."""
+    are ordered and batched.
+    """
     return int.from_bytes(hashlib.sha256(f"{seed} {turn} {asked}".encode(errors="surrogatepass")).digest()[:8])
 
 

@@ -1,5 +1,6 @@
 """The files beside a model that say how it is spoken to (tokenizer, templates, settings), for those who read them: an
-artifact has those that its manifest lists, a checkpoint those that lie in its folder."""
+artifact has those that its manifest lists, a checkpoint those that lie in its folder.
+"""
 
 from __future__ import annotations
 

@@ -102,7 +102,8 @@ class SamplingParams:
 
     def distribution(self, logits: FloatArray, seen: Sequence[int] = ()) -> Probabilities:
         """[V] logits → [V] probabilities: penalty, temperature, top-k, top-p, min-p, in this order. Ties at the k-th
-        place are all kept. InputError for logits that are not finite."""
+        place are all kept. InputError for logits that are not finite.
+        """
         logits = self.penalized(logits, seen)
         if self.greedy:
             chosen = np.zeros(len(logits))

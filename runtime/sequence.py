@@ -43,7 +43,8 @@ class Generation:
 @dataclass
 class GeneratedSequence:
     """first_tokens: the first new token is one of these, if that is not None; the prompt's text then ends in the
-    space that they begin with. limit: the most new tokens."""
+    space that they begin with. limit: the most new tokens.
+    """
 
     prompt: list[int]
     parameters: SamplingParams

@@ -133,7 +133,8 @@ class Tokenizer:
 
     def _refuse_long(self, text: str, most: int) -> None:
         """Looks at beginnings of the text, each four times as long as the one before: what is far too long is not read
-        to its end. A cut changes the tokens beside it, and never their number by half."""
+        to its end. A cut changes the tokens beside it, and never their number by half.
+        """
         size = 16 * most
         while size < len(text):
             if len(self._library.encode(text[:size])) > 2 * most:

@@ -78,7 +78,8 @@ class Contents:
 
     def groups(self, sms: Sequence[int]) -> list[tuple[list[int], set[str]]]:
         """Which GPUs share an engine, and the kinds of stored codes that TensorRT keeps in it. Plugins keep theirs, and
-        need no instructions for FP8."""
+        need no instructions for FP8.
+        """
         fp8 = self.spec.fp8_cache and not self.cache_in_codes
         fp8 |= any(weight.code_type == "float8_e4m3fn" for weight in self._weights if not self._in_plugin(weight))
         old = [n for n in sms if n < FP8_SM] if fp8 else []

@@ -24,7 +24,8 @@ def latent_attention_plugin(
     b: Rewriter, node: ir.Node, spec: LatentAttentionSpec, dtype: ir.DataType, plugins: Plugins
 ) -> None:
     """Replace `llmc.LatentAttention` by the plugin of that name, which takes `cache_position` for the mask. A cache of
-    FP8's numbers becomes one of its codes."""
+    FP8's numbers becomes one of its codes.
+    """
     query, cached, _ = node.inputs
     assert query and cached
     append = producer(cached)
@@ -51,7 +52,8 @@ def latent_attention_plugin(
 
 def latent_attention(b: Rewriter, node: ir.Node, spec: LatentAttentionSpec, phases: Phases) -> None:
     """Replace `llmc.LatentAttention`, the product before it that takes the query through the key half of
-    kv_b_proj, and the one after it that takes the mixed latents through the value half."""
+    kv_b_proj, and the one after it that takes the mixed latents through the value half.
+    """
     query, cached, mask = node.inputs
     assert query and cached and mask
     absorbed, query_rope = _inputs(query)

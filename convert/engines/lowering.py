@@ -72,7 +72,8 @@ def lower(
 
 def allow_decomposition(model: ir.Model) -> None:
     """Let TensorRT take attention apart where it has no kernel: for one token behind more than 16,384 entries, or for
-    odd heads. Only TensorRT's parser knows the attribute."""
+    odd heads. Only TensorRT's parser knows the attribute.
+    """
     for node in model.graph:
         if node.op_type == "Attention":
             node.attributes["TRT_decomposable"] = ir.AttrInt64("TRT_decomposable", 1)
@@ -80,6 +81,7 @@ def allow_decomposition(model: ir.Model) -> None:
 
 def _in_blocks(product: ir.Node) -> bool:
     """Whether a weight has several scales along its inputs. With FP8 inputs, TensorRT-RTX multiplies by them only when
-    everything is summed up: wrong, and without a word."""
+    everything is summed up: wrong, and without a word.
+    """
     weight = weight_of(product.inputs[1]) if product.op_type == "MatMul" else None
     return weight is not None and weight.code_type == "float8_e4m3fn" and in_groups(weight)

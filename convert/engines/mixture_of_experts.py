@@ -1,5 +1,6 @@
 """Mixture of experts: one plugin, which computes the chosen experts alone; or, without plugins, the chosen ones are
-gathered when decoding, and all of them are computed when prefilling."""
+gathered when decoding, and all of them are computed when prefilling.
+"""
 
 from __future__ import annotations
 

@@ -14,7 +14,8 @@ families: Registry[Family] = Registry("model family", __name__, "FAMILY")
 
 def family_of(config: dict[str, Any]) -> Family:
     """The family that config.json names; InputError with the list of known ones otherwise, or where `architectures`
-    and `model_type`, of which programs read one or the other, name two."""
+    and `model_type`, of which programs read one or the other, name two.
+    """
     named, kind = config.get("architectures"), config.get("model_type")
     named = named if isinstance(named, list) else []
     for family in families.all.values():

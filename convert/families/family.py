@@ -79,12 +79,14 @@ class Family(ABC):
 
     def redundant(self, weight_name: str, spec: ModelSpec) -> bool:
         """Whether a checkpoint may carry this tensor although the model does not need it: copies, as long as they are
-        some, and buffers that follow from the config."""
+        some, and buffers that follow from the config.
+        """
         return weight_name.endswith(".rotary_emb.inv_freq") or self.original(weight_name, spec) is not None
 
     def original(self, weight_name: str, spec: ModelSpec) -> str | None:
         """The tensor that one of this name has to be a copy of: a tied head of the embedding; an MTP layer's own
-        embedding and head of the main model's. None: it is a tensor of its own."""
+        embedding and head of the main model's. None: it is a tensor of its own.
+        """
         embedding = "model.embed_tokens.weight"
         head = embedding if spec.tie_word_embeddings else "lm_head.weight"
         if weight_name == "lm_head.weight":

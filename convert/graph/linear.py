@@ -42,7 +42,7 @@ def linear(b: GraphBuilder, x: ir.Value, module: str) -> ir.Value:
 
 
 def round_by(b: GraphBuilder, x: ir.Value, scale: float) -> ir.Value:
-    """x -> the same, by one scale."""
+    """X -> the same, by one scale."""
     by = b.constant(scale, _FLOAT)
     codes = b.op("QuantizeLinear", x, by, output_dtype=_FLOAT8)
     rounded: ir.Value = b.op("DequantizeLinear", codes, by, output_dtype=int(b.dtype))

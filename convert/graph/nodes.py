@@ -97,7 +97,7 @@ class Nodes:
         return self.op("Range", self.constant(0), length, self.constant(1))
 
     def silu(self, x: ir.Value) -> ir.Value:
-        """x * sigmoid(x), spelled out: Swish-24 has no kernel in ONNX Runtime."""
+        """X * sigmoid(x), spelled out: Swish-24 has no kernel in ONNX Runtime."""
         return self.op("Mul", x, self.op("Sigmoid", x))
 
 

@@ -47,7 +47,8 @@ def load_layer(checkpoint: Checkpoint, index: int, dtype: torch.dtype = torch.fl
 
 def load_stored_layer(checkpoint: Checkpoint, index: int) -> DecoderLayer:
     """Like `load_layer`, for computing in float32, but in the memory that the layer takes on disk: linear layers hold
-    what is stored and widen it when they are called."""
+    what is stored and widen it when they are called.
+    """
     layer = empty_layer(checkpoint.spec, index)
     prefix, weights = f"model.layers.{index}.", {}
     for module_name, module in layer.named_modules():
@@ -113,12 +114,12 @@ class CausalLM:
         return [layer_cache(attention, batch, capacity, self.dtype) for attention in self.spec.attentions]
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
-        """ids [B, S] → [B, S, H]."""
+        """Ids [B, S] → [B, S, H]."""
         return functional.embedding(ids, self.embedding)
 
     @torch.no_grad()
     def hidden(self, ids: torch.Tensor, caches: list[LayerCache] | None = None) -> torch.Tensor:
-        """ids [B, S], the tokens after those in the cache → [B, S, H] after the final norm."""
+        """Ids [B, S], the tokens after those in the cache → [B, S, H] after the final norm."""
         x = self.embed(ids)
         positions = _positions(ids, caches[0] if caches else None)
         for index in range(self.spec.num_layers):
@@ -129,13 +130,13 @@ class CausalLM:
     def mtp(
         self, ids: torch.Tensor, hidden: torch.Tensor, cache: LayerCache | None = None, depth: int = 0
     ) -> torch.Tensor:
-        """ids [B, S] of tokens i + 1, hidden [B, S, H] of tokens i → [B, S, H] that predicts tokens i + 2."""
+        """Ids [B, S] of tokens i + 1, hidden [B, S, H] of tokens i → [B, S, H] that predicts tokens i + 2."""
         layer = self.layers[self.spec.num_layers + depth]
         return layer(self.embed(ids), hidden, _positions(ids, cache), cache)
 
     @torch.no_grad()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden [B, S, H] → [B, S, vocab_size] in float32."""
+        """Hidden [B, S, H] → [B, S, vocab_size] in float32."""
         return functional.linear(hidden, self.lm_head).float()
 
 

@@ -33,7 +33,7 @@ class DecoderLayer(nn.Module):
         add_modules(self, own_modules(spec, index))
 
     def forward(self, x: torch.Tensor, positions: torch.Tensor, cache: LayerCache | None = None) -> torch.Tensor:
-        """x [B, S, H], positions [B, S] → [B, S, H]."""
+        """X [B, S, H], positions [B, S] → [B, S, H]."""
         return dataflow.decoder_layer(TorchOps(self, positions, cache), x)
 
 

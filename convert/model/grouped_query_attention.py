@@ -28,7 +28,7 @@ class GroupedQueryAttention(nn.Module):
         add_modules(self, spec.modules(hidden_size))
 
     def forward(self, x: torch.Tensor, positions: torch.Tensor, cache: KeyValueCache | None = None) -> torch.Tensor:
-        """x [B, S, H], positions [B, S] → [B, S, H]."""
+        """X [B, S, H], positions [B, S] → [B, S, H]."""
         return self.o_proj(self.mix(x, positions, cache))
 
     def inner_inputs(self) -> Mapping[str, Callable[[torch.Tensor], torch.Tensor]]:

@@ -24,7 +24,7 @@ class GroupedTopK(nn.Module):
             self.e_score_correction_bias = nn.Parameter(torch.zeros(spec.num_experts))
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """x [N, H] → expert index [N, K] int64 and its weight [N, K] float32, best first."""
+        """X [N, H] → expert index [N, K] int64 and its weight [N, K] float32, best first."""
         spec = self.spec
         logits = functional.linear(x.float(), self.weight.float())
         scores = logits.sigmoid() if spec.scoring == "sigmoid" else logits.softmax(-1)

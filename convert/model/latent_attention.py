@@ -43,7 +43,7 @@ class LatentAttention(nn.Module):
         add_modules(self, spec.modules(hidden_size))
 
     def forward(self, x: torch.Tensor, positions: torch.Tensor, cache: LatentCache | None = None) -> torch.Tensor:
-        """x [B, S, H], positions [B, S] → [B, S, H]."""
+        """X [B, S, H], positions [B, S] → [B, S, H]."""
         return self.o_proj(self.mix(x, positions, cache))
 
     def query_latent(self, x: torch.Tensor) -> torch.Tensor:

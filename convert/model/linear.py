@@ -64,7 +64,8 @@ class Linear(nn.Linear):
 
 def _rounded_up(rows: int) -> int:
     """To 2^k or 3/4 of it: oneDNN compiles a bfloat16 kernel of its own for every number of rows and keeps it, about a
-    megabyte each; experts have tokens in any number."""
+    megabyte each; experts have tokens in any number.
+    """
     power = max(32, 1 << (rows - 1).bit_length())
     return power * 3 // 4 if rows <= power * 3 // 4 else power
 

@@ -20,11 +20,11 @@ class MixtureOfExperts(nn.Module):
         self.shared_experts = DenseMLP(spec.shared_experts, hidden_size) if spec.shared_experts else None
 
     def route(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """x [N, H] → expert index [N, K] int64, weight [N, K] float32."""
+        """X [N, H] → expert index [N, K] int64, weight [N, K] float32."""
         return self.gate(x)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x [B, S, H] → [B, S, H]; the sum over experts is taken in float32."""
+        """X [B, S, H] → [B, S, H]; the sum over experts is taken in float32."""
         tokens = x.flatten(0, -2)
         index, weight = self.route(tokens)
         mixed = torch.zeros_like(tokens, dtype=torch.float32)

@@ -40,7 +40,8 @@ class FP8(Scheme):
 
     def grid(self, weight: torch.Tensor, importance: torch.Tensor | None = None) -> QuantParams:
         """Scales are float32; the largest weight of a block becomes 448 (DeepSeek-V3, section 3.3). A float format
-        gains nothing from clipping, so `importance` is not used. Edge blocks are padded with zeros."""
+        gains nothing from clipping, so `importance` is not used. Edge blocks are padded with zeros.
+        """
         out, columns = weight.shape[-2:]
         rows_of_block, columns_of_block = self.block((out, columns))
         padding = (0, -columns % columns_of_block, 0, -out % rows_of_block)

@@ -60,7 +60,7 @@ class Integer(Scheme):
         return QuantParams(scales, zeros)
 
     def _search(self, groups: torch.Tensor, matter: torch.Tensor) -> QuantParams:
-        """groups [rows, G, g], matter [1, G, g]: square roots of importances."""
+        """Groups [rows, G, g], matter [1, G, g]: square roots of importances."""
         if self.symmetric:
             low, reach, steps = None, groups.abs().amax(-1), float(self.highest)
         else:

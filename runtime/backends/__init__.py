@@ -112,7 +112,8 @@ backends: Registry[BackendFactory] = Registry("backend", __name__, "BACKENDS")
 
 def start(artifact: Artifact, name: str | None = None, threads: int | None = None) -> tuple[Backend, str]:
     """The backend named, `name` or `name:provider`, or else the fastest that is available; and why it and no other.
-    MachineError when the one named, or every one, cannot run here."""
+    MachineError when the one named, or every one, cannot run here.
+    """
     name, _, provider = (name or "").partition(":")
     reasons: list[str] = []
     known = sorted(backends.all.values(), key=lambda factory: -factory.preference)

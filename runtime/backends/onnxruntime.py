@@ -45,7 +45,8 @@ def _providers() -> dict[str, str]:
 @dataclass(frozen=True)
 class BoundStep:
     """What ONNX Runtime has been told for steps of one shape: where inputs, outputs and the first `used` entries of the
-    caches are."""
+    caches are.
+    """
 
     used: int
     binding: Any

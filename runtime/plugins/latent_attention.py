@@ -31,7 +31,8 @@ class LatentShape:
 @dataclass(frozen=True)
 class LatentLaunch:
     """Of the kernels for one SM: a program takes so many rows of the query and entries at a time, and one of the kernel
-    that joins splits so many channels."""
+    that joins splits so many channels.
+    """
 
     rows: int
     entries: int

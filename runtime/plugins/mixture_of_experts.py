@@ -24,7 +24,8 @@ CODES = {"int4": 8, "fp8": 4}  # of a word
 @dataclass(frozen=True)
 class ExpertWeights:
     """How an expert's matrix [out, in] is stored: `form` "int4", "fp8" or "plain", a scale of type `scales` for `group`
-    inputs of `rows` outputs; see `llmc.convert.kernels.expert_weights`."""
+    inputs of `rows` outputs; see `llmc.convert.kernels.expert_weights`.
+    """
 
     form: str
     group: int = 1
@@ -46,7 +47,8 @@ class ExpertWeights:
 @dataclass(frozen=True)
 class ExpertsShape:
     """What a model fixes: E, K, H and I; `dtype` "bf16" or "fp16" of activations and plain weights, `weighting` that of
-    the router's weights. gate and up are stored alike."""
+    the router's weights. gate and up are stored alike.
+    """
 
     experts: int
     top_k: int

@@ -160,7 +160,8 @@ def _plugin_class(trt: Any) -> type:
 
         def attach_to_context(self, context: Any) -> Any:
             """Called while compiling, too, without a GPU or on another one than the engine is for; what is raised here
-            ends the process. What cannot be loaded is said when it is to be run."""
+            ends the process. What cannot be loaded is said when it is to be run.
+            """
             with contextlib.suppress(Exception):
                 gpu = Gpu.current()
                 self.operation.kernels.load(gpu.sm, gpu.device)

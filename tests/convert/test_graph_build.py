@@ -16,6 +16,8 @@ from llmc.convert.graph.rewrite import Rewriter
 from llmc.convert.graph.weight import WeightTensor
 from llmc.convert.safetensors_file import StoredTensor
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", params=CASES)
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:

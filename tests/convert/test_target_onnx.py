@@ -12,6 +12,8 @@ from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.targets import TargetResult, target
 from llmc.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", params=CASES)
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, TargetResult]:

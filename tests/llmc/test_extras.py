@@ -16,6 +16,8 @@ import pytest
 
 from llmc import extras
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).parents[2]
 # Every package that an import statement names and the base install does not have, with the extra a user is sent to.
 OPTIONAL = {

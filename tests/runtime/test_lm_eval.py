@@ -17,6 +17,8 @@ from llmc.errors import InputError
 from llmc.runtime import Model, load
 from llmc.runtime.lm_eval import ArtifactLM
 
+pytestmark = pytest.mark.slow
+
 TEXT = "import os\n\n\ndef main(argv):\n    return os.path.join(argv[1], 'a')\n"
 
 

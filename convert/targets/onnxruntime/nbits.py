@@ -44,7 +44,7 @@ def matmul_nbits(
     columns: int,
     bias: ir.Value | None = None,
 ) -> ir.Value:
-    """x [..., columns] -> [..., rows], the output channels of all the weights one after the other."""
+    """X [..., columns] -> [..., rows], the output channels of all the weights one after the other."""
 
     def joined(parts: Sequence[ir.Value] | None) -> ir.Value | None:
         """ONNX Runtime does it once, while it loads the model."""

@@ -6,7 +6,7 @@ from llmc.convert.graph.rewrite import Rewriter, weight_of
 
 
 def lower_residual_norms(rewriter: Rewriter) -> None:
-    """x + y [B, S, H] and its norm come from one node, the sum as its last output."""
+    """X + y [B, S, H] and its norm come from one node, the sum as its last output."""
     for node in rewriter.nodes("RMSNormalization"):
         total, weight = node.inputs
         add = total.producer() if total is not None else None
