@@ -11,6 +11,7 @@ from support.headers_only import headers_only
 
 from llmc.job import plan
 from llmc.recipe import read_recipe, shipped
+from llmc.recipe_files import new_recipe
 
 CONFIGS = Path(__file__).parents[1] / "data/configs"
 
@@ -38,6 +39,7 @@ def test_every_shipped_recipe_is_planned_as_it_is(name: str, tmp_path: Path, emb
 def test_list_and_show(llmc) -> None:
     listed = llmc("recipe", "list")
     assert listed.exit_code == 0
+    assert json.loads(llmc("recipe", "list", "--json").stdout).keys() == shipped().keys()
     assert all(name in listed.stdout for name in shipped()) and "The first build: the small" in listed.stdout
     assert llmc("recipe", "show", "quickstart").stdout == shipped()["quickstart"].read_text()
     refused = llmc("recipe", "show", "quickstrat")
@@ -64,6 +66,11 @@ def test_new(llmc, tmp_path: Path, embedded: Path, name: str) -> None:
 def test_new_fits_narrow_layers(llmc, small_model: Path) -> None:
     made = yaml.safe_load(llmc("recipe", "new", small_model).stdout)
     assert made["quantize"] == [{"match": "experts", "scheme": "int4-g32"}]
+
+
+def test_new_takes_whole_channels_where_no_group_fits(tmp_path: Path, embedded: Path) -> None:
+    model = planned(tmp_path, "llama-3.1-8b", embedded, num_hidden_layers=1, hidden_size=4112, intermediate_size=4112)
+    assert yaml.safe_load(new_recipe(str(model)))["quantize"] == [{"match": "dense_mlp", "scheme": "int4-channel"}]
 
 
 @pytest.mark.parametrize("key", ["calibration", "check"])
