@@ -22,12 +22,14 @@ EXPERTS = "mlp.experts"
 
 @dataclass(frozen=True)
 class StoredNames:
-    """Attributes:
-    renamed: (stored, ours): dotted pieces of names, replaced in this order wherever they occur
-    joined: by our name of the block and the stored projection, whose rows lie one below the other in it:
-        {"self_attn.qkv_proj": ("q_proj", "k_proj", "v_proj")}; of "mlp.experts" in a stack
-    stacked: whether plain experts are stored as one tensor [E, rows, columns] per projection; quantized ones are
-        not: no format has a stack of them
+    """How a family names, joins and stacks the tensors of its checkpoints.
+
+    Attributes:
+        renamed: (stored, ours): dotted pieces of names, replaced in this order wherever they occur
+        joined: by our name of the block and the stored projection, whose rows lie one below the other in it:
+            {"self_attn.qkv_proj": ("q_proj", "k_proj", "v_proj")}; of "mlp.experts" in a stack
+        stacked: whether plain experts are stored as one tensor [E, rows, columns] per projection; quantized ones are
+            not: no format has a stack of them
     """
 
     renamed: tuple[tuple[str, str], ...] = ()

@@ -30,9 +30,11 @@ _PROMPT_TOKENS = (32, 512)
 
 @dataclass(frozen=True)
 class Timing:
-    """prefill: prompt tokens a second; decode: new tokens a second after the first one, all rows together
+    """What was measured of one size of batch, prompt and answer.
 
     Attributes:
+        prefill: prompt tokens a second
+        decode: new tokens a second after the first one, all rows together
         tokens_per_step: new tokens of a row per pass of the main model
         acceptance: share of drafts that the model agreed to; None where none were made
     """

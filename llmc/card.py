@@ -76,8 +76,8 @@ def model_card(manifest: Manifest) -> str:
 
 
 def _rejected(manifest: Manifest) -> str:
-    missed = [gate.name for gate in manifest.checks.gates if not gate.passed] if manifest.checks else []
-    return f" **It was rejected: it misses the recipe's limit of {', '.join(missed)}.**" if missed else ""
+    missed = ", ".join(gate.name for gate in manifest.checks.missed) if manifest.checks else ""
+    return f" **It was rejected: it misses the recipe's limit of {missed}.**" if missed else ""
 
 
 def _repeating(manifest: Manifest) -> str:

@@ -161,7 +161,7 @@ def build(
     """
     from llmc.pipeline import build as run_build
     from llmc.progress import Display, duration, size
-    from llmc.summary import gate_line, rows
+    from llmc.summary import missed_line, rows
 
     console = terminal.console(stderr=True)
     result = run_build(recipe, output, memory=memory, gpu_memory=gpu_memory, fresh=fresh, progress=Display(console))
@@ -177,9 +177,8 @@ def build(
         _print_rows(str(result.path), lines)
     if result.up_to_date:
         console.print(f"{result.path} is up to date; --fresh builds it anew", highlight=False)
-    if missed := result.missed_gates:
-        each = "; ".join(f"{gate.name} {gate_line(gate)}" for gate in missed)
-        raise GateError(f"{each}; the rejected artifact is in {result.path}")
+    if result.missed_gates:
+        raise GateError(f"{missed_line(result.missed_gates)}; the rejected artifact is in {result.path}")
 
 
 @app.command()
@@ -273,7 +272,7 @@ def check(
     """
     from llmc.contracts.manifest import Checks
     from llmc.runtime import load
-    from llmc.summary import check_rows, gate_line
+    from llmc.summary import check_rows, missed_line
 
     _verify(artifact, verify)
     with load(artifact, backend, threads) as model:
@@ -282,10 +281,10 @@ def check(
         terminal.print_json(found.to_json() | {"backend": model.backend_info})
     else:
         _print_rows(str(artifact), [("backend", model.backend_info), *check_rows(found)])
-    if missed := [gate for gate in found.gates if not gate.passed]:
-        each = "; ".join(f"{gate.name} {gate_line(gate)}" for gate in missed)
+    if found.missed:
         raise GateError(
-            f"{artifact}: {each}; on this backend the artifact is further from the original than its recipe allows"
+            f"{artifact}: {missed_line(found.missed)}; on this backend the artifact is further from the original than "
+            "its recipe allows"
         )
 
 

@@ -20,10 +20,10 @@ artifact_app = typer.Typer(no_args_is_help=True, help="Look at the format of art
 def list_recipes(as_json: Json = False) -> None:
     """List the recipes that ship with llmc: `llmc build NAME` builds one, `llmc recipe show NAME` prints it."""
     from llmc.recipe import shipped
-    from llmc.recipe_files import first_comment, read_shipped
+    from llmc.recipe_files import first_comment
     from llmc.tables import table
 
-    found = {name: first_comment(read_shipped(name)) for name in shipped()}
+    found = {name: first_comment(path.read_text(encoding="utf-8")) for name, path in shipped().items()}
     if as_json:
         terminal.print_json(found)
         return

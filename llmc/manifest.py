@@ -24,9 +24,9 @@ from llmc.contracts.part import Nothing
 from llmc.contracts.run_manifest import FORMAT_VERSION
 from llmc.convert.checkpoint import Checkpoint
 from llmc.job import ALL_PACKAGES, Job
-from llmc.output import MANIFEST
 from llmc.quant.durable import describe
 from llmc.quant.result import QuantizeResult
+from llmc.runtime.artifact import MANIFEST
 from llmc.sizes import sizes_by_role
 from llmc.stages import versions
 

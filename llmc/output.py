@@ -16,9 +16,9 @@ from llmc.errors import InputError
 from llmc.files import read_json
 from llmc.quant.durable import sync
 from llmc.reference import beside
+from llmc.runtime.artifact import MANIFEST, Artifact
 from llmc.work_folder import WorkFolder
 
-MANIFEST = "llmc.json"
 _MANIFEST_BYTES = 1 << 25
 # A build, named by its key, and the artifact that a newer one took the place of.
 _WORK = re.compile(r"[0-9a-f]+|replaced")
@@ -102,8 +102,6 @@ def digest(document: dict[str, Any]) -> str:
 
 def whole(artifact: Path, document: dict[str, Any]) -> Manifest | None:
     """The manifest, where it says what was written into it and all files of the artifact are there in their size."""
-    from llmc.runtime.artifact import Artifact
-
     if document.get("digest", digest(document)) != digest(document):
         return None
     try:

@@ -31,14 +31,14 @@ from llmc.extras import install
 from llmc.job import Job, Limits, prepare
 from llmc.manifest import build_manifest, describe_quantized, hash_files_of
 from llmc.measure import Speed, measure, peak_memory
-from llmc.output import MANIFEST, OutputFolder, digest, read_manifest, whole
+from llmc.output import OutputFolder, digest, read_manifest, whole
 from llmc.progress import Display
 from llmc.quant.durable import damage, write_json
 from llmc.quant.layerwise import quantize
 from llmc.recipe import RecipeLike
 from llmc.reference import Reference, beside
 from llmc.reuse import earlier, quantized_files
-from llmc.runtime.artifact import REFERENCE
+from llmc.runtime.artifact import MANIFEST, REFERENCE
 from llmc.sidecars import copy_sidecar
 from llmc.stages import Stages, versions
 
@@ -69,8 +69,7 @@ class BuildResult:
     @property
     def missed_gates(self) -> list[GateRecord]:
         """The recipe's gates that the artifact does not pass."""
-        checks = self.manifest.checks
-        return [gate for gate in checks.gates if not gate.passed] if checks else []
+        return self.manifest.checks.missed if self.manifest.checks else []
 
     def to_json(self) -> dict[str, Any]:
         """Return what `llmc build --json` prints."""

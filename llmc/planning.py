@@ -27,7 +27,7 @@ from llmc.quant.layer_solver import linears, solve_batches
 from llmc.quant.layerwise import DEFAULT_MEMORY_BUDGET
 from llmc.quant.prune import kept_per_group, routers
 from llmc.quant.schemes import scheme
-from llmc.quant.schemes.scheme import Scheme
+from llmc.quant.schemes.base import Scheme
 from llmc.recipe import Recipe
 from llmc.sizes import Size, tensor_sizes
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from llmc.contracts.manifest import Checks, GateRecord, Manifest, TargetRecord, TokenizerRecord
 from llmc.progress import size
 from llmc.runtime.artifact import REFERENCE
@@ -57,17 +59,15 @@ def _token(number: int, text: str | None) -> str:
 
 def check_rows(checks: Checks) -> list[tuple[str, str]]:
     """What a comparison with the original found."""
-    change = f"{100 * (checks.ppl / checks.ppl_original - 1):+.2f}{_error(checks.ppl_increase_stderr, 100, 2)} %"
-    before, after = (checks.ppl_original, checks.ppl_original_stderr), (checks.ppl, checks.ppl_stderr)
-    kl = (
-        f"mean {checks.kl_mean:.4f}{_error(checks.kl_mean_stderr, 1, 4)}, median {checks.kl_median:.4f}, "
-        f"99 % {checks.kl_p99:.3f}, max {checks.kl_max:.2f}"
-    )
-    top1 = f"{100 * checks.top1:.2f}{_error(checks.top1_stderr, 100, 2)} %"
+    before = _measured(checks.ppl_original, checks.ppl_original_stderr, 3)
+    after = _measured(checks.ppl, checks.ppl_stderr, 3)
+    change = _percent(checks.ppl / checks.ppl_original - 1, checks.ppl_increase_stderr, "+")
+    kl = _measured(checks.kl_mean, checks.kl_mean_stderr, 4)
+    rest = f"median {checks.kl_median:.4f}, 99 % {checks.kl_p99:.3f}, max {checks.kl_max:.2f}"
     result = [
-        ("perplexity", f"{_with_error(*before)} → {_with_error(*after)} ({change})"),
-        ("KL divergence", kl),
-        ("top-1 agreement", f"{top1} of {checks.tokens:,} tokens"),
+        ("perplexity", f"{before} → {after} ({change})"),
+        ("KL divergence", f"mean {kl}, {rest}"),
+        ("top-1 agreement", f"{_percent(checks.top1, checks.top1_stderr)} of {checks.tokens:,} tokens"),
     ]
     if checks.mtp_acceptance is not None:
         result.append(("MTP acceptance", f"{checks.mtp_acceptance:.1%} of drafts, greedy"))
@@ -87,14 +87,18 @@ def gate_line(gate: GateRecord) -> str:
         value, limit = f"{gate.value:.4g}", f"{gate.limit:g} nats"
     else:
         sign = "+" if gate.name == "ppl_increase" else ""
-        value, limit = f"{100 * gate.value:{sign}.2f} %", f"{100 * gate.limit:g} %"
+        value, limit = _percent(gate.value, None, sign), f"{100 * gate.limit:g} %"
     return f"{'passed' if gate.passed else 'MISSED'}: {value} ({bound} {limit})"
 
 
-def _error(error: float | None, factor: float, digits: int) -> str:
-    """Artifacts of earlier releases have none."""
-    return "" if error is None else f" ± {factor * error:.{digits}f}"
+def missed_line(gates: Sequence[GateRecord]) -> str:
+    return "; ".join(f"{gate.name} {gate_line(gate)}" for gate in gates)
 
 
-def _with_error(value: float, error: float) -> str:
-    return f"{value:.3f} ± {error:.3f}"
+def _measured(value: float, error: float | None, digits: int, sign: str = "") -> str:
+    """`0.0396 ± 0.0028`; artifacts of earlier releases lack some errors."""
+    return f"{value:{sign}.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+
+
+def _percent(value: float, error: float | None, sign: str = "") -> str:
+    return f"{_measured(100 * value, None if error is None else 100 * error, 2, sign)} %"

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from llmc.files import read_json
-from llmc.output import MANIFEST
 from llmc.progress import size
+from llmc.runtime.artifact import MANIFEST, Artifact
 
 if TYPE_CHECKING:
     from llmc.planning import Plan
@@ -84,7 +84,6 @@ def _fits(fits: bool) -> str:
 
 
 def _artifact(path: Path) -> Report:
-    from llmc.runtime.artifact import Artifact
     from llmc.summary import rows
 
     artifact = Artifact.open(path)

@@ -12,15 +12,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from llmc.convert.quantized_weight import QuantizedWeight
     from llmc.quant.gptq import Quantized, round_to_nearest, solve
-    from llmc.quant.schemes.scheme import Scheme
-
-    def scheme(name: str) -> Scheme:  # llmc.quant.schemes has a module of that name, too, which checkers may take
-        """Return the scheme of that name; InputError with the valid names, the nearest first."""
+    from llmc.quant.schemes import scheme
+    from llmc.quant.schemes.base import Scheme
 else:
     _HOMES = {
         "Quantized": "llmc.quant.gptq", "round_to_nearest": "llmc.quant.gptq", "solve": "llmc.quant.gptq",
         "QuantizedWeight": "llmc.convert.quantized_weight",
-        "Scheme": "llmc.quant.schemes.scheme", "scheme": "llmc.quant.schemes",
+        "Scheme": "llmc.quant.schemes.base", "scheme": "llmc.quant.schemes",
     }  # fmt: skip
     __getattr__ = exports(__name__, _HOMES)
 

@@ -14,7 +14,7 @@ from llmc.convert.tensor_names import ModuleName, TensorName
 from llmc.errors import InputError
 from llmc.patterns import Budget, compile_pattern, shown
 from llmc.quant.schemes import scheme
-from llmc.quant.schemes.scheme import Scheme
+from llmc.quant.schemes.base import Scheme
 from llmc.registry import unknown
 
 Method = Literal["gptq", "gptaq", "rtn"]

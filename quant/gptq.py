@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from llmc.convert.quantized_weight import QuantizedWeight
-from llmc.quant.schemes.scheme import QuantParams, Scheme
+from llmc.quant.schemes.base import QuantParams, Scheme
 
 Wide = tuple[torch.Tensor, torch.Tensor | None]  # [E, columns, out], scales and zeros
 

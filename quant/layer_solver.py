@@ -16,7 +16,7 @@ from llmc.quant.activation_file import CPU
 from llmc.quant.assign import Assignment
 from llmc.quant.gptq import Quantized, round_to_nearest, solve
 from llmc.quant.hessian import CalibrationStats, source
-from llmc.quant.schemes.scheme import Scheme
+from llmc.quant.schemes.base import Scheme
 
 # Weights in one batch: larger ones only fall out of the processor's caches, and each of their temporaries is fetched
 # from and given back to the system. A GPU is busy with many.

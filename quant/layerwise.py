@@ -61,12 +61,14 @@ def _nothing(*_: object) -> None:
 
 @dataclass(frozen=True)
 class QuantizeOptions:
-    """Attributes:
-    memory_budget: bytes that moments and what is kept of activations may take
-    expert_tokens: whether experts are calibrated on the tokens routed to them or on all
-    layout: of the safetensors, see `convert.formats`
-    fp8_cache: whether the attention cache is to hold E4M3
-    device: where layers are run and solved; activations between layers and results lie in the host's memory
+    """What a pass over a model is told beside the rules.
+
+    Attributes:
+        memory_budget: bytes that moments and what is kept of activations may take
+        expert_tokens: whether experts are calibrated on the tokens routed to them or on all
+        layout: of the safetensors, see `convert.formats`
+        fp8_cache: whether the attention cache is to hold E4M3
+        device: where layers are run and solved; activations between layers and results lie in the host's memory
     """
 
     memory_budget: int = DEFAULT_MEMORY_BUDGET

@@ -45,14 +45,16 @@ BatchInputs = Callable[[MLPBatch, torch.Tensor], list[torch.Tensor]]
 
 @dataclass
 class MLPCalibration:
-    """Attributes:
-    runs: the quantized model, and the original where anything is calibrated asymmetrically
-    begin, tick: see `LayerCalibration`
-    need_output: whether anything behind this layer is calibrated
-    few_tokens: inputs → an expert that saw fewer tokens is calibrated on others, too
-    memory_budget: bytes, three quarters for moments, one for what an MLP need not compute twice
-    expert_tokens: whether experts are calibrated on the tokens routed to them or on all
-    pruning: by what, and to how many per router group, experts are pruned; None: not at all
+    """The MLP of one layer, and the calibration tokens of its experts.
+
+    Attributes:
+        runs: the quantized model, and the original where anything is calibrated asymmetrically
+        begin, tick: see `LayerCalibration`
+        need_output: whether anything behind this layer is calibrated
+        few_tokens: inputs → an expert that saw fewer tokens is calibrated on others, too
+        memory_budget: bytes, three quarters for moments, one for what an MLP need not compute twice
+        expert_tokens: whether experts are calibrated on the tokens routed to them or on all
+        pruning: by what, and to how many per router group, experts are pruned; None: not at all
     """
 
     runs: list[LayerRun]

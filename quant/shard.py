@@ -19,7 +19,7 @@ from llmc.errors import InputError
 from llmc.quant.durable import write_json
 from llmc.quant.prune import original_name
 from llmc.quant.schemes import schemes
-from llmc.quant.schemes.scheme import Scheme
+from llmc.quant.schemes.base import Scheme
 
 
 def shard_path(directory: Path, number: int, count: int) -> Path:

@@ -21,7 +21,7 @@ from this_gpu import console, require_gpu, title
 
 from llmc.quant import gptq
 from llmc.quant.schemes import scheme
-from llmc.quant.schemes.scheme import Scheme
+from llmc.quant.schemes.base import Scheme
 
 WAYS = {"kernel": True, "torch": False}
 SHARE_OF_MEMORY = 0.8

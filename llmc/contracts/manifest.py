@@ -201,6 +201,11 @@ class Checks(Part):
     gates: list[GateRecord] = Field(description="the recipe's gates")
     mtp_acceptance: Number | None = Field(default=None, description="share of MTP drafts that greedy decoding accepts")
 
+    @property
+    def missed(self) -> list[GateRecord]:
+        """The gates that the artifact does not pass."""
+        return [gate for gate in self.gates if not gate.passed]
+
 
 class QuantizedModel(Part):
     """What is written of a quantized model, whatever is made of it afterwards."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from llmc.errors import InputError
 from llmc.patterns import shown
+from llmc.quant.schemes.base import Scheme
 from llmc.quant.schemes.names import canonical, explanation
-from llmc.quant.schemes.scheme import Scheme
 from llmc.registry import Registry
 
 schemes: Registry[Scheme] = Registry(

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from llmc.convert.quantized_weight import FP8_GROUP, LARGEST_FP8, Activations
 from llmc.errors import InputError
-from llmc.quant.schemes.scheme import QuantParams, Scheme
+from llmc.quant.schemes.base import QuantParams, Scheme
 
 _BLOCK = 128
 

@@ -8,7 +8,7 @@ import torch
 
 from llmc.convert.quantized_weight import CodeType
 from llmc.errors import InputError
-from llmc.quant.schemes.scheme import QuantParams, Scheme
+from llmc.quant.schemes.base import QuantParams, Scheme
 
 GROUP_SIZES = (32, 64, 128, 256)
 # Shrinking the range clips a few large weights and rounds all others more finely; the best share of it is searched,

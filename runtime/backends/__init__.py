@@ -27,9 +27,8 @@ class Backend(Protocol):
     context: int  # the most tokens of a row that a cache can hold
     batch: int  # the most rows of a step
     max_prefill_tokens: int  # the most tokens per row of a step
-    max_attention_scores: (
-        int  # the most tokens of a step, over all rows, times the cache entries they look at: its memory
-    )
+    # The most tokens of a step, over all rows, times the cache entries they look at: what bounds its memory.
+    max_attention_scores: int
     has_mtp: bool
     cache_bytes: int  # per token and row, of both graphs
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from support.architectures import LLAMA3
 from support.random_checkpoint import DEEPSEEK_V3, LLAMA, QWEN2
 
 from llmc.convert.families import families, family_of
@@ -53,13 +54,6 @@ DEEPSEEK_R1: dict[str, Any] = DEEPSEEK_V3 | {
 
 SMALL_R1 = DEEPSEEK_V3 | {"rope_scaling": DEEPSEEK_R1["rope_scaling"]}
 FP8 = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]}
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
 
 
 def spec_of(config: dict[str, Any], **changes: Any) -> ModelSpec:

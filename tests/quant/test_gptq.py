@@ -6,8 +6,8 @@ import torch
 
 from llmc.quant.gptq import DAMPING, round_to_nearest, solve
 from llmc.quant.schemes import scheme
+from llmc.quant.schemes.base import Scheme
 from llmc.quant.schemes.integer import Integer
-from llmc.quant.schemes.scheme import Scheme
 
 
 def problem(

@@ -20,9 +20,9 @@ from support.interpreter_process import run_interpreted
 from llmc.quant import gptq
 from llmc.quant.gptq import _fix_columns, solve
 from llmc.quant.schemes import scheme
+from llmc.quant.schemes.base import Scheme
 from llmc.quant.schemes.fp8 import FP8
 from llmc.quant.schemes.integer import Integer
-from llmc.quant.schemes.scheme import Scheme
 
 pytestmark = pytest.mark.slow
 
