@@ -113,7 +113,7 @@ def bench(
         accepted = "" if each.acceptance is None else f"{each.acceptance:.1%}"
         counts = str(each.batch), str(each.prompt_tokens), str(each.new_tokens), str(each.draft_tokens)
         speeds.add_row(*counts, f"{each.prefill:.0f}", f"{each.decode:.0f}", f"{each.tokens_per_step:.2f}", accepted)
-    rest = table("", "", "")
+    rest = table("", "what", "measured")
     rest.add_row("load", f"{loaded:.2f} s")
     rest.add_row("memory, loaded", size(after_load))
     rest.add_row("memory, at most", size(peak_memory()))
