@@ -6,7 +6,10 @@ norm or a residual more is a line more in this file.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol, TypeVar
+
+from llmc.convert.spec import WiringSpec
 
 V = TypeVar("V")  # what flows: a tensor, a value of a graph, activations on disk, a number of channels
 
@@ -27,20 +30,35 @@ class LayerOps(Protocol[V]):
     def add(self, x: V, y: V) -> V:
         """The residual x, and y beside it."""
 
+    def scale(self, x: V, factor: float) -> V: ...
+
     def concat(self, x: V, y: V) -> V:
         """The channels of x, then those of y."""
 
 
-def decoder_layer(ops: LayerOps[V], x: V) -> V:
-    """[B, S, H] → [B, S, H]: attention and MLP, each behind a norm and beside a residual."""
-    x = ops.add(x, ops.attention(ops.norm("input_layernorm", x)))
-    return ops.add(x, ops.mlp(ops.norm("post_attention_layernorm", x)))
+def decoder_layer(ops: LayerOps[V], x: V, wiring: WiringSpec) -> V:
+    """[B, S, H] → [B, S, H]: attention and MLP, each between its norms and beside a residual.
+
+    Norms have the names that checkpoints give them: `post_attention_layernorm` is behind attention where there are
+    norms behind blocks, and else in front of the MLP.
+    """
+    before, after = {"pre": (True, False), "post": (False, True), "sandwich": (True, True)}[wiring.norms]
+    mlp_norm = "pre_feedforward_layernorm" if after else "post_attention_layernorm"
+
+    def added(x: V, block: Callable[[V], V], norm: str, norm_behind: str) -> V:
+        y = block(ops.norm(norm, x) if before else x)
+        y = ops.norm(norm_behind, y) if after else y
+        return ops.add(x, y if wiring.residual_scale == 1 else ops.scale(y, wiring.residual_scale))
+
+    x = added(x, ops.attention, "input_layernorm", "post_attention_layernorm")
+    return added(x, ops.mlp, mlp_norm, "post_feedforward_layernorm")
 
 
-def multi_token_prediction(ops: LayerOps[V], embedding: V, hidden: V) -> V:
+def multi_token_prediction(ops: LayerOps[V], embedding: V, hidden: V, wiring: WiringSpec) -> V:
     """MTP (DeepSeek-V3, section 2.2): the embedding of token i + 1 and the hidden state of token i, both [B, S, H] →
     [B, S, H], which through the main model's head predicts token i + 2.
     """
-    joined = ops.concat(ops.norm("enorm", embedding), ops.norm("hnorm", hidden))
-    x = decoder_layer(ops, ops.linear("eh_proj", joined))
+    normed = ops.norm("enorm", embedding), ops.norm("hnorm", hidden)
+    joined = ops.concat(*(reversed(normed) if wiring.mtp_hidden_first else normed))
+    x = decoder_layer(ops, ops.linear("eh_proj", joined), wiring)
     return ops.norm("shared_head.norm", x)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from dataclasses import replace
 
 from llmc.convert import dataflow
 from llmc.convert.spec import (
@@ -15,6 +16,7 @@ from llmc.convert.spec import (
     ModelSpec,
     ModuleSpec,
     NormSpec,
+    WiringSpec,
 )
 
 BLOCKS = ("self_attn", "mlp")
@@ -22,7 +24,7 @@ BLOCKS = ("self_attn", "mlp")
 
 def layer_modules(spec: ModelSpec, index: int) -> Mapping[str, ModuleSpec]:
     """What has weights in `model.layers.<index>`, by its name there."""
-    return _modules(spec.attentions[index], spec.mlps[index], spec.is_mtp(index), spec.hidden_size, spec.rms_norm_eps)
+    return _modules(spec.attentions[index], spec.mlps[index], spec.is_mtp(index), spec.final_norm, spec.wiring)
 
 
 def own_modules(spec: ModelSpec, index: int) -> dict[str, ModuleSpec]:
@@ -53,25 +55,25 @@ def weight_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 
 @functools.lru_cache(64)  # hundreds of experts, in dozens of equal layers, for whoever opens the checkpoint again
 def _modules(
-    attention: AttentionSpec, mlp: MLPSpec, is_mtp: bool, hidden_size: int, norm_eps: float
+    attention: AttentionSpec, mlp: MLPSpec, is_mtp: bool, norm: NormSpec, wiring: WiringSpec
 ) -> Mapping[str, ModuleSpec]:
-    listing = _Listing(attention, mlp, hidden_size, norm_eps)
-    dataflow.decoder_layer(listing, hidden_size)
+    listing = _Listing(attention, mlp, norm)
+    dataflow.decoder_layer(listing, norm.size, wiring)
     if is_mtp:
-        dataflow.multi_token_prediction(listing, hidden_size, hidden_size)
+        dataflow.multi_token_prediction(listing, norm.size, norm.size, wiring)
     return listing.found
 
 
 class _Listing:
     """Goes through a layer with numbers of channels, and notes what has weights."""
 
-    def __init__(self, attention: AttentionSpec, mlp: MLPSpec, hidden_size: int, norm_eps: float) -> None:
+    def __init__(self, attention: AttentionSpec, mlp: MLPSpec, like: NormSpec) -> None:
         self.blocks: dict[str, AttentionSpec | MLPSpec] = {"self_attn": attention, "mlp": mlp}
-        self.hidden_size, self.norm_eps = hidden_size, norm_eps
+        self.hidden_size, self.like = like.size, like
         self.found: dict[str, ModuleSpec] = {}
 
     def norm(self, name: str, x: int) -> int:
-        self.found[name] = NormSpec(x, self.norm_eps)
+        self.found[name] = replace(self.like, size=x)
         return x
 
     def linear(self, name: str, x: int) -> int:
@@ -90,6 +92,9 @@ class _Listing:
 
     def add(self, x: int, y: int) -> int:
         assert x == y
+        return x
+
+    def scale(self, x: int, factor: float) -> int:
         return x
 
     def concat(self, x: int, y: int) -> int:

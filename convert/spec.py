@@ -23,6 +23,7 @@ Role = Literal[
     "mtp",  # everything inside a multi-token-prediction layer
     "vision",
 ]
+Activation = Literal["silu", "gelu_tanh"]
 # By what an FP8 cache is scaled: keys, or the latent, and values. Tensors of `self_attn`.
 CACHE_SCALES = ("k_scale", "v_scale")
 
@@ -46,10 +47,15 @@ class LinearSpec:
 
 @dataclass(frozen=True)
 class NormSpec:
-    """RMS norm over `size` channels."""
+    """RMS norm over `size` channels.
+
+    Attributes:
+        unit_offset: whether it multiplies by 1 + weight (Gemma) instead of by the weight
+    """
 
     size: int
     eps: float
+    unit_offset: bool = False
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {"weight": (self.size,)}
@@ -57,18 +63,30 @@ class NormSpec:
 
 @dataclass(frozen=True)
 class GateSpec:
-    """What scores experts: a row per expert, and a bias where they are selected with one."""
+    """What scores experts: a row per expert, and a bias of the scores, or one that they are selected with."""
 
     num_experts: int
     inputs: int
     selection_bias: bool
+    bias: bool = False
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
+        biases = {"bias": self.bias, "e_score_correction_bias": self.selection_bias}
         shapes: dict[str, tuple[int, ...]] = {"weight": (self.num_experts, self.inputs)}
-        return shapes | ({"e_score_correction_bias": (self.num_experts,)} if self.selection_bias else {})
+        return shapes | {name: (self.num_experts,) for name, there in biases.items() if there}
 
 
-ModuleSpec = LinearSpec | NormSpec | GateSpec  # what has weights, and their shapes
+@dataclass(frozen=True)
+class VectorSpec:
+    """Numbers of a block's own, such as a score for each head."""
+
+    size: int
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"weight": (self.size,)}
+
+
+ModuleSpec = LinearSpec | NormSpec | GateSpec | VectorSpec  # what has weights, and their shapes
 
 
 @dataclass(frozen=True)
@@ -129,8 +147,36 @@ class LatentAttentionSpec:
 
 
 @dataclass(frozen=True)
+class QKNormSpec:
+    """RMS norms over queries and keys, in front of their rotation.
+
+    Attributes:
+        over: one "head" at a time, with the same weights (Qwen3), or "all" heads as one (OLMo-2)
+    """
+
+    over: Literal["head", "all"]
+    eps: float
+    unit_offset: bool = False
+
+
+@dataclass(frozen=True)
+class QueryScalingSpec:
+    """Queries grow with their position: `1 + beta * ln(1 + floor(position / length))` (Llama 4)."""
+
+    beta: float
+    length: int
+
+
+@dataclass(frozen=True)
 class GroupedQueryAttentionSpec:
-    """Grouped-query attention, GQA (Ainslie et al. 2023)."""
+    """Grouped-query attention, GQA (Ainslie et al. 2023).
+
+    Attributes:
+        rope: over the first `rope.dim` channels of a head; None: no rotation (NoPE)
+        window: how many tokens, itself included, a token sees; None: all before it
+        softcap: scores become `softcap * tanh(score / softcap)` (Gemma 2)
+        sinks: whether every head has a score of its own, `sinks`, for a token that has no value (gpt-oss)
+    """
 
     num_heads: int
     num_kv_heads: int
@@ -138,7 +184,12 @@ class GroupedQueryAttentionSpec:
     qkv_bias: bool
     output_bias: bool
     softmax_scale: float
-    rope: RopeSpec
+    rope: RopeSpec | None
+    qk_norm: QKNormSpec | None = None
+    window: int | None = None
+    softcap: float | None = None
+    sinks: bool = False
+    query_scaling: QueryScalingSpec | None = None
 
     @property
     def output_size(self) -> int:
@@ -152,19 +203,29 @@ class GroupedQueryAttentionSpec:
     def modules(self, hidden_size: int) -> dict[str, ModuleSpec]:
         """What has weights, by its name in `self_attn`."""
         key = LinearSpec(self.num_kv_heads * self.head_dim, hidden_size, self.qkv_bias, reads_block=True)
-        return {
+        found: dict[str, ModuleSpec] = {
             "q_proj": LinearSpec(self.output_size, hidden_size, self.qkv_bias, reads_block=True),
             "k_proj": key,
             "v_proj": key,
             "o_proj": LinearSpec(hidden_size, self.output_size, self.output_bias),
         }
+        if norm := self.qk_norm:
+            for name, heads in (("q_norm", self.num_heads), ("k_norm", self.num_kv_heads)):
+                size = self.head_dim * (heads if norm.over == "all" else 1)
+                found[name] = NormSpec(size, norm.eps, norm.unit_offset)
+        return found | ({"sinks": VectorSpec(self.num_heads)} if self.sinks else {})
 
 
 @dataclass(frozen=True)
 class DenseMLPSpec:
-    """SwiGLU: down(silu(gate(x)) * up(x)). Also one routed expert, or the shared experts as one."""
+    """A gated MLP: down(activation(gate(x)) * up(x)). Also one routed expert, or the shared experts as one.
+
+    Attributes:
+        activation: "silu" (SwiGLU), or GELU in its tanh form (GeGLU)
+    """
 
     intermediate_size: int
+    activation: Activation = "silu"
 
     def modules(self, hidden_size: int) -> dict[str, ModuleSpec]:
         """What has weights, by its name in `mlp`."""
@@ -174,7 +235,11 @@ class DenseMLPSpec:
 
 @dataclass(frozen=True)
 class RouterSpec:
-    """Group-limited top-k routing (DeepSeek-V3, section 2.1.2). One group means plain top-k."""
+    """Group-limited top-k routing (DeepSeek-V3, section 2.1.2). One group means plain top-k.
+
+    Attributes:
+        group_score: what ranks a group: the sum of its two best experts, or the best one (DeepSeek-V2)
+    """
 
     num_experts: int
     top_k: int
@@ -184,6 +249,8 @@ class RouterSpec:
     selection_bias: bool  # e_score_correction_bias: added for selection only
     normalize: bool  # weights of the chosen experts sum to one before scaling
     scaling_factor: float
+    group_score: Literal["best two", "best"] = "best two"
+    bias: bool = False  # of the scores
 
 
 @dataclass(frozen=True)
@@ -191,20 +258,23 @@ class MixtureOfExpertsSpec:
     router: RouterSpec
     intermediate_size: int
     shared_intermediate_size: int  # 0: no shared expert
+    activation: Activation = "silu"
 
     @property
     def expert(self) -> DenseMLPSpec:
         """A routed expert."""
-        return DenseMLPSpec(self.intermediate_size)
+        return DenseMLPSpec(self.intermediate_size, self.activation)
 
     @property
     def shared_experts(self) -> DenseMLPSpec | None:
-        return DenseMLPSpec(self.shared_intermediate_size) if self.shared_intermediate_size else None
+        return DenseMLPSpec(self.shared_intermediate_size, self.activation) if self.shared_intermediate_size else None
 
     def modules(self, hidden_size: int) -> dict[str, ModuleSpec]:
         """What has weights, by its name in `mlp`."""
         router, expert = self.router, self.expert.modules(hidden_size)
-        found: dict[str, ModuleSpec] = {"gate": GateSpec(router.num_experts, hidden_size, router.selection_bias)}
+        found: dict[str, ModuleSpec] = {
+            "gate": GateSpec(router.num_experts, hidden_size, router.selection_bias, router.bias)
+        }
         for number in range(router.num_experts):
             found |= {f"experts.{number}.{name}": module for name, module in expert.items()}
         shared = self.shared_experts.modules(hidden_size) if self.shared_experts else {}
@@ -216,7 +286,32 @@ MLPSpec = DenseMLPSpec | MixtureOfExpertsSpec
 
 
 @dataclass(frozen=True)
+class WiringSpec:
+    """How norms and residuals join the blocks of a layer.
+
+    Attributes:
+        norms: "pre", in front of attention and MLP; "post", behind them (OLMo 2); "sandwich", both (Gemma 2)
+        residual_scale: multiplies what attention and MLP add to the residual (Granite)
+        unit_offset: of all norms of the layers, see `NormSpec`
+        mtp_hidden_first: whether MTP joins the hidden state with the embedding behind it, not in front (MiMo)
+    """
+
+    norms: Literal["pre", "post", "sandwich"] = "pre"
+    residual_scale: float = 1.0
+    unit_offset: bool = False
+    mtp_hidden_first: bool = False
+
+
+@dataclass(frozen=True)
 class ModelSpec:
+    """A whole model.
+
+    Attributes:
+        embedding_scale: multiplies what is looked up (Gemma, Granite)
+        logits_scale: multiplies what the head makes (Granite)
+        logits_softcap: logits become `logits_softcap * tanh(logits / logits_softcap)` (Gemma 2)
+    """
+
     family: str
     hidden_size: int
     vocab_size: int
@@ -230,12 +325,21 @@ class ModelSpec:
     max_position_embeddings: int
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = field(default=())
+    wiring: WiringSpec = WiringSpec()
+    embedding_scale: float = 1.0
+    logits_scale: float = 1.0
+    logits_softcap: float | None = None
     fp8_cache: bool = False  # what attention remembers is rounded to E4M3, by one scale per layer
 
     @property
     def num_all_layers(self) -> int:
         """Decoder layers and MTP layers: `model.layers.<0 … num_all_layers - 1>`."""
         return self.num_layers + self.num_mtp_layers
+
+    @property
+    def final_norm(self) -> NormSpec:
+        """`model.norm`."""
+        return NormSpec(self.hidden_size, self.rms_norm_eps, self.wiring.unit_offset)
 
     def is_mtp(self, layer: int) -> bool:
         return layer >= self.num_layers

@@ -63,6 +63,9 @@ class LayerCalibration:
     def concat(self, x: Flow, y: Flow) -> Flow:
         return Flow(lambda run, rows: torch.cat((x.read(run, rows), y.read(run, rows)), dim=-1))
 
+    def scale(self, x: Flow, factor: float) -> Flow:
+        return Flow(lambda run, rows: x.read(run, rows) * factor, x.phase)
+
     @torch.no_grad()
     def linear(self, name: str, x: Flow) -> Flow:
         """In front of attention: what enters that."""

@@ -268,7 +268,7 @@ class _Pass:
         elif is_mtp:
             self._calibrate_mtp(calibration, index)
         else:
-            dataflow.decoder_layer(calibration, calibration.entrance())
+            dataflow.decoder_layer(calibration, calibration.entrance(), self.spec.wiring)
             calibration.finish()
         scores, kept = calibration.mlp_calibration.scores, calibration.mlp_calibration.kept
         if scores is not None and kept is not None:
@@ -339,7 +339,7 @@ class _Pass:
             return norm(x) if depth == 0 else x
 
         with torch.no_grad():
-            predicted = dataflow.multi_token_prediction(calibration, Flow(embedded), Flow(hidden))
+            predicted = dataflow.multi_token_prediction(calibration, Flow(embedded), Flow(hidden), self.spec.wiring)
             calibration.finish()
             for run in calibration.runs:
                 if index < self.last_calibrated:

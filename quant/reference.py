@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch.nn import functional
 
 from llmc.convert.checkpoint import Checkpoint
-from llmc.convert.model import load_final_norm, load_lm_head
+from llmc.convert.model import load_final_norm, load_lm_head, logits
 from llmc.convert.safetensors_file import SafetensorsWriter
 from llmc.quant.activation_file import ActivationFile
 from llmc.quant.overflow import OverflowInModelError, refuse_overflow
@@ -57,10 +56,10 @@ def write_reference(
         hidden = [norm(stream.read(slice(row, row + 1)))[0, :-1] for stream in (original, quantized)]
         for start in range(0, length - 1, step):
             part = slice(start, min(start + step, length - 1))
-            logits = [functional.linear(x[part], head) for x in hidden]
-            for model, each in zip(("original", "quantized"), logits, strict=True):
+            scores = [logits(checkpoint.spec, x[part], head) for x in hidden]
+            for model, each in zip(("original", "quantized"), scores, strict=True):
                 refuse_overflow(each, f"the {model} model's logits over the check text")
-            said, said_quantized = (each.log_softmax(-1) for each in logits)
+            said, said_quantized = (each.log_softmax(-1) for each in scores)
             following = ids[row, 1:][part, None].to(original.device)
             true[row, part] = said.gather(-1, following)[:, 0]
             true_quantized[row, part] = said_quantized.gather(-1, following)[:, 0]

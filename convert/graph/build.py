@@ -53,7 +53,7 @@ def main_graph(
     x = _embed(b, input_ids)
     for layer in range(b.spec.num_layers):
         x = decoder_layer(b, x, layer, step)
-    x = rms_norm(b, x, "model.norm")
+    x = rms_norm(b, x, "model.norm", b.spec.final_norm)
     return _finish(b, x, step, hidden=b.spec.num_mtp_layers > 0)
 
 
@@ -78,7 +78,8 @@ def _embedding(b: GraphBuilder) -> ir.Value:
 def _embed(b: GraphBuilder, input_ids: ir.Value) -> ir.Value:
     """[B, S] -> [B, S, H]"""
     table = _embedding(b)
-    return b.cast(b.op("Gather", table, input_ids), b.dtype, table.dtype)
+    x = b.cast(b.op("Gather", table, input_ids), b.dtype, table.dtype)
+    return x if b.spec.embedding_scale == 1 else b.op("Mul", x, b.constant(b.spec.embedding_scale, b.dtype))
 
 
 def _finish(b: GraphBuilder, hidden_state: ir.Value, step: StepInputs, hidden: bool) -> ir.Model:
@@ -94,6 +95,11 @@ def _finish(b: GraphBuilder, hidden_state: ir.Value, step: StepInputs, hidden: b
     presents = list(b.graph.outputs)
     b.graph.outputs.clear()
     logits = b.cast(logits, ir.DataType.FLOAT)
+    if b.spec.logits_scale != 1:
+        logits = b.op("Mul", logits, b.constant(b.spec.logits_scale, ir.DataType.FLOAT))
+    if b.spec.logits_softcap is not None:
+        cap = b.constant(b.spec.logits_softcap, ir.DataType.FLOAT)
+        logits = b.op("Mul", b.op("Tanh", b.op("Div", logits, cap)), cap)
     b.output(logits, "logits", ir.DataType.FLOAT, "batch", "num_logits", b.spec.vocab_size)
     if hidden:
         b.output(hidden_state, "hidden", b.dtype, "batch", "sequence", b.spec.hidden_size)

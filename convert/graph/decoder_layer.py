@@ -13,14 +13,15 @@ from llmc.convert.graph.linear import linear
 from llmc.convert.graph.mixture_of_experts import mixture_of_experts
 from llmc.convert.graph.rms_norm import rms_norm
 from llmc.convert.graph.step import StepInputs
-from llmc.convert.spec import LatentAttentionSpec, MixtureOfExpertsSpec
+from llmc.convert.layer_modules import layer_modules
+from llmc.convert.spec import LatentAttentionSpec, MixtureOfExpertsSpec, NormSpec
 
 
 def decoder_layer(b: GraphBuilder, x: ir.Value, layer: int, step: StepInputs) -> ir.Value:
     """[B, S, H] -> [B, S, H]"""
     ops = GraphOps(b, layer, step)
     with b.at(ops.path):
-        return dataflow.decoder_layer(ops, x)
+        return dataflow.decoder_layer(ops, x, b.spec.wiring)
 
 
 def multi_token_prediction(
@@ -29,7 +30,7 @@ def multi_token_prediction(
     """Embedding of token i+1, hidden state of token i: [B, S, H] -> [B, S, H] after shared_head.norm."""
     ops = GraphOps(b, layer, step)
     with b.at(ops.path):
-        return dataflow.multi_token_prediction(ops, embedding, hidden)
+        return dataflow.multi_token_prediction(ops, embedding, hidden, b.spec.wiring)
 
 
 class GraphOps:
@@ -39,7 +40,9 @@ class GraphOps:
         self.b, self.layer, self.step, self.path = b, layer, step, f"model.layers.{layer}"
 
     def norm(self, name: str, x: ir.Value) -> ir.Value:
-        return rms_norm(self.b, x, f"{self.path}.{name}")
+        spec = layer_modules(self.b.spec, self.layer)[name]
+        assert isinstance(spec, NormSpec)
+        return rms_norm(self.b, x, f"{self.path}.{name}", spec)
 
     def linear(self, name: str, x: ir.Value) -> ir.Value:
         return linear(self.b, x, f"{self.path}.{name}")
@@ -54,11 +57,15 @@ class GraphOps:
         spec, path = self.b.spec.mlps[self.layer], f"{self.path}.mlp"
         if isinstance(spec, MixtureOfExpertsSpec):
             return mixture_of_experts(self.b, x, path, spec)
-        return dense_mlp(self.b, x, path)
+        return dense_mlp(self.b, x, path, spec)
 
     def add(self, x: ir.Value, y: ir.Value) -> ir.Value:
         total: ir.Value = self.b.op("Add", x, y)
         return total
+
+    def scale(self, x: ir.Value, factor: float) -> ir.Value:
+        scaled: ir.Value = self.b.op("Mul", x, self.b.constant(factor, self.b.dtype))
+        return scaled
 
     def concat(self, x: ir.Value, y: ir.Value) -> ir.Value:
         return self.b.concat(x, y)

@@ -13,7 +13,7 @@ def grouped_topk_function(spec: RouterSpec) -> ir.Function:
     """`llmc.GroupedTopK`: logits [N, E], bias [E] -> index [N, K] int64, weight [N, K].
 
     A model routes in one way only, so the body is that way's; the node names it in `scoring` and `normalize`.
-    The bias counts for the choice alone. A group's score is the sum of its two best experts.
+    The bias counts for the choice alone. A group's score is the sum of its two best experts, or the best.
     """
     integers = ("top_k", "num_groups", "top_k_groups", "normalize")
     b = FunctionBuilder(
@@ -33,8 +33,8 @@ def grouped_topk_function(spec: RouterSpec) -> ir.Function:
     if spec.num_groups > 1:
         groups = count("num_groups")
         grouped = b.op("Reshape", choice, b.concat(first, groups, last))  # [N, groups, experts per group]
-        best_two, _ = b.op("TopK", grouped, b.constant([2]), outputs=2)
-        group_score = b.op("ReduceSum", best_two, last, keepdims=0)
+        best, _ = b.op("TopK", grouped, b.constant([2 if spec.group_score == "best two" else 1]), outputs=2)
+        group_score = b.op("ReduceSum", best, last, keepdims=0)
         _, chosen = b.op("TopK", group_score, count("top_k_groups"), outputs=2)
         # A group is open if one of those chosen is it: [N, groups, chosen] -> [N, groups, 1]
         chosen, groups = b.op("Unsqueeze", chosen, b.constant([1])), b.op("Unsqueeze", b.arange(groups), last)
@@ -56,6 +56,8 @@ def grouped_topk(b: GraphBuilder, x: ir.Value, path: str, spec: RouterSpec) -> t
     with b.at(path):
         weight = b.weight(f"{path}.weight", WeightView(), dtype=float32)
         logits = b.op("MatMul", b.cast(x, float32), weight)
+        if spec.bias:
+            logits = b.op("Add", logits, b.weight(f"{path}.bias", WeightView(), dtype=float32))
         if spec.selection_bias:
             bias = b.weight(f"{path}.e_score_correction_bias", WeightView(), dtype=float32)
         else:

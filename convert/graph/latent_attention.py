@@ -10,7 +10,7 @@ from llmc.convert.graph.rms_norm import rms_norm
 from llmc.convert.graph.rotary import rotary
 from llmc.convert.graph.step import StepInputs
 from llmc.convert.graph.weight import WeightView
-from llmc.convert.spec import LatentAttentionSpec
+from llmc.convert.spec import LatentAttentionSpec, NormSpec
 
 
 def latent_attention_function() -> ir.Function:
@@ -49,15 +49,16 @@ def latent_attention(
         if spec.q_lora_rank is None:
             query = linear(b, x, f"{path}.q_proj")
         else:
-            query = rms_norm(b, linear(b, x, f"{path}.q_a_proj"), f"{path}.q_a_layernorm", spec.norm_eps)
+            normed = NormSpec(spec.q_lora_rank, spec.norm_eps)
+            query = rms_norm(b, linear(b, x, f"{path}.q_a_proj"), f"{path}.q_a_layernorm", normed)
             query = linear(b, query, f"{path}.q_b_proj")
         query = b.transpose(b.reshape(query, 0, 0, spec.num_heads, nope + rope), 0, 2, 1, 3)
         query_nope, query_rope = b.split(query, nope, rope)
 
         entry = b.op("Unsqueeze", linear(b, x, f"{path}.kv_a_proj_with_mqa"), b.constant([1]))
         latent, key_rope = b.split(entry, rank, rope)
-        latent = rms_norm(b, latent, f"{path}.kv_a_layernorm", spec.norm_eps)
-        cached = step.append(b, layer, "latent", b.concat(latent, rotary(b, key_rope, spec.rope, step.angles)))
+        latent = rms_norm(b, latent, f"{path}.kv_a_layernorm", NormSpec(rank, spec.norm_eps))
+        cached = step.append(b, layer, "latent", b.concat(latent, rotary(b, key_rope, rope, spec.rope, step.angles)))
 
         kv_b = f"{path}.kv_b_proj.weight"
         key_layout = WeightView(transposed=False, heads=spec.num_heads, rows=(0, nope))
@@ -65,9 +66,9 @@ def latent_attention(
         absorbed = b.op("MatMul", query_nope, b.weight(kv_b, key_layout, name=f"{kv_b}.key"))
         mixed = b.call(
             latent_attention_function(),
-            b.concat(absorbed, rotary(b, query_rope, spec.rope, step.angles)),
+            b.concat(absorbed, rotary(b, query_rope, rope, spec.rope, step.angles)),
             cached,
-            step.mask,
+            step.masks[None],
             num_heads=spec.num_heads,
             kv_lora_rank=rank,
             scale=spec.softmax_scale,

@@ -11,7 +11,7 @@ from llmc.convert.graph.weight import WeightView
 from llmc.convert.spec import MixtureOfExpertsSpec
 
 
-def mixture_of_experts_function() -> ir.Function:
+def mixture_of_experts_function(spec: MixtureOfExpertsSpec) -> ir.Function:
     """`llmc.MixtureOfExperts`: x [N, H], index, weight [N, K], gate, up [E, H, I], down [E, I, H] -> [N, H].
 
     The body computes every expert for every token and weighs those not chosen with zero: plain batched
@@ -29,7 +29,9 @@ def mixture_of_experts_function() -> ir.Function:
     )
     share = b.op("Unsqueeze", b.transpose(share, 1, 0), b.constant([-1]))  # [E, N, 1]
     tokens = b.op("Unsqueeze", x, b.constant([0]))
-    inner = b.op("Mul", b.silu(b.op("MatMul", tokens, gate)), b.op("MatMul", tokens, up))  # [E, N, I]
+    inner = b.op(
+        "Mul", b.activation(b.op("MatMul", tokens, gate), spec.activation), b.op("MatMul", tokens, up)
+    )  # [E, N, I]
     outer = b.op("MatMul", b.op("Mul", inner, share), down)
     return b.function(b.op("ReduceSum", outer, b.constant([0]), keepdims=0))
 
@@ -47,10 +49,10 @@ def mixture_of_experts(b: GraphBuilder, x: ir.Value, path: str, spec: MixtureOfE
             )
             for projection in ("gate_proj", "up_proj", "down_proj")
         ]
-        y = b.call(mixture_of_experts_function(), tokens, index, weight, *stacks)
+        y = b.call(mixture_of_experts_function(spec), tokens, index, weight, *stacks)
         y = b.op("Reshape", y, b.op("Shape", x))
-    if spec.shared_intermediate_size:
-        shared = dense_mlp(b, x, f"{path}.shared_experts")
+    if spec.shared_experts:
+        shared = dense_mlp(b, x, f"{path}.shared_experts", spec.shared_experts)
         with b.at(path):
             y = b.op("Add", y, shared)
     return y

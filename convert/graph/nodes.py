@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from llmc.convert.spec import Activation
+
 
 class Nodes:
     """Adds nodes to the graph of a model or of a function.
@@ -99,6 +101,10 @@ class Nodes:
     def silu(self, x: ir.Value) -> ir.Value:
         """X * sigmoid(x), spelled out: Swish-24 has no kernel in ONNX Runtime."""
         return self.op("Mul", x, self.op("Sigmoid", x))
+
+    def activation(self, x: ir.Value, kind: Activation) -> ir.Value:
+        """Of a gated MLP."""
+        return self.silu(x) if kind == "silu" else self.op("Gelu", x, approximate="tanh")
 
 
 def _join(path: str, op_type: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx_ir as ir
 
 from llmc.convert.graph.builder import GraphBuilder
@@ -19,10 +21,11 @@ def rotary_angles(b: GraphBuilder, position_ids: ir.Value, rope: RopeSpec) -> An
     return b.cast(cos, b.dtype, ir.DataType.FLOAT), b.cast(sin, b.dtype, ir.DataType.FLOAT)
 
 
-def rotary(b: GraphBuilder, x: ir.Value, rope: RopeSpec, angles: dict[RopeSpec, Angles]) -> ir.Value:
-    """[B, heads, S, dim] -> [B, heads, S, dim].
+def rotary(b: GraphBuilder, x: ir.Value, channels: int, rope: RopeSpec, angles: Mapping[RopeSpec, Angles]) -> ir.Value:
+    """[B, heads, S, D] -> [B, heads, S, D], of which the first `rope.dim` channels are rotated.
 
     Interleaved pairs stay interleaved, where transformers' DeepSeek gathers them into halves: the same
     permutation of query and key, invisible in their product.
     """
-    return b.op("RotaryEmbedding", x, *angles[rope], interleaved=int(rope.interleaved))
+    dim = 0 if rope.dim == channels else rope.dim  # 0: all of them
+    return b.op("RotaryEmbedding", x, *angles[rope], interleaved=int(rope.interleaved), rotary_embedding_dim=dim)

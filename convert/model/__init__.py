@@ -8,6 +8,7 @@ from llmc.convert.model.causal_lm import (
     load_layer,
     load_lm_head,
     load_stored_layer,
+    logits,
     share_layer,
 )
 from llmc.convert.model.decoder_layer import DecoderLayer
@@ -41,5 +42,6 @@ __all__ = [
     "load_layer",
     "load_lm_head",
     "load_stored_layer",
+    "logits",
     "share_layer",
 ]

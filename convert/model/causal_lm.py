@@ -78,8 +78,9 @@ def share_layer(spec: ModelSpec, index: int, layer: DecoderLayer) -> DecoderLaye
 
 
 def load_embedding(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """[vocab_size, hidden_size]."""
-    return checkpoint.tensor("model.embed_tokens.weight", dtype)
+    """[vocab_size, hidden_size], as it is looked up: scaled where the model scales it."""
+    table, scale = checkpoint.tensor("model.embed_tokens.weight", dtype), checkpoint.spec.embedding_scale
+    return table if scale == 1 else table.mul_(torch.tensor(scale, dtype=dtype))
 
 
 def load_lm_head(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -88,9 +89,17 @@ def load_lm_head(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> 
     return checkpoint.tensor(name, dtype)
 
 
+def logits(spec: ModelSpec, hidden: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+    """Hidden [..., H] after the final norm, head [vocab_size, H] → [..., vocab_size]."""
+    found = functional.linear(hidden, head)
+    if spec.logits_scale != 1:
+        found *= spec.logits_scale
+    return found if spec.logits_softcap is None else (found / spec.logits_softcap).tanh_() * spec.logits_softcap
+
+
 def load_final_norm(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> RMSNorm:
     """`model.norm`."""
-    norm = RMSNorm(checkpoint.spec.hidden_size, checkpoint.spec.rms_norm_eps)
+    norm = RMSNorm(checkpoint.spec.final_norm)
     norm.weight = nn.Parameter(checkpoint.tensor("model.norm.weight", dtype), requires_grad=False)
     return norm
 
@@ -103,7 +112,8 @@ class CausalLM:
         self.embedding = load_embedding(checkpoint, dtype)
         self.layers = [load_layer(checkpoint, index, dtype) for index in range(self.spec.num_all_layers)]
         self.norm = load_final_norm(checkpoint, dtype)
-        self.lm_head = self.embedding if self.spec.tie_word_embeddings else load_lm_head(checkpoint, dtype)
+        tied = self.spec.tie_word_embeddings and self.spec.embedding_scale == 1
+        self.lm_head = self.embedding if tied else load_lm_head(checkpoint, dtype)
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> CausalLM:
@@ -137,7 +147,7 @@ class CausalLM:
     @torch.no_grad()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden [B, S, H] → [B, S, vocab_size] in float32."""
-        return functional.linear(hidden, self.lm_head).float()
+        return logits(self.spec, hidden, self.lm_head).float()
 
 
 def _positions(ids: torch.Tensor, cache: LayerCache | None) -> torch.Tensor:

@@ -21,6 +21,7 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, spec: ModelSpec, index: int) -> None:
         super().__init__()
+        self.wiring = spec.wiring
         hidden_size, attention, mlp = spec.hidden_size, spec.attentions[index], spec.mlps[index]
         self.self_attn = (
             LatentAttention(attention, hidden_size)
@@ -34,7 +35,7 @@ class DecoderLayer(nn.Module):
 
     def forward(self, x: torch.Tensor, positions: torch.Tensor, cache: LayerCache | None = None) -> torch.Tensor:
         """X [B, S, H], positions [B, S] → [B, S, H]."""
-        return dataflow.decoder_layer(TorchOps(self, positions, cache), x)
+        return dataflow.decoder_layer(TorchOps(self, positions, cache), x, self.wiring)
 
 
 class TorchOps:
@@ -59,6 +60,9 @@ class TorchOps:
 
     def add(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return x + y
+
+    def scale(self, x: torch.Tensor, factor: float) -> torch.Tensor:
+        return x * factor
 
     def concat(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return torch.cat((x, y), dim=-1)

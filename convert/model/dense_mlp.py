@@ -1,4 +1,4 @@
-"""SwiGLU (Shazeer 2020)."""
+"""SwiGLU and GeGLU (Shazeer 2020)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llmc.convert.spec import DenseMLPSpec
 
 
 class DenseMLP(nn.Module):
-    """`down(silu(gate(x)) * up(x))`; one dense layer, one routed expert, or the shared experts as one."""
+    """`down(activation(gate(x)) * up(x))`; one dense layer, one routed expert, or the shared experts as one."""
 
     gate_proj: Linear
     up_proj: Linear
@@ -20,6 +20,7 @@ class DenseMLP(nn.Module):
 
     def __init__(self, spec: DenseMLPSpec, hidden_size: int) -> None:
         super().__init__()
+        self.activation = spec.activation
         add_modules(self, spec.modules(hidden_size))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -27,4 +28,6 @@ class DenseMLP(nn.Module):
 
     def activate(self, x: torch.Tensor) -> torch.Tensor:
         """What `down_proj` reads."""
-        return functional.silu(self.gate_proj(x)) * self.up_proj(x)
+        gate: torch.Tensor = self.gate_proj(x)
+        active = functional.silu(gate) if self.activation == "silu" else functional.gelu(gate, approximate="tanh")
+        return active * self.up_proj(x)

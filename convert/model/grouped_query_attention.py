@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from llmc.convert.model.cache import KeyValueCache, as_cached
-from llmc.convert.model.causal_attention import causal_attention
+from llmc.convert.model.causal_attention import attention_with_scores, causal_attention
 from llmc.convert.model.linear import Linear
-from llmc.convert.model.modules import add_modules
+from llmc.convert.model.modules import Vector, add_modules
 from llmc.convert.model.rotary import rotary
 from llmc.convert.spec import GroupedQueryAttentionSpec
 
@@ -20,6 +20,7 @@ class GroupedQueryAttention(nn.Module):
     k_proj: Linear
     v_proj: Linear
     o_proj: Linear
+    sinks: Vector
 
     def __init__(self, spec: GroupedQueryAttentionSpec, hidden_size: int) -> None:
         super().__init__()
@@ -37,17 +38,35 @@ class GroupedQueryAttention(nn.Module):
 
     def entries(self, x: torch.Tensor, positions: torch.Tensor) -> dict[str, torch.Tensor]:
         """[B, S, H] → keys and values [B, num_kv_heads, S, head_dim], by the name of their cache's scale."""
-        key, value = (self._heads(project(x)) for project in (self.k_proj, self.v_proj))
-        return {"k_scale": rotary(key, self.spec.rope, positions), "v_scale": value}
+        key = self._rotated(self._heads(self.k_proj(x), "k_norm"), positions)
+        return {"k_scale": key, "v_scale": self._heads(self.v_proj(x))}
 
-    def _heads(self, x: torch.Tensor) -> torch.Tensor:
-        return x.unflatten(-1, (-1, self.spec.head_dim)).transpose(1, 2)
+    def _heads(self, x: torch.Tensor, norm: str | None = None) -> torch.Tensor:
+        """[B, S, heads * D] → [B, heads, S, D]"""
+        over = self.spec.qk_norm.over if norm and self.spec.qk_norm else None
+        if norm and over == "all":
+            x = self.get_submodule(norm)(x)
+        x = x.unflatten(-1, (-1, self.spec.head_dim))
+        if norm and over == "head":
+            x = self.get_submodule(norm)(x)
+        return x.transpose(1, 2)
+
+    def _rotated(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        return x if self.spec.rope is None else rotary(x, self.spec.rope, positions)
 
     def mix(self, x: torch.Tensor, positions: torch.Tensor, cache: KeyValueCache | None = None) -> torch.Tensor:
         """[B, S, H] → [B, S, heads * head_dim], what `o_proj` reads."""
-        query = rotary(self._heads(self.q_proj(x)), self.spec.rope, positions)
+        spec = self.spec
+        query = self._rotated(self._heads(self.q_proj(x), "q_norm"), positions)
+        if scaling := spec.query_scaling:
+            steps = (positions // scaling.length).float()
+            query = query * (1 + scaling.beta * steps.log1p())[:, None, :, None].to(query.dtype)
         key, value = as_cached(self.entries(x, positions), self.cache_scales).values()
         if cache is not None:
             key, value = (part.to(x.dtype) for part in cache.append(key, value))
-        mixed = causal_attention(query, key, value, self.spec.softmax_scale)
+        if spec.softcap is None and not spec.sinks:
+            mixed = causal_attention(query, key, value, spec.softmax_scale, spec.window)
+        else:
+            sinks = self.sinks.weight if spec.sinks else None
+            mixed = attention_with_scores(query, key, value, spec.softmax_scale, spec.window, spec.softcap, sinks)
         return mixed.transpose(1, 2).flatten(2)

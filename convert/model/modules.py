@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import nn
 
 from llmc.convert.model.linear import Linear
 from llmc.convert.model.rms_norm import RMSNorm
-from llmc.convert.spec import GateSpec, ModuleSpec, NormSpec
+from llmc.convert.spec import GateSpec, LinearSpec, ModuleSpec, NormSpec, VectorSpec
 
 
 def add_modules(block: nn.Module, specs: Mapping[str, ModuleSpec]) -> None:
@@ -21,4 +22,18 @@ def add_modules(block: nn.Module, specs: Mapping[str, ModuleSpec]) -> None:
             if not hasattr(parent, first):
                 parent.add_module(first, nn.Module())
             parent = parent.get_submodule(first)
-        parent.add_module(last, RMSNorm(spec.size, spec.eps) if isinstance(spec, NormSpec) else Linear.of(spec))
+        parent.add_module(last, _module(spec))
+
+
+def _module(spec: LinearSpec | NormSpec | VectorSpec) -> nn.Module:
+    if isinstance(spec, LinearSpec):
+        return Linear.of(spec)
+    return RMSNorm(spec) if isinstance(spec, NormSpec) else Vector(spec.size)
+
+
+class Vector(nn.Module):
+    """Numbers of a block's own."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(size))

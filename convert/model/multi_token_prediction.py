@@ -26,4 +26,4 @@ class MultiTokenPrediction(DecoderLayer):
             hidden: [B, S, H] of position i, after the main model's final norm (or the result for depth - 1)
             positions: [B, S], i
         """
-        return dataflow.multi_token_prediction(TorchOps(self, positions, cache), embedding, hidden)
+        return dataflow.multi_token_prediction(TorchOps(self, positions, cache), embedding, hidden, self.wiring)

@@ -19,8 +19,10 @@ def rotary(x: torch.Tensor, rope: RopeSpec, positions: torch.Tensor) -> torch.Te
 
     The result is in halves whatever the input: channel i of the first half and channel i of the second are a
     pair. Interleaved input pairs (0, 1), (2, 3)… come out as (0, dim/2), (1, dim/2 + 1)…; query and key are
-    permuted alike, so scores do not change. A cached key is in this order.
+    permuted alike, so scores do not change. A cached key is in this order. Channels behind the first `rope.dim` stay
+    as they are.
     """
+    x, rest = x.split((rope.dim, x.shape[-1] - rope.dim), dim=-1)
     first, second = (x[..., 0::2], x[..., 1::2]) if rope.interleaved else x.chunk(2, dim=-1)
     cos, sin = rotary_table(rope, positions)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1).to(x.dtype)

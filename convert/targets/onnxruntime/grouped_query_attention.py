@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
+from llmc.convert.graph.builder import DOMAIN
+from llmc.convert.graph.grouped_query_attention import NAME
 from llmc.convert.graph.rewrite import Rewriter, layer_of, producer
 from llmc.convert.spec import GroupedQueryAttentionSpec, ModelSpec, RopeSpec
 
@@ -24,36 +26,41 @@ def lower_grouped_query_attention(rewriter: Rewriter, spec: ModelSpec) -> None:
     """
     lengths: list[ir.Value] = []
     angles: dict[RopeSpec, list[ir.Value]] = {}
-    for node in rewriter.nodes("Attention"):
+    for node in rewriter.nodes("Attention") + rewriter.nodes(NAME, DOMAIN):
         attention = spec.attentions[layer_of(node)]
         assert isinstance(attention, GroupedQueryAttentionSpec)
         if attention.head_dim % _HEAD_STEP:
             continue
         rope = attention.rope
-        query, *caches, _ = node.inputs
+        query, *caches, _ = node.inputs[:4]
         writes = [producer(cache) for cache in caches]
         with rewriter.before(node):
             (past_key, key, _), (past_value, value, _) = (write.inputs for write in writes)
-            lengths = lengths or _lengths(rewriter, past_key, writes[0].inputs[2], producer(query).inputs[1])
+            lengths = lengths or _lengths(rewriter, past_key, writes[0].inputs[2])
+            # What happens to a query or a key after its rotation happens outside of the node, which then is no place
+            # for the rotation, and none for odd sizes.
             rotations = [producer(query), producer(key)]
-            # A key that is rounded after its rotation is rotated outside of the node, and so are odd sizes.
-            rotates = producer(key).op_type == "RotaryEmbedding" and attention.head_dim % 16 == 0
-            if rotates:
+            turned: list[ir.Value | None] = [None] * 3
+            if rope and {each.op_type for each in rotations} == {"RotaryEmbedding"} and attention.head_dim % 16 == 0:
                 query, key = (rotation.inputs[0] for rotation in rotations)
                 angles[rope] = angles.get(rope) or _angles(rewriter, rotations[0], lengths[1])
+                turned = [*angles[rope]]
             mixed, *presents = rewriter.op(
                 "GroupQueryAttention",
                 *_packed([_flat(rewriter, heads) for heads in (query, key, value)]),
-                *(past_key, past_value, *lengths[:2], *(angles[rope] if rotates else [None] * 3)),
-                *[None] * 6,  # bias, sink, quantization, norms
+                *(past_key, past_value, *lengths[:2], *turned),
+                *(None, node.inputs[4] if attention.sinks else None),
+                *[None] * 4,  # quantization, norms
                 lengths[2],
                 domain="com.microsoft",
                 outputs=3,
                 num_heads=attention.num_heads,
                 kv_num_heads=attention.num_kv_heads,
                 scale=attention.softmax_scale,
-                do_rotary=int(rotates),
-                rotary_interleaved=int(rope.interleaved),
+                softcap=attention.softcap or 0.0,
+                local_window_size=attention.window or -1,
+                do_rotary=int(any(turned)),
+                rotary_interleaved=int(rope is not None and rope.interleaved),
             )
             _replace_flattened(rewriter, node, mixed)
         for write, present in zip(writes, presents, strict=True):
@@ -63,7 +70,9 @@ def lower_grouped_query_attention(rewriter: Rewriter, spec: ModelSpec) -> None:
 def _flat(rewriter: Rewriter, x: ir.Value | None) -> ir.Value:
     """[B, heads, S, D] -> [B, S, heads * D]; what was cut into heads, if nothing happened to it since."""
     transpose = producer(x)
-    if transpose.op_type == "Transpose" and producer(transpose.inputs[0]).op_type == "Reshape":
+    if transpose.op_type == "Transpose":
+        if producer(transpose.inputs[0]).op_type != "Reshape":  # a norm of each head
+            return rewriter.reshape(transpose.inputs[0], 0, 0, -1)
         (flat, _) = producer(transpose.inputs[0]).inputs
         assert flat is not None
         return flat
@@ -86,14 +95,10 @@ def _replace_flattened(rewriter: Rewriter, node: ir.Node, mixed: ir.Value) -> No
     rewriter.graph.remove([transpose, node], safe=True)
 
 
-def _lengths(
-    rewriter: Rewriter, past: ir.Value | None, cache_position: ir.Value | None, cos: ir.Value | None
-) -> list[ir.Value]:
-    """Of each row: entries after this step, less one [B]; their upper bound T; new entries [B]. All int32.
-
-    The number of new entries is that of the positions, which is what `cos` [B, S, dim / 2] has.
-    """
-    new_entries = rewriter.dimension(cos, 1)
+def _lengths(rewriter: Rewriter, past: ir.Value | None, cache_position: ir.Value | None) -> list[ir.Value]:
+    """Of each row: entries after this step, less one [B]; their upper bound T; new entries [B]. All int32."""
+    position_ids = next(value for value in rewriter.graph.inputs if value.name == "position_ids")
+    new_entries = rewriter.dimension(position_ids, 1)
     last = rewriter.op("Add", cache_position, rewriter.op("Sub", new_entries, rewriter.constant([1])))
     capacity = rewriter.op("Squeeze", rewriter.dimension(past, 2))
     per_row = rewriter.op("Expand", new_entries, rewriter.op("Shape", cache_position))
