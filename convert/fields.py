@@ -62,6 +62,13 @@ class Fields:
             raise self.error(name, "a list of strings")
         return tuple(value)
 
+    def integers(self, name: str) -> tuple[int, ...]:
+        """A list of integers; an empty one when it is absent."""
+        value = self._get(name, [])
+        if not isinstance(value, list) or not all(type(item) is int for item in value):
+            raise self.error(name, "a list of integers")
+        return tuple(value)
+
     def block(self, name: str) -> tuple[int, int]:
         """Two positive integers."""
         value = self._get(name, None)

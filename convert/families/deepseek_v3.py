@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from llmc.convert.families.family import Family, Published
+from llmc.convert.families.family import Family, published
 from llmc.convert.families.rope import rope_scaling, rope_spec, yarn_mscale
 from llmc.convert.fields import Fields
 from llmc.convert.spec import (
@@ -17,25 +18,37 @@ from llmc.convert.spec import (
     RouterSpec,
 )
 from llmc.errors import InputError
+from llmc.patterns import shown
 
 
 class DeepseekV3(Family):
     name = "deepseek_v3"
     other_names = ("kimi_k2",)
     architectures = ("DeepseekV3ForCausalLM",)
+    defaults = published(
+        max_position_embeddings=4096,
+        first_k_dense_replace=3,
+        n_group=8,
+        topk_group=4,
+        routed_scaling_factor=2.5,
+        q_lora_rank=1536,
+    )
+    expert_count = "n_routed_experts"
+
+    def mtp_layers(self, fields: Fields) -> int:
+        return deepseek_mtp_layers(fields)
+
+    def experts(self, fields: Fields) -> MixtureOfExpertsSpec:
+        """Those of a layer."""
+        return deepseek_experts(fields)
 
     def spec(self, config: dict[str, Any]) -> ModelSpec:
-        fields = Published(config)
+        fields = self.fields(config)
         self.refuse_windows(fields)
         fields.require("hidden_act", "silu", "the experts are SwiGLU")
-        fields.require("moe_layer_freq", 1, "every layer after first_k_dense_replace has experts")
-        num_layers = fields.count("num_hidden_layers")
-        num_mtp_layers = _num_mtp_layers(fields)
-        num_dense = min(fields.integer("first_k_dense_replace", 3, minimum=0), num_layers)
-        mlps: list[MLPSpec] = [DenseMLPSpec(fields.integer("intermediate_size"))] * num_dense
-        if num_layers + num_mtp_layers > num_dense:
-            mlps += [_mixture_of_experts(fields)] * (num_layers + num_mtp_layers - num_dense)
-        max_positions = fields.integer("max_position_embeddings", 4096)
+        num_layers, num_mtp_layers = fields.count("num_hidden_layers"), self.mtp_layers(fields)
+        mlps = deepseek_mlps(fields, num_layers, num_mtp_layers, self.experts)
+        max_positions = fields.integer("max_position_embeddings")
         interleaved = fields.boolean("rope_interleave", True)
         rope = rope_spec(config, fields.count("qk_rope_head_dim"), interleaved, max_positions)
         return ModelSpec(
@@ -53,11 +66,26 @@ class DeepseekV3(Family):
             eos_token_ids=fields.token_ids("eos_token_id"),
         )
 
-    def pruned_config(self, config: dict[str, Any], num_experts: int) -> dict[str, Any]:
-        return {**config, "n_routed_experts": num_experts}
+
+def deepseek_mlps(
+    fields: Fields, num_layers: int, num_mtp_layers: int, experts: Callable[[Fields], MixtureOfExpertsSpec]
+) -> list[MLPSpec]:
+    """Of all layers: dense ones first, or as `mlp_layer_types` says; MTP layers have experts."""
+    fields.require("moe_layer_freq", 1, "every layer after first_k_dense_replace has experts")
+    dense = [layer < fields.integer("first_k_dense_replace", minimum=0) for layer in range(num_layers)]
+    if fields.has("mlp_layer_types"):
+        kinds = fields.strings("mlp_layer_types")
+        if len(kinds) != num_layers or set(kinds) - {"dense", "sparse"}:
+            raise InputError(
+                f"`mlp_layer_types` must name {num_layers} layers dense or sparse, not {shown(str(kinds))}"
+            )
+        dense = [kind == "dense" for kind in kinds]
+    dense += [False] * num_mtp_layers
+    mixture = None if all(dense) else experts(fields)
+    return [DenseMLPSpec(fields.integer("intermediate_size")) if each or mixture is None else mixture for each in dense]
 
 
-def _num_mtp_layers(fields: Fields) -> int:
+def deepseek_mtp_layers(fields: Fields) -> int:
     names = ("num_nextn_predict_layers", "num_mtp_layers")  # transformers reads both
     given = [name for name in names if name in fields.config]
     return fields.count([*given, *names][0], 1, minimum=0)
@@ -74,7 +102,7 @@ def _latent_attention(fields: Fields, rope: RopeSpec) -> LatentAttentionSpec:
         softmax_scale *= mscale * mscale
     return LatentAttentionSpec(
         num_heads=fields.integer("num_attention_heads"),
-        q_lora_rank=None if fields.config.get("q_lora_rank", 0) is None else fields.integer("q_lora_rank", 1536),
+        q_lora_rank=fields.integer("q_lora_rank") if fields.has("q_lora_rank") else None,
         kv_lora_rank=fields.integer("kv_lora_rank"),
         qk_nope_head_dim=nope,
         qk_rope_head_dim=rope.dim,
@@ -85,11 +113,11 @@ def _latent_attention(fields: Fields, rope: RopeSpec) -> LatentAttentionSpec:
     )
 
 
-def _mixture_of_experts(fields: Fields) -> MixtureOfExpertsSpec:
+def deepseek_experts(fields: Fields) -> MixtureOfExpertsSpec:
     fields.require("scoring_func", "sigmoid", "DeepSeek-V3 scores experts with a sigmoid")
     fields.require("topk_method", "noaux_tc", "DeepSeek-V3 selects with a correction bias")
-    experts, groups = fields.count("n_routed_experts"), fields.integer("n_group", 8)
-    top_k, top_k_groups = fields.integer("num_experts_per_tok"), fields.integer("topk_group", 4)
+    experts, groups = fields.count("n_routed_experts"), fields.integer("n_group")
+    top_k, top_k_groups = fields.integer("num_experts_per_tok"), fields.integer("topk_group")
     if experts % groups or experts // groups < 2:
         raise InputError(f"`n_routed_experts` {experts} must give each of `n_group` {groups} groups two or more")
     if top_k_groups > groups or top_k > top_k_groups * experts // groups:
@@ -104,7 +132,7 @@ def _mixture_of_experts(fields: Fields) -> MixtureOfExpertsSpec:
             scoring="sigmoid",
             selection_bias=True,
             normalize=fields.boolean("norm_topk_prob", True),
-            scaling_factor=fields.number("routed_scaling_factor", 2.5),
+            scaling_factor=fields.number("routed_scaling_factor"),
         ),
         intermediate_size=intermediate_size,
         shared_intermediate_size=intermediate_size * fields.integer("n_shared_experts", 1, minimum=0),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmc.convert.fields import MISSING, Fields
@@ -23,19 +24,37 @@ _MODEL_ROLES: dict[str, Role] = {
 class Published(Fields):
     """config.json as an architecture reads it. A field that is absent has the default of the published class, which is
     transformers' (their values stand in the families); one that is null does not: to that class null is another value.
+
+    Attributes:
+        defaults: those that are not read together with one; `config` has them where it has nothing else
     """
 
+    def __init__(self, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+        super().__init__({**defaults, **config})
+        self.defaults = defaults
+
     def _get(self, name: str, default: Any) -> Any:
-        if default and default is not MISSING and name in self.config and self.config[name] is None:
-            raise InputError(f"`{name}` is null; give it a value, or leave it out for the usual {default!r}")
+        usual = self.defaults.get(name, None if default is MISSING else default)
+        if usual and name in self.config and self.config[name] is None:
+            raise InputError(f"`{name}` is null; give it a value, or leave it out for the usual {usual!r}")
         return super()._get(name, default)
+
+
+def published(base: Mapping[str, Any] | None = None, **fields: Any) -> Mapping[str, Any]:
+    """Values that a published class has for fields that config.json leaves out: those of another, and its own."""
+    return {**(base or {}), **fields}
 
 
 class Family(ABC):
     name: str  # config.json's `model_type`
     other_names: tuple[str, ...] = ()  # that checkpoints of the same architecture give it, with code of their own
     architectures: tuple[str, ...]  # config.json's `architectures`
+    defaults: Mapping[str, Any] = published()  # where config.json does not say
     stored_names = StoredNames()  # how its checkpoints name tensors, where that is not as we do
+    aliases: Mapping[str, str] = (
+        published()
+    )  # fields by the names that they have in other versions of the published class
+    expert_count: str | None = None  # the field of config.json that counts experts
 
     @abstractmethod
     def spec(self, config: dict[str, Any]) -> ModelSpec:
@@ -43,14 +62,14 @@ class Family(ABC):
 
     def refuse_windows(self, fields: Fields) -> None:
         """InputError where a layer attends to the last tokens only."""
-        self._refuse_layer_types(fields)
+        self.refuse_layer_types(fields)
         if fields.has("sliding_window"):
             window, name = fields.config["sliding_window"], self.architectures[0]
             raise InputError(
                 f"`sliding_window` is {window!r}, which {name} does not have; make it null if there is no window"
             )
 
-    def _refuse_layer_types(self, fields: Fields) -> None:
+    def refuse_layer_types(self, fields: Fields) -> None:
         if fields.has("layer_types"):
             for layer, kind in enumerate(fields.strings("layer_types")):
                 if kind != "full_attention":
@@ -96,6 +115,10 @@ class Family(ABC):
             return None
         return embedding if match[2] == "embed_tokens" else head
 
+    def notes(self, config: dict[str, Any]) -> list[str]:
+        """Lines for whoever plans a build: what of this model is not done, or kept as it is."""
+        return []
+
     def native_config(self, config: dict[str, Any]) -> dict[str, Any]:
         """config.json by which transformers and vLLM find the architecture in themselves.
 
@@ -108,4 +131,29 @@ class Family(ABC):
 
     def pruned_config(self, config: dict[str, Any], num_experts: int) -> dict[str, Any]:
         """config.json after pruning to `num_experts` routed experts in every layer."""
-        raise InputError(f"the {self.name} family has no experts to prune; remove `prune` from the recipe")
+        if self.expert_count is None:
+            raise InputError(f"the {self.name} family has no experts to prune; remove `prune` from the recipe")
+        names = [name for name, ours in self.aliases.items() if ours == self.expert_count and name in config]
+        return {**config, **dict.fromkeys(names or [self.expert_count], num_experts)}
+
+    def fields(self, config: dict[str, Any]) -> Published:
+        """config.json under the names that are read here, with the defaults of the published class."""
+        return Published({self.aliases.get(name, name): config[name] for name in config}, self.defaults)
+
+
+def windows_of(fields: Fields, kinds: Sequence[str], num_layers: int) -> list[int | None]:
+    """How far each layer sees, by its `layer_types`, or by `kinds` where config.json has none; None: as far as there is
+    text, also where the window is no smaller than the context.
+    """
+    if fields.has("layer_types"):
+        kinds = fields.strings("layer_types")
+    window = fields.integer("sliding_window") if "sliding_attention" in kinds else None
+    if window is not None and window >= fields.integer("max_position_embeddings"):
+        window = None
+    known = {"full_attention": None, "sliding_attention": window}
+    for layer, kind in enumerate(kinds):
+        if kind not in known:
+            raise InputError(f"`layer_types` makes layer {layer} {kind!r}; supported: {', '.join(known)}")
+    if len(kinds) > num_layers or len(kinds) < fields.integer("num_hidden_layers"):
+        raise InputError(f"`layer_types` has {len(kinds)} entries, and the model {num_layers} layers")
+    return [known[kind] for kind in kinds] + [None] * (num_layers - len(kinds))

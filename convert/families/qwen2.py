@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from llmc.convert.families.family import published, windows_of
 from llmc.convert.families.llama import Llama
 from llmc.convert.fields import Fields
-from llmc.errors import InputError
 
 
 class Qwen2(Llama):
     name = "qwen2"
     architectures = ("Qwen2ForCausalLM",)
-
-    max_positions = 32768
-    num_kv_heads = 32
+    defaults = published(max_position_embeddings=32768, num_key_value_heads=32, sliding_window=4096)
 
     def biases(self, fields: Fields) -> tuple[bool, bool]:
         return True, False
 
-    def refuse_windows(self, fields: Fields) -> None:
+    def windows(self, fields: Fields, num_layers: int) -> Sequence[int | None]:
         """Layers from `max_window_layers` on have a window, unless `layer_types` says which have."""
-        self._refuse_layer_types(fields)
-        windows = fields.boolean("use_sliding_window", False) and fields.config.get("sliding_window", 4096) is not None
-        if windows and not fields.has("layer_types"):
-            full_layers = fields.integer("max_window_layers", 28, minimum=0)
-            if full_layers < fields.integer("num_hidden_layers"):
-                raise InputError("`use_sliding_window` is true, but sliding-window attention is not supported")
+        slides = fields.boolean("use_sliding_window", False) and fields.has("sliding_window")
+        if not slides:
+            self.refuse_layer_types(fields)
+        full = fields.integer("max_window_layers", 28, minimum=0) if slides else num_layers
+        kinds = ["full_attention" if layer < full else "sliding_attention" for layer in range(num_layers)]
+        return windows_of(fields, kinds, num_layers)
 
 
 FAMILY = Qwen2()

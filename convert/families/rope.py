@@ -8,6 +8,7 @@ position 100,000 depends on the last bit of a frequency.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,8 +24,6 @@ def rope_spec(config: dict[str, Any], dim: int, interleaved: bool, max_positions
     theta = (scaling if scaling.has("rope_theta") else Fields(config)).number("rope_theta", 10000.0)
     if theta <= 1:
         raise InputError(f"`rope_theta` must be above 1, not {theta}")
-    for fields in (scaling, Fields(config)):
-        fields.require("partial_rotary_factor", 1.0, "all channels of a head are rotated")
     periods = theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
     frequencies, attention_factor = 1.0 / periods, 1.0
     if kind == "linear":
@@ -36,6 +35,23 @@ def rope_spec(config: dict[str, Any], dim: int, interleaved: bool, max_positions
     elif kind != "default":
         raise InputError(f"`{scaling.prefix}rope_type` is {kind!r}; supported: default, linear, llama3, yarn")
     return RopeSpec(dim, theta, interleaved, tuple(frequencies.tolist()), attention_factor)
+
+
+def rope_of_layers(fields: Fields, kind: str, dim: int, thetas: Mapping[str, float]) -> RopeSpec:
+    """The rotation of the layers of one kind of `layer_types`, where kinds rotate differently.
+
+    transformers 5 has `rope_parameters` for each kind. Before, those that see all had `rope_theta` and `rope_scaling`,
+    and those with a window `rope_local_base_freq` and no scaling.
+    """
+    nested = fields.mapping("rope_parameters").mapping(kind)
+    config: dict[str, Any] = {"rope_theta": thetas[kind]}
+    if nested.config:
+        config |= {"rope_parameters": nested.config}
+    elif kind == "full_attention":
+        config |= {name: fields.config[name] for name in ("rope_theta", "rope_scaling") if fields.has(name)}
+    elif fields.has("rope_local_base_freq"):
+        config["rope_theta"] = fields.number("rope_local_base_freq")
+    return rope_spec(config, dim, False, fields.integer("max_position_embeddings"))
 
 
 def rope_scaling(config: dict[str, Any]) -> tuple[Fields, str]:

@@ -160,7 +160,6 @@ REFUSED = {
     "partial": (LLAMA, {"partial_rotary_factor": 0.5}, "`partial_rotary_factor` is 0.5"),
     "mlp bias": (LLAMA, {"mlp_bias": True}, "`mlp_bias` is True"),
     "heads": (LLAMA, {"num_key_value_heads": 3}, "is no multiple of `num_key_value_heads` 3"),
-    "window": (QWEN2, {"use_sliding_window": True, "max_window_layers": 1}, "`use_sliding_window` is true"),
 }
 
 

@@ -172,18 +172,7 @@ def test_the_outer_original_length_wins_as_in_transformers() -> None:
 
 SLIDING = ["full_attention", "sliding_attention"]
 WINDOWS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
-    "qwen2, layer_types": (
-        QWEN2,
-        {"layer_types": SLIDING, "use_sliding_window": True, "max_window_layers": 2},
-        "`layer_types` makes layer 1 'sliding_attention'",
-    ),
     "qwen2, no window": (QWEN2, {"layer_types": SLIDING}, "`layer_types` makes layer 1"),
-    "qwen2, from a layer on": (QWEN2, {"use_sliding_window": True, "max_window_layers": 1}, "`use_sliding_window`"),
-    "qwen2, default window": (
-        {key: value for key, value in QWEN2.items() if key != "sliding_window"},
-        {"use_sliding_window": True, "max_window_layers": 0},
-        "`use_sliding_window`",
-    ),
     "qwen2, list of numbers": (QWEN2, {"layer_types": [1, 2]}, "`layer_types` must be a list of strings"),
     "llama, layer_types": (LLAMA, {"layer_types": SLIDING}, "`layer_types` makes layer 1"),
     "llama, as mistral": (LLAMA, {"sliding_window": 4096}, "`sliding_window` is 4096"),
@@ -197,6 +186,25 @@ def test_windows_are_refused_by_field(name: str) -> None:
     with pytest.raises(InputError) as caught:
         spec_of(config | changes)
     assert said in str(caught.value)
+
+
+WINDOWED: dict[str, dict[str, Any]] = {
+    "layer_types": {"layer_types": SLIDING, "use_sliding_window": True, "max_window_layers": 2},
+    "from a layer on": {"use_sliding_window": True, "max_window_layers": 1},
+    "of the context": {"use_sliding_window": True, "max_window_layers": 1, "sliding_window": 256},
+    "default window": {"use_sliding_window": True, "max_window_layers": 0, "max_position_embeddings": 8192},
+}
+
+
+@pytest.mark.parametrize("name", WINDOWED)
+def test_windows_are_those_of_the_published_class(name: str) -> None:
+    config = {key: value for key, value in (QWEN2 | WINDOWED[name]).items() if key != "model_type"}
+    if name == "default window":
+        del config["sliding_window"]
+    published = AutoConfig.for_model("qwen2", **config)
+    window = published.sliding_window if published.sliding_window < published.max_position_embeddings else None
+    expected = [window if kind == "sliding_attention" else None for kind in published.layer_types]
+    assert [attention.window for attention in spec_of(config | {"model_type": "qwen2"}).attentions] == expected
 
 
 @pytest.mark.parametrize(
