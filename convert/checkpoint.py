@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from llmc.convert import copies
-from llmc.convert.families import family_of
+from llmc.convert.families import families, family_of
 from llmc.convert.families.family import Family
 from llmc.convert.fields import Fields
 from llmc.convert.folder import INDEX_LIMIT, read_json, require_sidecars
@@ -33,6 +33,7 @@ from llmc.convert.quantization_config import QUANTIZE_CONFIG, with_quantization_
 from llmc.convert.quantized_weight import Activations, QuantizedWeight, QuantSpec
 from llmc.convert.safetensors_file import StoredTensor, read_header
 from llmc.convert.spec import CACHE_SCALES, ModelSpec, Role
+from llmc.convert.stored_names import StoredNames
 from llmc.convert.tensor_names import TensorName, module_of, part_of
 from llmc.errors import InputError
 from llmc.file_names import is_bare_file_name
@@ -52,6 +53,7 @@ _SIDECARS = (
     "vocab.*",
     "merges.txt",
     "chat_template.*",
+    "*processor_config.json",
     "additional_chat_templates/*.jinja",
     "LICENSE*",
 )
@@ -62,6 +64,7 @@ class Checkpoint:
     path: Path
     config: dict[str, Any]
     family: Family
+    stored_names: StoredNames  # the family's, in this checkpoint's spelling
     spec: ModelSpec
     shards: tuple[Path, ...]
     _stored: dict[str, StoredTensor]  # by our names, in file order
@@ -89,11 +92,12 @@ class Checkpoint:
         refuse_folder_above(path, names_in(path))
         config = with_quantization_config(path, read_json(path / "config.json"))
         try:
-            refuse_other_tasks(config)
+            refuse_other_tasks(config, families.all.values())
             family = family_of(config)
             spec = family.spec(config)
-            known_formats = formats(config)
-            spec = replace(spec, fp8_cache=has_fp8_cache(config))
+            text = family.text_config(config)
+            known_formats = formats(text)
+            spec = replace(spec, fp8_cache=has_fp8_cache(text))
         except InputError as error:
             raise InputError(f"{path / 'config.json'}: {error}") from error
         if (path / "generation_config.json").exists():  # chat models list their end-of-turn tokens only there
@@ -104,14 +108,15 @@ class Checkpoint:
                 raise InputError(f"{file}: {str(error).removeprefix(f'{file}: ')}") from error
             spec = replace(spec, eos_token_ids=ends or spec.eos_token_ids)
         headers = _read_headers(path)
-        stored = family.stored_names.read(headers, spec)
+        stored_names = family.stored_names.spelled_as(headers)
+        stored = stored_names.read(headers, spec)
         parts: dict[str, dict[str, StoredTensor]] = {}
         of_formats = part_names()
         for name, tensor in stored.items():
             part = part_of(name)
             parts.setdefault(f"{module_of(name)}.weight" if part in of_formats else name, {})[part] = tensor
         shards = tuple(sorted({tensor.file for tensor in headers.values()}))
-        checkpoint = cls(path, config, family, spec, shards, stored, parts, known_formats)
+        checkpoint = cls(path, config, family, stored_names, spec, shards, stored, parts, known_formats)
         require_sidecars(
             path, (file for file in checkpoint.files() if file not in shards and file.name not in REWRITTEN)
         )
@@ -218,13 +223,13 @@ class Checkpoint:
 
     def _its_name(self, name: str) -> str:
         """What a tensor is called in this checkpoint, for people."""
-        return self.family.stored_names.stored(name)
+        return self.stored_names.stored(name)
 
     def format_of(self, name: str) -> Format | None:
         """The format that a quantized tensor is stored in, by its logical name; None: it is stored plain."""
         parts = self._parts.get(name, {})
         for known in self._formats:
-            if known.key in parts and known.matches(self.family.stored_names.stored_module(module_of(name))):
+            if known.key in parts and known.matches(self.stored_names.stored_module(module_of(name))):
                 return known
         if extra := sorted(parts.keys() & part_names() - {"weight"}):
             raise InputError(

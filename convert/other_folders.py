@@ -6,11 +6,14 @@ Names are all that is needed, so that a model on a hub is refused before anythin
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmc.errors import InputError
+
+if TYPE_CHECKING:
+    from llmc.convert.families.family import Family
 
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -78,10 +81,12 @@ def refuse_other_kinds(where: str, names: Collection[str]) -> None:
         raise InputError(f"{where}: {kind}")
 
 
-def refuse_other_tasks(config: dict[str, Any]) -> None:
-    """InputError for a config.json of something else than a language model that continues text."""
+def refuse_other_tasks(config: dict[str, Any], known: Iterable[Family]) -> None:
+    """InputError for a config.json of something else than a model that continues text."""
     named = config.get("architectures")
     if not isinstance(named, list) or not named or any(str(name).endswith("ForCausalLM") for name in named):
+        return
+    if any(name in family.architectures for family in known for name in named):
         return
     kind = f"{', '.join(map(str, named))[:80]!r} (`architectures`) "
     if config.get("is_encoder_decoder"):

@@ -28,6 +28,9 @@ class StoredNames:
         renamed: (stored, ours): dotted pieces of names, replaced in this order wherever they occur
         joined: by our name of the block and the stored projection, whose rows lie one below the other in it:
             {"self_attn.qkv_proj": ("q_proj", "k_proj", "v_proj")}; of "mlp.experts" in a stack
+        prefixes: how the names of a language model inside a larger one begin, in one or more spellings, each of them
+            pairs (stored, ours)
+        kept: beginnings of the names of tensors outside of the language model
         stacked: whether plain experts are stored as one tensor [E, rows, columns] per projection; quantized ones are
             not: no format has a stack of them
     """
@@ -35,6 +38,16 @@ class StoredNames:
     renamed: tuple[tuple[str, str], ...] = ()
     joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     stacked: bool = False
+    prefixes: tuple[tuple[tuple[str, str], ...], ...] = ()
+    kept: tuple[str, ...] = ()
+
+    def spelled_as(self, names: Iterable[str]) -> StoredNames:
+        """The same, with the one of its spellings that these names have most of."""
+        if len(self.prefixes) < 2:
+            return self
+        names = [*names]
+        counts = [sum(name.startswith(spelling[0][0]) for name in names) for spelling in self.prefixes]
+        return replace(self, prefixes=(self.prefixes[counts.index(max(counts))],))
 
     # Reading -----------------------------------------------------------------------------------------------------
 
@@ -44,7 +57,11 @@ class StoredNames:
             return dict(tensors)
         found: dict[str, StoredTensor] = {}
         for stored, tensor in tensors.items():
-            for name, part in self._parts(TensorName.parse(_replaced(stored, self.renamed)), tensor, spec):
+            if stored.startswith(self.kept):
+                found[stored] = tensor
+                continue
+            ours = _replaced(_with_prefix(stored, self._prefixes), self.renamed)
+            for name, part in self._parts(TensorName.parse(ours), tensor, spec):
                 if (other := found.setdefault(str(name), part)) is not part:
                     raise InputError(f"{tensor.file}: {tensor.name} and {other.name} are the same tensor of the model")
         return found
@@ -74,7 +91,15 @@ class StoredNames:
 
     def stored(self, name: str) -> str:
         """The name that the family's checkpoints have for a tensor, or a module, of ours."""
-        return _replaced(name, [(ours, stored) for stored, ours in reversed(self.renamed)]) if self.renamed else name
+        if name.startswith(self.kept):
+            return name
+        if self.renamed:
+            name = _replaced(name, [(ours, stored) for stored, ours in reversed(self.renamed)])
+        return _with_prefix(name, [(ours, stored) for stored, ours in self._prefixes])
+
+    @property
+    def _prefixes(self) -> Sequence[tuple[str, str]]:
+        return self.prefixes[0] if self.prefixes else ()
 
     def joined_module(self, module: ModuleName) -> tuple[ModuleName, tuple[ModuleName, ...]]:
         """The one, still by our names, in whose tensors a module is stored, and all that lie there."""
@@ -99,6 +124,15 @@ class StoredNames:
 
 def _key(module: ModuleName) -> str:
     return f"{module.block}.{module.projection}"
+
+
+def _with_prefix(name: str, pairs: Sequence[tuple[str, str]]) -> str:
+    """A name, of a tensor or a module, that begins otherwise."""
+    dotted = f"{name}."
+    for before, after in pairs:
+        if dotted.startswith(before):
+            return (after + dotted.removeprefix(before))[:-1]
+    return name
 
 
 def _replaced(name: str, pairs: Sequence[tuple[str, str]]) -> str:

@@ -137,11 +137,11 @@ def _refuse_unlike_experts(checkpoint: Checkpoint, assigned: dict[str, Assignmen
 
 def _refuse_unlike_rows(checkpoint: Checkpoint, assigned: dict[str, Assignment]) -> None:
     """What the family's checkpoints store as one matrix has one scheme, with scales that belong to rows of it."""
-    for module in linear_modules(checkpoint) if checkpoint.family.stored_names.joined else ():
-        whole, members = checkpoint.family.stored_names.joined_module(ModuleName.parse(module))
+    for module in linear_modules(checkpoint) if checkpoint.stored_names.joined else ():
+        whole, members = checkpoint.stored_names.joined_module(ModuleName.parse(module))
         if len(members) == 1:
             continue
-        stored = checkpoint.family.stored_names.stored(str(whole))
+        stored = checkpoint.stored_names.stored(str(whole))
         given = [assigned.get(str(member)) for member in members]
         names = {one.scheme.name if one else "as it is" for one in given}
         if len(names) > 1:

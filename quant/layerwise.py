@@ -124,7 +124,7 @@ class _Pass:
         self.checkpoint, self.spec, self.layout = checkpoint, checkpoint.spec, layout(options.layout)
         self.fp8_cache = options.fp8_cache and not self.spec.fp8_cache  # a checkpoint that has scales keeps them
         check_layout(rules, self.layout, options.fp8_cache)
-        if self.layout.name == "gptq" and checkpoint.family.stored_names.joined:
+        if self.layout.name == "gptq" and checkpoint.stored_names.joined:
             raise InputError(
                 f"layout gptq: {checkpoint.family.name} stores several modules as one, which is not read back from it; "
                 f"use layout {DEFAULT_LAYOUT}"
@@ -429,7 +429,7 @@ class _Pass:
             config = self.checkpoint.family.pruned_config(config, experts)
         fp8_cache = self.options.fp8_cache or self.spec.fp8_cache
         if schemes or fp8_cache:
-            stored = self.checkpoint.family.stored_names.stored_module
+            stored = self.checkpoint.stored_names.stored_module
             modules = dict.fromkeys(map(stored, self._surviving_modules(result)))
             named = {stored(module): scheme(name) for module, name in schemes.items()}
             config["quantization_config"] = self.layout.config(named, modules, fp8_cache)

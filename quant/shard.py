@@ -39,7 +39,7 @@ def write_ends(checkpoint: Checkpoint, path: Path) -> None:
         for name in map(str, checkpoint.names_of(None)):
             codes = checkpoint.quantized_tensor(name)
             tensor = codes.dequantize(torch.bfloat16) if codes else checkpoint.stored(name).read()
-            writer.add(checkpoint.family.stored_names.stored(name), tensor)
+            writer.add(checkpoint.stored_names.stored(name), tensor)
 
 
 def write_layer(
@@ -67,7 +67,7 @@ def write_layer(
 
         def add(tensors: dict[str, torch.Tensor]) -> None:
             for name, tensor in tensors.items():
-                writer.add(checkpoint.family.stored_names.stored(name), tensor)
+                writer.add(checkpoint.stored_names.stored(name), tensor)
 
         experts: dict[TensorName, list[TensorName]] = {}
         done: set[TensorName] = set()
@@ -102,7 +102,7 @@ class _LayerShard:
 
     def members(self, name: TensorName) -> list[TensorName]:
         """All tensors that are stored as one with this one."""
-        _, modules = self.checkpoint.family.stored_names.joined_module(name.module)
+        _, modules = self.checkpoint.stored_names.joined_module(name.module)
         return [each for module in modules if str(each := TensorName(module, name.part)) in self.checkpoint]
 
     def renumbered(self, name: TensorName) -> TensorName | None:
@@ -132,7 +132,7 @@ class _LayerShard:
 
     def tensors(self, names: list[TensorName]) -> dict[str, torch.Tensor]:
         """What is stored for these, which are stored as one."""
-        first, stored_names = names[0], self.checkpoint.family.stored_names
+        first, stored_names = names[0], self.checkpoint.stored_names
         module = stored_names.joined_module(first.module)[0]
         weights = [weight for name in names if (weight := self.weight(name)) is not None]
         if not weights:
@@ -153,7 +153,7 @@ class _LayerShard:
     def of_experts(self, experts: dict[TensorName, list[TensorName]]) -> Iterator[dict[str, torch.Tensor]]:
         """Tensors of routed experts, all of one projection behind one another."""
         ordered = sorted(experts.items(), key=lambda item: str(item[0]))
-        names = self.checkpoint.family.stored_names
+        names = self.checkpoint.stored_names
         if experts and names.stacked and all(self.weight(members[0]) is None for members in experts.values()):
             yield from self._stacks(experts)
             return
@@ -167,7 +167,7 @@ class _LayerShard:
         """One tensor [E, rows, columns] for each stored projection, [E, rows] for its bias."""
         for part in sorted({name.part for name in experts}):
             mine = {name.module.projection: name for name in experts if name.part == part}
-            for projection, members in self.checkpoint.family.stored_names.stacks(mine).items():
+            for projection, members in self.checkpoint.stored_names.stacks(mine).items():
                 names = [mine[member] for member in members]
                 columns = [sorted(experts[name], key=lambda each: each.module.expert or 0) for name in names]
                 rows = [torch.cat([self.plain(each) for each in one]) for one in zip(*columns, strict=True)]

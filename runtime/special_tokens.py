@@ -56,7 +56,10 @@ def end_token_ids(origin: Origin) -> list[list[int]]:
     """`eos_token_id` of generation_config.json and of config.json; empty where one names none."""
     found = []
     for name in ("generation_config.json", "config.json"):
-        value = read_json(origin, name, _MOST_BYTES).get("eos_token_id")
+        said = read_json(origin, name, _MOST_BYTES)
+        parts = [said, *(said.get(part) for part in ("text_config", "llm_config"))]  # models that see name them inside
+        values = (part.get("eos_token_id") for part in parts if isinstance(part, dict))
+        value = next((each for each in values if each is not None), None)
         ids = value if isinstance(value, list) else [value]
         found.append([token for token in ids if type(token) is int])
     return found

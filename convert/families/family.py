@@ -115,6 +115,10 @@ class Family(ABC):
             return None
         return embedding if match[2] == "embed_tokens" else head
 
+    def text_config(self, config: dict[str, Any]) -> dict[str, Any]:
+        """What config.json says of the language model, and of how it is stored."""
+        return config
+
     def notes(self, config: dict[str, Any]) -> list[str]:
         """Lines for whoever plans a build: what of this model is not done, or kept as it is."""
         return []

@@ -7,15 +7,20 @@ from collections.abc import Iterable
 
 
 def patterns(modules: Iterable[str]) -> list[str]:
-    """Regular expressions for module names, one per kind of module, with its layers listed and experts left open."""
-    layers: dict[str, set[int]] = {}
+    """Regular expressions for module names, one per kind of module, with its layers listed and experts left open.
+
+    What lies in front of `layers` is left open: programs that load a checkpoint move it about. But layers of a language
+    model inside a larger one are not those of its vision tower.
+    """
+    layers: dict[tuple[str, str], set[int]] = {}
     for module in modules:
-        match = re.fullmatch(r"(?:.*\.)?layers\.(\d+)\.(.+)", module)
+        match = re.fullmatch(r"(.*\.)?layers\.(\d+)\.(.+)", module)
         assert match, module
-        kind = re.sub(r"\.experts\.\d+\.", ".experts.*.", match[2])
-        layers.setdefault(kind, set()).add(int(match[1]))
+        kind = re.sub(r"\.experts\.\d+\.", ".experts.*.", match[3])
+        where = r".*language_model\..*" if "language_model." in (match[1] or "") else ".*"
+        layers.setdefault((where, kind), set()).add(int(match[2]))
     result = []
-    for kind, numbers in layers.items():
+    for (where, kind), numbers in layers.items():
         inside = re.escape(kind).replace(r"\.experts\.\*\.", r"\.experts\.\d+\.")
-        result.append(rf".*layers\.({'|'.join(map(str, sorted(numbers)))})\.{inside}$")
+        result.append(rf"{where}layers\.({'|'.join(map(str, sorted(numbers)))})\.{inside}$")
     return result
