@@ -7,12 +7,13 @@ from typing import Any
 
 from llmc.errors import InputError
 from llmc.runtime.confined import Confined
-from llmc.runtime.origin import Origin, names, read, where
+from llmc.runtime.origin import Origin, names, read, read_json, where
 from llmc.runtime.prefill import cut, opened
 from llmc.runtime.special_tokens import special_tokens, tokenizer_config
 
 Message = Mapping[str, Any]
 _TEMPLATE, _MORE_TEMPLATES = "chat_template.jinja", "additional_chat_templates"
+_OLDER = "chat_template.json"  # what processors wrote once: an object with the one key `chat_template`
 _DEFAULT, _FOR_TOOLS = "default", "tool_use"
 _MOST_BYTES = 1 << 20  # of a template
 _process = Confined(seconds=2, memory=1 << 29)
@@ -85,7 +86,7 @@ class ChatTemplate:
 
 
 def _templates(origin: Origin) -> dict[str, str]:
-    """Name → text: from files of their own or, where there are none, the tokenizer's configuration."""
+    """Name → text: from files of their own, else the configuration of the tokenizer, else what a processor left."""
     more = [file for file in names(origin, _MORE_TEMPLATES) if file.endswith(".jinja")]
     files = {file.removeprefix(f"{_MORE_TEMPLATES}/").removesuffix(".jinja"): file for file in more}
     files[_DEFAULT] = _TEMPLATE
@@ -93,6 +94,8 @@ def _templates(origin: Origin) -> dict[str, str]:
     found: Any = {name: source for name, source in written.items() if source is not None}
     if not found:
         found = tokenizer_config(origin).get("chat_template")
+    if not found:
+        found = read_json(origin, _OLDER, _MOST_BYTES).get("chat_template")
     if isinstance(found, list):
         found = {str(each.get("name")): each.get("template") for each in found if isinstance(each, dict)}
     named = found if isinstance(found, dict) else {_DEFAULT: found}

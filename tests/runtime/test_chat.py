@@ -151,6 +151,21 @@ def test_of_several_templates_the_one_for_tools_is_used_with_tools(
     assert expected.startswith("default" if tools is None else "tools") and template.source == "default"
 
 
+def test_the_template_of_an_older_processor_is_used_where_there_is_no_other(directory: Path) -> None:
+    (directory / "chat_template.json").write_text(json.dumps({"chat_template": "{{ messages[0].content }}!"}))
+    assert ChatTemplate(directory).render(MESSAGES) == "Be brief.  !"
+    assert ChatTemplate(with_template(directory, "of the tokenizer")).render(MESSAGES) == "of the tokenizer"
+    (directory / "chat_template.jinja").write_text("of a file")
+    assert ChatTemplate(directory).render(MESSAGES) == "of a file"
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"chat_template": 3}'])
+def test_the_file_of_an_older_processor_that_holds_no_template(directory: Path, content: str) -> None:
+    (directory / "chat_template.json").write_text(content)
+    with pytest.raises(InputError, match=r"chat_template\.json: broken|has no chat template"):
+        ChatTemplate(directory)
+
+
 def test_templates_that_nobody_asks_for_are_not_compiled(directory: Path) -> None:
     """Each may take seconds, and a configuration has room for thousands."""
     others = [{"name": f"other{number}", "template": "{{ broken"} for number in range(3)]
