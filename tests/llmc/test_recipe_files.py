@@ -8,17 +8,21 @@ from pathlib import Path
 import pytest
 import yaml
 from support.headers_only import headers_only
+from support.model_lines import published_config
 
 from llmc.job import plan
 from llmc.recipe import read_recipe, shipped
 from llmc.recipe_files import new_recipe
 
-CONFIGS = Path(__file__).parents[1] / "data/configs"
+CONFIGS = {  # of what the shipped recipes are for
+    "deepseek-v3": "deepseek-ai--DeepSeek-V3",
+    "llama-3.1-8b": "meta-llama--Meta-Llama-3.1-8B",
+    "r1-distill-qwen-7b": "deepseek-ai--DeepSeek-R1-Distill-Qwen-7B",
+}
 
 
 def planned(folder: Path, name: str, tokenizer: Path, **changes: object) -> Path:
-    config = json.loads((CONFIGS / f"{name}.json").read_text())
-    return headers_only(folder / "model", config | changes, tokenizer)
+    return headers_only(folder / "model", published_config(CONFIGS[name]) | changes, tokenizer)
 
 
 @pytest.mark.parametrize("name", ["deepseek-v3", "llama-3.1-8b", "r1-distill-qwen-7b", "quickstart"])
