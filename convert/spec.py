@@ -176,6 +176,8 @@ class GroupedQueryAttentionSpec:
         window: how many tokens, itself included, a token sees; None: all before it
         softcap: scores become `softcap * tanh(score / softcap)` (Gemma 2)
         sinks: whether every head has a score of its own, `sinks`, for a token that has no value (gpt-oss)
+        value_dim: channels of a head's value, where those are not `head_dim` (MiMo-V2)
+        value_scale: multiplies values
     """
 
     num_heads: int
@@ -190,23 +192,33 @@ class GroupedQueryAttentionSpec:
     softcap: float | None = None
     sinks: bool = False
     query_scaling: QueryScalingSpec | None = None
+    value_dim: int | None = None
+    value_scale: float = 1.0
+
+    @property
+    def value_size(self) -> int:
+        """Channels of a head's value."""
+        return self.value_dim or self.head_dim
 
     @property
     def output_size(self) -> int:
         """How many channels `o_proj` reads."""
-        return self.num_heads * self.head_dim
+        return self.num_heads * self.value_size
 
     def cache_entry(self) -> dict[str, tuple[int, int]]:
         """What is cached per token: kind → (heads, channels)."""
-        return dict.fromkeys(("key", "value"), (self.num_kv_heads, self.head_dim))
+        return {"key": (self.num_kv_heads, self.head_dim), "value": (self.num_kv_heads, self.value_size)}
 
     def modules(self, hidden_size: int) -> dict[str, ModuleSpec]:
         """What has weights, by its name in `self_attn`."""
-        key = LinearSpec(self.num_kv_heads * self.head_dim, hidden_size, self.qkv_bias, reads_block=True)
+        key, value = (
+            LinearSpec(self.num_kv_heads * channels, hidden_size, self.qkv_bias, reads_block=True)
+            for channels in (self.head_dim, self.value_size)
+        )
         found: dict[str, ModuleSpec] = {
-            "q_proj": LinearSpec(self.output_size, hidden_size, self.qkv_bias, reads_block=True),
+            "q_proj": LinearSpec(self.num_heads * self.head_dim, hidden_size, self.qkv_bias, reads_block=True),
             "k_proj": key,
-            "v_proj": key,
+            "v_proj": value,
             "o_proj": LinearSpec(hidden_size, self.output_size, self.output_bias),
         }
         if norm := self.qk_norm:

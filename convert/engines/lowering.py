@@ -14,7 +14,8 @@ from llmc.convert.engines.weights import EngineWeights, in_groups
 from llmc.convert.engines.windows import add_window
 from llmc.convert.graph.builder import DOMAIN
 from llmc.convert.graph.rewrite import Rewriter, layer_of, producer, weight_of
-from llmc.convert.spec import LatentAttentionSpec, ModelSpec
+from llmc.convert.spec import GroupedQueryAttentionSpec, LatentAttentionSpec, ModelSpec
+from llmc.errors import InputError
 
 
 def lower(
@@ -49,6 +50,10 @@ def lower(
             latent_attention_plugin(b, node, attention, dtype, plugins)
         else:
             latent_attention(b, node, attention, phases)
+    for node in b.nodes("Attention"):
+        grouped = spec.attentions[layer_of(node)]
+        if isinstance(grouped, GroupedQueryAttentionSpec) and grouped.value_size != grouped.head_dim:
+            _widen_values(b, node, grouped)
     rounding = b.nodes("RoundActivations", DOMAIN)  # the compiler wants scales to be constants
     rounding += [
         node
@@ -68,6 +73,21 @@ def lower(
             mixture_of_experts(b, node, weights, phases, batch)
     weights.decode()
     b.clean()
+
+
+def _widen_values(b: Rewriter, node: ir.Node, attention: GroupedQueryAttentionSpec) -> None:
+    """TensorRT has kernels for values as wide as keys: zeros are added, and cut off again."""
+    more = attention.head_dim - attention.value_size
+    if more < 0:
+        raise InputError(f"TensorRT has no attention with values of {attention.value_size} channels and narrower keys")
+    with b.before(node):
+        node.replace_input_with(2, b.op("Pad", node.inputs[2], b.constant([0, 0, 0, 0, 0, 0, 0, more])))
+    (wide,) = node.outputs
+    uses = list(wide.uses())
+    with b.before(min((use.node for use in uses), key=list(b.graph).index)):
+        cut = b.op("Slice", wide, b.constant([0]), b.constant([attention.value_size]), b.constant([3]))
+    for user, place in uses:
+        user.replace_input_with(place, cut)
 
 
 def allow_decomposition(model: ir.Model) -> None:

@@ -72,7 +72,7 @@ def deepseek_mlps(
 ) -> list[MLPSpec]:
     """Of all layers: dense ones first, or as `mlp_layer_types` says; MTP layers have experts."""
     fields.require("moe_layer_freq", 1, "every layer after first_k_dense_replace has experts")
-    dense = [layer < fields.integer("first_k_dense_replace", minimum=0) for layer in range(num_layers)]
+    dense = [layer < fields.integer("first_k_dense_replace", 0, minimum=0) for layer in range(num_layers)]
     if fields.has("mlp_layer_types"):
         kinds = fields.strings("mlp_layer_types")
         if len(kinds) != num_layers or set(kinds) - {"dense", "sparse"}:

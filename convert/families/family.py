@@ -50,6 +50,7 @@ class Family(ABC):
     other_names: tuple[str, ...] = ()  # that checkpoints of the same architecture give it, with code of their own
     architectures: tuple[str, ...]  # config.json's `architectures`
     defaults: Mapping[str, Any] = published()  # where config.json does not say
+    kept_role: Role = "vision"  # of tensors that are kept as they are
     stored_names = StoredNames()  # how its checkpoints name tensors, where that is not as we do
     aliases: Mapping[str, str] = (
         published()
@@ -79,6 +80,8 @@ class Family(ABC):
         """The role of a tensor: `spec` tells which layers are MTP layers."""
         if weight_name in _MODEL_ROLES:
             return _MODEL_ROLES[weight_name]
+        if weight_name.startswith(self.stored_names.kept):
+            return self.kept_role
         module = TensorName.parse(weight_name).module
         if module.layer is not None:
             if spec.is_mtp(module.layer):
@@ -97,10 +100,11 @@ class Family(ABC):
         raise InputError(f"{weight_name} is not a tensor of the {self.name} family")
 
     def redundant(self, weight_name: str, spec: ModelSpec) -> bool:
-        """Whether a checkpoint may carry this tensor although the model does not need it: copies, as long as they are
-        some, and buffers that follow from the config.
+        """Whether a checkpoint may carry this tensor although the model does not need it: what is kept;
+        copies, as long as they are some; and buffers that follow from the config.
         """
-        return weight_name.endswith(".rotary_emb.inv_freq") or self.original(weight_name, spec) is not None
+        kept = weight_name.startswith(self.stored_names.kept) or weight_name.endswith(".rotary_emb.inv_freq")
+        return kept or self.original(weight_name, spec) is not None
 
     def original(self, weight_name: str, spec: ModelSpec) -> str | None:
         """The tensor that one of this name has to be a copy of: a tied head of the embedding; an MTP layer's own

@@ -11,7 +11,7 @@ from typing import Any
 
 from llmc.convert.families.family import Family
 from llmc.convert.fields import Fields
-from llmc.convert.spec import ModelSpec, Role
+from llmc.convert.spec import ModelSpec
 from llmc.convert.stored_names import StoredNames
 from llmc.errors import InputError
 
@@ -57,15 +57,6 @@ class VisionLanguage(Family):
     def notes(self, config: dict[str, Any]) -> list[str]:
         kept = "its vision tower and projector are kept as they are; targets and checks are of text"
         return [kept, *self._text(config)[1].notes(self.text_config(config))]
-
-    def role(self, weight_name: str, spec: ModelSpec) -> Role:
-        return "vision" if self._is_kept(weight_name) else super().role(weight_name, spec)
-
-    def redundant(self, weight_name: str, spec: ModelSpec) -> bool:
-        return self._is_kept(weight_name) or super().redundant(weight_name, spec)
-
-    def _is_kept(self, weight_name: str) -> bool:
-        return weight_name.startswith(self.stored_names.kept)
 
     def native_config(self, config: dict[str, Any]) -> dict[str, Any]:
         kind, family = self._text(config)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from llmc.convert.quantized_weight import round_to_fp8
-from llmc.convert.spec import AttentionSpec, LatentAttentionSpec
+from llmc.convert.spec import AttentionSpec, GroupedQueryAttentionSpec, LatentAttentionSpec
 
 
 class LatentCache:
@@ -26,17 +26,19 @@ class LatentCache:
 
 
 class KeyValueCache:
-    """key (rotated, in halves) and value, each [B, num_kv_heads, T, head_dim]."""
+    """key (rotated, in halves) [B, num_kv_heads, T, head_dim] and value [B, num_kv_heads, T, value_size]."""
 
     def __init__(
-        self, batch: int, num_kv_heads: int, capacity: int, head_dim: int, dtype: torch.dtype = torch.float32
+        self, attention: GroupedQueryAttentionSpec, batch: int, capacity: int, dtype: torch.dtype = torch.float32
     ) -> None:
-        self.key = torch.zeros(batch, num_kv_heads, capacity, head_dim, dtype=dtype)
-        self.value = torch.zeros_like(self.key)
+        self.key, self.value = (
+            torch.zeros(batch, heads, capacity, channels, dtype=dtype)
+            for heads, channels in attention.cache_entry().values()
+        )
         self.length = 0
 
     def append(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Writes [B, num_kv_heads, S, head_dim] behind what is there; returns views of all valid entries."""
+        """Writes [B, num_kv_heads, S, …] behind what is there; returns views of all valid entries."""
         start, self.length = self.length, self.length + key.shape[2]
         self.key[:, :, start : self.length] = key
         self.value[:, :, start : self.length] = value
@@ -55,4 +57,4 @@ def layer_cache(attention: AttentionSpec, batch: int, capacity: int, dtype: torc
     """An empty cache for a layer with this attention."""
     if isinstance(attention, LatentAttentionSpec):
         return LatentCache(batch, capacity, attention.kv_lora_rank + attention.qk_rope_head_dim, dtype)
-    return KeyValueCache(batch, attention.num_kv_heads, capacity, attention.head_dim, dtype)
+    return KeyValueCache(attention, batch, capacity, dtype)

@@ -37,17 +37,18 @@ class GroupedQueryAttention(nn.Module):
         return {}
 
     def entries(self, x: torch.Tensor, positions: torch.Tensor) -> dict[str, torch.Tensor]:
-        """[B, S, H] → keys and values [B, num_kv_heads, S, head_dim], by the name of their cache's scale."""
-        key = self._rotated(self._heads(self.k_proj(x), "k_norm"), positions)
-        return {"k_scale": key, "v_scale": self._heads(self.v_proj(x))}
+        """[B, S, H] → keys and values [B, num_kv_heads, S, …], by the name of their cache's scale."""
+        spec, key = self.spec, self._rotated(self._heads(self.k_proj(x), "k_norm"), positions)
+        value = self.v_proj(x).unflatten(-1, (spec.num_kv_heads, -1)).transpose(1, 2)
+        return {"k_scale": key, "v_scale": value if spec.value_scale == 1 else value * spec.value_scale}
 
-    def _heads(self, x: torch.Tensor, norm: str | None = None) -> torch.Tensor:
-        """[B, S, heads * D] → [B, heads, S, D]"""
-        over = self.spec.qk_norm.over if norm and self.spec.qk_norm else None
-        if norm and over == "all":
+    def _heads(self, x: torch.Tensor, norm: str) -> torch.Tensor:
+        """[B, S, heads * D] → [B, heads, S, D], normed."""
+        over = self.spec.qk_norm.over if self.spec.qk_norm else None
+        if over == "all":
             x = self.get_submodule(norm)(x)
         x = x.unflatten(-1, (-1, self.spec.head_dim))
-        if norm and over == "head":
+        if over == "head":
             x = self.get_submodule(norm)(x)
         return x.transpose(1, 2)
 
@@ -55,7 +56,7 @@ class GroupedQueryAttention(nn.Module):
         return x if self.spec.rope is None else rotary(x, self.spec.rope, positions)
 
     def mix(self, x: torch.Tensor, positions: torch.Tensor, cache: KeyValueCache | None = None) -> torch.Tensor:
-        """[B, S, H] → [B, S, heads * head_dim], what `o_proj` reads."""
+        """[B, S, H] → [B, S, heads * value_size], what `o_proj` reads."""
         spec = self.spec
         query = self._rotated(self._heads(self.q_proj(x), "q_norm"), positions)
         if scaling := spec.query_scaling:

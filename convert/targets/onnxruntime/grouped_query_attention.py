@@ -22,14 +22,15 @@ def lower_grouped_query_attention(rewriter: Rewriter, spec: ModelSpec) -> None:
     new. What pads a row on the right counts as new, here as in every target: queries before it do not see it,
     and the next step overwrites it.
 
-    Heads that the kernel refuses, of 100 channels for instance, keep the standard operators.
+    Heads that the kernel refuses, of 100 channels for instance, or with values of another width, keep the standard
+    operators.
     """
     lengths: list[ir.Value] = []
     angles: dict[RopeSpec, list[ir.Value]] = {}
     for node in rewriter.nodes("Attention") + rewriter.nodes(NAME, DOMAIN):
         attention = spec.attentions[layer_of(node)]
         assert isinstance(attention, GroupedQueryAttentionSpec)
-        if attention.head_dim % _HEAD_STEP:
+        if attention.head_dim % _HEAD_STEP or attention.value_size != attention.head_dim:
             continue
         rope = attention.rope
         query, *caches, _ = node.inputs[:4]
