@@ -37,7 +37,8 @@ _MOST_ITEMS = 2_500_000  # of JSON; of known models Gemma has the most, 1.9 mill
 
 # A character of a class, or one character; a few of them, then at most one run that nothing has to follow: the search
 # goes through a text once. `(?!\S)` gives back one character.
-_CLASS = r"\[(?:[^\[\]\\]|\\[^pP]|\\[pP]\{\^?\w+\})+\]"
+# `&&` and a class: what is in both; Kimi's letters other than those of Chinese.
+_CLASS = r"\[(?:[^\[\]\\]|\\[^pP]|\\[pP]\{\^?\w+\})+(?:(?<!&)&&\[\^?(?:\\[pP]\{\w+\})+\])?\]"
 _ATOM = rf"(?:{_CLASS}|\\[pP]\{{\^?\w+\}}|\\[dDsSwWrnt]|[^\\\[\](){{}}|*+?.^$])"
 _LITERALS = r"\(\?i:['\w|]+\)"
 _BRANCHES = (

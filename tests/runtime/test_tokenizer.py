@@ -180,6 +180,13 @@ KNOWN = [
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*" + SHORT + "?"
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*" + END,
     r" ?\p{L}+| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\n+ *|\s+(?!\S)|\s+",
+    # Kimi
+    r"[\p{Han}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+"
+    + SHORT
+    + r"?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*"
+    + SHORT
+    + r"?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    + END,
 ]
 
 
@@ -190,7 +197,19 @@ def test_expressions_of_published_models_are_known(expression: str) -> None:
 
 @pytest.mark.parametrize(
     "expression",
-    ["(a+)+$", "(a|a)*b", "a*a*b", r"\s+x", "[ab]+[cd]", ".*.*=", "(?:a|b)+", "a{1,9999}", r"(\w)\1+", "[a&&[b]]+"],
+    [
+        "(a+)+$",
+        "(a|a)*b",
+        "a*a*b",
+        r"\s+x",
+        "[ab]+[cd]",
+        ".*.*=",
+        "(?:a|b)+",
+        "a{1,9999}",
+        r"(\w)\1+",
+        "[a&&[b]]+",
+        r"[\p{L}&&[(a+)+]]",
+    ],
 )
 def test_others_are_not(expression: str) -> None:
     assert not linear(expression)
