@@ -206,6 +206,8 @@ def plan(
     else:
         for table in plan_tables(planned):
             terminal.print_table(table)
+        for note in planned.notes:
+            terminal.console().print(note, soft_wrap=True, highlight=False)
 
 
 @app.command()

@@ -13,9 +13,10 @@ from llmc.contracts.progress import Progress
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.formats import layout
 from llmc.convert.other_folders import names_in, require_tokenizer
+from llmc.default_rules import rules_of
 from llmc.output import OutputFolder
 from llmc.output_path import output_path, refuse_overlap
-from llmc.planning import Plan, rules_of
+from llmc.planning import Plan
 from llmc.planning import plan as plan_checkpoint
 from llmc.quant.assign import Rule, assign
 from llmc.quant.layer_calibration import calibration_dtype
@@ -161,6 +162,8 @@ def prepare(
     if limits.gpu_memory is not None:
         machine.require_gpu()
     planned = plan_checkpoint(checkpoint, recipe, place.path, limits.memory, limits.gpu_memory)
+    for note in planned.notes:
+        progress.line(note)
     _warn(recipe.layout, planned, progress)
     tokenizer = Tokenizer(checkpoint.path, checkpoint.spec.vocab_size, recipe.add_bos)
     texts = read_texts(recipe.calibration, recipe.check, checkpoint, base, tokenizer)
@@ -172,7 +175,7 @@ def prepare(
             checkpoint.used(),
         )
     files.hashed(hashes)
-    rules = rules_of(recipe, checkpoint.spec)
+    rules = rules_of(recipe, checkpoint.spec).rules
     return Job(recipe, source, checkpoint, rules, tokenizer, texts, hashes, planned, limits, files), place
 
 

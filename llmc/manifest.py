@@ -74,6 +74,7 @@ def build_manifest(
         sizes=Sizes(original=job.checkpoint.nbytes(), artifact=artifact.nbytes()),
         targets=targets,
         checks=Nothing(),
+        notes=job.plan.notes,
         versions=versions(*ALL_PACKAGES),
         files={},
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ from llmc.convert.quantized_weight import Activations, QuantizedWeight
 from llmc.convert.spec import CACHE_SCALES, LatentAttentionSpec, MixtureOfExpertsSpec, MLPSpec, ModelSpec
 from llmc.convert.targets import PlannedWeights, Target, target
 from llmc.convert.tensor_names import ModuleName, TensorName
+from llmc.default_rules import rules_of
 from llmc.errors import InputError, MachineError
 from llmc.progress import size
 from llmc.quant.activation_file import MICRO_BATCH_TOKENS
-from llmc.quant.assign import Assignment, Rule, assign
+from llmc.quant.assign import Assignment, assign
 from llmc.quant.layer_solver import linears, solve_batches
 from llmc.quant.layerwise import DEFAULT_MEMORY_BUDGET
 from llmc.quant.prune import kept_per_group, routers
@@ -59,6 +60,7 @@ class Plan:
         cache_bytes: Per token, as the cache is stored.
         cache_bytes_expanded: Per token, as keys and values of every head.
         hessian_memory: What the Hessians that are worked on at once may take; the result does not depend on it.
+        notes: Lines about what is not as usual, and why.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Plan:
     memory_available: int
     gpu_memory_available: int
     disk_free: int
+    notes: list[str] = field(default_factory=list)
 
     @property
     def output_disk(self) -> int:
@@ -123,15 +126,6 @@ class Plan:
             )
 
 
-def default_rules(spec: ModelSpec) -> list[Rule]:
-    """What is quantized when a recipe does not say: experts, or the MLPs of a dense model."""
-    return [Rule("experts" if routers(spec.mlps) else "dense_mlp", "int4-g128")]
-
-
-def rules_of(recipe: Recipe, spec: ModelSpec) -> list[Rule]:
-    return [Rule(rule.match, rule.scheme, rule.method) for rule in recipe.quantize] or default_rules(spec)
-
-
 def plan(
     checkpoint: Checkpoint, recipe: Recipe, output: Path, memory: int | None = None, gpu_memory: int | None = None
 ) -> Plan:
@@ -140,7 +134,8 @@ def plan(
     """
     spec = checkpoint.spec
     calibration, check = (part.windows(spec.max_position_embeddings) for part in (recipe.calibration, recipe.check))
-    assigned = assign(checkpoint, rules_of(recipe, spec))
+    rules = rules_of(recipe, spec)
+    assigned = assign(checkpoint, rules.rules)
     found = routers(spec.mlps)
     experts = [found[0].num_experts] * 2 if found else []
     if recipe.prune:
@@ -209,6 +204,7 @@ def plan(
         target_bytes={each.name: each.estimate_bytes(weights, options) for each, options in _targets(recipe)},
         memory_available=machine.memory() if memory is None else min(memory, machine.memory()),
         disk_free=machine.free_disk(output),
+        notes=[*rules.notes, *checkpoint.family.notes(checkpoint.config)],
     )
 
 

@@ -222,7 +222,10 @@ class Recipe(Section):
     calibration: Calibration = Field(default_factory=Calibration)
     prune: Prune | None = None
     quantize: list[Quantize] = Field(
-        default=[], max_length=1000, description="default: experts, or the MLPs of a dense model, int4-g128 by GPTAQ"
+        default=[],
+        max_length=1000,
+        description="default: experts, or the MLPs of a dense model, int4-g128 by GPTAQ; groups of 64 or 32 where "
+        "inputs are no multiple of 128",
     )
     kv_cache: Literal["bf16", "fp8"] = Field(
         default="bf16", description="fp8: keys and values, or the latent, are rounded by one calibrated scale per layer"

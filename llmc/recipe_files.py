@@ -9,16 +9,14 @@ import yaml
 
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.spec import ModelSpec
+from llmc.default_rules import GROUPS, default_role
 from llmc.errors import InputError
-from llmc.planning import default_rules
 from llmc.progress import size
 from llmc.quant.assign import QUANTIZABLE, Rule, assign
 from llmc.quant.prune import fractions, routers
 from llmc.recipe import shipped, unknown
 from llmc.sizes import Size, sizes_by_role
 from llmc.source import locate_headers
-
-_GROUPS = 128, 64, 32  # the widest that divides every row is the smallest on disk
 
 
 def read_shipped(name: str) -> str:
@@ -55,7 +53,7 @@ def new_recipe(model: str) -> str:
     with locate_headers(model, Path()) as source:
         checkpoint = Checkpoint.open(source.path, headers_only=True)
         roles, spec = sizes_by_role(checkpoint), checkpoint.spec
-        role = default_rules(spec)[0].match
+        role = default_role(spec)
         scheme = _scheme(checkpoint, role)
     return _TEMPLATE.format(
         about=_about(model, spec, roles),
@@ -71,14 +69,14 @@ def new_recipe(model: str) -> str:
 
 
 def _scheme(checkpoint: Checkpoint, role: str) -> str:
-    """int4 with the widest groups that fit every layer of a role."""
-    for group in _GROUPS:
+    """int4 with the widest groups that fit every layer of a role, or what fits every shape."""
+    for group in GROUPS:
         try:
             assign(checkpoint, [Rule(role, f"int4-g{group}")])
         except InputError:
             continue
         return f"int4-g{group}"
-    return "int4-channel"
+    return "fp8-channel"
 
 
 def _about(model: str, spec: ModelSpec, roles: Mapping[str, Size]) -> str:

@@ -27,6 +27,7 @@ def rows(manifest: Manifest) -> list[tuple[str, str]]:
     for role, counts in manifest.quantized.items():
         if counts.quantized:
             result.append((role, f"{counts.quantized:,} parameters as {', '.join(counts.schemes)}"))
+    result += [("note", note) for note in manifest.notes]
     if manifest.recipe.kv_cache == "fp8":
         result.append(("attention cache", "FP8, one calibrated scale per layer"))
     result += tokenizer_rows(manifest.tokenizer)

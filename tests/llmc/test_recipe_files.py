@@ -72,9 +72,12 @@ def test_new_fits_narrow_layers(llmc, small_model: Path) -> None:
     assert made["quantize"] == [{"match": "experts", "scheme": "int4-g32"}]
 
 
-def test_new_takes_whole_channels_where_no_group_fits(tmp_path: Path, embedded: Path) -> None:
+def test_new_takes_fp8_where_no_group_fits(tmp_path: Path, embedded: Path) -> None:
     model = planned(tmp_path, "llama-3.1-8b", embedded, num_hidden_layers=1, hidden_size=4112, intermediate_size=4112)
-    assert yaml.safe_load(new_recipe(str(model)))["quantize"] == [{"match": "dense_mlp", "scheme": "int4-channel"}]
+    text = new_recipe(str(model))
+    assert yaml.safe_load(text)["quantize"] == [{"match": "dense_mlp", "scheme": "fp8-channel"}]
+    (tmp_path / "mine.yaml").write_text(text)
+    assert plan(tmp_path / "mine.yaml").schemes["dense_mlp"].keys() == {"fp8-channel"}
 
 
 @pytest.mark.parametrize("key", ["calibration", "check"])
