@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.headers_only import headers_only
 from support.random_checkpoint import DEEPSEEK_V3, LLAMA, random_checkpoint
 
 from llmc.convert.families import family_of
 from llmc.convert.spec import ModelSpec
 from llmc.default_rules import default_rules
+from llmc.job import plan
 from llmc.quant.assign import Rule
 
+CONFIGS = Path(__file__).parents[1] / "data/configs"
 MLP = r"re:model\.layers\.\d+\.mlp\."
 
 
@@ -98,3 +101,10 @@ def test_nothing_fits(llmc, recipe, small_model: Path, tmp_path: Path) -> None:
     assert made.exit_code == 0, made.output
     assert "stay as they are, since 80 inputs are no multiple of 32" in made.stderr
     assert "quantization_config" not in json.loads((Path("out") / "config.json").read_text())
+
+
+def test_plan_says_what_a_family_has_to_say(tmp_path: Path, embedded: Path) -> None:
+    config = json.loads((CONFIGS / "deepseek-ai--DeepSeek-V3.2.json").read_text())
+    few = {"num_hidden_layers": 4, "num_nextn_predict_layers": 0}
+    found = plan(headers_only(tmp_path / "model", config | few, embedded))
+    assert any("the context is 2,048 tokens" in note for note in found.notes)
