@@ -92,7 +92,7 @@ def refuse_other_tasks(config: dict[str, Any], known: Iterable[Family]) -> None:
     if config.get("is_encoder_decoder"):
         kind += "is an encoder with a decoder"
     elif any(isinstance(config.get(f"{sense}_config"), dict) for sense in ("vision", "audio", "visual")):
-        kind += "takes images or sound, too"
+        return  # it may be known some day: `family_of` says what is missing
     else:
         kind += "is for another task"
     raise InputError(f"{kind}; llmc builds models that continue text and nothing else (…ForCausalLM)")

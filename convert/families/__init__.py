@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from llmc.convert.families.family import Family
+from llmc.convert.unknown_architecture import describe
 from llmc.errors import InputError
-from llmc.patterns import shown
 from llmc.registry import Registry
 
 families: Registry[Family] = Registry("model family", __name__, "FAMILY")
 
 
 def family_of(config: dict[str, Any]) -> Family:
-    """The family that config.json names; InputError with the list of known ones otherwise, or where `architectures`
-    and `model_type`, of which programs read one or the other, name two.
+    """The family that config.json names; InputError with what is missing and the nearest one otherwise, or where
+    `architectures` and `model_type`, of which programs read one or the other, name two.
     """
     named, kind = config.get("architectures"), config.get("model_type")
     named = named if isinstance(named, list) else []
@@ -27,8 +27,4 @@ def family_of(config: dict[str, Any]) -> Family:
                     "if it is that, correct `model_type`"
                 )
             return family
-    known = sorted(architecture for family in families.all.values() for architecture in family.architectures)
-    raise InputError(
-        f"unknown architecture {shown(', '.join(map(str, named)) or str(kind))} "
-        f"(fields `architectures` and `model_type`); known: {', '.join(known)}"
-    )
+    raise InputError(describe(config, families.all.values()))

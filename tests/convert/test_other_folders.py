@@ -51,7 +51,6 @@ def test_folders(tmp_path: Path, name: str) -> None:
         ({"architectures": ["LlamaForSequenceClassification"]}, "'LlamaForSequenceClassification' .* another task"),
         ({"architectures": ["LlamaModel"]}, "'LlamaModel' .* another task"),
         ({"architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True}, "an encoder with a decoder"),
-        ({"architectures": ["XForConditionalGeneration"], "vision_config": {}}, "takes images or sound, too"),
     ],
 )
 def test_configs_of_other_tasks(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
