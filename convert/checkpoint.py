@@ -204,7 +204,7 @@ class Checkpoint:
     def used(self) -> list[StoredTensor]:
         """Where everything lies that the model is made of: redundant copies are left out."""
         needed = weight_shapes(self.spec)
-        used = [tensor for name, parts in self._parts.items() if name in needed for tensor in parts.values()]
+        used = [each.whole or each for name, parts in self._parts.items() if name in needed for each in parts.values()]
         return list(dict.fromkeys(used))  # an input scale may be that of several
 
     def parts(self, name: str) -> Parts:

@@ -50,6 +50,9 @@ def _equal(x: torch.Tensor, y: torch.Tensor) -> bool:
 
 def _pieces(stored: StoredTensor) -> Iterator[torch.Tensor]:
     """Its elements in order, read piece by piece."""
+    if stored.strides is not None:
+        yield stored.read().flatten()
+        return
     count, width = math.prod(stored.shape), DTYPES[stored.dtype].itemsize
     for start in range(0, count, _PIECE):
         size = min(_PIECE, count - start)

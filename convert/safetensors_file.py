@@ -12,7 +12,8 @@ import json
 import math
 import os
 import shutil
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -44,7 +45,16 @@ _MAX_DIMENSIONS, _MAX_NAME = 64, 1000
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """One tensor as it lies on disk; `offset` is absolute in `file`, `dtype` the safetensors name."""
+    """One tensor, or a part of one, as it lies on disk.
+
+    Attributes:
+        dtype: the safetensors name
+        offset: of its first element, absolute in `file`
+        nbytes: of its own elements
+        strides: elements from one index of an axis to the next, where others' lie in between, or axes are swapped;
+            None: they lie one behind the other
+        whole: what it is a part of; None: it is whole
+    """
 
     name: str
     file: Path
@@ -52,31 +62,66 @@ class StoredTensor:
     shape: tuple[int, ...]
     offset: int
     nbytes: int
+    strides: tuple[int, ...] | None = None
+    whole: StoredTensor | None = field(default=None, compare=False, repr=False)
 
-    def rows(self, start: int, stop: int) -> StoredTensor:
-        """A part of it along the first axis, where it lies: reading it reads no more."""
-        size = self.nbytes // self.shape[0]
+    def rows(self, start: int, stop: int, step: int = 1) -> StoredTensor:
+        """A part of it along the first axis, where it lies: reading it reads from the first to the last of them."""
+        first, *others = self.strides or _row_major(self.shape)
+        shape = (len(range(start, stop, step)), *self.shape[1:])
+        name = f"{start}:{stop}" if step == 1 else f"{start}:{stop}:{step}"
+        return self._part(name, shape, start * first, (step * first, *others))
+
+    def item(self, index: int) -> StoredTensor:
+        """One index of the first axis, without that axis."""
+        first, *others = self.strides or _row_major(self.shape)
+        return self._part(f"{index}", self.shape[1:], index * first, tuple(others))
+
+    def transposed(self) -> StoredTensor:
+        """A matrix with its rows for columns."""
+        (high, wide), (down, across) = self.shape, self.strides or _row_major(self.shape)
+        return self._part("transposed", (wide, high), 0, (across, down))
+
+    def _part(self, name: str, shape: tuple[int, ...], start: int, strides: tuple[int, ...]) -> StoredTensor:
+        size = DTYPES[self.dtype].itemsize
+        plain = all(n == 1 or a == b for n, a, b in zip(shape, strides, _row_major(shape), strict=True))
         return StoredTensor(
-            f"{self.name}[{start}:{stop}]",
+            f"{self.name}[{name}]",
             self.file,
             self.dtype,
-            (stop - start, *self.shape[1:]),
+            shape,
             self.offset + start * size,
-            (stop - start) * size,
+            math.prod(shape) * size,
+            None if plain else strides,
+            self.whole or self,
         )
 
     def read(self) -> torch.Tensor:
         """A fresh tensor of the stored dtype and shape."""
-        data = torch.empty(self.nbytes, dtype=torch.uint8)
+        if self.strides is None:
+            return self._between(self.nbytes).view(DTYPES[self.dtype]).reshape(self.shape)
+        last = sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
+        dtype = DTYPES[self.dtype]
+        found = self._between((last + 1) * dtype.itemsize if self.nbytes else 0).view(dtype)
+        return found.as_strided(self.shape, self.strides).clone(memory_format=torch.contiguous_format)
+
+    def _between(self, size: int) -> torch.Tensor:
+        """The bytes from its first element on."""
+        data = torch.empty(size, dtype=torch.uint8)
         with open_regular(self.file) as file:
             file.seek(self.offset)
             view, done = data.numpy().data, 0
-            while done < self.nbytes:  # one read returns at most 2 GiB
+            while done < size:  # one read returns at most 2 GiB
                 count = file.readinto(view[done:])
                 if not count:
                     raise InputError(f"{self.file}: truncated inside {self.name}; download the file again")
                 done += count
-        return data.view(DTYPES[self.dtype]).reshape(self.shape)
+        return data
+
+
+def _row_major(shape: Sequence[int]) -> tuple[int, ...]:
+    """The strides of elements that lie one behind the other."""
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:

@@ -1,14 +1,16 @@
 """How the checkpoints of a family name and join what llmc knows under names of its own.
 
 Reading gives every tensor its own name; one that is stored joined with others, or in a stack of experts, becomes a
-`StoredTensor` that points at its rows: nothing is read for it, and reading it reads no more. Writing goes the other
-way.
+`StoredTensor` that points at its rows or columns: nothing is read for it, and reading it reads no other expert. Writing
+goes the other way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+
+import torch
 
 from llmc.convert.formats import cuts
 from llmc.convert.layer_modules import layer_modules
@@ -33,11 +35,15 @@ class StoredNames:
         kept: beginnings of the names of tensors outside of the language model
         stacked: whether plain experts are stored as one tensor [E, rows, columns] per projection; quantized ones are
             not: no format has a stack of them
+        transposed: whether the plain matrices in a stack are [columns, rows]
+        interleaved: whether what is joined in a stack takes turns, row by row, instead of lying one below the other
     """
 
     renamed: tuple[tuple[str, str], ...] = ()
     joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     stacked: bool = False
+    transposed: bool = False
+    interleaved: bool = False
     prefixes: tuple[tuple[tuple[str, str], ...], ...] = ()
     kept: tuple[str, ...] = ()
 
@@ -79,9 +85,11 @@ class StoredNames:
             if tensor.shape[:1] != (experts,):
                 raise InputError(f"{tensor.file}: {tensor.name} {list(tensor.shape)} is no stack of {experts} experts")
             for expert in range(experts):
-                one = tensor.rows(expert, expert + 1)
-                one = replace(one, shape=one.shape[1:])
-                yield from _cut(replace(name, module=replace(module, expert=expert)), members, one, spec)
+                one = tensor.item(expert)
+                if self.transposed and name.part == "weight" and len(one.shape) == 2:
+                    one = one.transposed()
+                mine = replace(name, module=replace(module, expert=expert))
+                yield from _cut(mine, members, one, spec, self.interleaved)
         elif module.expert is None:
             yield from _cut(name, members, tensor, spec)
         else:
@@ -121,6 +129,12 @@ class StoredNames:
         inside = {part for parts in joined.values() for part in parts}
         return joined | {each: (each,) for each in projections if each not in inside}
 
+    def in_stack(self, part: str, members: Sequence[torch.Tensor]) -> torch.Tensor:
+        """One expert's part of a stack: the tensors of ours that lie in it."""
+        turns = self.interleaved and len(members) > 1
+        whole = torch.stack(tuple(members), 1).flatten(0, 1) if turns else torch.cat(tuple(members))
+        return whole.T if self.transposed and part == "weight" else whole
+
 
 def _key(module: ModuleName) -> str:
     return f"{module.block}.{module.projection}"
@@ -143,7 +157,7 @@ def _replaced(name: str, pairs: Sequence[tuple[str, str]]) -> str:
 
 
 def _cut(
-    name: TensorName, members: Sequence[str], tensor: StoredTensor, spec: ModelSpec
+    name: TensorName, members: Sequence[str], tensor: StoredTensor, spec: ModelSpec, interleaved: bool = False
 ) -> Iterator[tuple[TensorName, StoredTensor]]:
     """The rows of each member of a joined module."""
     if len(members) == 1:
@@ -164,23 +178,25 @@ def _cut(
             f"{tensor.file}: {tensor.name}: modules that are stored as one are not read in GPTQ's own layout; use a "
             "checkpoint in compressed-tensors layout"
         )
-    start = 0
+    whole, turns, start = cut == "whole" or tensor.shape == (1,), len(names) if interleaved else 1, 0
     for module, size in zip(names, sizes, strict=True):
-        stop = start + size
-        whole = cut == "whole" or tensor.shape == (1,)
-        yield TensorName(module, name.part), tensor if whole else _rows(tensor, start, stop, sum(sizes))
-        start = stop
+        stop = sum(sizes) if interleaved else start + size
+        yield TensorName(module, name.part), tensor if whole else _rows(tensor, start, stop, sum(sizes), turns)
+        start = start + 1 if interleaved else stop
 
 
-def _rows(tensor: StoredTensor, start: int, stop: int, total: int) -> StoredTensor:
+def _rows(tensor: StoredTensor, start: int, stop: int, total: int, turns: int) -> StoredTensor:
     """Rows of a matrix of `total` rows, or what belongs to them of scales and packed zero points: one for some power of
-    two of rows.
+    two of rows. Of `turns` matrices whose rows take turns, one.
     """
     count = tensor.shape[0] if tensor.shape else 0
     unit = total // count if count else 0
-    if not unit or unit * count != total or unit & (unit - 1) or start % unit or stop % unit:
+    if turns > 1 and count == total and total % turns == 0:
+        return tensor.rows(start, stop, turns)
+    if turns > 1 or not unit or unit * count != total or unit & (unit - 1) or start % unit or stop % unit:
         raise InputError(
-            f"{tensor.file}: {tensor.name} {list(tensor.shape)} cannot be cut at rows {start} and {stop} of the "
-            f"{total} that config.json asks for; one of the two belongs to another model"
+            f"{tensor.file}: {tensor.name} {list(tensor.shape)} cannot be cut "
+            + (f"in {turns} rows that take turns" if turns > 1 else f"at rows {start} and {stop}")
+            + f" of the {total} that config.json asks for; one of the two belongs to another model"
         )
     return tensor.rows(start // unit, stop // unit)

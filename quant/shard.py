@@ -164,14 +164,16 @@ class _LayerShard:
                 yield dict(column)
 
     def _stacks(self, experts: dict[TensorName, list[TensorName]]) -> Iterator[dict[str, torch.Tensor]]:
-        """One tensor [E, rows, columns] for each stored projection, [E, rows] for its bias."""
+        """One tensor [E, rows, columns], or transposed, for each stored projection, [E, rows] for its bias."""
+        stored_names = self.checkpoint.stored_names
         for part in sorted({name.part for name in experts}):
             mine = {name.module.projection: name for name in experts if name.part == part}
-            for projection, members in self.checkpoint.stored_names.stacks(mine).items():
+            for projection, members in stored_names.stacks(mine).items():
                 names = [mine[member] for member in members]
                 columns = [sorted(experts[name], key=lambda each: each.module.expert or 0) for name in names]
-                rows = [torch.cat([self.plain(each) for each in one]) for one in zip(*columns, strict=True)]
-                yield {str(TensorName(replace(names[0].module, projection=projection), part)): torch.stack(rows)}
+                of_expert = zip(*columns, strict=True)
+                parts = [stored_names.in_stack(part, [self.plain(each) for each in one]) for one in of_expert]
+                yield {str(TensorName(replace(names[0].module, projection=projection), part)): torch.stack(parts)}
 
 
 def joined(module: str, weights: Sequence[QuantizedWeight]) -> QuantizedWeight:

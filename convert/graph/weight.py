@@ -195,7 +195,9 @@ class WeightTensor(ChunkedTensor):
     @property
     def row_major(self) -> bool:
         """Whether values and scales lie in the checkpoint as ONNX would lay them out."""
-        return self.format is not None and self.format.row_major
+        if self.format is None or not self.format.row_major:
+            return False
+        return all(part.strides is None for name in self.names for part in self.checkpoint.parts(name).values())
 
     @property
     def scales_dtype(self) -> torch.dtype | None:

@@ -145,3 +145,30 @@ def test_a_file_cut_after_opening_is_an_error_not_garbage(tmp_path: Path) -> Non
     path.write_bytes(path.read_bytes()[: stored["strided"].offset + 4])
     with pytest.raises(InputError, match="truncated inside strided"):
         stored["strided"].read()
+
+
+def test_parts_are_read_where_they_lie(tmp_path: Path) -> None:
+    stack = torch.arange(120, dtype=torch.int32).reshape(4, 5, 6)
+    with SafetensorsWriter(tmp_path / "x.safetensors") as writer:
+        writer.add("a", torch.ones(3))
+        writer.add("stack", stack)
+    stored = read_header(tmp_path / "x.safetensors")["stack"]
+    one = stored.item(2)
+    for part, expected, contiguous in (
+        (stored.rows(1, 3), stack[1:3], True),
+        (stored.rows(1, 4, 2), stack[1::2], False),
+        (one, stack[2], True),
+        (one.rows(1, 5, 3), stack[2, 1::3], False),
+        (one.rows(4, 5), stack[2, 4:], True),
+        (one.transposed(), stack[2].T, False),
+        (one.transposed().rows(1, 6, 2), stack[2].T[1::2], False),
+        (one.transposed().rows(3, 6).transposed(), stack[2, :, 3:], False),
+        (one.transposed().transposed(), stack[2], True),
+        (one.item(3), stack[2, 3], True),
+        (one.transposed().item(3), stack[2, :, 3], False),
+        (stored.rows(2, 2), stack[:0], True),
+    ):
+        assert torch.equal(part.read(), expected) and part.read().is_contiguous()
+        assert (part.shape, part.nbytes) == (tuple(expected.shape), 4 * expected.numel())
+        assert (part.strides is None) == contiguous and part.whole is stored
+    assert one.rows(1, 5, 3).name == "stack[2][1:5:3]"

@@ -3,7 +3,7 @@ back as they were named."""
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,27 @@ class Stacked(DeepseekV3):
     )
 
 
+class Transposed(Stacked):
+    """Qwen3-VL-MoE's experts: [E, H, 2 I], gate in the first half."""
+
+    name, architectures = "transposed", ("TransposedForCausalLM",)
+    stored_names = replace(Stacked.stored_names, transposed=True)
+
+
+class Interleaved(Stacked):
+    """Rows of gate and up in turn, as in gpt-oss's MXFP4."""
+
+    name, architectures = "interleaved", ("InterleavedForCausalLM",)
+    stored_names = replace(Stacked.stored_names, interleaved=True)
+
+
+class Turned(Stacked):
+    """gpt-oss's own: columns of gate and up in turn."""
+
+    name, architectures = "turned", ("TurnedForCausalLM",)
+    stored_names = replace(Stacked.stored_names, transposed=True, interleaved=True)
+
+
 def fused(ours: Tensors) -> Tensors:
     stored: Tensors = {}
     for name, tensor in ours.items():
@@ -111,6 +132,28 @@ def stacked(ours: Tensors) -> Tensors:
     return stored
 
 
+def transposed(ours: Tensors) -> Tensors:
+    return {name: tensor.mT.contiguous() if is_stack(name) else tensor for name, tensor in stacked(ours).items()}
+
+
+def interleaved(ours: Tensors) -> Tensors:
+    stored = stacked(ours)
+    for name, tensor in stored.items():
+        if name.endswith("gate_up_proj"):
+            rows = tensor.shape[1] // 2
+            order = torch.arange(2 * rows).view(2, rows).T.flatten()
+            stored[name] = tensor[:, order]
+    return stored
+
+
+def turned(ours: Tensors) -> Tensors:
+    return {name: tensor.mT.contiguous() if is_stack(name) else tensor for name, tensor in interleaved(ours).items()}
+
+
+def is_stack(name: str) -> bool:
+    return name.endswith(("experts.gate_up_proj", "experts.down_proj"))
+
+
 @dataclass(frozen=True)
 class Case:
     family: Family
@@ -136,12 +179,17 @@ CASES = {
     "renamed": Case(Renamed(), GROUPS, renamed, {"experts": "int8-g32", "dense_mlp": "int4-g32"}, Pruning(0.75)),
     "stacked": Case(Stacked(), GROUPS, stacked, {"experts": "int4-g32"}, Pruning(0.75)),
     "stacked, plain": Case(Stacked(), GROUPS, stacked, {"attention": "int8-g32"}, Pruning(0.75)),
+    "transposed": Case(Transposed(), GROUPS, transposed, {"experts": "int4-g32"}, Pruning(0.75)),
+    "transposed, plain": Case(Transposed(), GROUPS, transposed, {"attention": "int8-g32"}, Pruning(0.75)),
+    "interleaved, plain": Case(Interleaved(), GROUPS, interleaved, {"attention": "int8-g32"}, Pruning(0.75)),
+    "turned": Case(Turned(), GROUPS, turned, {"experts": "int4-g32"}),
+    "turned, plain": Case(Turned(), GROUPS, turned, {"attention": "int8-g32"}, Pruning(0.75)),
 }
 
 
 @pytest.fixture(autouse=True)
 def known_families(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for family in (Fused(), Renamed(), Stacked()):
+    for family in (Fused(), Renamed(), Stacked(), Transposed(), Interleaved(), Turned()):
         monkeypatch.setitem(families.all, family.name, family)
     yield
 
@@ -225,12 +273,16 @@ def test_names_in_the_files(tmp_path: Path) -> None:
 
 def test_a_part_is_read_without_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[int] = []
-    read = StoredTensor.read
-    own = [opened(tmp_path / name, CASES[name])[1] for name in ("fused", "stacked")]
-    monkeypatch.setattr(StoredTensor, "read", lambda self: (taken.append(self.nbytes), read(self))[1])
+    read = StoredTensor._between
+    names = ("fused", "stacked", "transposed", "interleaved, plain", "turned")
+    own = [opened(tmp_path / name, CASES[name])[1] for name in names]
+    monkeypatch.setattr(StoredTensor, "_between", lambda self, size: (taken.append(size), read(self, size))[1])
     own[0].tensor("model.layers.0.self_attn.k_proj.weight")
-    own[1].tensor("model.layers.1.mlp.experts.3.up_proj.weight")
-    assert taken == [2 * 64 * 128, 2 * 64 * 128]
+    for checkpoint in own[1:]:
+        checkpoint.tensor("model.layers.1.mlp.experts.3.up_proj.weight")
+    whole = 2 * 64 * 128
+    # Of 64 rows and 128 columns: up to the last element of its own, across those of the gate.
+    assert taken == [whole, whole, 2 * whole - 2 * 64, 2 * whole - 2 * 128, 2 * whole - 2]
 
 
 @pytest.mark.parametrize(
@@ -271,6 +323,24 @@ def test_tensors_that_do_not_fit(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "stack", case.own_config, weights | {name: weights[name][:-1]})
     with pytest.raises(InputError, match=r"experts\.down_proj \[7, 128, 64\] is no stack of 8 experts"):
         Checkpoint.open(folder)
+    case = CASES["turned"]
+    weights = case.stored(random_weights(case.config))
+    name = "model.layers.1.mlp.experts.gate_up_proj"
+    folder = write_checkpoint(tmp_path / "turns", case.own_config, weights | {name: weights[name][..., :-1]})
+    with pytest.raises(InputError, match=r"\[127, 128\] cannot be cut in 2 rows that take turns of the 128"):
+        Checkpoint.open(folder)
+
+
+def test_the_files_say_the_same_as_before(tmp_path: Path) -> None:
+    """Experts that stay as they are, are written where and how they lay."""
+    for name in ("stacked", "transposed", "interleaved", "turned"):
+        case = CASES[f"{name}, plain"]
+        own = opened(tmp_path / name, replace(case, pruning=None))[1]
+        artifact = quantized(own, replace(case, pruning=None), tmp_path / name)
+        before, after = ({key: found.whole or found for key, found in each._stored.items()} for each in (own, artifact))
+        expert = "model.layers.1.mlp.experts.5.up_proj.weight"
+        assert before[expert].name == after[expert].name == "model.layers.1.mlp.experts.gate_up_proj"
+        assert torch.equal(before[expert].read(), after[expert].read())
 
 
 def test_programs_find_the_experts_scheme_first(tmp_path: Path) -> None:

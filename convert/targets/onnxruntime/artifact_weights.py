@@ -35,6 +35,9 @@ class ArtifactWeights(Rewriter):
         """
         names = [f"{module}.{part}" for module in weight.modules] if part else weight.names
         tensors = [weight.checkpoint.stored(name) for name in names]
+        if any(tensor.strides is not None for tensor in tensors):  # initializers lie one element behind the other
+            layout, kind = replace(weight.layout, transposed=False, heads=None), dtype or weight.stored_dtype
+            return self.initializer(WeightTensor(weight.checkpoint, weight.names, layout, f"{weight.name}.again", kind))
         if all((b.file, b.offset) == (a.file, a.offset + a.nbytes) for a, b in pairwise(tensors)):
             runs = [tensors]
         else:
