@@ -23,7 +23,19 @@ Role = Literal[
     "mtp",  # everything inside a multi-token-prediction layer
     "vision",
 ]
-Activation = Literal["silu", "gelu_tanh"]
+
+
+@dataclass(frozen=True)
+class ClampedSwiGLU:
+    """`(up + 1) * gate * sigmoid(alpha * gate)`, with the gate at most `limit`, and up between -`limit` and `limit`
+    (gpt-oss).
+    """
+
+    alpha: float
+    limit: float
+
+
+Activation = Literal["silu", "gelu_tanh"] | ClampedSwiGLU
 # By what an FP8 cache is scaled: keys, or the latent, and values. Tensors of `self_attn`.
 CACHE_SCALES = ("k_scale", "v_scale")
 
@@ -233,16 +245,19 @@ class DenseMLPSpec:
     """A gated MLP: down(activation(gate(x)) * up(x)). Also one routed expert, or the shared experts as one.
 
     Attributes:
-        activation: "silu" (SwiGLU), or GELU in its tanh form (GeGLU)
+        activation: "silu" (SwiGLU), GELU in its tanh form (GeGLU), or one that says what becomes of gate and up
+        bias: whether all three projections have one
     """
 
     intermediate_size: int
     activation: Activation = "silu"
+    bias: bool = False
 
     def modules(self, hidden_size: int) -> dict[str, ModuleSpec]:
         """What has weights, by its name in `mlp`."""
-        gate = LinearSpec(self.intermediate_size, hidden_size, reads_block=True)
-        return {"gate_proj": gate, "up_proj": gate, "down_proj": LinearSpec(hidden_size, self.intermediate_size)}
+        gate = LinearSpec(self.intermediate_size, hidden_size, self.bias, reads_block=True)
+        down = LinearSpec(hidden_size, self.intermediate_size, self.bias)
+        return {"gate_proj": gate, "up_proj": gate, "down_proj": down}
 
 
 @dataclass(frozen=True)
@@ -271,11 +286,12 @@ class MixtureOfExpertsSpec:
     intermediate_size: int
     shared_intermediate_size: int  # 0: no shared expert
     activation: Activation = "silu"
+    bias: bool = False  # of all projections of routed experts
 
     @property
     def expert(self) -> DenseMLPSpec:
         """A routed expert."""
-        return DenseMLPSpec(self.intermediate_size, self.activation)
+        return DenseMLPSpec(self.intermediate_size, self.activation, self.bias)
 
     @property
     def shared_experts(self) -> DenseMLPSpec | None:

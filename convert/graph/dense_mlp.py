@@ -1,4 +1,4 @@
-"""SwiGLU and GeGLU (Shazeer 2020): down(activation(gate(x)) * up(x))."""
+"""Gated MLPs, SwiGLU and GeGLU among them (Shazeer 2020): down(activation(gate(x)) * up(x))."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ from llmc.convert.spec import DenseMLPSpec
 def dense_mlp(b: GraphBuilder, x: ir.Value, path: str, spec: DenseMLPSpec) -> ir.Value:
     """[..., H] -> [..., H]"""
     with b.at(path):
-        gate = b.activation(linear(b, x, f"{path}.gate_proj"), spec.activation)
-        return linear(b, b.op("Mul", gate, linear(b, x, f"{path}.up_proj")), f"{path}.down_proj")
+        gate, up = (linear(b, x, f"{path}.{name}_proj") for name in ("gate", "up"))
+        return linear(b, b.gated(gate, up, spec.activation), f"{path}.down_proj")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from llmc.convert.spec import Activation
+from llmc.convert.spec import Activation, ClampedSwiGLU
 
 
 class Nodes:
@@ -102,9 +102,18 @@ class Nodes:
         """X * sigmoid(x), spelled out: Swish-24 has no kernel in ONNX Runtime."""
         return self.op("Mul", x, self.op("Sigmoid", x))
 
-    def activation(self, x: ir.Value, kind: Activation) -> ir.Value:
-        """Of a gated MLP."""
-        return self.silu(x) if kind == "silu" else self.op("Gelu", x, approximate="tanh")
+    def gated(self, gate: ir.Value, up: ir.Value, activation: Activation) -> ir.Value:
+        """What a gated MLP makes of the two, of one shape."""
+        if not isinstance(activation, ClampedSwiGLU):
+            active = self.silu(gate) if activation == "silu" else self.op("Gelu", gate, approximate="tanh")
+            return self.op("Mul", active, up)
+        low, high, one, alpha = (
+            self.cast_like(self.constant(number, ir.DataType.FLOAT), gate)
+            for number in (-activation.limit, activation.limit, 1.0, activation.alpha)
+        )
+        gate = self.op("Min", gate, high)
+        up = self.op("Add", self.op("Max", self.op("Min", up, high), low), one)
+        return self.op("Mul", up, self.op("Mul", gate, self.op("Sigmoid", self.op("Mul", gate, alpha))))
 
 
 def _join(path: str, op_type: str) -> str:

@@ -1,4 +1,4 @@
-"""SwiGLU and GeGLU (Shazeer 2020)."""
+"""SwiGLU and GeGLU (Shazeer 2020), and gpt-oss's SwiGLU."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from llmc.convert.model.linear import Linear
 from llmc.convert.model.modules import add_modules
-from llmc.convert.spec import DenseMLPSpec
+from llmc.convert.spec import Activation, DenseMLPSpec
 
 
 class DenseMLP(nn.Module):
@@ -28,6 +28,14 @@ class DenseMLP(nn.Module):
 
     def activate(self, x: torch.Tensor) -> torch.Tensor:
         """What `down_proj` reads."""
-        gate: torch.Tensor = self.gate_proj(x)
-        active = functional.silu(gate) if self.activation == "silu" else functional.gelu(gate, approximate="tanh")
-        return active * self.up_proj(x)
+        return gated(self.gate_proj(x), self.up_proj(x), self.activation)
+
+
+def gated(gate: torch.Tensor, up: torch.Tensor, activation: Activation) -> torch.Tensor:
+    """What an activation makes of the two, of one shape."""
+    if activation == "silu":
+        return functional.silu(gate) * up
+    if activation == "gelu_tanh":
+        return functional.gelu(gate, approximate="tanh") * up
+    gate, up = gate.clamp(max=activation.limit), up.clamp(-activation.limit, activation.limit)
+    return (up + 1) * (gate * torch.sigmoid(activation.alpha * gate))

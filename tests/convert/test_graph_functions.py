@@ -15,7 +15,7 @@ from llmc.convert.graph.latent_attention import latent_attention_function
 from llmc.convert.graph.mixture_of_experts import mixture_of_experts_function
 from llmc.convert.model.grouped_topk import GroupedTopK
 from llmc.convert.model.mixture_of_experts import MixtureOfExperts
-from llmc.convert.spec import MixtureOfExpertsSpec, RouterSpec
+from llmc.convert.spec import Activation, ClampedSwiGLU, MixtureOfExpertsSpec, RouterSpec
 from llmc.runtime.quiet_onnxruntime import onnxruntime as ort
 
 
@@ -93,8 +93,9 @@ def test_grouped_topk(spec: RouterSpec) -> None:
     torch.testing.assert_close(weight, expected_weight, rtol=1e-5, atol=1e-6)
 
 
-def test_mixture_of_experts() -> None:
-    spec = MixtureOfExpertsSpec(ROUTERS["DeepSeek-V3"], 24, 0)
+@pytest.mark.parametrize(("activation", "bias"), [("silu", False), (ClampedSwiGLU(1.7, 0.5), True)])
+def test_mixture_of_experts(activation: Activation, bias: bool) -> None:
+    spec = MixtureOfExpertsSpec(ROUTERS["DeepSeek-V3"], 24, 0, activation, bias)
     block = MixtureOfExperts(spec, 32).requires_grad_(False)
     for i, parameter in enumerate(block.parameters()):
         parameter.copy_(random(*parameter.shape, seed=i) / 5)
@@ -104,5 +105,10 @@ def test_mixture_of_experts() -> None:
         torch.stack([getattr(expert, name).weight.T for expert in block.experts])
         for name in ("gate_proj", "up_proj", "down_proj")
     ]
-    (got,) = run(mixture_of_experts_function(), [x, index, weight, *stacks], [x.shape])
+    if bias:
+        stacks += [
+            torch.stack([getattr(expert, name).bias for expert in block.experts])
+            for name in ("gate_proj", "up_proj", "down_proj")
+        ]
+    (got,) = run(mixture_of_experts_function(spec), [x, index, weight, *stacks], [x.shape])
     torch.testing.assert_close(got, block(x[None])[0], rtol=1e-4, atol=1e-5)
