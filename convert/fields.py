@@ -69,6 +69,14 @@ class Fields:
             raise self.error(name, "a list of integers")
         return tuple(value)
 
+    def numbers(self, name: str, count: int) -> list[float]:
+        """A list of so many positive numbers."""
+        value = self._get(name, MISSING)
+        wrong = not isinstance(value, list) or len(value) != count
+        if wrong or not all(type(item) in (int, float) and 1e-30 < item < 1e30 for item in value):
+            raise InputError(f"`{self.prefix}{name}` must be a list of {count} positive numbers")
+        return [float(item) for item in value]
+
     def block(self, name: str) -> tuple[int, int]:
         """Two positive integers."""
         value = self._get(name, None)

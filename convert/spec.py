@@ -102,14 +102,27 @@ ModuleSpec = LinearSpec | NormSpec | GateSpec | VectorSpec  # what has weights, 
 
 
 @dataclass(frozen=True)
+class LongRopeSpec:
+    """The frequencies [dim/2] of texts of more than `length` tokens (LongRoPE, Ding et al. 2024)."""
+
+    length: int
+    inverse_frequencies: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class RopeSpec:
-    """Rotary position embedding (RoFormer, Su et al. 2021) over `dim` channels."""
+    """Rotary position embedding (RoFormer, Su et al. 2021) over `dim` channels.
+
+    Attributes:
+        long: other frequencies for all tokens of a row whose largest position in a step is `long.length` or more
+    """
 
     dim: int
     theta: float
     interleaved: bool  # pairs are (0,1),(2,3)… (DeepSeek) rather than (0,d/2),(1,d/2+1)… (Llama)
     inverse_frequencies: tuple[float, ...]  # [dim/2], scaling (linear, llama3, YaRN) already applied
     attention_factor: float = 1.0  # multiplies cos and sin (YaRN's mscale)
+    long: LongRopeSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -363,6 +376,12 @@ class ModelSpec:
     def num_all_layers(self) -> int:
         """Decoder layers and MTP layers: `model.layers.<0 … num_all_layers - 1>`."""
         return self.num_layers + self.num_mtp_layers
+
+    @property
+    def original_context(self) -> int | None:
+        """The longest text that LongRoPE's short frequencies are for; None: all texts are rotated alike."""
+        longs = (attention.rope.long for attention in self.attentions if attention.rope is not None)
+        return min((long.length for long in longs if long is not None), default=None)
 
     @property
     def final_norm(self) -> NormSpec:

@@ -63,6 +63,7 @@ def build_manifest(
             num_mtp_layers=spec.num_mtp_layers,
             vocab_size=spec.vocab_size,
             max_position_embeddings=spec.max_position_embeddings,
+            original_context=spec.original_context,
             bos_token_id=spec.bos_token_id,
             eos_token_ids=list(job.tokenizer.eos_token_ids),
         ),

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from llmc.errors import InputError
 from llmc.runtime.artifact import Artifact
-from llmc.runtime.backends import Backend, step_width
+from llmc.runtime.backends import Backend, longer, step_width
 from llmc.runtime.reference import read_reference
 
 if TYPE_CHECKING:
@@ -148,12 +148,13 @@ def check(
     top = np.empty(top_ids.shape, np.float32)
     true, best = np.empty((windows, predictions), np.float32), np.empty((windows, predictions), np.int64)
     chunk = max(1, min(step_width(backend, 1, predictions), _CHUNK_BYTES // (4 * artifact.vocab_size)))
+    long = longer(backend, ids.shape[1:])
     for row in range(windows):
         cache = backend.new_cache(1)
         for start in range(0, predictions, chunk):
             part = slice(start, min(start + chunk, predictions))
             every = np.arange(part.stop - start)[None]
-            batch, _ = backend.forward("main", cache, ids[row : row + 1, part], np.array([start]), every)
+            batch, _ = backend.forward("main", cache, ids[row : row + 1, part], np.array([start]), every, None, long)
             logits = batch[0]
             if not np.isfinite(logits).all():
                 raise InputError(

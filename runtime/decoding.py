@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from llmc.runtime.backends import Backend, FloatArray, Graph, Hidden, IntArray, step_width
+from llmc.runtime.backends import Backend, FloatArray, Graph, Hidden, IntArray, longer, step_width
 from llmc.runtime.sampling import Probabilities
 from llmc.runtime.sequence import GeneratedSequence
 
@@ -22,16 +22,21 @@ class KVCacheState:
     Attributes:
         tokens: those that the main graph has seen, at their places
         mtp: entries of the MTP layer that were made from them; entry i depends on tokens i and i + 1
+        long: whether they were rotated as a text longer than the original context is
     """
 
     cache: Any
     tokens: list[int] = field(default_factory=list)
     mtp: int = 0
+    long: bool = False
 
-    def shared(self, prompt: Sequence[int], drafting: bool) -> int:
+    def shared(self, prompt: Sequence[int], drafting: bool, long: bool = False) -> int:
         """How many tokens of a prompt need not be computed again. The last one always is: its logits are wanted. With
         drafts so are those whose MTP entries are missing, since these are made from the main graph's hidden states.
+        All are if the prompt is rotated otherwise.
         """
+        if long != self.long:
+            return 0
         pairs = zip(self.tokens, prompt, strict=False)
         same = next((place for place, (mine, other) in enumerate(pairs) if mine != other), None)
         same = min(len(self.tokens), len(prompt)) if same is None else same
@@ -53,8 +58,11 @@ class Decoder:
     ) -> None:
         self.backend, self.answers = backend, answers
         self.draft_tokens = draft_tokens if backend.has_mtp else 0
-        shared = [memory.shared(each.prompt, self.draft_tokens > 0) for each in answers] if memory else [0]
-        self._start = min(shared)
+        self._n = np.array([len(answer.prompt) for answer in answers], dtype=np.int64)
+        self._long = longer(backend, self._n)
+        long = [False] * len(answers) if self._long is None else self._long.tolist()
+        drafting, pairs = self.draft_tokens > 0, zip(answers, long, strict=True)
+        self._start = min(memory.shared(each.prompt, drafting, beyond) for each, beyond in pairs) if memory else 0
         for answer in answers:
             answer.cached = self._start
         self._remembers = memory is not None and len(answers) == 1
@@ -65,7 +73,6 @@ class Decoder:
             self._memory = KVCacheState(self._cache)  # followed for one row only, of use to nobody
             if memory and self._start:
                 backend.copy(memory.cache, [0] * len(answers), self._start, self._cache)
-        self._n = np.array([len(answer.prompt) for answer in answers], dtype=np.int64)
         self._next = np.zeros(len(answers), np.int64)
         self._ahead: tuple[FloatArray, Hidden] | None = None
 
@@ -79,6 +86,7 @@ class Decoder:
         yield from self._prefill()
         while not all(answer.done for answer in self.answers):
             self._drop_done()
+            yield from self._read_again_what_became_long()
             self._step()
             yield
 
@@ -114,6 +122,27 @@ class Decoder:
         known = [each for each in ahead if each]
         if known and len(known) == len(ahead):
             self._ahead = np.stack([each[0] for each in known]), np.stack([each[1] for each in known])[:, None]
+
+    def _read_again_what_became_long(self) -> Iterator[None]:
+        """All rows, whole, when the next token makes one longer than the original context: its keys are rotated as
+        those of a short text. There are no drafts from then on.
+        """
+        if self._long is None:
+            return
+        now = longer(self.backend, self._n + np.array([not answer.done for answer in self.answers]))
+        if now is None or not (now & ~self._long).any():
+            return
+        self._long, self._ahead, stop = now, None, 0
+        longest = int(self._n.max())
+        ids = np.zeros((len(self.answers), longest), np.int64)
+        for row, answer in enumerate(self.answers):
+            ids[row, : self._n[row]] = (answer.prompt + answer.tokens)[: self._n[row]]
+        while stop < longest:
+            start = stop
+            stop = min(start + step_width(self.backend, len(ids), start), longest)
+            zero = np.zeros((len(ids), 1), np.int64)
+            self._forward("main", ids[:, start:stop], np.full(len(ids), start), zero)
+            yield
 
     def _step(self) -> None:
         """One pass of the main model over every row's next token and its drafts."""
@@ -155,6 +184,8 @@ class Decoder:
         if self._ahead is None:
             return 0
         space = self.backend.context - 1 - int(self._n[active].max())
+        if self._long is not None and (short := [row for row in active if not self._long[row]]):
+            space = min(space, (self.backend.original_context or 0) - 1 - int(self._n[short].max()))
         if space <= 0:
             self._ahead = None
         return max(0, min(self.draft_tokens, space, max(self.answers[row].remaining for row in active) - 1))
@@ -188,6 +219,7 @@ class Decoder:
         if 2 * len(left) > len(self.answers):
             return
         self._n, self._next = self._n[left], self._next[left]
+        self._long = None if self._long is None else self._long[left]
         smaller = self.backend.new_cache(len(left))
         self.backend.copy(self._cache, left, int(self._n.max()), smaller)
         self._cache, self.answers = smaller, [self.answers[row] for row in left]
@@ -202,7 +234,9 @@ class Decoder:
         if graph == "main":
             del memory.tokens[first:]
             memory.mtp = min(memory.mtp, max(first - 1, 0))
-        result = self.backend.forward(graph, self._cache, ids, positions, index, hidden)
+        if self._long is not None:
+            memory.long = bool(self._long[0])
+        result = self.backend.forward(graph, self._cache, ids, positions, index, hidden, self._long)
         if graph == "main":
             memory.tokens += ids[0].tolist()
         return result

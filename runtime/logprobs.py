@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llmc.errors import InputError
-from llmc.runtime.backends import Backend, FloatArray, IntArray, step_width
+from llmc.runtime.backends import Backend, FloatArray, IntArray, longer, step_width
 
 _CHUNK_BYTES = 1 << 26  # of logits at a time
 
@@ -56,6 +56,7 @@ def score(
     padded = np.zeros((len(texts), max(lengths)), np.int64)
     for row, text in enumerate(texts):
         padded[row, : len(text)] = text
+    long = longer(backend, lengths)
     found: list[list[TokenLogprob]] = [[] for _ in texts]
     most = max(1, _CHUNK_BYTES // (4 * vocab_size * len(texts)))
     start, end, wanted = 0, max(lengths) - 1, min(first) - 1  # what is said before `wanted` is of no use
@@ -64,7 +65,8 @@ def score(
         stop = min(stop, wanted) if start < wanted else min(stop, start + most)
         index = np.arange(start, stop) - start if start >= wanted else np.array([0])
         every = np.broadcast_to(index, (len(texts), len(index)))
-        logits, _ = backend.forward("main", cache, padded[:, start:stop], np.full(len(texts), start), every)
+        starts = np.full(len(texts), start)
+        logits, _ = backend.forward("main", cache, padded[:, start:stop], starts, every, None, long)
         for row, text in enumerate(texts):
             places = [place for place in index if first[row] <= start + place + 1 < lengths[row]]
             if places and start >= wanted:

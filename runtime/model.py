@@ -231,7 +231,7 @@ class Session(TextGenerator):
         """A copy that goes its own way."""
         memory, backend = self._memory, self.model.backend
         with self._lock:
-            copy = KVCacheState(backend.new_cache(1), list(memory.tokens), memory.mtp)
+            copy = KVCacheState(backend.new_cache(1), list(memory.tokens), memory.mtp, memory.long)
             backend.copy(memory.cache, [0], len(memory.tokens), copy.cache)
         return Session(self.model, copy)
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from llmc.convert.families.family import Family, published
-from llmc.convert.families.rope import rope_spec
+from llmc.convert.families.rope import rope_scaling, rope_spec
 from llmc.convert.fields import Fields
 from llmc.convert.spec import (
     Activation,
@@ -66,7 +66,7 @@ class Llama(Family):
 
     def rotary_dim(self, fields: Fields, head_dim: int) -> int:
         """How many channels of a head are rotated."""
-        scaling = fields.mapping("rope_parameters")
+        scaling, _ = rope_scaling(fields.config)
         where = scaling if scaling.has("partial_rotary_factor") else fields
         if self.partial_rotary is None:
             where.require("partial_rotary_factor", 1.0, "all channels of a head are rotated")

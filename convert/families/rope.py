@@ -1,4 +1,4 @@
-"""Rotary frequencies from config.json: plain, linear, llama3 and YaRN scaling.
+"""Rotary frequencies from config.json: plain, and with the scalings linear, llama3, YaRN and LongRoPE.
 
 Both spellings are read: `rope_theta` with `rope_scaling`, and transformers 5's `rope_parameters`.
 Everything is computed in float32, in the order in which transformers does (modeling_rope_utils.py): the cosine at
@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from llmc.convert.fields import Fields
-from llmc.convert.spec import RopeSpec
+from llmc.convert.spec import LongRopeSpec, RopeSpec
 from llmc.errors import InputError
+from llmc.patterns import shown
 
 
 def rope_spec(config: dict[str, Any], dim: int, interleaved: bool, max_positions: int) -> RopeSpec:
@@ -25,16 +26,31 @@ def rope_spec(config: dict[str, Any], dim: int, interleaved: bool, max_positions
     if theta <= 1:
         raise InputError(f"`rope_theta` must be above 1, not {theta}")
     periods = theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
-    frequencies, attention_factor = 1.0 / periods, 1.0
+    frequencies, attention_factor, long = 1.0 / periods, 1.0, None
     if kind == "linear":
         frequencies = frequencies / scaling.number("factor")
     elif kind == "llama3":
         frequencies = _llama3(frequencies, scaling, _original_length(scaling, config, max_positions))
     elif kind == "yarn":
         frequencies, attention_factor = _yarn(periods, theta, scaling, _original_length(scaling, config, max_positions))
+    elif kind == "longrope":
+        length = _original_length(scaling, config, max_positions)
+        frequencies, beyond = (
+            1.0 / (torch.tensor(scaling.numbers(name, dim // 2)) * periods) for name in ("short_factor", "long_factor")
+        )
+        long = LongRopeSpec(length, tuple(beyond.tolist()))
+        attention_factor = _longrope_attention_factor(scaling, length, max_positions)
+    elif kind == "dynamic":
+        raise InputError(
+            f"`{scaling.prefix}rope_type` is 'dynamic': its frequencies change with every token beyond the original "
+            "context, where cached keys keep older ones, so that a text has no single result; remove it and keep to "
+            "that context, or use a model with yarn or longrope"
+        )
     elif kind != "default":
-        raise InputError(f"`{scaling.prefix}rope_type` is {kind!r}; supported: default, linear, llama3, yarn")
-    return RopeSpec(dim, theta, interleaved, tuple(frequencies.tolist()), attention_factor)
+        raise InputError(
+            f"`{scaling.prefix}rope_type` is {shown(str(kind))}; supported: default, linear, llama3, longrope, yarn"
+        )
+    return RopeSpec(dim, theta, interleaved, tuple(frequencies.tolist()), attention_factor, long)
 
 
 def rope_of_layers(fields: Fields, kind: str, dim: int, thetas: Mapping[str, float]) -> RopeSpec:
@@ -68,6 +84,14 @@ def yarn_mscale(factor: float, mscale: float = 1.0) -> float:
 def _original_length(scaling: Fields, config: dict[str, Any], max_positions: int) -> int:
     name = "original_max_position_embeddings"
     return (Fields(config) if config.get(name) is not None else scaling).integer(name, max_positions)
+
+
+def _longrope_attention_factor(scaling: Fields, length: int, max_positions: int) -> float:
+    """LongRoPE, section 3.3; transformers takes how much longer the context became for a missing `factor`."""
+    if scaling.has("attention_factor"):
+        return scaling.number("attention_factor")
+    factor = scaling.number("factor", max_positions / length)
+    return 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(length))
 
 
 def _llama3(frequencies: torch.Tensor, scaling: Fields, length: int) -> torch.Tensor:

@@ -15,7 +15,13 @@ Angles = tuple[ir.Value, ir.Value]  # cosine and sine
 def rotary_angles(b: GraphBuilder, position_ids: ir.Value, rope: RopeSpec) -> Angles:
     """Cosine and sine [B, S, dim / 2] of every position's angles, computed in float32."""
     positions = b.op("Unsqueeze", b.op("Cast", position_ids, to=int(ir.DataType.FLOAT)), b.constant([-1]))
-    angles = b.op("Mul", positions, b.constant(rope.inverse_frequencies, ir.DataType.FLOAT))
+    frequencies = b.constant(rope.inverse_frequencies, ir.DataType.FLOAT)
+    if rope.long is not None:  # [B, 1, dim / 2]
+        largest = b.op("Unsqueeze", b.op("ReduceMax", position_ids, b.constant([1]), keepdims=1), b.constant([-1]))
+        beyond = b.op("GreaterOrEqual", largest, b.constant([rope.long.length]))
+        long = b.constant(rope.long.inverse_frequencies, ir.DataType.FLOAT)
+        frequencies = b.op("Where", beyond, long, frequencies)
+    angles = b.op("Mul", positions, frequencies)
     factor = b.constant(rope.attention_factor, ir.DataType.FLOAT)
     cos, sin = (b.op("Mul", b.op(op, angles), factor) for op in ("Cos", "Sin"))
     return b.cast(cos, b.dtype, ir.DataType.FLOAT), b.cast(sin, b.dtype, ir.DataType.FLOAT)

@@ -10,6 +10,10 @@ from llmc.convert.spec import RopeSpec
 def rotary_table(rope: RopeSpec, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosine and sine [B, 1, S, dim / 2] in float32 for positions [B, S]; the 1 stands for heads."""
     frequencies = torch.tensor(rope.inverse_frequencies, device=positions.device)
+    if rope.long is not None:
+        beyond = positions.amax(1)[:, None, None, None] >= rope.long.length
+        long = torch.tensor(rope.long.inverse_frequencies, device=positions.device)
+        frequencies = torch.where(beyond, long, frequencies)
     angles = positions[:, None, :, None].float() * frequencies
     return angles.cos() * rope.attention_factor, angles.sin() * rope.attention_factor
 

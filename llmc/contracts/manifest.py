@@ -51,6 +51,10 @@ class ModelRecord(Part):
     num_mtp_layers: Count = Field(description="layers for multi-token prediction, which follow them")
     vocab_size: AxisSize = Field(description="width of the logits")
     max_position_embeddings: AxisSize = Field(description="tokens of context that the model was made for")
+    original_context: AxisSize | None = Field(
+        default=None,
+        description="tokens of the longest text that LongRoPE's short frequencies rotate; null: all are rotated alike",
+    )
     bos_token_id: Count | None = Field(default=None, description="the beginning-of-text token; null: none")
     eos_token_ids: list[Count] = Field(description="tokens that end an answer")
 

@@ -16,6 +16,7 @@ class RunModel(Part):
     vocab_size: AxisSize
     eos_token_ids: list[Count]
     bos_token_id: Count | None = None
+    original_context: AxisSize | None = None
 
 
 class RunCheck(Part):

@@ -16,6 +16,7 @@ from llmc.runtime.fork import lose, watch
 
 Graph = Literal["main", "mtp"]
 IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
 FloatArray = NDArray[np.float32]
 CLOSED = "this model is closed; load it again"
 Hidden = NDArray[Any]  # in a type of the backend's choice: it is only cut and given back
@@ -25,6 +26,7 @@ class Backend(Protocol):
     """Runs the graphs of one artifact on caches that the backend owns and the caller passes around."""
 
     context: int  # the most tokens of a row that a cache can hold
+    original_context: int | None  # tokens from whose number on a text is rotated otherwise (LongRoPE), and whole
     batch: int  # the most rows of a step
     max_prefill_tokens: int  # the most tokens per row of a step
     # The most tokens of a step, over all rows, times the cache entries they look at: what bounds its memory.
@@ -43,6 +45,7 @@ class Backend(Protocol):
         cache_position: IntArray,
         logits_index: IntArray,
         hidden: Hidden | None = None,
+        long: BoolArray | None = None,
     ) -> tuple[FloatArray, Hidden | None]:
         """One step of S tokens a row, written to the cache in place.
 
@@ -51,6 +54,7 @@ class Backend(Protocol):
                        is how tokens are taken back
         logits_index   [B, L], positions within S whose logits are wanted
         hidden         [B, S, H], for "mtp": the main graph's of the tokens i, or its own when it drafts further
+        long           [B], whether a row's text is longer than `original_context`, however much of it this step reads
         Returns logits [B, L, V] and hidden [B, S, H] (None for a model without MTP).
         """
 
@@ -93,13 +97,32 @@ def step_width(backend: Backend, rows: int, position: int) -> int:
     return width
 
 
+def longer(backend: Backend, lengths: Sequence[int] | IntArray) -> BoolArray | None:
+    """Which texts of these lengths are rotated by the frequencies of long ones; None: that is not asked."""
+    return None if backend.original_context is None else np.asarray(lengths) > backend.original_context
+
+
 def step_inputs(
-    input_ids: IntArray, cache_position: IntArray, logits_index: IntArray, hidden: Hidden | None
+    input_ids: IntArray,
+    cache_position: IntArray,
+    logits_index: IntArray,
+    hidden: Hidden | None,
+    long: BoolArray | None = None,
+    original_context: int | None = None,
 ) -> dict[str, NDArray[Any]]:
-    """The inputs of a graph that are not caches, by name, for a step of `forward`."""
+    """The inputs of a graph that are not caches, by name, for a step of `forward`.
+
+    A graph of a model with LongRoPE takes a row for long if its largest position says so. Scores depend on differences
+    of positions alone, so all of a long row are moved behind the border, also those of its first part; and what pads a
+    short one stays in front of it.
+    """
+    position_ids = cache_position[:, None] + np.arange(input_ids.shape[1])
+    if original_context is not None and long is not None:
+        short = np.minimum(position_ids, original_context - 1)
+        position_ids = np.where(long[:, None], position_ids + original_context, short)
     inputs: dict[str, NDArray[Any]] = {
         "input_ids": input_ids,
-        "position_ids": cache_position[:, None] + np.arange(input_ids.shape[1]),
+        "position_ids": position_ids,
         "cache_position": cache_position,
         "logits_index": logits_index,
     }

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from llmc.errors import InputError, MachineError
 from llmc.extras import install
 from llmc.runtime.artifact import Artifact
-from llmc.runtime.backends import CLOSED, BackendFactory, FloatArray, Graph, Hidden, IntArray, step_inputs
+from llmc.runtime.backends import CLOSED, BackendFactory, BoolArray, FloatArray, Graph, Hidden, IntArray, step_inputs
 
 NAME = "onnxruntime"
 _CPU = "CPUExecutionProvider"
@@ -70,6 +70,7 @@ class OnnxRuntimeBackend:
 
         self._value = onnxruntime.OrtValue.ortvalue_from_numpy  # on the CPU a view of the array
         self.context, self.batch = artifact.context, _BATCH
+        self.original_context = artifact.manifest.model.original_context
         self.max_prefill_tokens, self.max_attention_scores = _PREFILL, _SCORES
         self._sessions: dict[Graph, Any] = {}
         graphs: tuple[Graph, Graph] = ("main", "mtp")
@@ -105,13 +106,14 @@ class OnnxRuntimeBackend:
         cache_position: IntArray,
         logits_index: IntArray,
         hidden: Hidden | None = None,
+        long: BoolArray | None = None,
     ) -> tuple[FloatArray, Hidden | None]:
         session = self._sessions.get(graph)
         if session is None:
             raise InputError(CLOSED)
         end = int(cache_position.max()) + input_ids.shape[1]
         self._grow(cache, end)
-        inputs = step_inputs(input_ids, cache_position, logits_index, hidden)
+        inputs = step_inputs(input_ids, cache_position, logits_index, hidden, long, self.original_context)
         step = self._step(graph, session, cache, end, inputs)
         for name, array in inputs.items():
             step.inputs[name][...] = array

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from llmc.errors import InputError, MachineError
 from llmc.runtime.artifact import Artifact
-from llmc.runtime.backends import CLOSED, FloatArray, Graph, Hidden, IntArray, kernel_cache, step_inputs
+from llmc.runtime.backends import CLOSED, BoolArray, FloatArray, Graph, Hidden, IntArray, kernel_cache, step_inputs
 from llmc.runtime.plugins import tensorrt as plugins
 from llmc.tensorrt_package import TensorRTPackage
 
@@ -94,6 +94,7 @@ class EngineBackend:
     def __init__(self, package: TensorRTPackage, artifact: Artifact, engines: Mapping[Graph, BuiltEngine]) -> None:
         main = engines["main"].description
         self.context, self.batch = main.context, main.batch
+        self.original_context = artifact.manifest.model.original_context
         self.max_prefill_tokens = max(profile.tokens[1] for profile in main.profiles)
         # The engine's memory is that of its profiles.
         self.max_attention_scores = self.batch * self.max_prefill_tokens * self.context
@@ -127,10 +128,11 @@ class EngineBackend:
         cache_position: IntArray,
         logits_index: IntArray,
         hidden: Hidden | None = None,
+        long: BoolArray | None = None,
     ) -> tuple[FloatArray, Hidden | None]:
         if (end := int(cache_position.max()) + input_ids.shape[1]) > self.context:
             raise InputError(f"{end} tokens do not fit the engine's context of {self.context}; shorten the prompt")
-        inputs = step_inputs(input_ids, cache_position, logits_index, hidden)
+        inputs = step_inputs(input_ids, cache_position, logits_index, hidden, long, self.original_context)
         with self._lock:  # buffers and contexts are shared
             if graph not in self._engines:
                 raise InputError(CLOSED)
