@@ -42,7 +42,8 @@ def lower_grouped_query_attention(rewriter: Rewriter, spec: ModelSpec) -> None:
             # for the rotation, and none for odd sizes.
             rotations = [producer(query), producer(key)]
             turned: list[ir.Value | None] = [None] * 3
-            if rope and {each.op_type for each in rotations} == {"RotaryEmbedding"} and attention.head_dim % 16 == 0:
+            fits = rope is not None and rope.dim % 16 == 0 == attention.head_dim % 16
+            if rope and fits and {each.op_type for each in rotations} == {"RotaryEmbedding"}:
                 query, key = (rotation.inputs[0] for rotation in rotations)
                 angles[rope] = angles.get(rope) or _angles(rewriter, rotations[0], lengths[1])
                 turned = [*angles[rope]]
