@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 
@@ -35,14 +36,15 @@ class StoredNames:
         kept: beginnings of the names of tensors outside of the language model
         stacked: whether plain experts are stored as one tensor [E, rows, columns] per projection; quantized ones are
             not: no format has a stack of them
-        transposed: whether the plain matrices in a stack are [columns, rows]
+        transposed: whether the plain matrices in a stack are [columns, rows]; "unless shaped": all but those whose shape
+            is [rows, columns], as transformers reads and saves them
         interleaved: whether what is joined in a stack takes turns, row by row, instead of lying one below the other
     """
 
     renamed: tuple[tuple[str, str], ...] = ()
     joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     stacked: bool = False
-    transposed: bool = False
+    transposed: bool | Literal["unless shaped"] = False
     interleaved: bool = False
     prefixes: tuple[tuple[tuple[str, str], ...], ...] = ()
     kept: tuple[str, ...] = ()
@@ -86,14 +88,22 @@ class StoredNames:
                 raise InputError(f"{tensor.file}: {tensor.name} {list(tensor.shape)} is no stack of {experts} experts")
             for expert in range(experts):
                 one = tensor.item(expert)
-                if self.transposed and name.part == "weight" and len(one.shape) == 2:
-                    one = one.transposed()
                 mine = replace(name, module=replace(module, expert=expert))
+                if self._is_transposed(mine, members, one, spec):
+                    one = one.transposed()
                 yield from _cut(mine, members, one, spec, self.interleaved)
         elif module.expert is None:
             yield from _cut(name, members, tensor, spec)
         else:
             yield name, tensor
+
+    def _is_transposed(self, name: TensorName, members: Sequence[str], one: StoredTensor, spec: ModelSpec) -> bool:
+        """Whether a matrix in a stack is."""
+        if not self.transposed or name.part != "weight" or len(one.shape) != 2:
+            return False
+        linears = _linears(name, members, spec)
+        shape = (sum(each.outputs for each in linears), linears[0].inputs) if linears else None
+        return self.transposed is True or one.shape != shape
 
     # Writing -----------------------------------------------------------------------------------------------------
 
@@ -156,6 +166,14 @@ def _replaced(name: str, pairs: Sequence[tuple[str, str]]) -> str:
     return dotted[1:-1]
 
 
+def _linears(name: TensorName, members: Sequence[str], spec: ModelSpec) -> list[LinearSpec]:
+    """Those members of a joined module that there are in its layer."""
+    assert name.module.layer is not None
+    modules = layer_modules(spec, name.module.layer)
+    found = (modules.get(replace(name.module, projection=member).inside) for member in members)
+    return [each for each in found if isinstance(each, LinearSpec)]
+
+
 def _cut(
     name: TensorName, members: Sequence[str], tensor: StoredTensor, spec: ModelSpec, interleaved: bool = False
 ) -> Iterator[tuple[TensorName, StoredTensor]]:
@@ -164,9 +182,7 @@ def _cut(
         yield TensorName(replace(name.module, projection=members[0]), name.part), tensor
         return
     names = [replace(name.module, projection=member) for member in members]
-    assert name.module.layer is not None
-    modules = layer_modules(spec, name.module.layer)
-    sizes = [found.outputs for each in names if isinstance(found := modules.get(each.inside), LinearSpec)]
+    sizes = [each.outputs for each in _linears(name, members, spec)]
     if len(sizes) < len(members):  # not in this layer
         yield name, tensor
         return

@@ -245,7 +245,7 @@ class Manifest(Part):
     sizes: Sizes = Field(description="bytes of all weights, before and after")
     targets: dict[str, TargetRecord] = Field(description="target → its files")
     checks: Checks | Nothing = Field(description="the comparison with the original; `{}`: there was none")
-    notes: list[str] = Field(default=[], description="what of this model or the default recipe is not as usual, and why")
+    notes: list[str] = Field(default=[], description="what of the model or the default recipe is not as usual, and why")
     versions: dict[str, str] = Field(default={}, description="package → version that built it")
     files: dict[FileName, File] = Field(description="every file of the artifact but llmc.json; no other is used")
     reference: File | None = Field(
