@@ -36,7 +36,7 @@ class StoredNames:
         kept: beginnings of the names of tensors outside of the language model
         stacked: whether plain experts are stored as one tensor [E, rows, columns] per projection; quantized ones are
             not: no format has a stack of them
-        transposed: whether the plain matrices in a stack are [columns, rows]; "unless shaped": all but those whose shape
+        transposed: whether plain matrices in a stack are [columns, rows]; "unless shaped": all but those whose shape
             is [rows, columns], as transformers reads and saves them
         interleaved: whether what is joined in a stack takes turns, row by row, instead of lying one below the other
     """
