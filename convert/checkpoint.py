@@ -35,6 +35,7 @@ from llmc.convert.safetensors_file import StoredTensor, read_header
 from llmc.convert.spec import CACHE_SCALES, ModelSpec, Role
 from llmc.convert.stored_names import StoredNames
 from llmc.convert.tensor_names import TensorName, module_of, part_of
+from llmc.convert.tokenizer_files import TOKENIZER, source_file
 from llmc.errors import InputError
 from llmc.file_names import is_bare_file_name
 
@@ -218,6 +219,8 @@ class Checkpoint:
     def files(self) -> list[Path]:
         """Config, index, weights, tokenizer: every file that makes this checkpoint what it is."""
         found = {file for pattern in (*REWRITTEN, *_SIDECARS) for file in self.path.glob(pattern)}
+        if not (self.path / TOKENIZER).exists() and (name := source_file(names_in(self.path))):
+            found.add(self.path / name)
         # `tokenizer*` and `LICENSE*` are other programs' names, too; nothing that could be run goes along.
         return sorted({*self.shards, *(file for file in found if file.suffix not in _CODE and not file.is_dir())})
 

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmc.convert.tokenizer_files import require_library, source_file
 from llmc.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,10 +19,6 @@ if TYPE_CHECKING:
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _SLOW_TOKENIZERS = {
-    "tokenizer.model": "SentencePiece",
-    "spiece.model": "SentencePiece",
-    "sentencepiece.bpe.model": "SentencePiece",
-    "tiktoken.model": "tiktoken",
     "tekken.json": "Mistral's tekken",
     "vocab.json": "a vocabulary without its rules",
     "vocab.txt": "a vocabulary without its rules",
@@ -125,11 +122,16 @@ def refuse_file(path: Path) -> None:
 
 
 def require_tokenizer(where: str, names: Collection[str], on_hub: bool = False) -> None:
-    """InputError, with what to do, when there is no tokenizer.json."""
+    """InputError, with what to do, when there is no tokenizer.json, nor a file that one could be made from.
+
+    MachineError when the library for that is missing.
+    """
     if "tokenizer.json" in names:
         return
+    if name := source_file(names):
+        require_library(where, name)
+        return
     known = {name: kind for name, kind in _SLOW_TOKENIZERS.items() if name in names}
-    known |= {name: "tiktoken" for name in sorted(names) if name.endswith(".tiktoken")}
     if code := min((name for name in names if re.fullmatch(r"tokenization_\w+\.py", name)), default=None):
         only = f", only {', '.join([*known][:1])} and code that reads it" if known else ", only code"
         raise InputError(

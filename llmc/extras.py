@@ -18,7 +18,12 @@ import llmc
 from llmc.errors import MachineError
 
 # Modules → distributions, where the two have other names.
-DISTRIBUTIONS = {"cuda": "cuda-bindings", "tensorrt": "tensorrt-cu13", "tensorrt_rtx": "tensorrt-rtx-cu13"}
+DISTRIBUTIONS = {
+    "cuda": "cuda-bindings",
+    "google": "protobuf",
+    "tensorrt": "tensorrt-cu13",
+    "tensorrt_rtx": "tensorrt-rtx-cu13",
+}
 
 
 def install(module: str) -> str:

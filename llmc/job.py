@@ -14,6 +14,8 @@ from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.formats import layout
 from llmc.convert.other_folders import names_in, require_tokenizer
 from llmc.default_rules import rules_of
+from llmc.convert.tokenizer_files import TOKENIZER, MadeTokenizer
+from llmc.made_tokenizer import completed, made_tokenizer
 from llmc.output import OutputFolder
 from llmc.output_path import output_path, refuse_overlap
 from llmc.planning import Plan
@@ -60,6 +62,7 @@ class Job:
     plan: Plan
     limits: Limits
     files: SourceFiles
+    made_tokenizer: MadeTokenizer | None  # None: the model has a tokenizer.json
 
     @property
     def pruning(self) -> Pruning | None:
@@ -142,6 +145,7 @@ def plan(
             refuse_overlap(OutputFolder(place).path, source.path)
         checkpoint = Checkpoint.open(source.path, headers_only=True)
         _require_tokenizer(source)
+        made_tokenizer(source.path, checkpoint.spec.vocab_size)
         return plan_checkpoint(checkpoint, recipe, place, memory, gpu_memory)
 
 
@@ -157,6 +161,9 @@ def prepare(
     files = SourceFiles(source.path)
     checkpoint = Checkpoint.open(source.path)
     _require_tokenizer(source)
+    made = made_tokenizer(checkpoint.path, checkpoint.spec.vocab_size)
+    if made is not None:
+        progress.line(f"{TOKENIZER} is made from {made.source}: {made.texts:,} texts have the same tokens in both")
     if checkpoint.config.get("tie_word_embeddings") and not checkpoint.spec.tie_word_embeddings:
         progress.line("tie_word_embeddings is true, but lm_head.weight is not the embedding: both are kept")
     if limits.gpu_memory is not None:
@@ -165,7 +172,7 @@ def prepare(
     for note in planned.notes:
         progress.line(note)
     _warn(recipe.layout, planned, progress)
-    tokenizer = Tokenizer(checkpoint.path, checkpoint.spec.vocab_size, recipe.add_bos)
+    tokenizer = Tokenizer(completed(checkpoint.path, made), checkpoint.spec.vocab_size, recipe.add_bos)
     texts = read_texts(recipe.calibration, recipe.check, checkpoint, base, tokenizer)
     with progress.stage("read the checkpoint"):
         hashes = hash_files(
@@ -176,7 +183,7 @@ def prepare(
         )
     files.hashed(hashes)
     rules = rules_of(recipe, checkpoint.spec).rules
-    return Job(recipe, source, checkpoint, rules, tokenizer, texts, hashes, planned, limits, files), place
+    return Job(recipe, source, checkpoint, rules, tokenizer, texts, hashes, planned, limits, files, made), place
 
 
 def _warn(layout_name: str, planned: Plan, progress: Progress) -> None:

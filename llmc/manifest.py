@@ -19,6 +19,7 @@ from llmc.contracts.manifest import (
     TargetRecord,
     TensorRecord,
     TextsRecord,
+    TokenizerRecord,
 )
 from llmc.contracts.part import Nothing
 from llmc.contracts.run_manifest import FORMAT_VERSION
@@ -67,7 +68,7 @@ def build_manifest(
             bos_token_id=spec.bos_token_id,
             eos_token_ids=list(job.tokenizer.eos_token_ids),
         ),
-        tokenizer=job.tokenizer.record(),
+        tokenizer=_tokenizer(job),
         quantized=quantized.quantized,
         tensors=quantized.tensors,
         pruned=quantized.pruned,
@@ -79,6 +80,11 @@ def build_manifest(
         versions=versions(*ALL_PACKAGES),
         files={},
     )
+
+
+def _tokenizer(job: Job) -> TokenizerRecord:
+    record, made = job.tokenizer.record(), job.made_tokenizer
+    return record if made is None else record.model_copy(update={"made_from": made.source})
 
 
 def _roles(artifact: Checkpoint, result: QuantizeResult) -> dict[str, QuantizedRole]:

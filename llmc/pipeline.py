@@ -233,10 +233,14 @@ class _Build:
         source = self.job.checkpoint
         shards = {shard.name for shard in source.shards}
         names = [name for name in self.job.source_files if name not in {*shards, *REWRITTEN}]
+        made = self.job.made_tokenizer.files if self.job.made_tokenizer else {}
         for name in names:
-            copy_sidecar(source.path, name, self.artifact)
+            if name not in made:
+                copy_sidecar(source.path, name, self.artifact)
+        for name, data in made.items():
+            (self.artifact / name).write_bytes(data)
         self.job.files.require_unchanged()
-        return names
+        return sorted({*names, *made})
 
     def _quantize(self) -> dict[str, Any]:
         job, checkpoint, scratch = self.job, self.job.checkpoint, self.home / "scratch"

@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 from llmc import plain_yaml
 from llmc.convert.finite import FiniteCheck
 from llmc.convert.other_folders import refuse_other_kinds, require_tokenizer, weight_files
+from llmc.convert.tokenizer_files import TOKENIZER
 from llmc.errors import InputError, LlmcError, MachineError
 from llmc.extras import install
 from llmc.file_names import is_bare_file_name
 from llmc.files import open_regular, read_json
+from llmc.made_tokenizer import require_made
 from llmc.patterns import shown
 from llmc.registry import unknown
 from llmc.visible import unseen, visible_line
@@ -33,6 +35,7 @@ _INDEX = "model.safetensors.index.json"
 # Never pickles or code.
 _HUB_WEIGHTS = ["*.safetensors"]
 _HUB_FILES = ["*.json", "*.jinja", "tokenizer*", "vocab.*", "merges.txt", "LICENSE*", "README.md"]
+_HUB_FILES += ["tiktoken.model", "*.tiktoken", "spiece.model", "sentencepiece.bpe.model"]
 # Nor what lies in folders (but additional_chat_templates/) or is hidden, nor names that a terminal would obey when the
 # download's progress shows them.
 _HUB_NEVER = [
@@ -68,8 +71,10 @@ def locate(model: str, base: Path) -> ModelSource:
     if path.exists():
         return ModelSource(visible_line(path.resolve().name), None, path, _license(path))
     repo, revision = _hub_id(model, path)
-    _look_first(repo, revision)
+    names = _look_first(repo, revision)
     with _hub(repo) as hub:
+        if names is not None and TOKENIZER not in names:  # whether one can be made, before the weights come
+            _require_made(hub, repo, revision)
         wanted = [*_HUB_WEIGHTS, *_HUB_FILES]
         path = Path(hub.snapshot_download(repo, revision=revision, allow_patterns=wanted, ignore_patterns=_HUB_NEVER))
     return ModelSource(repo, path.name, path, _license(path))
@@ -144,8 +149,16 @@ def _check_shard(repo: str, name: str) -> None:
         )
 
 
-def _look_first(repo: str, revision: str | None) -> None:
-    """InputError for a repository that holds no checkpoint, or no tokenizer, before anything of it is downloaded."""
+def _require_made(hub: Any, repo: str, revision: str | None) -> None:
+    files = hub.snapshot_download(repo, revision=revision, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_NEVER)
+    require_made(Path(files))
+
+
+def _look_first(repo: str, revision: str | None) -> set[str] | None:
+    """The names of the files in a repository; None without a network.
+
+    InputError for one that holds no checkpoint, or no tokenizer, before anything of it is downloaded.
+    """
     names = None
     with suppress(MachineError), _hub(repo) as hub:  # without a network, what is in the cache may do
         names = {name for name in hub.list_repo_files(repo, revision=revision) if "/" not in name}
@@ -154,6 +167,7 @@ def _look_first(repo: str, revision: str | None) -> None:
         if not weight_files(names):
             raise InputError(f"model {repo}: holds no safetensors; choose a repository, or a @revision, that does")
         require_tokenizer(repo, names, on_hub=True)
+    return names
 
 
 def _write_header(path: Path, tensors: Mapping[str, Any]) -> None:

@@ -46,7 +46,9 @@ def tokenizer_rows(record: TokenizerRecord | None) -> list[tuple[str, str]]:
         return []
     first, last = (", ".join(_token(*each) for each in ends) for ends in (record.begins_with, record.ends_with))
     never = "nothing: the model names no end token, so that they go on to max_new_tokens or the end of the context"
+    made = [("tokenizer.json", f"made from {_printable(record.made_from)}")] if record.made_from else []
     return [
+        *made,
         ("texts begin with", f"{first or 'no token of their own'} ({record.because})"),
         ("answers end with", last or never),
     ]
@@ -54,8 +56,11 @@ def tokenizer_rows(record: TokenizerRecord | None) -> list[tuple[str, str]]:
 
 def _token(number: int, text: str | None) -> str:
     """`</s>` (2); what could steer a terminal is written out."""
-    shown = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text or "?")
-    return f"`{shown}` ({number})"
+    return f"`{_printable(text or '?')}` ({number})"
+
+
+def _printable(text: str) -> str:
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 def check_rows(checks: Checks) -> list[tuple[str, str]]:

@@ -124,13 +124,13 @@ class _Reader:
 
     def _chat(self, messages: Chat) -> tuple[str, bool]:
         """Its text, and whether a template wrote it, with all special tokens. A model without one was made for text."""
-        folder = self.tokenizer.path.parent
-        if self._template is None and not ChatTemplate.find(folder):
+        origin, folder = self.tokenizer.origin, self.tokenizer.path.parent
+        if self._template is None and not ChatTemplate.find(origin):
             contents = [message.get("content") for message in messages]
             if not all(isinstance(content, str) for content in contents):
                 raise InputError(f"{folder}: its tokenizer has no chat template for messages that hold more than text")
             return "\n".join(map(str, contents)), False
-        self._template = self._template or ChatTemplate(folder)
+        self._template = self._template or ChatTemplate(origin)
         return self._template.render(messages, add_generation_prompt=False), True
 
 

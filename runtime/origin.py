@@ -1,9 +1,11 @@
 """The files beside a model that say how it is spoken to (tokenizer, templates, settings), for those who read them: an
-artifact has those that its manifest lists, a checkpoint those that lie in its folder.
+artifact has those that its manifest lists, a checkpoint those that lie in its folder, and perhaps some that were made.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -11,7 +13,16 @@ from llmc.errors import InputError
 from llmc.files import parse_json, read_regular
 from llmc.runtime.artifact import Artifact
 
-Origin = Artifact | Path
+
+@dataclass(frozen=True)
+class Completed:
+    """A checkpoint's folder, with files that were made in place of those that it lacks: name → where that lies."""
+
+    path: Path
+    made: Mapping[str, Path]
+
+
+Origin = Artifact | Path | Completed
 
 
 def where(origin: Origin) -> Path:
@@ -19,11 +30,17 @@ def where(origin: Origin) -> Path:
     return origin if isinstance(origin, Path) else origin.path
 
 
+def lies(origin: Origin, name: str) -> Path:
+    """For libraries that open a file themselves."""
+    return origin.made.get(name, origin.path / name) if isinstance(origin, Completed) else where(origin) / name
+
+
 def read(origin: Origin, name: str, limit: int) -> bytes | None:
     """A file of at most `limit` bytes; None where there is none. InputError for one that cannot be trusted or read."""
-    if isinstance(origin, Path):
-        return read_regular(origin / name, limit) if (origin / name).exists() else None
-    return origin.read(name, limit) if name in origin.files else None
+    if isinstance(origin, Artifact):
+        return origin.read(name, limit) if name in origin.files else None
+    path = lies(origin, name)
+    return read_regular(path, limit) if path.exists() else None
 
 
 def read_json(origin: Origin, name: str, limit: int) -> dict[str, Any]:
@@ -40,6 +57,6 @@ def read_json(origin: Origin, name: str, limit: int) -> dict[str, Any]:
 
 def names(origin: Origin, folder: str) -> list[str]:
     """Of the files in a folder, in order: `folder/file`."""
-    if isinstance(origin, Path):
-        return sorted(f"{folder}/{path.name}" for path in (origin / folder).glob("*") if path.is_file())
-    return sorted(name for name in origin.files if PurePosixPath(name).parent.as_posix() == folder)
+    if isinstance(origin, Artifact):
+        return sorted(name for name in origin.files if PurePosixPath(name).parent.as_posix() == folder)
+    return sorted(f"{folder}/{path.name}" for path in (where(origin) / folder).glob("*") if path.is_file())

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from llmc.errors import InputError
 from llmc.files import count_items
 from llmc.runtime import arguments
-from llmc.runtime.origin import Origin, read, where
+from llmc.runtime.origin import Origin, lies, read, where
 from llmc.runtime.special_tokens import CONFIG, added_tokens, end_token_ids, special_tokens, tokenizer_config
 from llmc.runtime.tokenizer_hazards import harmless
 from llmc.runtime.tokenizer_library import Apart, Here, Methods
@@ -46,7 +46,7 @@ class _Decoder:
 
 
 class Tokenizer:
-    """path: of tokenizer.json
+    """path: of tokenizer.json, as it is called in messages; origin: what it is of
 
     Attributes:
         bos_token, bos_token_id: the model's token for the beginning of a text, if it has one
@@ -62,7 +62,7 @@ class Tokenizer:
 
         InputError for files that are missing or broken, and for a beginning that the model has no token for.
         """
-        self.path = where(origin) / TOKENIZER
+        self.origin, self.path = origin, where(origin) / TOKENIZER
         data = read(origin, TOKENIZER, _MOST_BYTES)
         if data is None:
             raise InputError(f"{self.path}: missing; a model without it can be neither calibrated nor run")
@@ -73,7 +73,8 @@ class Tokenizer:
         except (ValueError, RecursionError) as error:
             raise InputError(f"{self.path}: not a tokenizer ({error}); download it again") from error
         added = added_tokens(origin)
-        self._library: Methods = Here(self.path, data, added) if harmless(described, items) else Apart(self.path, added)
+        here = harmless(described, items)
+        self._library: Methods = Here(self.path, data, added) if here else Apart(lies(origin, TOKENIZER), added)
         self.decoder = None if described.get("decoder") is None else _Decoder(self._library)
         special, config = special_tokens(origin), tokenizer_config(origin)
         self.bos_token = special.get("bos_token")

@@ -33,7 +33,8 @@ or absent, since a build works beside it and renames the folder at the end.
 | `model-*.safetensors`, `model.safetensors.index.json` | the quantized weights, in the recipe's `layout` | the same, \
 and ONNX Runtime, whose graph points into them |
 | `tokenizer.json`, `tokenizer_config.json`, `generation_config.json`, `chat_template.jinja`, license files, … | taken \
-over from the source as they are | the same |
+over from the source as they are; `tokenizer.json` is made where the source has none (`made_from`, below), and \
+`tokenizer_config.json` names no Python files | the same |
 | `model.onnx`, `mtp.onnx`, `model.onnx.data` | target `onnxruntime`: graphs of the model and of its layer for \
 multi-token prediction, and weights that no safetensors hold in the form that they need | ONNX Runtime |
 | `onnx/portable.onnx`, `onnx/portable-mtp.onnx`, `onnx/portable.onnx.data` | target `onnx`: the same in standard \

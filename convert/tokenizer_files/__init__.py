@@ -19,7 +19,7 @@ from llmc.convert.folder import SIDECAR_LIMIT, open_file
 from llmc.convert.tokenizer_files.comparison import compare
 from llmc.convert.tokenizer_files.description import AddedToken, Description, Original
 from llmc.errors import InputError, MachineError
-from llmc.extras import install
+from llmc.extras import DISTRIBUTIONS, install
 
 TOKENIZER, CONFIG = "tokenizer.json", "tokenizer_config.json"
 _SENTENCEPIECE_NAMES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
@@ -131,8 +131,8 @@ def _require(where: str, name: str, *modules: str) -> None:
         try:
             importlib.import_module(module)
         except ImportError as error:
-            package = module.rpartition(".")[2]
+            top = module.partition(".")[0]
             raise MachineError(
-                f"{where}: there is no {TOKENIZER}, and making one from {name} takes {package}, which is not "
-                f"installed; {install(package)}"
+                f"{where}: there is no {TOKENIZER}, and making one from {name} takes {DISTRIBUTIONS.get(top, top)}, "
+                f"which is not installed; {install(top)}"
             ) from error

@@ -82,7 +82,7 @@ def _texts(description: Description) -> Iterator[str]:
     """Samples, with the tokens that texts spell out, and texts in which every token of the vocabulary is."""
     added = [token.text for token in description.added]
     for text in (*TEXTS, *_with_tokens(added), *_of_pieces(description.pieces)):
-        yield text.lstrip(" ") if description.strips else text
+        yield text.lstrip() if description.strips else text
 
 
 def _with_tokens(added: Sequence[str]) -> Iterator[str]:

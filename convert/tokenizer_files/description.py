@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 Part = dict[str, Any]
+LONGEST = 1000  # characters of a token; no known one has so many, and the work to find its parts grows with the square
 
 
 class AddedToken(NamedTuple):
@@ -38,7 +39,7 @@ class Description:
         pieces: Texts of tokens, by which a comparison is sure to meet all of them.
         begins_with: Tokens in front of every text, and `ends_with` behind it.
         special: `bos_token`, … → its text, where the file that was read says so.
-        strips: Whether a space at the very beginning of a text is lost, which the original library keeps.
+        strips: Whether white space at the very beginning of a text is no more than the space that is put there.
     """
 
     model: Part

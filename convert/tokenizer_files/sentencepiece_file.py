@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llmc.convert.tokenizer_files.description import AddedToken, Description, Part
+from llmc.convert.tokenizer_files.description import LONGEST, AddedToken, Description, Part
 from llmc.convert.tokenizer_files.merges import pairs
 from llmc.errors import InputError
 
@@ -129,6 +129,7 @@ def _read(path: Path, data: bytes) -> Any:
         "spaces that are no part of tokens": not proto.normalizer_spec.escape_whitespaces,
         "unused pieces": trainer.model_type == _BPE and _UNUSED in kinds,
         "no piece for what is unknown": _UNKNOWN not in kinds,
+        f"pieces of more than {LONGEST:,} characters": any(len(piece.piece) > LONGEST for piece in proto.pieces),
     }
     if found := next((what for what, is_so in cannot.items() if is_so), None):
         raise InputError(

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llmc.convert.tokenizer_files.description import AddedToken, Description, Part
+from llmc.convert.tokenizer_files.description import LONGEST, AddedToken, Description, Part
 from llmc.convert.tokenizer_files.known_patterns import Facts, facts
 from llmc.convert.tokenizer_files.merges import pairs
 from llmc.errors import InputError
@@ -104,8 +104,8 @@ def _read(path: Path, data: bytes) -> dict[bytes, int]:
             raise InputError(
                 f"{path}: line {number} is not a token in base64 and its rank; download it again"
             ) from None
-        if not known or known in ranks or not 0 <= place < _MOST_NUMBER:
-            raise InputError(f"{path}: line {number} is empty, repeated or out of range; download it again")
+        if not 0 < len(known) <= LONGEST or known in ranks or not 0 <= place < _MOST_NUMBER:
+            raise InputError(f"{path}: line {number} is too long, repeated or out of range; download it again")
         ranks[known] = place
     if len(set(ranks.values())) < len(ranks):
         raise InputError(f"{path}: two tokens have one rank; download it again")

@@ -66,6 +66,9 @@ class TokenizerRecord(Part):
     because: str = Field(default="", description="what that was decided by")
     begins_with: list[Token] = Field(default=[], description="tokens in front of every text")
     ends_with: list[Token] = Field(default=[], description="tokens that end an answer")
+    made_from: str | None = Field(
+        default=None, description="the source's file that tokenizer.json was made from, where it had none"
+    )
 
 
 class RuleRecord(Part):

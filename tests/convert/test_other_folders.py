@@ -122,4 +122,4 @@ def test_the_only_file_of_weights_is_the_model(tmp_path: Path) -> None:
 
 def test_of_a_hub_model_it_is_said_what_to_download() -> None:
     with pytest.raises(InputError, match=r"hf download org/name --local-dir DIR\), then .*from_pretrained\('DIR'\)"):
-        require_tokenizer("org/name", {"tokenizer.model"}, on_hub=True)
+        require_tokenizer("org/name", {"vocab.json"}, on_hub=True)

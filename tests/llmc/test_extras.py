@@ -33,6 +33,9 @@ OPTIONAL = {
     "tensorrt": "tensorrt",
     "cuda": "rtx",
     "huggingface_hub": "hub",
+    "tiktoken": "tokenizers",
+    "sentencepiece": "tokenizers",
+    "google": "tokenizers",
     "lm_eval": "eval",
 }
 # Runs `llmc` as if the modules in HIDDEN were not installed.

@@ -34,13 +34,13 @@ def test_files(llmc, tmp_path: Path, name: str, said: str) -> None:
     ("files", "said"),
     [
         ([], "no tokenizer.json, and a model without it .* download it"),
-        (["tokenizer.model"], r"only tokenizer\.model \(SentencePiece\); let transformers write one: AutoTokenizer"),
-        (["qwen.tiktoken", "tokenizer_config.json"], r"only qwen\.tiktoken \(tiktoken\)"),
-        (["vocab.json", "merges.txt"], "only vocab.json"),
-        (["tiktoken.model"], r"only tiktoken\.model \(tiktoken\)"),
+        (["tokenizer.model"], r"tokenizer\.model: neither a model of SentencePiece nor ranks of tiktoken; download it"),
+        (["qwen.tiktoken", "tokenizer_config.json"], r"qwen\.tiktoken: not a file of tiktoken, .*; download it again"),
+        (["vocab.json", "merges.txt"], r"only vocab\.json .*; let transformers write one: AutoTokenizer"),
+        (["tekken.json"], r"only tekken\.json \(Mistral's tekken\)"),
         (
-            ["tiktoken.model", "tokenization_kimi.py"],
-            r"only tiktoken\.model and code that reads it \(tokenization_kimi\.py\), which llmc does not run; look for",
+            ["vocab.json", "tokenization_my.py"],
+            r"only vocab\.json and code that reads it \(tokenization_my\.py\), which llmc does not run; look for",
         ),
         (["tokenization_my.py"], r"only code \(tokenization_my\.py\)"),
     ],
@@ -63,7 +63,7 @@ def test_without_a_tokenizer(llmc, tmp_path: Path, files: list[str], said: str) 
         (["x-Q8_0.gguf"], r"model org/x: x-Q8_0\.gguf is GGUF"),
         (["config.json", "README.md", "unet/model.safetensors"], "model org/x: holds no safetensors"),
         (
-            ["config.json", "model.safetensors", "tokenizer.model"],
+            ["config.json", "model.safetensors", "vocab.json"],
             r"org/x: there is no tokenizer.json, .*\(hf download org/x",
         ),
     ],
