@@ -194,7 +194,7 @@ def _cut(
             f"{tensor.file}: {tensor.name}: modules that are stored as one are not read in GPTQ's own layout; use a "
             "checkpoint in compressed-tensors layout"
         )
-    whole, turns, start = cut == "whole" or tensor.shape == (1,), len(names) if interleaved else 1, 0
+    whole, turns, start = cut == "whole" or tensor.shape in ((), (1,)), len(names) if interleaved else 1, 0
     for module, size in zip(names, sizes, strict=True):
         stop = sum(sizes) if interleaved else start + size
         yield TensorName(module, name.part), tensor if whole else _rows(tensor, start, stop, sum(sizes), turns)

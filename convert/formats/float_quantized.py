@@ -7,7 +7,7 @@ blocks ragged). Inputs that are rounded by a scale of their own have it in `inpu
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -28,6 +28,8 @@ class FloatQuantized(Format):
     cuts = {"input_scale": "whole"}  # noqa: RUF012  # ClassVar in the base
     key = scales_part = "weight_scale"
     qweight_part = "weight"
+    input_part: ClassVar[str] = "input_scale"
+    scale_types: ClassVar[tuple[str, ...]] = ("F32", "BF16")
 
     strategy: str
     block_size: tuple[int, int] | None = None
@@ -56,10 +58,11 @@ class FloatQuantized(Format):
         if codes.dtype != "F8_E4M3" or len(codes.shape) != 2:
             raise InputError(f"{codes.file}: {codes.name} is {codes.dtype} {list(codes.shape)}, no FP8 matrix")
         static = self.activations is not None and self.activations.per == "tensor"
-        given = parts.get("input_scale")
+        given = parts.get(self.input_part)
         if static != (given is not None):
             raise InputError(
-                f"{codes.file}: {codes.name}: config.json and input_scale disagree on whether inputs are rounded by one"
+                f"{codes.file}: {codes.name}: config.json and {self.input_part} disagree on whether inputs are rounded "
+                "by one"
             )
         if given is not None and (given.dtype not in ("F32", "BF16", "F16") or given.shape not in ((), (1,))):
             raise InputError(f"{given.file}: {given.name} is {given.dtype} {list(given.shape)}, not one float")
@@ -76,13 +79,15 @@ class FloatQuantized(Format):
 
     def decode(self, parts: Parts) -> QuantizedWeight:
         codes, scales, block = parts["weight"].read(), parts[self.key].read(), self._block(parts)
+        if scales.dtype not in (torch.float32, torch.bfloat16):
+            scales = scales.float()
         scales = scales.reshape(-(-codes.shape[0] // block[0]), -(-codes.shape[1] // block[1]))
         return QuantizedWeight(codes, scales, block, "float8_e4m3fn", activations=self.activations_of(parts))
 
     def activations_of(self, parts: Parts) -> Activations | None:
-        if "input_scale" not in parts:
+        if self.input_part not in parts:
             return self.activations
-        stored = parts["input_scale"]
+        stored = parts[self.input_part]
         scale = stored.read().float().reshape(()).item()
         if not 0 < scale < float("inf"):
             raise InputError(f"{stored.file}: {stored.name} is {scale}, not positive")
@@ -90,8 +95,8 @@ class FloatQuantized(Format):
 
     def _block(self, parts: Parts) -> tuple[int, int]:
         (rows, columns), scale = parts["weight"].shape, parts[self.key]
-        if scale.dtype not in ("F32", "BF16"):
-            raise InputError(f"{scale.file}: {scale.name} is {scale.dtype}; scales are F32 or BF16")
+        if scale.dtype not in self.scale_types:
+            raise InputError(f"{scale.file}: {scale.name} is {scale.dtype}; scales are {' or '.join(self.scale_types)}")
         block = self.block_size or ((1, columns) if self.strategy == "channel" else (rows, columns))
         count = (-(-rows // block[0]), -(-columns // block[1]))
         if scale.shape == count or (self.strategy == "tensor" and scale.shape in ((), (1,))):

@@ -3,7 +3,13 @@
 Despite its name the scale multiplies. Edge blocks are ragged: `kv_a_proj_with_mqa` has 576 rows, 4.5 blocks. Programs
 that run it round these layers' inputs, too, 128 channels of a token at a time; what counts as the original here is the
 weights with inputs as they are.
-Source: `weight_dequant` in inference/kernel.py of the DeepSeek-V3 repository.
+
+The same `quant_method` has more spellings. Qwen3 stores the scales in bfloat16; DeepSeek-V3.1 and V3.2 store powers of
+two (`scale_fmt` ue8m0), in float32 all the same. Without `weight_block_size` a matrix has one scale, and with
+`activation_scheme` static one for its inputs: `weight_scale_inv` and `activation_scale` as transformers saves them
+(Ministral 3), `weight_scale` and `input_scale` as vLLM's first checkpoints have them.
+Source: `weight_dequant` in inference/kernel.py of the DeepSeek-V3 repository; integrations/finegrained_fp8.py of
+transformers.
 """
 
 from __future__ import annotations
@@ -17,7 +23,7 @@ from llmc.convert.fields import Fields
 from llmc.convert.formats.float_quantized import FloatQuantized
 from llmc.convert.formats.format import Format
 from llmc.convert.formats.layout import Layout, NamedSpec
-from llmc.convert.quantized_weight import QuantizedWeight, QuantSpec
+from llmc.convert.quantized_weight import Activations, QuantizedWeight, QuantSpec
 from llmc.patterns import Budget
 
 _BLOCK = (128, 128)
@@ -25,14 +31,21 @@ _BLOCK = (128, 128)
 
 class NativeFP8(FloatQuantized):
     name = "native-fp8"
-    part_names = frozenset({"weight", "weight_scale_inv"})
+    part_names = frozenset({"weight", "weight_scale_inv", "activation_scale"})
+    cuts = {"activation_scale": "whole"}  # noqa: RUF012  # ClassVar in the base
     key = scales_part = "weight_scale_inv"
+    input_part = "activation_scale"
+    scale_types = (*FloatQuantized.scale_types, "F8_E8M0")
 
     @classmethod
     def from_config(cls, quantization: Fields, budget: Budget | None = None) -> NativeFP8:
-        quantization.one_of("fmt", "e4m3", default="e4m3")
-        quantization.one_of("activation_scheme", "dynamic", default="dynamic")
-        return cls("block", quantization.block("weight_block_size"))
+        quantization.one_of("fmt", "e4m3", "float8_e4m3fn", default="e4m3")
+        quantization.one_of("scale_fmt", "ue8m0", "float", default="float")
+        if quantization.has("weight_block_size"):
+            quantization.one_of("activation_scheme", "dynamic", default="dynamic")
+            return cls("block", quantization.block("weight_block_size"))
+        static = quantization.one_of("activation_scheme", "dynamic", "static", default="dynamic") == "static"
+        return cls("tensor", activations=Activations("tensor") if static else None)
 
     @classmethod
     def takes(cls, spec: QuantSpec) -> bool:
@@ -58,7 +71,10 @@ class NativeFP8Layout(Layout):
     readers = "they are as DeepSeek publishes its models, and transformers loads them"
 
     def read(self, quantization: Fields) -> tuple[Format, ...]:
-        return (NativeFP8.from_config(quantization),)
+        native = NativeFP8.from_config(quantization)
+        if native.block_size is not None:
+            return (native,)
+        return native, FloatQuantized("tensor", activations=native.activations)
 
     def config(self, schemes: Mapping[str, NamedSpec], modules: Iterable[str], fp8_cache: bool) -> dict[str, Any]:
         config = NativeFP8.config(next(iter(schemes.values())).spec)

@@ -296,10 +296,14 @@ UNREADABLE = {
         "strategy` must be 'group' or 'channel'",
     ),
     "block size": (
-        NATIVE_FP8 | {"weight_block_size": None},
+        NATIVE_FP8 | {"weight_block_size": [128]},
         "weight_block_size` must be two positive integers",
     ),
-    "e5m2": (NATIVE_FP8 | {"fmt": "e5m2"}, "fmt` must be 'e4m3', not 'e5m2'"),
+    "e5m2": (NATIVE_FP8 | {"fmt": "e5m2"}, "fmt` must be 'e4m3' or 'float8_e4m3fn', not 'e5m2'"),
+    "static blocks": (
+        NATIVE_FP8 | {"activation_scheme": "static"},
+        "activation_scheme` must be 'dynamic', not 'static'",
+    ),
 }
 
 
