@@ -10,8 +10,8 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from support.byte_tokenizer import byte_tokenizer
 from support.random_checkpoint import DEEPSEEK_V3, random_checkpoint
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -38,13 +38,7 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         topk_group=1,
         max_position_embeddings=128,
     )
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: number for number, token in enumerate(["<bos>", "<eos>", *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<bos>", "<eos>"])
-    tokenizer.save(str(path / "tokenizer.json"))
+    byte_tokenizer(path)
     return path
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.ladder import Climb, SmallModel, shared_key
+from support.ladder import Climb, SmallModel, architecture_key, shared_key
 from support.model_lines import LINES, ModelLine
 
 RECORD = Path(__file__).parents[2] / "docs" / "models.json"
@@ -69,6 +69,13 @@ def climb(request: pytest.FixtureRequest, line: ModelLine) -> Climb:
 def small_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, SmallModel]:
     """Those that were made, by what they share."""
     return {}
+
+
+@pytest.fixture
+def architecture(climb: Climb, small: SmallModel, small_models: dict[str, SmallModel]) -> SmallModel:
+    """The small model of the first line that has this line's architecture and features."""
+    climb.accepted(small)
+    return small_models.setdefault(architecture_key(small), small)
 
 
 @pytest.fixture

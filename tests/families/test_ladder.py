@@ -1,27 +1,19 @@
-"""The ladder that every model line climbs: its configurations, and parity with transformers."""
+"""The ladder that every model line climbs, up to a checkpoint: configurations, parity with transformers, artifact."""
 
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 from support.ladder import TOLERANCE, Climb, SmallModel, chunks, padded, parameters, published_parameters
 from support.model_lines import LINES, ModelLine, published_config
 
 from llmc.convert.families import family_of
+from llmc.convert.safetensors_file import read_header
 from llmc.errors import InputError
 
 every_line = pytest.mark.parametrize("line", LINES, ids=lambda line: line.name)
-
-
-def accepted(climb: Climb, small: SmallModel) -> None:
-    """Go on only with a line whose configuration is accepted and that transformers has a class for."""
-    try:
-        assert small.spec
-    except InputError as error:
-        climb.hole(error)
-    if small.line.witness is None:
-        climb.hole(f"transformers has no class for {small.config['architectures'][0]}")
 
 
 @every_line
@@ -49,7 +41,9 @@ def test_spec(climb: Climb, line: ModelLine) -> None:
 @every_line
 def test_parity(climb: Climb, small: SmallModel) -> None:
     """float32 log-probabilities: in one go, in pieces through the cache, and of rows of unequal length."""
-    accepted(climb, small)
+    climb.accepted(small)
+    names = {re.sub(r"(?<=\.)\d+(?=\.)", "#", name) for shard in small.checkpoint.shards for name in read_header(shard)}
+    assert names.issuperset(small.line.spelled)
     ids = small.texts()
     expected = small.expected(ids)
     whole = small.model.logits(small.model.hidden(ids)).log_softmax(-1)
@@ -63,3 +57,30 @@ def test_parity(climb: Climb, small: SmallModel) -> None:
     climb.note(difference=max(differences))
     assert max(differences) < TOLERANCE
     assert math.isfinite(max(differences)) and expected.std() > 0.05
+
+
+@every_line
+@pytest.mark.slow
+def test_artifact(climb: Climb, architecture: SmallModel) -> None:
+    """Quantized, and pruned where there are experts: transformers loads it, whole, and says the same as we do."""
+    climb.note(difference=architecture.difference_in_transformers)
+    assert architecture.difference_in_transformers < TOLERANCE
+
+
+@every_line
+@pytest.mark.slow
+def test_mtp(climb: Climb, architecture: SmallModel) -> None:
+    """Layers for multi-token prediction: what transformers reads and computes of them, kept in their own spelling, and
+    used for drafts that do not change a greedy answer.
+    """
+    if not architecture.spec.num_mtp_layers:
+        climb.absent()
+    climb.note(difference=architecture.difference_of_mtp)
+    assert architecture.difference_of_mtp < TOLERANCE
+    names = architecture.mtp_on_disk(architecture.checkpoint)
+    assert names and names == architecture.mtp_on_disk(architecture.artifact)
+    try:
+        plain, drafting = architecture.answers
+    except InputError as error:
+        climb.hole(error)
+    assert plain[0] == drafting[0] and drafting[1] > plain[1] == 0

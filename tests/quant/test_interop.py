@@ -5,6 +5,7 @@ transformers leaves MTP tensors unread (it reports them as unexpected); that the
 
 import pytest
 import torch
+from support.artifact_in_transformers import as_transformers_decodes, loaded_by_transformers
 from support.random_checkpoint import DEEPSEEK_V3, LLAMA, random_checkpoint
 from transformers import AutoModelForCausalLM
 
@@ -55,15 +56,6 @@ CASES = {
 }
 
 
-def round_experts(model: CausalLM, checkpoint: Checkpoint) -> None:
-    """transformers keeps dequantized int4 experts in the dtype of their scales, bfloat16: so do we, here."""
-    for index, layer in enumerate(model.layers):
-        for name, module in layer.named_modules():
-            weight = checkpoint.quantized(f"model.layers.{index}.{name}") if ".experts." in name else None
-            if weight is not None and weight.code_type.startswith("int"):
-                module.weight.copy_(weight.dequantize(torch.bfloat16).float())
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_transformers_loads_what_we_write(case, tmp_path):
     config, rules = CASES[case]
@@ -71,14 +63,10 @@ def test_transformers_loads_what_we_write(case, tmp_path):
     text = torch.randint(3, 96, (32, 32), generator=torch.Generator().manual_seed(0))
     quantize(source, rules, None, text, text[:2], tmp_path / "out", tmp_path / "work", lambda *_: None)
     checkpoint = Checkpoint.open(tmp_path / "out")
-    ours = CausalLM.load(checkpoint)
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    theirs = loaded_by_transformers(tmp_path / "out")
     with torch.no_grad():
-        round_experts(ours, checkpoint)
-        theirs(text[:1])  # decompresses
-        for parameter in theirs.parameters():
-            parameter.data = parameter.data.float()
         got = theirs(text[:4]).logits
+    ours = as_transformers_decodes(checkpoint)
     want = ours.logits(ours.hidden(text[:4]))
     assert ((got - want).abs().max() / want.abs().max()).item() < 1e-4
 

@@ -15,8 +15,8 @@ from support.quantized_checkpoint import limit_of
 WIDTHS = (1, 2)  # of steps that engines have a profile for
 
 
-def compare_with_torch(checkpoint: Checkpoint, result: TargetResult) -> None:
-    """Prefill of rows of unequal length, then steps of one token, then the MTP graph."""
+def compare_with_torch(checkpoint: Checkpoint, result: TargetResult) -> float:
+    """Prefill of rows of unequal length, then steps of one token, then the MTP graph. The largest divergence."""
     model, limit = CausalLM.load(checkpoint), limit_of(checkpoint)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, 96, (3, 24), generator=generator)
@@ -33,30 +33,33 @@ def compare_with_torch(checkpoint: Checkpoint, result: TargetResult) -> None:
         ]
     )
     logits, _ = graph.step(padded, [0, 0, 0], [[n - 1] for n in lengths])
-    rows = torch.arange(3)
-    assert divergences(expected[rows, torch.tensor(lengths) - 1][:, None], logits).max() < limit
+    rows, found = torch.arange(3), []
+    found.append(divergences(expected[rows, torch.tensor(lengths) - 1][:, None], logits).max().item())
     for step in range(3):
         at = torch.tensor(lengths) + step
         logits, _ = graph.step(ids[rows, at][:, None], at.tolist())
-        assert divergences(expected[rows, at][:, None], logits).max() < limit
+        found.append(divergences(expected[rows, at][:, None], logits).max().item())
     # Several tokens at once behind a cache, after rolling back two.
     at = torch.tensor(lengths) + 1
     several = torch.stack([row[n : n + 5] for row, n in zip(ids, at, strict=True)])
     logits, _ = graph.step(several, at.tolist())
     wanted = torch.stack([row[n : n + 5] for row, n in zip(expected, at, strict=True)])
-    assert divergences(wanted, logits).max() < limit
+    found.append(divergences(wanted, logits).max().item())
 
+    assert max(found) < limit
     if "mtp" not in result.files:
-        return
+        return max(found)
     logits, states = GraphSession(checkpoint.path / result.files["main"], batch=3).step(ids, [0, 0, 0])
     assert states is not None
     torch.testing.assert_close(states, hidden, rtol=0, atol=10 * limit**0.5)
     drafter = GraphSession(checkpoint.path / result.files["mtp"], batch=3)
     expected = model.logits(model.mtp(ids[:, 1:], hidden[:, :-1]))
     drafted, _ = drafter.step(ids[:, 1:12], [0, 0, 0], previous_hidden=states[:, :11])
-    assert divergences(expected[:, :11], drafted).max() < limit
+    found.append(divergences(expected[:, :11], drafted).max().item())
     drafted, _ = drafter.step(ids[:, 12:13], [11, 11, 11], previous_hidden=states[:, 11:12])
-    assert divergences(expected[:, 11:12], drafted).max() < limit
+    found.append(divergences(expected[:, 11:12], drafted).max().item())
+    assert max(found) < limit
+    return max(found)
 
 
 def write_graphs(checkpoint: Checkpoint, models: dict[str, ir.Model]) -> TargetResult:

@@ -26,14 +26,16 @@ class ModelLine:
         additional: likewise, of tests/data/configs/additional: there is none of the line among the published ones
         witness: what to change in config.json so that transformers, which does not know the checkpoint's `model_type`,
             makes the same model of it; None: it cannot
-        note: what of the model the ladder leaves out
+        spelled: names of tensors that the released checkpoints have, where they are not Llama's; `#` is a number
+        respelled: (as `save_pretrained` writes it, as it was released): beginnings of tensors' names
     """
 
     name: str
     configs: tuple[str, ...] = ()
     additional: tuple[str, ...] = ()
     witness: dict[str, Any] | None = field(default_factory=dict)
-    note: str = ""
+    spelled: tuple[str, ...] = ()
+    respelled: tuple[tuple[str, str], ...] = ()
 
     @property
     def tested(self) -> str:
@@ -118,12 +120,20 @@ LINES = (
         ),
     ),
     ModelLine("GLM-5.2", (*_of("zai-org", "GLM-5.2", "GLM-5.2-FP8"), "nvidia--GLM-5.2-NVFP4")),
-    ModelLine("Mixtral", _of("mistralai", "Mixtral-8x7B-v0.1", "Mixtral-8x22B-v0.1")),
+    ModelLine(
+        "Mixtral",
+        _of("mistralai", "Mixtral-8x7B-v0.1", "Mixtral-8x22B-v0.1"),
+        spelled=("model.layers.#.block_sparse_moe.experts.#.w2.weight", "model.layers.#.block_sparse_moe.gate.weight"),
+    ),
     ModelLine(
         "MiniMax-M2.x",
         (
             *_of("MiniMaxAI", "MiniMax-M2", "MiniMax-M2.5", "MiniMax-M2.7"),
             *_of("nvidia", "MiniMax-M2.5-NVFP4", "MiniMax-M2.7-NVFP4"),
+        ),
+        spelled=(
+            "model.layers.#.block_sparse_moe.experts.#.w2.weight",
+            "model.layers.#.block_sparse_moe.e_score_correction_bias",
         ),
     ),
     ModelLine("DeepSeek-V2-Lite", ("deepseek-ai--DeepSeek-V2-Lite-Chat",)),
@@ -133,8 +143,18 @@ LINES = (
             "moonshotai--Kimi-K2.5",
             *_of("nvidia", "Kimi-K2.5-NVFP4", "Kimi-K2.6-NVFP4", "Kimi-K2.7-Code-NVFP4"),
         ),
+        witness={"tie_word_embeddings": False, "projection_hidden_size": 32},
+        spelled=("language_model.model.layers.#.self_attn.kv_b_proj.weight", "language_model.lm_head.weight"),
+        respelled=(
+            ("language_model.model.blocks.", "language_model.model.layers."),
+            ("model.mm_projector.", "mm_projector."),
+        ),
     ),
-    ModelLine("Mistral-Small-3.x", additional=("mistralai--Mistral-Small-3.1-24B-Instruct-2503",)),
+    ModelLine(
+        "Mistral-Small-3.x",
+        additional=("mistralai--Mistral-Small-3.1-24B-Instruct-2503",),
+        spelled=("language_model.model.layers.#.self_attn.q_proj.weight", "language_model.lm_head.weight"),
+    ),
     ModelLine("NVLM-D-72B", ("nvidia--NVLM-D-72B",), witness=None),
     ModelLine(
         "Qwen3-VL",
@@ -142,24 +162,49 @@ LINES = (
             *_of("Qwen", *(f"Qwen3-VL-{size}-Instruct" for size in ("8B", "2B", "4B", "32B"))),
             "Qwen--Qwen3-VL-32B-Thinking",
         ),
+        spelled=("model.language_model.layers.#.self_attn.q_norm.weight",),
     ),
-    ModelLine("Phi-4", ("microsoft--phi-4",)),
+    ModelLine(
+        "Phi-4",
+        ("microsoft--phi-4",),
+        spelled=("model.layers.#.self_attn.qkv_proj.weight", "model.layers.#.mlp.gate_up_proj.weight"),
+    ),
     ModelLine("Mistral-7B v0.1", additional=("mistralai--Mistral-7B-v0.1",)),
-    ModelLine("Phi-3-4k", additional=("microsoft--Phi-3-mini-4k-instruct",)),
+    ModelLine(
+        "Phi-3-4k",
+        additional=("microsoft--Phi-3-mini-4k-instruct",),
+        spelled=("model.layers.#.self_attn.qkv_proj.weight", "model.layers.#.mlp.gate_up_proj.weight"),
+    ),
     ModelLine("SmolLM3", ("HuggingFaceTB--SmolLM3-3B",)),
     ModelLine("Phi-3.5", ("microsoft--Phi-3.5-mini-instruct",)),
     ModelLine("Phi-4-mini", ("microsoft--Phi-4-mini-instruct",)),
     ModelLine("Granite", additional=("ibm-granite--granite-3.1-8b-instruct",)),
-    ModelLine("Granite MoE", ("ibm-granite--granite-3.1-1b-a400m-instruct",)),
+    ModelLine(
+        "Granite MoE",
+        ("ibm-granite--granite-3.1-1b-a400m-instruct",),
+        spelled=("model.layers.#.block_sparse_moe.input_linear.weight",),
+    ),
     ModelLine("DeepSeek-V2, V2.5", additional=("deepseek-ai--DeepSeek-V2.5",)),
     ModelLine("MiMo-7B", ("XiaomiMiMo--MiMo-7B-Base",), witness=_QWEN2),
-    ModelLine("Qwen3-VL-MoE", _of("Qwen", "Qwen3-VL-30B-A3B-Instruct", "Qwen3-VL-235B-A22B-Instruct")),
+    ModelLine(
+        "Qwen3-VL-MoE",
+        _of("Qwen", "Qwen3-VL-30B-A3B-Instruct", "Qwen3-VL-235B-A22B-Instruct"),
+        spelled=("model.language_model.layers.#.mlp.experts.gate_up_proj",),
+    ),
     ModelLine("OLMo-2", ("allenai--OLMo-2-1124-7B",)),
     ModelLine("OLMo-3", additional=("allenai--Olmo-3-7B-Instruct",)),
     ModelLine("Gemma-2", ("google--gemma-2-9b-it",)),
     ModelLine("Gemma-3 text", _of("google", "gemma-3-1b.bridge", "gemma-3-27b-text.bridge")),
-    ModelLine("Gemma-3 VL", additional=("google--gemma-3-27b-it",)),
-    ModelLine("Ministral-3, Mistral-Large-3", additional=("mistralai--Ministral-3-8B-Instruct-2512",)),
+    ModelLine(
+        "Gemma-3 VL",
+        additional=("google--gemma-3-27b-it",),
+        spelled=("language_model.model.layers.#.self_attn.q_proj.weight",),
+    ),
+    ModelLine(
+        "Ministral-3, Mistral-Large-3",
+        additional=("mistralai--Ministral-3-8B-Instruct-2512",),
+        spelled=("language_model.model.layers.#.self_attn.q_proj.weight", "language_model.lm_head.weight"),
+    ),
     ModelLine("gpt-oss", _of("openai", "gpt-oss-20b", "gpt-oss-120b")),
     ModelLine("Qwen3-Next", ("Qwen--Qwen3-Next-80B-A3B.bridge",)),
     ModelLine("Qwen3.5, 3.6", ("Qwen--Qwen3.5-27B", "nvidia--Qwen3.6-27B-NVFP4")),

@@ -7,12 +7,12 @@ from typing import Any
 
 from transformers import AutoConfig
 
-VOCABULARY = 128
+VOCABULARY = 260  # bytes, a token at either end, and others
 CONTEXT = 256
 WINDOW = 12  # tokens; the ladder's texts are longer
 
 _PARTS = ("text_config", "llm_config")  # where a vision-language model describes its language model
-_EXPERTS = 8
+_EXPERT_COUNTS = ("n_routed_experts", "num_experts", "num_local_experts")
 # Sizes, by the name of the field. Widths are multiples of 32, so that groups of 32 divide them.
 _SIZES: dict[str, Callable[[int], int]] = {
     "vocab_size": lambda _: VOCABULARY,
@@ -30,9 +30,6 @@ _SIZES: dict[str, Callable[[int], int]] = {
     "qk_rope_head_dim": lambda size: size // 4,
     "qk_head_dim": lambda size: size // 4,
     "v_head_dim": lambda size: size // 4,
-    "n_routed_experts": lambda _: _EXPERTS,
-    "num_experts": lambda _: _EXPERTS,
-    "num_local_experts": lambda _: _EXPERTS,
     "num_experts_per_tok": lambda top_k: min(top_k, 3),
     "experts_per_token": lambda top_k: min(top_k, 3),
     "n_group": lambda groups: 4 if groups > 1 else groups,
@@ -43,6 +40,10 @@ _SIZES: dict[str, Callable[[int], int]] = {
     "index_topk": lambda _: 64,
     "index_n_heads": lambda _: 4,
     "index_head_dim": lambda size: size // 4,
+    "sliding_window_size": lambda _: WINDOW,
+    "swa_num_attention_heads": lambda heads: min(heads, 4),
+    "swa_head_dim": lambda size: size // 4,
+    "swa_v_head_dim": lambda size: size // 4,
     "linear_num_key_heads": lambda heads: 2,
     "linear_num_value_heads": lambda heads: 4,
     "linear_key_head_dim": lambda size: size // 4,
@@ -80,7 +81,8 @@ def small_config(config: Mapping[str, Any]) -> dict[str, Any]:
             small[part] = small_config(small[part])
     if "vision_config" in small:
         vision = small["vision_config"]
-        small["vision_config"] = vision | {key: value for key, value in _VISION.items() if key in vision}
+        own = vision.keys() | {key.removeprefix("vt_") for key in vision}  # Kimi's, which transformers calls otherwise
+        small["vision_config"] = vision | {key: value for key, value in _VISION.items() if key in own}
     for name, token in _TOKENS.items():
         if small.get(name) is not None:
             small[name] = [token] if isinstance(small[name], list) else token
@@ -95,9 +97,14 @@ def _sizes(config: dict[str, Any]) -> dict[str, Any]:
     for name, made in _SIZES.items():
         if isinstance(config.get(name), int):
             small[name] = made(config[name])
+    for name in _EXPERT_COUNTS:  # in groups, too, some can be pruned
+        if config.get(name):
+            small[name] = 16 if (config.get("n_group") or 1) > 1 else 8
     heads = config["num_attention_heads"]
     if isinstance(key_value := config.get("num_key_value_heads"), int):
         small["num_key_value_heads"] = max(1, key_value * small["num_attention_heads"] // heads)
+        if of_windows := config.get("swa_num_key_value_heads"):
+            small["swa_num_key_value_heads"] = small["num_key_value_heads"] * of_windows // key_value
     if not config.keys() & {"head_dim", "kv_lora_rank"}:  # a head's size follows from the model's
         small["hidden_size"] = config["hidden_size"] // heads // 4 * small["num_attention_heads"]
     return small

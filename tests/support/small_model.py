@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,28 +66,40 @@ def _random(name: str, weight: torch.Tensor, generator: torch.Generator) -> torc
     return 0.1 * values if weight.ndim == 1 or "bias" in name else values * weight.shape[-1] ** -0.5
 
 
-def save(model: PreTrainedModel, config: dict[str, Any], directory: Path) -> Path:
+def save(
+    model: PreTrainedModel, config: dict[str, Any], directory: Path, respelled: Sequence[tuple[str, str]] = ()
+) -> Path:
     """Weights in bfloat16 by the names that the architecture's checkpoints have, beside the config.json that was
     given. What transformers' class leaves out, the layers for multi-token prediction, is added with random weights.
     """
     model.save_pretrained(directory, state_dict={name: value.bfloat16() for name, value in model.state_dict().items()})
     (directory / "config.json").write_text(json.dumps(config))
     (directory / "generation_config.json").unlink(missing_ok=True)
-    _add_mtp(directory, config)
+    file = directory / "model.safetensors"
+    tensors = {_respelled(name, respelled): tensor.read() for name, tensor in read_header(file).items()}
+    with SafetensorsWriter(file) as writer:
+        for name, values in (tensors | _mtp(tensors, config)).items():
+            writer.add(name, values)
     return directory
 
 
-def _add_mtp(directory: Path, config: dict[str, Any]) -> None:
+def _respelled(name: str, pairs: Sequence[tuple[str, str]]) -> str:
+    for before, after in pairs:
+        name = after + name.removeprefix(before) if name.startswith(before) else name
+    return name
+
+
+def _mtp(tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Random weights of layers for multi-token prediction, by the names that checkpoints have for them."""
     family = family_of(config)
     spec = family.spec(config)
     shapes = {name: shape for name, shape in weight_shapes(spec).items() if family.role(name, spec) == "mtp"}
-    if not shapes:
-        return
-    file, generator = directory / "model.safetensors", torch.Generator().manual_seed(1)
-    tensors = {name: tensor.read() for name, tensor in read_header(file).items()}
+    generator, found = torch.Generator().manual_seed(1), {}
     for name, shape in shapes.items():
         ones = torch.ones(shape) if len(shape) == 1 and "norm" in name else torch.zeros(shape)
-        tensors[family.stored_names.stored(name)] = _random(name, ones, generator).bfloat16()
-    with SafetensorsWriter(file) as writer:
-        for name, values in tensors.items():
-            writer.add(name, values)
+        found[family.stored_names.stored(name)] = _random(name, ones, generator).bfloat16()
+    last = f"model.layers.{spec.num_layers - 1}.self_attn.indexer."  # DSA's, which llmc carries along
+    for name, values in tensors.items():
+        if shapes and name.startswith(last):
+            found[f"model.layers.{spec.num_layers}.self_attn.indexer.{name.removeprefix(last)}"] = values
+    return found
