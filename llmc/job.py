@@ -13,8 +13,8 @@ from llmc.contracts.progress import Progress
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.formats import layout
 from llmc.convert.other_folders import names_in, require_tokenizer
-from llmc.default_rules import rules_of
 from llmc.convert.tokenizer_files import TOKENIZER, MadeTokenizer
+from llmc.default_rules import rules_of
 from llmc.made_tokenizer import completed, made_tokenizer
 from llmc.output import OutputFolder
 from llmc.output_path import output_path, refuse_overlap

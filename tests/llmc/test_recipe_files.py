@@ -17,15 +17,18 @@ from llmc.recipe_files import new_recipe
 CONFIGS = {  # of what the shipped recipes are for
     "deepseek-v3": "deepseek-ai--DeepSeek-V3",
     "llama-3.1-8b": "meta-llama--Meta-Llama-3.1-8B",
+    "qwen3-30b-a3b": "Qwen--Qwen3-30B-A3B",
     "r1-distill-qwen-7b": "deepseek-ai--DeepSeek-R1-Distill-Qwen-7B",
 }
+SHIPPED = [*CONFIGS, "quickstart"]
+SIZES = {"llama-3.1-8b": 5.7e9, "qwen3-30b-a3b": 17.1e9}  # of the result; as their comments say
 
 
 def planned(folder: Path, name: str, tokenizer: Path, **changes: object) -> Path:
     return headers_only(folder / "model", published_config(CONFIGS[name]) | changes, tokenizer)
 
 
-@pytest.mark.parametrize("name", ["deepseek-v3", "llama-3.1-8b", "r1-distill-qwen-7b", "quickstart"])
+@pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_recipe_is_planned_as_it_is(name: str, tmp_path: Path, embedded: Path) -> None:
     recipe = read_recipe(shipped()[name])
     if not recipe.model.startswith("builtin:"):
@@ -35,9 +38,17 @@ def test_every_shipped_recipe_is_planned_as_it_is(name: str, tmp_path: Path, emb
     assert 0 < made.total.after.bytes < made.total.before.bytes
     for rule in recipe.quantize:
         assert rule.scheme in made.schemes[rule.match]
-    if name == "llama-3.1-8b":
-        assert 5.5e9 < made.total.after.bytes < 5.9e9  # its comment says about 5.7 GB
-    assert {*shipped()} == {"deepseek-v3", "llama-3.1-8b", "r1-distill-qwen-7b", "quickstart"}
+    if name in SIZES:
+        assert made.total.after.bytes == pytest.approx(SIZES[name], rel=0.035)
+    assert {*shipped()} == {*SHIPPED}
+
+
+def test_the_plan_in_the_readme(tmp_path: Path, embedded: Path, monkeypatch: pytest.MonkeyPatch, llmc) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    text = llmc("plan", planned(tmp_path, "qwen3-30b-a3b", embedded)).stdout
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    rows = [line.strip() for line in readme.splitlines() if line.strip().startswith(("│ experts   │", "│ total  "))]
+    assert len(rows) == 2 and all(row in text for row in rows)
 
 
 def test_list_and_show(llmc) -> None:
