@@ -1,6 +1,7 @@
-"""Small integers packed densely, as compressed-tensors and ONNX Runtime lay them out.
+"""Small numbers packed densely, integers as compressed-tensors and ONNX Runtime lay them out, and 4-bit floats.
 
-A row is one stream of bits: code i takes bits [i b, i b + b), lowest bit first, and the row ends at a whole int32.
+A row of integers is one stream of bits: code i takes bits [i b, i b + b), lowest bit first, and the row ends at a whole
+int32.
 """
 
 from __future__ import annotations
@@ -46,3 +47,25 @@ def unpack(packed: torch.Tensor, bits: int, n: int) -> torch.Tensor:
         shifts = bits * torch.arange(8, device=packed.device)
         codes = (numbers >> shifts & (1 << bits) - 1).flatten(-2).short()
     return (codes[..., :n] - (1 << bits - 1)).to(torch.int8)
+
+
+# E2M1 by code, the sign on top. All of them are values of E4M3, too, zeros of both signs included.
+_E2M1 = torch.tensor([sign * size for sign in (1, -1) for size in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)])
+_E4M3_BYTES = _E2M1.to(torch.float8_e4m3fn).view(torch.uint8)
+_NIBBLES = torch.zeros(256, dtype=torch.uint8).scatter_(0, _E4M3_BYTES.long(), torch.arange(16, dtype=torch.uint8))
+
+
+def unpack_e2m1(packed: torch.Tensor) -> torch.Tensor:
+    """uint8 [..., n], two codes of E2M1 a byte, the lower four bits first → their values, float8_e4m3fn [..., 2 n].
+
+    Source: OCP Microscaling Formats (MX) Specification 1.0, section 5.3.3.
+    """
+    table = _E4M3_BYTES.to(packed.device)
+    codes = torch.stack((packed & 15, packed >> 4), -1).flatten(-2)
+    return table[codes.int()].view(torch.float8_e4m3fn)
+
+
+def pack_e2m1(values: torch.Tensor) -> torch.Tensor:
+    """float8_e4m3fn [..., 2 n], all of them values of E2M1 → uint8 [..., n]."""
+    codes = _NIBBLES.to(values.device)[values.view(torch.uint8).int()]
+    return codes[..., 0::2] | codes[..., 1::2] << 4

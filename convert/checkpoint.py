@@ -19,6 +19,7 @@ from llmc.convert.families.family import Family
 from llmc.convert.fields import Fields
 from llmc.convert.folder import INDEX_LIMIT, read_json, require_sidecars
 from llmc.convert.formats import Format, Parts, formats, has_fp8_cache, part_names
+from llmc.convert.formats.modelopt import cache_scales_renamed
 from llmc.convert.layer_modules import fewest_weights, weight_shapes
 from llmc.convert.other_folders import (
     names_in,
@@ -29,7 +30,7 @@ from llmc.convert.other_folders import (
     weight_files,
     whole_model,
 )
-from llmc.convert.quantization_config import QUANTIZE_CONFIG, with_quantization_config
+from llmc.convert.quantization_config import MODELOPT_CONFIG, QUANTIZE_CONFIG, with_quantization_config
 from llmc.convert.quantized_weight import Activations, QuantizedWeight, QuantSpec
 from llmc.convert.safetensors_file import StoredTensor, read_header
 from llmc.convert.spec import CACHE_SCALES, ModelSpec, Role
@@ -41,7 +42,7 @@ from llmc.file_names import is_bare_file_name
 
 INDEX = "model.safetensors.index.json"
 # A quantized checkpoint has its own instead of a copy.
-REWRITTEN = ("config.json", INDEX, QUANTIZE_CONFIG)
+REWRITTEN = ("config.json", INDEX, QUANTIZE_CONFIG, MODELOPT_CONFIG)
 _MAX_MISSING = 10_000  # weights; of a model that lacks more, none is named
 _FLOATS = ("BF16", "F16", "F32")
 _CODE = (".py", ".pyc", ".so", ".pkl", ".pickle", ".pt", ".pth", ".bin", ".sh")
@@ -98,7 +99,6 @@ class Checkpoint:
             spec = family.spec(config)
             text = family.text_config(config)
             known_formats = formats(text)
-            spec = replace(spec, fp8_cache=has_fp8_cache(text))
         except InputError as error:
             raise InputError(f"{path / 'config.json'}: {error}") from error
         if (path / "generation_config.json").exists():  # chat models list their end-of-turn tokens only there
@@ -108,7 +108,11 @@ class Checkpoint:
             except InputError as error:
                 raise InputError(f"{file}: {str(error).removeprefix(f'{file}: ')}") from error
             spec = replace(spec, eos_token_ids=ends or spec.eos_token_ids)
-        headers = _read_headers(path)
+        headers = cache_scales_renamed(_read_headers(path))
+        try:
+            spec = replace(spec, fp8_cache=has_fp8_cache(text, headers))
+        except InputError as error:
+            raise InputError(f"{path / 'config.json'}: {error}") from error
         stored_names = family.stored_names.spelled_as(headers)
         stored = stored_names.read(headers, spec)
         parts: dict[str, dict[str, StoredTensor]] = {}

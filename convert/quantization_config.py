@@ -9,7 +9,7 @@ from llmc.convert.folder import read_json
 from llmc.errors import InputError
 
 QUANTIZE_CONFIG = "quantize_config.json"  # AutoGPTQ's, before transformers had a place for it
-_MODELOPT = "hf_quant_config.json"
+MODELOPT_CONFIG = "hf_quant_config.json"  # older exports of NVIDIA's ModelOpt have it alone
 _AWQ = "quant_config.json"
 _INSTEAD = "give the checkpoint that it was made from"
 
@@ -25,8 +25,11 @@ def with_quantization_config(path: Path, config: dict[str, Any]) -> dict[str, An
             f"{path / 'config.json'}: `compression_config` is what early versions of compressed-tensors wrote, which "
             f"is not read; save the model again with a recent one, or {_INSTEAD}"
         )
-    if (path / _MODELOPT).exists():
-        raise InputError(f"{path / _MODELOPT}: quantized with NVIDIA's ModelOpt, which is not read; {_INSTEAD}")
+    if (path / MODELOPT_CONFIG).exists():
+        quantization = read_json(path / MODELOPT_CONFIG).get("quantization")
+        if not isinstance(quantization, dict):
+            raise InputError(f"{path / MODELOPT_CONFIG}: `quantization` is missing; download the file again")
+        return {**config, "quantization_config": {**quantization, "quant_method": "modelopt"}}
     if (path / _AWQ).exists():
         raise InputError(f"{path / _AWQ}: quantized with AutoAWQ, which is not read; {_INSTEAD}")
     if not (path / QUANTIZE_CONFIG).exists():

@@ -1,4 +1,4 @@
-"""One quantized matrix, whatever its format: integer or float8 codes, and one scale per rectangular block; and how
+"""One quantized matrix, whatever its format: integer or float codes, and one scale per rectangular block; and how
 the numbers that it is multiplied with are rounded.
 """
 
@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-CodeType = Literal["int2", "int3", "int4", "int8", "float8_e4m3fn"]
+CodeType = Literal["int2", "int3", "int4", "int8", "float8_e4m3fn", "float4_e2m1fn"]
 
 
 LARGEST_FP8 = 448.0  # of E4M3
@@ -64,17 +64,32 @@ class QuantSpec(NamedTuple):
 
 
 @dataclass(frozen=True)
+class TwoLevelScales:
+    """What NVFP4's scales are made of: `scales = codes / divisor`.
+
+    Attributes:
+        codes: float8_e4m3fn, in the shape of `scales`
+        divisor: float32 [1], of the whole matrix
+    """
+
+    codes: torch.Tensor
+    divisor: torch.Tensor
+
+
+@dataclass(frozen=True)
 class QuantizedWeight:
     """`W[i, j] = (qweight[i, j] - zero_points[i // r, j // c]) * scales[i // r, j // c]`, W [out, in], block (r, c).
 
     Attributes:
-        qweight: int8 in [-2^(b-1), 2^(b-1)) for b-bit integers, float8_e4m3fn for FP8; [out, in], unpacked
+        qweight: int8 in [-2^(b-1), 2^(b-1)) for b-bit integers, float8_e4m3fn for FP8 and for FP4, whose values are
+            among those of E4M3; [out, in], unpacked
         scales: bfloat16 or float32, [ceil(out / r), ceil(in / c)]
         block: (1, group_size) for grouped integers, (128, 128) for FP8 blocks (edge blocks may be ragged), (1, in) for
             one scale per output channel, (out, in) for a single one
         zero_points: int8, in the shape of `scales`; None: symmetric, all zero
         g_idx: int32 [in], the group of each input channel where it is not j // c (dynamic act-order)
         activations: None: the inputs stay as they are
+        two_level: what `scales` are made of, where they are stored so
     """
 
     qweight: torch.Tensor
@@ -84,6 +99,7 @@ class QuantizedWeight:
     zero_points: torch.Tensor | None = None
     g_idx: torch.Tensor | None = None
     activations: Activations | None = None
+    two_level: TwoLevelScales | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -120,4 +136,9 @@ class QuantizedWeight:
 
 
 def bits_of(code_type: CodeType) -> int:
-    return 8 if code_type == "float8_e4m3fn" else int(code_type.removeprefix("int"))
+    return int(code_type.partition("_")[0].removeprefix("int").removeprefix("float"))
+
+
+def is_integer(code_type: CodeType) -> bool:
+    """Whether codes are integers, that can have zero points."""
+    return code_type.startswith("int")

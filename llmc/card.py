@@ -13,7 +13,7 @@ import yaml
 from llmc.contracts.manifest import Manifest, Pruned, QuantizedRole
 from llmc.convert.formats import Layout, layout
 from llmc.progress import size
-from llmc.quant.schemes import scheme
+from llmc.quant.schemes import stored_scheme
 from llmc.runtime.artifact import REFERENCE
 from llmc.summary import rows, target_line
 from llmc.visible import visible_line
@@ -94,7 +94,7 @@ def _repeating(manifest: Manifest) -> str:
 
 def _usage(name: str, layout: Layout, roles: dict[str, QuantizedRole]) -> str:
     experts = roles.get("experts")
-    specs = {role: [scheme(name).spec for name in counts.schemes] for role, counts in roles.items()}
+    specs = {role: [stored_scheme(name).spec for name in counts.schemes] for role, counts in roles.items()}
     obstacle = layout.obstacle(specs, experts is not None and experts.quantized < experts.parameters)
     return (
         f"```python\nfrom llmc.runtime import load\n\nmodel = load({name!r})\n"

@@ -20,6 +20,7 @@ from llmc.quant.durable import write_json
 from llmc.quant.prune import original_name
 from llmc.quant.schemes import schemes
 from llmc.quant.schemes.base import Scheme
+from llmc.quant.schemes.kept import KEPT
 
 
 def shard_path(directory: Path, number: int, count: int) -> Path:
@@ -29,7 +30,7 @@ def shard_path(directory: Path, number: int, count: int) -> Path:
 
 def scheme_of(weight: QuantizedWeight, layout: Layout, wanted: Scheme | None = None) -> Scheme | None:
     """The scheme that stores these codes as they are, `wanted` if it does; None when none of the layout's does."""
-    known = [*([wanted] if wanted else []), *schemes.all.values()]
+    known = [*([wanted] if wanted else []), *schemes.all.values(), *KEPT.values()]
     return next((scheme for scheme in known if scheme.stores(weight) and layout.takes(scheme.spec)), None)
 
 
@@ -188,6 +189,8 @@ def joined(module: str, weights: Sequence[QuantizedWeight]) -> QuantizedWeight:
         and weight.shape[0] % weight.block[0] == 0
         for weight in weights
     )
+    first_level = [weight.two_level for weight in weights]
+    same = same and len({None if level is None else level.divisor.item() for level in first_level}) == 1
     if not same or first.block[0] not in (1, 128):
         raise InputError(
             f"{module}: {', '.join(dict.fromkeys(str(weight.kind) for weight in weights))}: what is stored as this has "
@@ -200,7 +203,10 @@ def joined(module: str, weights: Sequence[QuantizedWeight]) -> QuantizedWeight:
 
     qweight, scales = parts("qweight"), parts("scales")
     assert qweight is not None and scales is not None
-    return replace(first, qweight=qweight, scales=scales, zero_points=parts("zero_points"))
+    two_level = first.two_level
+    if two_level is not None:
+        two_level = replace(two_level, codes=torch.cat([level.codes for level in first_level if level is not None]))
+    return replace(first, qweight=qweight, scales=scales, zero_points=parts("zero_points"), two_level=two_level)
 
 
 def write_index(shards: list[Path]) -> None:

@@ -133,7 +133,8 @@ class Contents:
             if self._in_plugin(weight):
                 widened = stored_in_engine(weight) == PLAIN
             else:
-                widened = kind.zero_points or kind.g_idx or (kind.code_type == "int8" and in_groups(weight))
+                widened = kind.zero_points or kind.g_idx or kind.code_type == "float4_e2m1fn"
+                widened |= kind.code_type == "int8" and in_groups(weight)
             if widened:
                 more = (" with zero points" if kind.zero_points else "") + (
                     " with dynamic groups" if kind.g_idx else ""

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from llmc.convert.fields import Fields
+from llmc.convert.formats.float4 import MXFP4, NVFP4
 from llmc.convert.formats.float_quantized import FloatQuantized
 from llmc.convert.formats.format import Format
 from llmc.convert.formats.layout import DEFAULT_LAYOUT, Layout, NamedSpec
@@ -25,7 +26,7 @@ _FP8_CHANNEL = QuantSpec("float8_e4m3fn", (1, 0), zero_points=False, g_idx=False
 class CompressedTensors(Layout):
     name = DEFAULT_LAYOUT
     method = "compressed-tensors"
-    formats = (PackQuantized, FloatQuantized)
+    formats = (PackQuantized, FloatQuantized, NVFP4, MXFP4)
     stores = "all schemes but those with dynamic act-order, which compressed-tensors has dropped"
     readers = "transformers loads them where the package of that name is installed"
     takes_cache_scales = True
@@ -92,14 +93,13 @@ class CompressedTensors(Layout):
 
 def _of_group(group: Fields, default: Any, budget: Budget) -> Format:
     named = group.config.get("format") or default
-    if named == PackQuantized.name:
-        return PackQuantized.from_config(group, budget)
-    if named == FloatQuantized.name:
-        return FloatQuantized.from_config(group, budget)
+    for known in (PackQuantized, FloatQuantized, NVFP4, MXFP4):
+        if named == known.name:
+            return known.from_config(group, budget)
     where = f"{group.prefix}format" if group.config.get("format") else "quantization_config.format"
     raise InputError(
-        f"`{where}` {named!r} cannot be read, of compressed-tensors' formats only pack-quantized (integers) and "
-        "float-quantized (FP8); use the checkpoint that it was made from"
+        f"`{where}` {named!r} cannot be read, of compressed-tensors' formats only pack-quantized (integers), "
+        "float-quantized (FP8), nvfp4-pack-quantized and mxfp4-pack-quantized; use the checkpoint that it was made from"
     )
 
 

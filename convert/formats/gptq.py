@@ -19,7 +19,7 @@ from llmc.convert.formats.format import Format, Parts
 from llmc.convert.formats.layout import DEFAULT_LAYOUT, Layout, NamedSpec
 from llmc.convert.formats.patterns import patterns
 from llmc.convert.formats.targets import MAX_PATTERNS, pattern_of
-from llmc.convert.quantized_weight import CodeType, QuantizedWeight, QuantSpec, bits_of
+from llmc.convert.quantized_weight import CodeType, QuantizedWeight, QuantSpec, bits_of, is_integer
 from llmc.errors import InputError
 from llmc.patterns import Budget, Pattern
 
@@ -110,7 +110,7 @@ class GPTQ(Format):
 
     @classmethod
     def takes(cls, spec: QuantSpec) -> bool:
-        return spec.code_type != "float8_e4m3fn"
+        return is_integer(spec.code_type)
 
     @classmethod
     def encode(cls, module: str, weight: QuantizedWeight, spec: QuantSpec) -> dict[str, torch.Tensor]:

@@ -23,21 +23,53 @@ class NamedSpec(Protocol):
     def spec(self) -> QuantSpec: ...
 
 
-class Layout(ABC):
-    """How a quantized checkpoint as a whole lies on disk.
+class Source(ABC):
+    """What is read from checkpoints of one `quant_method`.
 
     Attributes:
-        name: As a recipe calls it.
+        name: As people call it.
         method: `quant_method` in config.json.
         formats: Those that its weights can have.
-        stores: For people: what it has a place for.
-        readers: For people: who reads it.
-        takes_cache_scales: Whether it has a place for the scales of an FP8 cache.
     """
 
     name: ClassVar[str]
     method: ClassVar[str]
     formats: ClassVar[tuple[type[Format], ...]]
+
+    @abstractmethod
+    def read(self, quantization: Fields) -> tuple[Format, ...]:
+        """Return the formats that `quantization_config` announces, the first that matches a module counts.
+
+        Raises:
+            InputError: Something of it cannot be read.
+        """
+
+    def has_fp8_cache(self, quantization: Fields, names: Mapping[str, Any]) -> bool:
+        """Tell whether there are scales for the attention cache; `names`: of all tensors.
+
+        Raises:
+            InputError: It is announced as something else than llmc knows.
+        """
+        scheme = quantization.mapping("kv_cache_scheme")
+        if not scheme.config:
+            return False
+        scheme.one_of("type", "float")
+        scheme.one_of("num_bits", 8)
+        scheme.one_of("strategy", "tensor")
+        scheme.require("dynamic", False, "a cache's scales are found in calibration")
+        return True
+
+
+class Layout(Source):
+    """How a quantized checkpoint as a whole lies on disk, where llmc writes it, too.
+
+    Attributes:
+        name: As a recipe calls it.
+        stores: For people: what it has a place for.
+        readers: For people: who reads it.
+        takes_cache_scales: Whether it has a place for the scales of an FP8 cache.
+    """
+
     stores: ClassVar[str]
     readers: ClassVar[str]
     takes_cache_scales: ClassVar[bool] = False
@@ -54,14 +86,6 @@ class Layout(ABC):
     def narrows(self) -> bool:
         """Whether some of its formats may have too few bits for a scale."""
         return any(known.narrows for known in self.formats)
-
-    @abstractmethod
-    def read(self, quantization: Fields) -> tuple[Format, ...]:
-        """Return the formats that `quantization_config` announces, the first that matches a module counts.
-
-        Raises:
-            InputError: Something of it cannot be read.
-        """
 
     @abstractmethod
     def config(self, schemes: Mapping[str, NamedSpec], modules: Iterable[str], fp8_cache: bool) -> dict[str, Any]:

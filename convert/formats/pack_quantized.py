@@ -16,7 +16,7 @@ from llmc.convert.bits import pack, unpack
 from llmc.convert.fields import Fields
 from llmc.convert.formats.format import Format, Parts
 from llmc.convert.formats.targets import Targets, read_targets
-from llmc.convert.quantized_weight import CodeType, QuantizedWeight, QuantSpec, bits_of
+from llmc.convert.quantized_weight import CodeType, QuantizedWeight, QuantSpec, bits_of, is_integer
 from llmc.errors import InputError
 from llmc.patterns import Budget
 
@@ -97,7 +97,7 @@ class PackQuantized(Format):
     @classmethod
     def takes(cls, spec: QuantSpec) -> bool:
         """Integers whose groups lie side by side: compressed-tensors has dropped dynamic act-order."""
-        return spec.code_type != "float8_e4m3fn" and not spec.g_idx
+        return is_integer(spec.code_type) and not spec.g_idx
 
     @classmethod
     def encode(cls, module: str, weight: QuantizedWeight, spec: QuantSpec) -> dict[str, torch.Tensor]:

@@ -18,7 +18,13 @@ from llmc.convert.safetensors_file import DTYPES
 from llmc.convert.tensor_names import module_of
 from llmc.errors import InputError
 
-CODE_TYPES = {"int4": ir.DataType.INT4, "int8": ir.DataType.INT8, "float8_e4m3fn": ir.DataType.FLOAT8E4M3FN}
+# Values of E2M1 are values of E4M3, which programs have decoded since ONNX 1.14.
+CODE_TYPES = {
+    "int4": ir.DataType.INT4,
+    "int8": ir.DataType.INT8,
+    "float8_e4m3fn": ir.DataType.FLOAT8E4M3FN,
+    "float4_e2m1fn": ir.DataType.FLOAT8E4M3FN,
+}
 # safetensors name -> ONNX type
 FLOAT_TYPES = {"F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16, "BF16": ir.DataType.BFLOAT16}
 

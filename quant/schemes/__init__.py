@@ -5,6 +5,7 @@ from __future__ import annotations
 from llmc.errors import InputError
 from llmc.patterns import shown
 from llmc.quant.schemes.base import Scheme
+from llmc.quant.schemes.kept import KEPT
 from llmc.quant.schemes.names import canonical, explanation
 from llmc.registry import Registry
 
@@ -28,3 +29,8 @@ def scheme(name: str) -> Scheme:
     if ours not in schemes.all and (why := explanation(name)):
         raise InputError(f"scheme {shown(name)} {why}")
     return schemes.get(ours)
+
+
+def stored_scheme(name: str) -> Scheme:
+    """Return the scheme that weights are stored in by its name, also one that llmc keeps and does not make."""
+    return KEPT.get(name) or scheme(name)

@@ -158,7 +158,8 @@ def test_names_of_packed_tensors_have_one_home() -> None:
     names = re.compile(r"\bweight_(packed|shape|zero_point|g_idx)\b")
     root = Path(__file__).parents[2]
     files = [path for room in ("convert", "quant", "runtime", "llmc", "ci") for path in (root / room).rglob("*.py")]
-    assert [path.name for path in files if names.search(path.read_text(encoding="utf-8"))] == ["pack_quantized.py"]
+    found = [path.name for path in files if names.search(path.read_text(encoding="utf-8"))]
+    assert sorted(found) == ["float4.py", "pack_quantized.py"]
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
@@ -270,8 +271,8 @@ UNREADABLE = {
     "no targets": (broken(lambda g: g.pop("targets")), "group_0.targets` is missing"),
     "broken target": (broken(lambda g: g.update(targets=["re:("])), "group_0.targets`: '(' is no regular expression"),
     "layout": (
-        broken(lambda g: g.update(format="nvfp4-pack-quantized")),
-        "group_0.format` 'nvfp4-pack-quantized' cannot be read, of compressed-tensors' formats only pack-quantized",
+        broken(lambda g: g.update(format="mxfp6-pack-quantized")),
+        "group_0.format` 'mxfp6-pack-quantized' cannot be read, of compressed-tensors' formats only pack-quantized",
     ),
     "layout of all": (
         broken(lambda g: g.pop("format", None)) | {"format": "int-quantized"},

@@ -37,7 +37,6 @@ def test_what_autogptq_said_in_a_file_of_its_own_is_read(tmp_path: Path) -> None
 
 
 QUANTIZED_ELSEWHERE = {
-    "hf_quant_config.json": ({"quantization": {"quant_algo": "NVFP4"}}, "NVIDIA's ModelOpt"),
     "quant_config.json": ({"w_bit": 4, "zero_point": True}, "AutoAWQ"),
     "quantize_config.json": ({"bits": 4, "is_marlin_format": True}, "GPTQ for Marlin"),
 }

@@ -70,12 +70,12 @@ def nbits(rewriter: ArtifactWeights, weights: Sequence[WeightTensor], accuracy_l
     """The weights for one node, or None where its kernel cannot take them and they must be floats.
 
     Integers of 4 and 8 bits are taken as they lie in the artifact, where their format packs them as ONNX does; of 2 and
-    3 bits they are written again in 4. FP8 is encoded anew, in 8 bits. Not so at accuracy
+    3 bits they are written again in 4. FP8 and FP4 are encoded anew, in 8 bits. Not so at accuracy
     level 1: there is no exact 8-bit kernel.
     """
     kinds = {weight.kind for weight in weights}
     code_types = {weight.code_type for weight in weights}
-    if code_types == {"float8_e4m3fn"} and accuracy_level == 4:
+    if code_types <= {"float8_e4m3fn", "float4_e2m1fn"} and accuracy_level == 4:
         if any(weight.shape.numpy()[weight.layout.input_axis] % BLOCK_8BIT for weight in weights):
             return None
         return eight_bit(rewriter, weights)
