@@ -87,7 +87,7 @@ def lower(model: ir.Model, spec: ModelSpec, options: OnnxRuntimeOptions) -> bool
     rewriter = ArtifactWeights(model)
     lower_linears(rewriter, options.accuracy_level)
     rounded = options.rounds_head and lower_lm_head(rewriter)
-    lower_mixture_of_experts(rewriter, options.accuracy_level)
+    lower_mixture_of_experts(rewriter, spec, options.accuracy_level)
     lower_grouped_query_attention(rewriter, spec)
     lower_residual_norms(rewriter)
     rewriter.lower_weights()

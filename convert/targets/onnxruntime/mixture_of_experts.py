@@ -7,8 +7,9 @@ from typing import Any
 import onnx_ir as ir
 
 from llmc.convert.graph.builder import DOMAIN
-from llmc.convert.graph.rewrite import producer, weight_of
+from llmc.convert.graph.rewrite import layer_of, producer, weight_of
 from llmc.convert.graph.weight import WeightTensor
+from llmc.convert.spec import Activation, ClampedSwiGLU, MixtureOfExpertsSpec, ModelSpec
 from llmc.convert.targets.onnxruntime.artifact_weights import FLOAT, ArtifactWeights
 from llmc.convert.targets.onnxruntime.nbits import nbits
 
@@ -16,14 +17,18 @@ from llmc.convert.targets.onnxruntime.nbits import nbits
 NOT_CHOSEN = -1e4
 
 
-def lower_mixture_of_experts(rewriter: ArtifactWeights, accuracy_level: int) -> None:
-    """Replace routing and experts.
+def lower_mixture_of_experts(rewriter: ArtifactWeights, spec: ModelSpec, accuracy_level: int) -> None:
+    """Replace routing and experts, if these are of SwiGLU, which alone the kernels know gated.
 
     Both expert kernels choose the k largest of the "router probabilities" they are given and weigh these
     experts by a softmax over them. Given the logarithms of our weights, the choice is ours and the softmax
     is weight / sum of weights; the sum is put back behind the kernel, or into the weights if it is always the same.
     """
     for node in rewriter.nodes("MixtureOfExperts", DOMAIN):
+        mlp = spec.mlps[layer_of(node)]
+        assert isinstance(mlp, MixtureOfExpertsSpec)
+        if mlp.activation == "gelu_tanh":
+            continue
         router = producer(node.inputs[1])
         weights = [weight for value in node.inputs[3:] if (weight := weight_of(value))]
         with rewriter.before(node):
@@ -31,11 +36,8 @@ def lower_mixture_of_experts(rewriter: ArtifactWeights, accuracy_level: int) -> 
             attributes = {
                 "domain": "com.microsoft",
                 "k": router.attributes["top_k"].as_int(),
-                "activation_type": "swiglu",
-                "swiglu_fusion": 1,  # rows of gate and up take turns
-                "activation_alpha": 1.0,
-                "activation_beta": 0.0,
                 "normalize_routing_weights": 1,
+                **_swiglu(mlp.activation),
             }
             if total is None:
                 # The kernels take [B, S, H], too.
@@ -47,6 +49,15 @@ def lower_mixture_of_experts(rewriter: ArtifactWeights, accuracy_level: int) -> 
             rewriter.replace(last, y if total is None else rewriter.op("Mul", y, total))
         if last is not node:
             rewriter.graph.remove(node, safe=True)
+
+
+def _swiglu(activation: Activation) -> dict[str, Any]:
+    """The kernels' `(up + beta) * gate * sigmoid(alpha * gate)`."""
+    attributes: dict[str, Any] = {"activation_type": "swiglu", "swiglu_fusion": 1}  # rows of gate and up take turns
+    if isinstance(activation, ClampedSwiGLU):
+        limit, alpha = activation.limit, activation.alpha
+        return attributes | {"activation_alpha": alpha, "activation_beta": 1.0, "swiglu_limit": limit}
+    return attributes | {"activation_alpha": 1.0, "activation_beta": 0.0}
 
 
 def _routing(rewriter: ArtifactWeights, router: ir.Node) -> tuple[ir.Value, float, ir.Value | None]:
@@ -81,8 +92,11 @@ def _experts(
     accuracy_level: int,
     attributes: dict[str, Any],
 ) -> ir.Value:
-    """[..., H] -> [..., H], the chosen experts' shares adding up to `factor`. `weights`: gate, up, down."""
+    """[..., H] -> [..., H], the chosen experts' shares adding up to `factor`. `weights`: gate, up, down, and their
+    biases, if they have any.
+    """
     num_experts, hidden, inner = weights[0].shape.numpy()
+    weights, biases = weights[:3], weights[3:]
 
     def two_layers(gate: ir.Value, up: ir.Value, down: ir.Value) -> tuple[ir.Value, ir.Value]:
         """[E, I, ...], [E, I, ...], [E, H, ...] -> rows of gate and up in turn [E, 2 I, n], down [E, H, m]"""
@@ -93,17 +107,24 @@ def _experts(
     def scaled(down: ir.Value) -> ir.Value:
         return down if factor == 1 else rewriter.op("Mul", down, rewriter.constant(factor, FLOAT))
 
+    first_bias, second_bias = None, None
+    if biases:
+        first_bias, second_bias = two_layers(*map(rewriter.matrices, biases))
+        first_bias = rewriter.reshape(first_bias, num_experts, -1)
+        second_bias = scaled(rewriter.reshape(second_bias, num_experts, -1))
     quantized = nbits(rewriter, weights, accuracy_level)
     if quantized is None:
         first, second = two_layers(*map(rewriter.matrices, weights))
-        return rewriter.op("MoE", x, log_weight, first, None, scaled(second), **attributes)
+        inputs = [x, log_weight, first, first_bias, scaled(second), *([second_bias] if biases else [])]
+        return rewriter.op("MoE", *inputs, **attributes)
     first, second = two_layers(*quantized.qweight)
     first_scales, second_scales = two_layers(*quantized.scales)
     zeros = two_layers(*quantized.zero_points) if quantized.zero_points else ()
     return rewriter.op(
         "QMoE",
-        *(x, log_weight, first, first_scales, None, second, scaled(second_scales)),
-        *((None, None, None, None, *zeros) if zeros else ()),
+        *(x, log_weight, first, first_scales, first_bias, second, scaled(second_scales)),
+        *((second_bias,) if zeros or biases else ()),
+        *((None, None, None, *zeros) if zeros else ()),
         expert_weight_bits=quantized.bits,
         block_size=quantized.block,
         weights_prepacked=0,
