@@ -14,7 +14,7 @@ from llmc.convert.engines.weights import EngineWeights, in_groups
 from llmc.convert.engines.windows import add_window
 from llmc.convert.graph.builder import DOMAIN
 from llmc.convert.graph.rewrite import Rewriter, layer_of, producer, weight_of
-from llmc.convert.spec import GroupedQueryAttentionSpec, LatentAttentionSpec, ModelSpec
+from llmc.convert.spec import GroupedQueryAttentionSpec, LatentAttentionSpec, MixtureOfExpertsSpec, ModelSpec
 from llmc.errors import InputError
 
 
@@ -67,10 +67,12 @@ def lower(
         assert x is not None
         b.replace(node, x)
     for node in b.nodes("MixtureOfExperts", DOMAIN):
+        experts = spec.mlps[layer_of(node)]
+        assert isinstance(experts, MixtureOfExpertsSpec)
         if plugins is not None:
-            mixture_of_experts_plugin(b, node, dtype, plugins)
+            mixture_of_experts_plugin(b, node, experts.activation, dtype, plugins)
         else:
-            mixture_of_experts(b, node, weights, phases, batch)
+            mixture_of_experts(b, node, experts.activation, weights, phases, batch)
     weights.decode()
     b.clean()
 

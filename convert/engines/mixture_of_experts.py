@@ -5,7 +5,7 @@ gathered when decoding, and all of them are computed when prefilling.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 import torch
@@ -18,6 +18,7 @@ from llmc.convert.graph.weight import ChunkedTensor, WeightTensor, tensor_of
 from llmc.convert.kernels import expert_weights
 from llmc.convert.kernels.kernel_sets import KernelRequest
 from llmc.convert.quantized_weight import QuantizedWeight
+from llmc.convert.spec import Activation, ClampedSwiGLU
 from llmc.errors import InputError
 from llmc.runtime.plugins.mixture_of_experts import ExpertsShape
 from llmc.runtime.plugins.mixture_of_experts import ExpertWeights as Stored
@@ -26,10 +27,13 @@ from llmc.runtime.plugins.operation import InputSpec
 _Part = Callable[[QuantizedWeight, Stored], torch.Tensor]
 
 
-def mixture_of_experts_plugin(b: Rewriter, node: ir.Node, dtype: ir.DataType, plugins: Plugins) -> None:
+def mixture_of_experts_plugin(
+    b: Rewriter, node: ir.Node, activation: Activation, dtype: ir.DataType, plugins: Plugins
+) -> None:
     """Replace `llmc.MixtureOfExperts` by the plugin of that name, which takes weights in the order of its kernels."""
     x, index, share = node.inputs[:3]
-    gate, up, down = (weight_of(value) for value in node.inputs[3:])
+    gate, up, down = (weight_of(value) for value in node.inputs[3:6])
+    biases = [value for value in node.inputs[6:] if value is not None]
     assert x and index and share and gate and up and down
     top_k = producer(index).attributes["top_k"].as_int()
     experts, hidden, inner = gate.shape.numpy()
@@ -40,10 +44,12 @@ def mixture_of_experts_plugin(b: Rewriter, node: ir.Node, dtype: ir.DataType, pl
             "let one line of the recipe's `quantize` match both"
         )
     kind = TYPES[dtype]
-    shape = ExpertsShape(experts, top_k, hidden, inner, kind, kind, of_gate, of_down)
+    shape = ExpertsShape(experts, top_k, hidden, inner, kind, kind, of_gate, of_down, bool(biases))
+    if isinstance(activation, ClampedSwiGLU):
+        shape = replace(shape, alpha=activation.alpha, limit=activation.limit)
     stacks = [*_stack(b, gate, of_gate, dtype), *_stack(b, up, of_gate, dtype), *_stack(b, down, of_down, dtype)]
     with b.before(node):
-        b.replace(node, plugins.add(b, KernelRequest("MixtureOfExperts", shape), x, index, share, *stacks))
+        b.replace(node, plugins.add(b, KernelRequest("MixtureOfExperts", shape), x, index, share, *stacks, *biases))
 
 
 def stored_in_engine(weight: WeightTensor) -> Stored:
@@ -80,10 +86,13 @@ def _stack(b: Rewriter, weight: WeightTensor, form: Stored, dtype: ir.DataType) 
     ]
 
 
-def mixture_of_experts(b: Rewriter, node: ir.Node, weights: EngineWeights, phases: Phases, batch: int) -> None:
+def mixture_of_experts(
+    b: Rewriter, node: ir.Node, activation: Activation, weights: EngineWeights, phases: Phases, batch: int
+) -> None:
     """Replace `llmc.MixtureOfExperts`; `batch` is the most rows of a step."""
     x, index, share = node.inputs[:3]
-    gate, up, down = (weight_of(value) for value in node.inputs[3:])
+    gate, up, down = (weight_of(value) for value in node.inputs[3:6])
+    biases = [value for value in node.inputs[6:] if value is not None]
     assert x and index and share and gate and up and down and up.name and down.name
     router = index.producer()
     assert router is not None
@@ -95,7 +104,8 @@ def mixture_of_experts(b: Rewriter, node: ir.Node, weights: EngineWeights, phase
         pairs = [name for pair in zip(gate.names, up.names, strict=True) for name in pair]
         gate_up = weights.matrix(up.name.replace("up_proj", "gate_up_proj"), gate, pairs)
         all_down = weights.matrix(down.name, down, down.names, axis=1)
-        stacks = _Stacks(b, gate_up, all_down, experts, hidden, inner)
+        bias = (b.concat(*biases[:2], axis=1), biases[2]) if biases else None
+        stacks = _Stacks(b, gate_up, all_down, experts, hidden, inner, activation, bias)
         narrow = gathering_widths(phases.widths, batch, top_k, experts)
         if not narrow:
             b.replace(node, stacks.all(x, index, share))
@@ -123,17 +133,26 @@ class _Stacks:
     experts: int
     hidden: int
     inner: int
+    activation: Activation = "silu"
+    bias: tuple[ir.Value, ir.Value] | None = None  # of gate and up together [E, 2 I], of down [E, H]
 
     def chosen(self, x: ir.Value, index: ir.Value, share: ir.Value) -> ir.Value:
         """Codes are decoded after the choice, in one kernel with it: only the chosen experts are read."""
         b = self.b
         gate_up = b.reshape(self.gate_up, self.experts, 2 * self.inner, self.hidden)
         gate_up = b.transpose(b.op("Gather", gate_up, index, axis=0), 0, 1, 3, 2)  # [N, K, H, 2 I]
-        middle = self._swiglu(b.op("MatMul", b.op("Unsqueeze", x, b.constant([1, 2])), gate_up))
+        both = b.op("MatMul", b.op("Unsqueeze", x, b.constant([1, 2])), gate_up)
+        if self.bias:
+            both = b.op("Add", both, b.op("Unsqueeze", b.op("Gather", self.bias[0], index, axis=0), b.constant([2])))
+        middle = self._gated(both)
         middle = b.op("Mul", middle, b.op("Unsqueeze", share, b.constant([2, 3])))  # [N, K, 1, I]
         down = b.reshape(self.down, self.hidden, self.experts, self.inner)
         down = b.transpose(b.op("Gather", down, index, axis=1), 1, 2, 3, 0)  # [N, K, I, H]
-        return b.op("ReduceSum", b.op("MatMul", middle, down), b.constant([1, 2]), keepdims=0)
+        outer = b.op("MatMul", middle, down)
+        if self.bias:
+            added = b.op("Mul", b.op("Gather", self.bias[1], index, axis=0), b.op("Unsqueeze", share, b.constant([2])))
+            outer = b.op("Add", outer, b.op("Unsqueeze", added, b.constant([2])))
+        return b.op("ReduceSum", outer, b.constant([1, 2]), keepdims=0)
 
     def all(self, x: ir.Value, index: ir.Value, share: ir.Value) -> ir.Value:
         """Two products over all experts side by side; what was not chosen is weighed with zero in between."""
@@ -142,12 +161,15 @@ class _Stacks:
         chosen = b.cast_like(b.op("Equal", b.op("Unsqueeze", index, last), ids), share)
         shares = b.op("ReduceSum", b.op("Mul", chosen, b.op("Unsqueeze", share, last)), b.constant([1]), keepdims=0)
         both = b.op("MatMul", x, b.transpose(self.gate_up, 1, 0))
+        if self.bias:
+            both = b.op("Add", both, b.reshape(self.bias[0], -1))
         shape = b.concat(b.op("Shape", shares), b.constant([2 * self.inner]))
-        middle = self._swiglu(b.op("Reshape", both, shape, allowzero=1))  # [N, E, I]
+        middle = self._gated(b.op("Reshape", both, shape, allowzero=1))  # [N, E, I]
         middle = b.op("Mul", middle, b.op("Unsqueeze", shares, last))
         shape = b.concat(b.dimension(x, 0), b.constant([self.experts * self.inner]))
-        return b.op("MatMul", b.op("Reshape", middle, shape, allowzero=1), b.transpose(self.down, 1, 0))
+        y = b.op("MatMul", b.op("Reshape", middle, shape, allowzero=1), b.transpose(self.down, 1, 0))
+        return b.op("Add", y, b.op("MatMul", shares, self.bias[1])) if self.bias else y
 
-    def _swiglu(self, both: ir.Value) -> ir.Value:
+    def _gated(self, both: ir.Value) -> ir.Value:
         gate, up = self.b.split(both, self.inner, self.inner)
-        return self.b.op("Mul", self.b.silu(gate), up)
+        return self.b.gated(gate, up, self.activation)

@@ -64,13 +64,15 @@ def _decode(word: tl.tensor, FORM: tl.constexpr, PART: tl.constexpr) -> tl.tenso
 
 @triton.jit
 def multiply(
-    x: tl.tensor, weight: tl.tensor, up: tl.tensor, scales: tl.tensor, up_scales: tl.tensor, y: tl.tensor,
+    x: tl.tensor, weight: tl.tensor, up: tl.tensor, scales: tl.tensor, up_scales: tl.tensor,
+    bias: tl.tensor, up_bias: tl.tensor, y: tl.tensor,
     tile_choices: tl.tensor, tile_expert: tl.tensor,
     inputs: tl.tensor, outputs: tl.tensor, choices: tl.tensor, choices_of_row: tl.tensor,
     FORM: tl.constexpr, GROUP: tl.constexpr, SHARING: tl.constexpr, PARTS: tl.constexpr, ACROSS: tl.constexpr,
-    ROWS: tl.constexpr, CHANNELS: tl.constexpr, SCALE_FIRST: tl.constexpr,
+    ROWS: tl.constexpr, CHANNELS: tl.constexpr, SCALE_FIRST: tl.constexpr, ALPHA: tl.constexpr, LIMIT: tl.constexpr,
 ) -> None:  # fmt: skip
-    """y[choice] = SwiGLU of its row of x by the expert's `weight` and `up`, or the product if there is no `up`.
+    """y[choice] = SwiGLU of its row of x by the expert's `weight` and `up`, or the product if there is no `up`. With a
+    LIMIT that is `ExpertsShape`'s other activation.
 
     Programs of one tile follow each other, so that its inputs, and weights that the next tile shares, stay in L2.
     Weights as codes are exact in 16 bits; those of SCALE_FIRST are rounded, as they are where a checkpoint is decoded.
@@ -140,17 +142,28 @@ def multiply(
                         total += product * ready
                         if up is not None:
                             up_total += up_product * up_ready
+    if bias is not None:
+        total += tl.load(bias + expert * outputs + channel, mask=inside, other=0.0).to(tl.float32)[:, None]
+        if up is not None:
+            up_total += tl.load(up_bias + expert * outputs + channel, mask=inside, other=0.0).to(tl.float32)[:, None]
     if up is not None:
-        total = total * tl.sigmoid(total) * up_total
+        if LIMIT > 0:
+            total = tl.minimum(total, LIMIT)
+            up_total = tl.minimum(tl.maximum(up_total, -LIMIT), LIMIT) + 1
+        total = total * tl.sigmoid(ALPHA * total) * up_total
     y += choice.to(tl.int64)[None, :] * outputs + channel[:, None]
     tl.store(y, total.to(y.dtype.element_ty), mask=inside[:, None] & real[None, :])
 
 
-def product_constants(weights: ExpertWeights, tile: Tile, has_up: bool) -> dict[str, Any]:
+def product_constants(
+    weights: ExpertWeights, tile: Tile, has_up: bool, bias: bool = False, alpha: float = 1.0, limit: float = 0.0
+) -> dict[str, Any]:
     """What `multiply` is compiled for."""
     plain = weights.form == "plain"
-    none = dict.fromkeys((["scales", "up_scales"] if plain else []) + ([] if has_up else ["up", "up_scales"]))
-    return none | {
+    none = ["scales", "up_scales"] if plain else []
+    none += [] if has_up else ["up", "up_scales", "up_bias"]
+    none += [] if bias else ["bias", "up_bias"]
+    return dict.fromkeys(none) | {
         "FORM": weights.form,
         "GROUP": weights.group,
         "SHARING": weights.rows,
@@ -159,4 +172,6 @@ def product_constants(weights: ExpertWeights, tile: Tile, has_up: bool) -> dict[
         "ROWS": tile.rows,
         "CHANNELS": tile.channels,
         "SCALE_FIRST": tile.scale_first,
+        "ALPHA": alpha,
+        "LIMIT": limit,
     }

@@ -42,7 +42,9 @@ def layout_for(shape: ExpertsShape, sm: int) -> ExpertsLaunch:
 def sources(shape: ExpertsShape, sm: int) -> dict[str, KernelSource]:
     """Besides "combine", each for few tokens and for many: "group", "gate_up" and "down" with the rows of a tile."""
     kind = f"*{shape.dtype}"
-    types = dict.fromkeys(("x", "y", "outer"), kind) | dict.fromkeys(("tile_choices", "tile_expert"), "*i32")
+    types = dict.fromkeys(("x", "y", "outer", "bias", "up_bias"), kind) | dict.fromkeys(
+        ("tile_choices", "tile_expert"), "*i32"
+    )
     types |= {"index": "*i64", "weight": f"*{shape.weighting}"}
     sizes = ("choices", "tiles", "inputs", "outputs", "choices_of_row", "hidden", "top_k")
     types |= dict.fromkeys(sizes, "i32")
@@ -54,7 +56,7 @@ def sources(shape: ExpertsShape, sm: int) -> dict[str, KernelSource]:
             stack = kind if weights.form == "plain" else "*i32"
             stored = {"weight": stack, "up": stack} | dict.fromkeys(("scales", "up_scales"), f"*{weights.scales}")
             tile = Tile.of(rows, name == "gate_up", sm)
-            constants = product_constants(weights, tile, name == "gate_up")
+            constants = product_constants(weights, tile, name == "gate_up", shape.bias, shape.alpha, shape.limit)
             found[f"{name}_{rows}"] = KernelSource(
                 multiply, types | stored, constants, tile.warps, tile.stages, aligned
             )

@@ -47,7 +47,9 @@ class ExpertWeights:
 @dataclass(frozen=True)
 class ExpertsShape:
     """What a model fixes: E, K, H and I; `dtype` "bf16" or "fp16" of activations and plain weights, `weighting` that of
-    the router's weights. gate and up are stored alike.
+    the router's weights. gate and up are stored alike. With `bias` gate, up and down have one. With `limit` the
+    activation is `(up + 1) * gate * sigmoid(alpha * gate)` of a gate of at most `limit`, and of up between -`limit` and
+    `limit`; 0: SwiGLU.
     """
 
     experts: int
@@ -58,6 +60,9 @@ class ExpertsShape:
     weighting: str
     gate_up: ExpertWeights
     down: ExpertWeights
+    bias: bool = False
+    alpha: float = 1.0
+    limit: float = 0.0
 
     @classmethod
     def of(cls, told: dict[str, Any]) -> ExpertsShape:
@@ -128,7 +133,8 @@ def _aligned(size: int) -> int:
 
 
 class MixtureOfExpertsPlugin(Operation):
-    """x [N, H], index [N, K] int64, weight [N, K], then gate, up and down as `ExpertWeights` stores them → [N, H].
+    """x [N, H], index [N, K] int64, weight [N, K], then gate, up and down as `ExpertWeights` stores them, and the
+    biases [E, I], [E, I] and [E, H], if there are any → [N, H].
 
     An expert's outputs are rounded to the type of x and summed in float32. A choice that is no expert counts nothing.
     """
@@ -150,7 +156,15 @@ class MixtureOfExpertsPlugin(Operation):
             *gate_up,
             *gate_up,
             *shape.down.inputs(shape.experts, shape.hidden, shape.inner, shape.dtype),
+            *(
+                InputSpec(shape.dtype, (shape.experts, out))
+                for out in (shape.inner, shape.inner, shape.hidden)[: self._biases]
+            ),
         )
+
+    @property
+    def _biases(self) -> int:
+        return 3 if self.shape.bias else 0
 
     @property
     def outputs(self) -> tuple[OutputSpec, ...]:
@@ -176,6 +190,9 @@ class MixtureOfExpertsPlugin(Operation):
             place[name] = workspace
             workspace += size
         x, index, weight, *stacks = inputs
+        stacks, biases = stacks[: len(stacks) - self._biases], stacks[len(stacks) - self._biases :]
+        of_gate_up = dict(zip(("bias", "up_bias"), biases, strict=False))
+        of_down_bias = dict(zip(("bias",), biases[2:], strict=False))
         of_gate = 1 if self.shape.gate_up.form == "plain" else 2
         gate, up, down = stacks[:of_gate], stacks[of_gate : 2 * of_gate], stacks[2 * of_gate :]
         tiles = {name: place[name] for name in ("tile_choices", "tile_expert")}
@@ -183,9 +200,12 @@ class MixtureOfExpertsPlugin(Operation):
         hidden = {"inputs": self.shape.hidden, "outputs": self.shape.inner}
         given: dict[str, dict[str, float]] = {
             "group": {"index": index, **tiles, "choices": chosen.choices, "tiles": chosen.tiles},
-            "gate_up": {"x": x, "y": place["inner"], **tiles, **_pair(gate), **_pair(up, "up_"), **hidden, **sizes},
+            "gate_up": {
+                "x": x, "y": place["inner"], **tiles, **_pair(gate), **_pair(up, "up_"), **of_gate_up,
+                **hidden, **sizes,
+            },
             "down": {
-                "x": place["inner"], "y": place["outer"], **tiles, **_pair(down),
+                "x": place["inner"], "y": place["outer"], **tiles, **_pair(down), **of_down_bias,
                 "inputs": self.shape.inner, "outputs": self.shape.hidden, **sizes, "choices_of_row": 1,
             },
             "combine": {

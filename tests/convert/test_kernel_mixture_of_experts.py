@@ -40,6 +40,7 @@ pytest.importorskip("triton", reason="Triton, which comes with torch for NVIDIA 
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 NAMES = {BF16: "bf16", FP16: "fp16", FP32: "fp32"}
+ALPHA, LIMIT = 1.702, 1.5
 LARGEST_ERROR = {BF16: 0.007, FP16: 0.001}  # of the whole, relative: weights, inner channels and outputs are rounded
 
 
@@ -53,6 +54,7 @@ class Case(NamedTuple):
     dtype: torch.dtype = BF16
     scales: torch.dtype = BF16
     hot: bool = False  # the last expert gets everything
+    clamped: bool = False  # gpt-oss's: with biases, and gates and ups that reach the limit
 
 
 CASES = [
@@ -79,6 +81,9 @@ CASES = [
     Case("plain", 2, 2, 1, 64, 32, FP16),  # one expert, chosen twice
     Case("int4-32", 3, 8, 256, 32, 32, FP16, FP16),
     Case("int4-32", 70, 8, 24, 32, 32, FP16, FP16),
+    Case("int4-32", 3, 2, 4, 160, 96, clamped=True),
+    Case("fp8-block+plain", 65, 2, 3, 72, 200, FP16, clamped=True),
+    Case("plain", 33, 2, 5, 136, 88, clamped=True),
 ]
 ROUTINGS = [(1, 1, 2, FEW), (17, 4, 16, FEW), (65, 8, 64, FEW), (600, 8, 5, MANY), (3, 1, 1, MANY)]  # N, K, E, rows
 R1 = ExpertsShape(256, 8, 7168, 2048, "bf16", "bf16", ExpertWeights("plain"), ExpertWeights("plain"))  # DeepSeek-R1
@@ -87,6 +92,9 @@ INT4, FP8 = ExpertWeights("int4", 128, 1, "bf16"), ExpertWeights("fp8", 128, 128
 # SwiGLU's products of int4, which need the most registers, are compiled for every SM.
 COMPILED = [(replace(R1, gate_up=INT4, down=FP8), sm) for sm in CUBINS]
 COMPILED += [(replace(QWEN3, gate_up=FP8, down=INT4), 90), (QWEN3, 100)]
+INT4_64 = ExpertWeights("int4", 64, 1, "bf16")
+GPT_OSS = ExpertsShape(32, 4, 2880, 2880, "bf16", "bf16", INT4_64, INT4_64, True, ALPHA, 7.0)  # gpt-oss-20b
+COMPILED += [(GPT_OSS, 80), (GPT_OSS, 120)]
 
 
 def stored(form: str, out: int, columns: int, case: Case, generator: torch.Generator) -> QuantizedWeight | None:
@@ -146,13 +154,24 @@ def problem(case: Case) -> tuple[KernelRequest, list[torch.Tensor], torch.Tensor
     down_form, down, down_plain = stack(case, of_down or of_gate, case.hidden, case.inner, generator)
     kind = NAMES[case.dtype]
     shape = ExpertsShape(case.experts, case.top_k, case.hidden, case.inner, kind, kind, form, down_form)
+    sizes = (case.inner, case.inner, case.hidden)
+    biases = [torch.randn(case.experts, size, generator=generator).to(case.dtype) for size in sizes]
+    if case.clamped:
+        shape = replace(shape, bias=True, alpha=ALPHA, limit=LIMIT)
     want = torch.zeros(case.tokens, case.hidden, dtype=torch.float64)
     for number in range(case.experts):
         row, slot = torch.where(index == number)
         tokens = x[row].double()
-        inner = torch.nn.functional.silu(tokens @ gate_plain[number].mT) * (tokens @ up_plain[number].mT)
-        want.index_add_(0, row, inner @ down_plain[number].mT * share[row, slot, None].double())
-    return KernelRequest("MixtureOfExperts", shape), [x, index, share, *gate, *up, *down], want
+        gates, ups = tokens @ gate_plain[number].mT, tokens @ up_plain[number].mT
+        if case.clamped:
+            gates, ups = (part + bias[number].double() for part, bias in zip((gates, ups), biases, strict=False))
+            gates, ups = gates.clamp(max=LIMIT), ups.clamp(-LIMIT, LIMIT)
+            outer = ((ups + 1) * gates * (ALPHA * gates).sigmoid()) @ down_plain[number].mT + biases[2][number].double()
+        else:
+            outer = (torch.nn.functional.silu(gates) * ups) @ down_plain[number].mT
+        want.index_add_(0, row, outer * share[row, slot, None].double())
+    stacks = [*gate, *up, *down, *(biases if case.clamped else [])]
+    return KernelRequest("MixtureOfExperts", shape), [x, index, share, *stacks], want
 
 
 def in_kernels(case: Case, index: torch.Tensor | None = None) -> tuple[torch.Tensor, list[str]]:

@@ -8,7 +8,7 @@ import torch
 from llmc.convert.engines.plugins import Plugins
 from llmc.convert.graph.builder import FunctionBuilder
 from llmc.convert.graph.step import MASKED
-from llmc.convert.spec import LatentAttentionSpec, ModelSpec
+from llmc.convert.spec import Activation, ClampedSwiGLU, LatentAttentionSpec, ModelSpec
 from llmc.runtime.plugins.mixture_of_experts import CODES, WORDS, ExpertsShape, ExpertWeights
 
 FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
@@ -75,18 +75,26 @@ def mixture_of_experts(shape: ExpertsShape) -> ir.Function:
     """All experts, of which those not chosen count nothing."""
     of_gate, of_down = (1 if form.form == "plain" else 2 for form in (shape.gate_up, shape.down))
     names = [f"{name}{i}" for name, n in (("gate", of_gate), ("up", of_gate), ("down", of_down)) for i in range(n)]
+    names += [f"{name}_bias" for name in ("gate", "up", "down") if shape.bias]
     b = FunctionBuilder("MixtureOfExperts", ["x", "index", "share", *names], {"kernels": _STRING})
     x, index, share, *stacks = b.inputs
+    biases = [stacks.pop(-3 + i) for i in range(3)] if shape.bias else []
     gate = unpacked(b, stacks[:of_gate], shape.gate_up, shape.inner, shape.hidden)
     up = unpacked(b, stacks[of_gate : 2 * of_gate], shape.gate_up, shape.inner, shape.hidden)
     down = unpacked(b, stacks[2 * of_gate :], shape.down, shape.hidden, shape.inner)
+
+    def projected(x: ir.Value, weight: ir.Value, number: int) -> ir.Value:
+        y: ir.Value = b.op("MatMul", x, weight)
+        return b.op("Add", y, b.op("Unsqueeze", biases[number], b.constant([1]))) if biases else y
+
     last = b.constant([-1])
     chosen = b.op("Equal", b.op("Unsqueeze", index, last), b.constant(range(shape.experts)))
     shares = b.op("Mul", b.op("Cast", chosen, to=FLOAT), b.op("Unsqueeze", share, last))
     shares = b.transpose(b.op("ReduceSum", shares, b.constant([1]), keepdims=0), 1, 0)  # [E, N]
     tokens = b.op("Unsqueeze", x, b.constant([0]))
-    inner = b.op("Mul", b.silu(b.op("MatMul", tokens, gate)), b.op("MatMul", tokens, up))
-    outer = b.op("Mul", b.op("MatMul", inner, down), b.op("Unsqueeze", shares, last))
+    activation: Activation = ClampedSwiGLU(shape.alpha, shape.limit) if shape.limit else "silu"
+    inner = b.gated(projected(tokens, gate, 0), projected(tokens, up, 1), activation)
+    outer = b.op("Mul", projected(inner, down, 2), b.op("Unsqueeze", shares, last))
     return b.function(b.op("ReduceSum", outer, b.constant([0]), keepdims=0))
 
 
