@@ -9,8 +9,11 @@ import pytest
 import torch
 from support.architectures import yarn
 from support.graph_session import GraphSession, divergences
+from support.model_lines import published_config
 from support.quantized_checkpoint import DEEPSEEK, DENSE, EXACT, quantized_checkpoint
 from support.random_checkpoint import LLAMA, QWEN2
+from support.small_config import small_config
+from support.small_model import save, witness
 
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.model import CausalLM
@@ -92,6 +95,15 @@ def test_head_in_8_bits(tied: bool, tmp_path: Path) -> None:
     assert [histogram["MatMul"] for histogram in floats] == [1, 1]
     assert max(found) < 3e-3
     assert found[0] != found[1]
+
+
+@pytest.mark.parametrize("name", ["ibm-granite--granite-3.1-1b-a400m-instruct", "google--gemma-2-9b-it"])
+def test_head_in_8_bits_of_logits_that_are_scaled_or_capped(name: str, tmp_path: Path) -> None:
+    config = small_config(published_config(name))
+    checkpoint = Checkpoint.open(save(witness(config), config, tmp_path))
+    bits = [lower(checkpoint, lm_head_bits=bits) for bits in (None, 8)]
+    assert [ops.get("MatMulNBits", 0) for ops in bits] == [0, 1]
+    assert divergence(checkpoint) < 3e-3
 
 
 def test_float_linears(tmp_path: Path) -> None:
