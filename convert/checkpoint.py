@@ -6,6 +6,7 @@ with the right shape and a readable dtype. Work begun after that does not fail f
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +38,7 @@ from llmc.convert.spec import CACHE_SCALES, ModelSpec, Role
 from llmc.convert.stored_names import StoredNames
 from llmc.convert.tensor_names import TensorName, module_of, part_of
 from llmc.convert.tokenizer_files import TOKENIZER, source_file
+from llmc.convert.vision import LAYERS, PROJECTOR, TOWER, VisionSpec
 from llmc.errors import InputError
 from llmc.file_names import is_bare_file_name
 
@@ -99,6 +101,7 @@ class Checkpoint:
             spec = family.spec(config)
             text = family.text_config(config)
             known_formats = formats(text)
+            family.vision(config)  # what is wrong with it is told with the others
         except InputError as error:
             raise InputError(f"{path / 'config.json'}: {error}") from error
         if (path / "generation_config.json").exists():  # chat models list their end-of-turn tokens only there
@@ -208,9 +211,26 @@ class Checkpoint:
 
     def used(self) -> list[StoredTensor]:
         """Where everything lies that the model is made of: redundant copies are left out."""
-        needed = weight_shapes(self.spec)
+        needed = {**weight_shapes(self.spec), **self._vision_shapes}
         used = [each.whole or each for name, parts in self._parts.items() if name in needed for each in parts.values()]
         return list(dict.fromkeys(used))  # an input scale may be that of several
+
+    @cached_property
+    def vision(self) -> VisionSpec | None:
+        """The vision tower and projector that are computed here, if the checkpoint has them."""
+        spec = self.family.vision(self.config)
+        return spec if spec is not None and any(name.startswith((TOWER, PROJECTOR)) for name in self._parts) else None
+
+    @property
+    def vision_heads(self) -> int:
+        """Those that the tower's projections of queries, keys and values are stored with."""
+        name = f"{LAYERS}.0.attn.qkv.weight"
+        assert self.vision is not None
+        return max(self.vision.num_heads, self.shape(name)[0] // 3 // self.vision.head_dim if name in self else 0)
+
+    @cached_property
+    def _vision_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return self.vision.shapes(self.vision_heads) if self.vision else {}
 
     def parts(self, name: str) -> Parts:
         """What is stored for a logical tensor, by the last component of its names."""
@@ -260,6 +280,12 @@ class Checkpoint:
             raise InputError(
                 f"{self.path}: tensor {self._its_name(missing[0])} is missing ({len(missing)} in all); {advice}"
             )
+        if missing := [name for name in self._vision_shapes if name not in self]:
+            raise InputError(
+                f"{self.path}: tensor {missing[0]} of the vision tower is missing ({len(missing)} in all); download "
+                "the checkpoint again, or correct `vision_config` in config.json"
+            )
+        needed = {**needed, **self._vision_shapes}
         for name in self.names():
             if name not in needed and not self.family.redundant(name, self.spec):
                 raise InputError(

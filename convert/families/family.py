@@ -12,6 +12,7 @@ from llmc.convert.layer_modules import layer_modules
 from llmc.convert.spec import GateSpec, ModelSpec, NormSpec, Role
 from llmc.convert.stored_names import StoredNames
 from llmc.convert.tensor_names import TensorName
+from llmc.convert.vision import VisionSpec
 from llmc.errors import InputError
 
 _MODEL_ROLES: dict[str, Role] = {
@@ -122,6 +123,10 @@ class Family(ABC):
     def text_config(self, config: dict[str, Any]) -> dict[str, Any]:
         """What config.json says of the language model, and of how it is stored."""
         return config
+
+    def vision(self, config: dict[str, Any]) -> VisionSpec | None:
+        """The tower and projector that become a graph of their own; None: images are not taken."""
+        return None
 
     def notes(self, config: dict[str, Any]) -> list[str]:
         """Lines for whoever plans a build: what of this model is not done, or kept as it is."""
