@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _SLOW_TOKENIZERS = {
-    "tekken.json": "Mistral's tekken",
     "vocab.json": "a vocabulary without its rules",
     "vocab.txt": "a vocabulary without its rules",
 }

@@ -234,6 +234,8 @@ class _Build:
         shards = {shard.name for shard in source.shards}
         names = [name for name in self.job.source_files if name not in {*shards, *REWRITTEN}]
         made = self.job.made_tokenizer.files if self.job.made_tokenizer else {}
+        if self.job.made_tokenizer:  # which other programs might read in place of what was made
+            names.remove(self.job.made_tokenizer.source)
         for name in names:
             if name not in made:
                 copy_sidecar(source.path, name, self.artifact)

@@ -1,4 +1,4 @@
-"""tokenizer.json for checkpoints that come without one, made from the tiktoken or SentencePiece file that they have.
+"""tokenizer.json for checkpoints that come without one, made from the file of tiktoken, SentencePiece or tekken there.
 
 Nothing of a checkpoint is run. What its files do not say, and only its Python code would, is in a small table of
 published facts (`known_patterns`); what is not there is refused. A tokenizer made here is held against the library that
@@ -22,6 +22,7 @@ from llmc.errors import InputError, MachineError
 from llmc.extras import DISTRIBUTIONS, install
 
 TOKENIZER, CONFIG = "tokenizer.json", "tokenizer_config.json"
+_TEKKEN = "tekken.json"
 _SENTENCEPIECE_NAMES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 _RANKS = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")
 
@@ -58,7 +59,7 @@ class _Kind(Protocol):
 def source_file(names: Collection[str]) -> str | None:
     """The name of the file that a tokenizer.json could be made from; None: there is none."""
     ranks = sorted(name for name in names if name == "tiktoken.model" or name.endswith(".tiktoken"))
-    return next((name for name in (*ranks, *_SENTENCEPIECE_NAMES) if name in names), None)
+    return next((name for name in (*ranks, *_SENTENCEPIECE_NAMES, _TEKKEN) if name in names), None)
 
 
 def require_library(where: str, name: str) -> None:
@@ -90,7 +91,10 @@ def make(
     if len(data) > SIDECAR_LIMIT:
         raise InputError(f"{path}: larger than the {SIDECAR_LIMIT:,} bytes that such a file may have")
     kind: _Kind
-    if _RANKS.match(data):  # Meta's tokenizer.model of Llama 3, too
+    if name == _TEKKEN:
+        _require(str(folder), name, "tiktoken")
+        from llmc.convert.tokenizer_files import tekken_file as kind
+    elif _RANKS.match(data):  # Meta's tokenizer.model of Llama 3, too
         _require(str(folder), name, "tiktoken")
         from llmc.convert.tokenizer_files import tiktoken_file as kind
     else:

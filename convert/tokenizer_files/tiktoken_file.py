@@ -37,6 +37,19 @@ def describe(
             f"{path}: the expression that divides texts is not in this file, and not known of a tokenizer {named}; "
             "look for a copy of the model that has a tokenizer.json, and put that beside the weights"
         )
+    return described(path, ranks, known, vocab_size, settings, special, listed)
+
+
+def described(
+    path: Path,
+    ranks: dict[bytes, int],
+    known: Facts,
+    vocab_size: int,
+    settings: Mapping[str, Any],
+    special: Mapping[str, str],
+    listed: Sequence[AddedToken],
+) -> tuple[Description, Tiktoken]:
+    """The same, when the ranks have been read, and what else there is to know."""
     added = _added(path, ranks, known, vocab_size, listed)
     vocabulary = {_written(token): rank for token, rank in ranks.items()}
     model = {
@@ -93,20 +106,26 @@ class Tiktoken:
 
 def _read(path: Path, data: bytes) -> dict[bytes, int]:
     """Token → rank; ranks may have gaps. InputError for anything else than a whole file."""
-    ranks: dict[bytes, int] = {}
+    found: list[tuple[bytes, int]] = []
     for number, line in enumerate(data.splitlines(), 1):
-        if not line.strip():
-            continue
         try:
-            token, rank = line.split()
-            known, place = base64.b64decode(token, validate=True), int(rank)
+            if line.strip():
+                token, rank = line.split()
+                found.append((base64.b64decode(token, validate=True), int(rank)))
         except (ValueError, binascii.Error):
             raise InputError(
                 f"{path}: line {number} is not a token in base64 and its rank; download it again"
             ) from None
-        if not 0 < len(known) <= LONGEST or known in ranks or not 0 <= place < _MOST_NUMBER:
-            raise InputError(f"{path}: line {number} is too long, repeated or out of range; download it again")
-        ranks[known] = place
+    return checked(path, found)
+
+
+def checked(path: Path, found: Sequence[tuple[bytes, int]]) -> dict[bytes, int]:
+    """The same of tokens and their ranks; InputError where they are none of tiktoken's."""
+    ranks: dict[bytes, int] = {}
+    for number, (token, rank) in enumerate(found, 1):
+        if not 0 < len(token) <= LONGEST or token in ranks or not 0 <= rank < _MOST_NUMBER:
+            raise InputError(f"{path}: token {number} is too long, repeated or out of range; download it again")
+        ranks[token] = rank
     if len(set(ranks.values())) < len(ranks):
         raise InputError(f"{path}: two tokens have one rank; download it again")
     if missing := [value for value in range(256) if bytes([value]) not in ranks]:

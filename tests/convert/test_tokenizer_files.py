@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from tokenizers import Tokenizer
 from llmc.convert.tokenizer_files import MadeTokenizer, make, source_file
 from llmc.convert.tokenizer_files.comparison import TEXTS
 from llmc.convert.tokenizer_files.description import AddedToken
+from llmc.convert.tokenizer_files.known_patterns import TEKKEN
 from llmc.convert.tokenizer_files.merges import pairs
 from llmc.errors import InputError
 
@@ -101,9 +103,9 @@ def test_ranks_with_gaps_and_special_tokens_in_and_behind_them(tmp_path: Path) -
         (rank_file({b"a": 0}), "255 of the 256 bytes are no tokens"),
         (rank_file(ranks()) + b"YWJj\n", "line 701 is not a token in base64 and its rank"),
         (rank_file(ranks()) + b"!!!! 900\n", "line 701 is not a token"),
-        (rank_file(ranks()) + b"YQ== 900\n", "line 701 is too long, repeated or out of range"),
-        (rank_file(ranks()) + rank_file({b"a" * 1001: 900}), "line 701 is too long"),
-        (rank_file(ranks()) + b"/////// -900\n", "line 701 is"),
+        (rank_file(ranks()) + b"YQ== 900\n", "token 701 is too long, repeated or out of range"),
+        (rank_file(ranks()) + rank_file({b"a" * 1001: 900}), "token 701 is too long"),
+        (rank_file(ranks()) + b"//// -900\n", "token 701 is too long, repeated or out of range"),
         (rank_file(ranks()) + b"//////8= 699\n", "two tokens have one rank"),
     ],
 )
@@ -125,6 +127,51 @@ def test_added_tokens_of_another_model(tmp_path: Path, added: AddedToken) -> Non
 def test_an_unknown_pattern_is_asked_for(tmp_path: Path, settings: dict[str, Any], named: str) -> None:
     with pytest.raises(InputError, match=rf"not known of a tokenizer {named}.* has a tokenizer\.json, and put that"):
         made(tmp_path, "tiktoken.model", rank_file(ranks()), settings)
+
+
+def tekken(**changes: Any) -> dict[str, Any]:
+    """Seven hundred tokens, of which the model knows 690, behind ten for control."""
+    control = [
+        {"rank": number, "token_str": text, "is_control": True}
+        for number, text in enumerate(["<unk>", "<s>", "</s>", "[INST]"])
+    ]
+    tokens = [
+        {"rank": rank, "token_bytes": base64.b64encode(token).decode(), "token_str": None}
+        for token, rank in ranks().items()
+    ]
+    config = {"pattern": TEKKEN, "num_vocab_tokens": 700, "default_vocab_size": 700, "default_num_special_tokens": 10}
+    return {"config": config | changes, "vocab": tokens, "special_tokens": control}
+
+
+def test_tekken(tmp_path: Path) -> None:
+    import tiktoken
+
+    result = made(tmp_path, "tekken.json", json.dumps(tekken()).encode(), {})
+    tokenizer = opened(result)
+    assert plain(tokenizer, "[INST]<SPECIAL_9>") == [3, 9] and tokenizer.get_vocab_size() == 700
+    assert tokenizer.encode("a").ids == [1, 10 + ranks()[b"a"]]
+    known = {token: rank for token, rank in ranks().items() if rank < 690}
+    original = tiktoken.Encoding("tekken", pat_str=TEKKEN, mergeable_ranks=known, special_tokens={})
+    for text in TEXTS:
+        assert plain(tokenizer, text) == [10 + rank for rank in original.encode(text)]
+    settings = json.loads(result.files["tokenizer_config.json"])
+    assert (settings["bos_token"], settings["eos_token"]) == ("<s>", "</s>")
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        ([], "no vocabulary of tekken"),
+        (tekken(default_vocab_size="many"), "no vocabulary of tekken"),
+        (tekken(default_num_special_tokens=2), "its tokens for control do not fit in front of the others"),
+        (tekken(pattern="(a+)+b"), r"divides texts by an expression that is not known; look for a copy of the model"),
+        (tekken() | {"special_tokens": None}, "lists no tokens for control; look for a copy"),
+        (tekken(default_vocab_size=100), "166 of the 256 bytes are no tokens"),
+    ],
+)
+def test_a_broken_tekken(tmp_path: Path, document: Any, said: str) -> None:
+    with pytest.raises(InputError, match=rf"tekken\.json: {said}"):
+        made(tmp_path, "tekken.json", json.dumps(document).encode(), {})
 
 
 MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -247,6 +294,7 @@ def test_merges() -> None:
         (["tiktoken.model", "tokenizer.model"], "tiktoken.model"),
         (["qwen.tiktoken", "config.json"], "qwen.tiktoken"),
         (["spiece.model"], "spiece.model"),
+        (["tekken.json", "params.json"], "tekken.json"),
         (["vocab.json", "merges.txt", "tokenizer.model.v3"], None),
     ],
 )

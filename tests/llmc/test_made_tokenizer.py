@@ -77,7 +77,7 @@ def test_an_artifact_of_a_model_with_ranks(llmc, recipe, kimi: Path) -> None:
     assert manifest["source"]["files"]["tiktoken.model"] == digest
     assert "tokenizer.json" not in manifest["source"]["files"] and "tokenizer.json" in manifest["files"]
     assert "made from tiktoken.model" in llmc("inspect", out).stdout
-    assert not list(out.glob("*.py")) and not (kimi / "tokenizer.json").exists()
+    assert not [*out.glob("*.py"), *out.glob("tiktoken.model")] and not (kimi / "tokenizer.json").exists()
     theirs = AutoTokenizer.from_pretrained(out)
     with load(out, threads=1) as model:
         assert isinstance(model.tokenizer._library, Here)
