@@ -113,7 +113,7 @@ def make(
 def _settings(settings: Mapping[str, Any], special: Mapping[str, str], description: Description) -> bytes:
     """tokenizer_config.json with which transformers takes tokenizer.json as it is."""
     kept = {name: value for name, value in settings.items() if name not in _SAID_BY_TOKENIZER_JSON}
-    kept |= {**description.special, **special}
+    kept |= {**description.settings, **special}
     kept["tokenizer_class"] = "PreTrainedTokenizerFast"
     listed = sorted(description.added, key=lambda token: token.number)
     kept["added_tokens_decoder"] = {str(token.number): _flags(token) for token in listed}

@@ -38,7 +38,7 @@ class Description:
     Attributes:
         pieces: Texts of tokens, by which a comparison is sure to meet all of them.
         begins_with: Tokens in front of every text, and `ends_with` behind it.
-        special: `bos_token`, … → its text, where the file that was read says so.
+        settings: For tokenizer_config.json where it does not say so itself: `bos_token`, … → its text.
         strips: Whether white space at the very beginning of a text is no more than the space that is put there.
     """
 
@@ -50,7 +50,7 @@ class Description:
     pre_tokenizer: Part | None = None
     begins_with: Sequence[AddedToken] = ()
     ends_with: Sequence[AddedToken] = ()
-    special: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
     strips: bool = False
 
     def to_json(self) -> bytes:

@@ -58,7 +58,7 @@ def describe(
         decoder={"type": "Sequence", "decoders": [*steps, {"type": "Fuse"}, *strip]},
         begins_with=first,
         ends_with=last,
-        special=own,
+        settings=own,
         strips=prefix and not legacy,
     )
     return description, SentencePiece(proto, prefix, legacy, added)

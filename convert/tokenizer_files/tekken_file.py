@@ -51,4 +51,5 @@ def describe(
     known = Facts(TEKKEN, begins_with=(own["bos_token"],) if begins else ())
     added |= {token.number: token for token in listed}
     description, library = described(path, ranks, known, vocab_size, settings, special, list(added.values()))
-    return replace(description, special=own), library
+    # transformers warns of every large tokenizer of Mistral's that does not say so: early conversions had another one.
+    return replace(description, settings=own | {"fix_mistral_regex": True}), library

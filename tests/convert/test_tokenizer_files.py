@@ -155,7 +155,7 @@ def test_tekken(tmp_path: Path) -> None:
     for text in TEXTS:
         assert plain(tokenizer, text) == [10 + rank for rank in original.encode(text)]
     settings = json.loads(result.files["tokenizer_config.json"])
-    assert (settings["bos_token"], settings["eos_token"]) == ("<s>", "</s>")
+    assert (settings["bos_token"], settings["eos_token"], settings["fix_mistral_regex"]) == ("<s>", "</s>", True)
 
 
 @pytest.mark.parametrize(
