@@ -15,6 +15,10 @@ from llmc.convert.tokenizer_files.description import AddedToken
 from llmc.runtime.origin import Completed
 from llmc.runtime.special_tokens import added_tokens, special_tokens, tokenizer_config
 
+# The class that transformers takes for a kind of model whose tokenizer_config.json names none; texts begin as it says.
+_CLASSES = dict.fromkeys(("llama", "mistral", "mixtral"), "LlamaTokenizer")
+_CLASSES |= dict.fromkeys(("gemma", "gemma2", "gemma3", "gemma3_text"), "GemmaTokenizer")
+
 
 def made_tokenizer(folder: Path, vocab_size: int) -> MadeTokenizer | None:
     """What takes the place of a tokenizer.json that a checkpoint lacks; None: it has one, or nothing to make one from.
@@ -25,7 +29,11 @@ def made_tokenizer(folder: Path, vocab_size: int) -> MadeTokenizer | None:
     if TOKENIZER in names or source_file(names) is None:
         return None
     added = [AddedToken(token.number, token.text, token.special) for token in added_tokens(folder)]
-    return make(folder, vocab_size, tokenizer_config(folder), special_tokens(folder), added)
+    settings = tokenizer_config(folder)
+    kind = _CLASSES.get(str(read_json(folder / "config.json").get("model_type")))
+    if kind is not None:
+        settings = {"tokenizer_class": kind} | settings
+    return make(folder, vocab_size, settings, special_tokens(folder), added)
 
 
 def require_made(folder: Path) -> None:

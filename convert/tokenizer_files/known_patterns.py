@@ -67,5 +67,5 @@ def facts(tokenizer_class: object, added: Collection[str]) -> Facts | None:
     """What is known of a class, or of a tokenizer of no class of its own by the tokens that were added to it."""
     if isinstance(tokenizer_class, str) and tokenizer_class in _CLASSES:
         return _CLASSES[tokenizer_class]
-    generic = tokenizer_class in (None, "PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend")
+    generic = tokenizer_class in (None, "LlamaTokenizer", "PreTrainedTokenizer", "PreTrainedTokenizerFast")
     return _LLAMA3 if generic and {"<|begin_of_text|>", "<|start_header_id|>", "<|eot_id|>"} <= set(added) else None

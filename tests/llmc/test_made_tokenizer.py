@@ -93,6 +93,7 @@ def test_an_artifact_of_a_model_of_sentencepiece(llmc, recipe, llama: Path) -> N
     out = built(llmc, recipe, llama)
     theirs = AutoTokenizer.from_pretrained(out)
     assert (theirs.bos_token, theirs.eos_token, theirs.unk_token) == ("<s>", "</s>", "<unk>")
+    assert theirs.encode("a")[0] == 1 and 1 not in theirs.encode("a")[1:]
     with load(out, threads=1) as model:
         for text in TEXTS:
             assert model.tokenizer.encode(text).ids == theirs.encode(text)
@@ -153,11 +154,12 @@ def test_a_library_that_is_missing(llmc, kimi: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_pattern_that_is_not_known(llmc, kimi: Path) -> None:
-    (kimi / "tokenizer_config.json").write_text(json.dumps(KIMI | {"tokenizer_class": "OwnTokenizer"}))
-    for command in ("plan", "build"):
-        made = llmc(command, kimi)
-        assert made.exit_code == 2
-        assert "not known of a tokenizer of the class 'OwnTokenizer'; look for a copy" in made.stderr
+    for kind, named in (("OwnTokenizer", "OwnTokenizer"), (None, "LlamaTokenizer")):
+        (kimi / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind} if kind else {}))
+        for command in ("plan", "build"):
+            made = llmc(command, kimi)
+            assert made.exit_code == 2
+            assert f"not known of a tokenizer of the class '{named}'; look for a copy" in made.stderr
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -177,7 +179,7 @@ def test_of_a_hub_model_small_files_come_first(
     if known:
         assert source.locate("org/kimi", tmp_path).path == kimi
     else:
-        with pytest.raises(InputError, match="not known of a tokenizer without tokenizer_class"):
+        with pytest.raises(InputError, match="not known of a tokenizer of the class"):
             source.locate("org/kimi", tmp_path)
     assert "tiktoken.model" in asked[0] and "*.safetensors" not in asked[0]
     assert len(asked) == 1 + known and ("*.safetensors" in asked[-1]) is known
