@@ -7,6 +7,7 @@ from pathlib import Path
 from llmc import __version__
 from llmc.contracts.layer_record import ModuleReport, RoleCounts
 from llmc.contracts.manifest import (
+    Checks,
     File,
     Manifest,
     ModelRecord,
@@ -26,6 +27,7 @@ from llmc.contracts.run_manifest import FORMAT_VERSION
 from llmc.convert.checkpoint import Checkpoint
 from llmc.job import ALL_PACKAGES, Job
 from llmc.quant.durable import describe
+from llmc.quant.reference import Answers
 from llmc.quant.result import QuantizeResult
 from llmc.runtime.artifact import MANIFEST
 from llmc.sizes import sizes_by_role
@@ -39,7 +41,20 @@ def describe_quantized(job: Job, artifact: Checkpoint, result: QuantizeResult) -
         tensors={module: _tensor(artifact, module, report) for module, report in result.modules.items()},
         pruned=_pruned(job, result),
         layer_errors=result.layer_errors,
+        torch_checks=_checks(result.answers),
     )
+
+
+def _checks(answers: Answers | None) -> Checks | Nothing:
+    """What a backend would be measured by, of the answers that the pass had in its hands."""
+    from llmc.runtime.check import compare
+
+    if answers is None:
+        return Nothing()
+    original = {"top_ids": answers.top_ids, "top_logprobs": answers.top, "true_logprobs": answers.true}
+    quantized = (answers.top_quantized, answers.true_quantized, answers.best_quantized)
+    report = compare({name: each.numpy() for name, each in original.items()}, *(each.numpy() for each in quantized))
+    return Checks.model_validate(report.to_json() | {"computed_by": "torch"})
 
 
 def build_manifest(
@@ -76,6 +91,7 @@ def build_manifest(
         sizes=Sizes(original=job.checkpoint.nbytes(), artifact=artifact.nbytes()),
         targets=targets,
         checks=Nothing(),
+        torch_checks=quantized.torch_checks,
         notes=job.plan.notes,
         versions=versions(*ALL_PACKAGES),
         files={},

@@ -215,6 +215,8 @@ class _Build:
             write_json(self.artifact / MANIFEST, manifest.to_json())  # the runtime wants one
             checks = Checks.model_validate(self.stages.run("check", self.keys["check"], self._check))
             manifest = manifest.model_copy(update={"checks": self._judged(checks)})
+        elif isinstance(quantized.torch_checks, Checks):
+            manifest = manifest.model_copy(update={"checks": self._judged(quantized.torch_checks)})
         (self.artifact / "README.md").write_text(model_card(manifest), encoding="utf-8")
         files = hash_files_of(self.artifact, files)
         if apart:

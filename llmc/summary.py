@@ -70,7 +70,8 @@ def check_rows(checks: Checks) -> list[tuple[str, str]]:
     change = _percent(checks.ppl / checks.ppl_original - 1, checks.ppl_increase_stderr, "+")
     kl = _measured(checks.kl_mean, checks.kl_mean_stderr, 4)
     rest = f"median {checks.kl_median:.4f}, 99 % {checks.kl_p99:.3f}, max {checks.kl_max:.2f}"
-    result = [
+    result = [("measured", "by the pass over the layers, in torch: the weights alone")] if checks.computed_by else []
+    result += [
         ("perplexity", f"{before} → {after} ({change})"),
         ("KL divergence", f"mean {kl}, {rest}"),
         ("top-1 agreement", f"{_percent(checks.top1, checks.top1_stderr)} of {checks.tokens:,} tokens"),

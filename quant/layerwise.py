@@ -419,6 +419,7 @@ class _Pass:
             partial(self._report, "reference"),
         )
         result.ppl_original, result.ppl, result.kl = distance.ppl_original, distance.ppl, distance.kl
+        result.answers = distance.answers
         write_index([self._shard(number) for number in range(self.layers + 1)])
         config = self.checkpoint.family.native_config(self.checkpoint.config)
         config.pop("quantization_config", None)

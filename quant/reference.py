@@ -21,12 +21,27 @@ _LOGITS_BYTES = 1 << 27  # of each model, at once
 
 
 @dataclass(frozen=True)
+class Answers:
+    """What two models say of every next token of a text: the original's most likely tokens int64 [N, P, K], and of both
+    the log-probabilities of those, and of the tokens that follow [N, P]; and what the second finds most likely.
+    """
+
+    top_ids: torch.Tensor
+    top: torch.Tensor
+    true: torch.Tensor
+    top_quantized: torch.Tensor
+    true_quantized: torch.Tensor
+    best_quantized: torch.Tensor
+
+
+@dataclass(frozen=True)
 class Distance:
     """Of two models over a text: their perplexities, and the mean KL divergence of the second from the first, nats."""
 
     ppl_original: float
     ppl: float
     kl: float
+    answers: Answers
 
 
 @torch.no_grad()
@@ -49,7 +64,8 @@ def write_reference(
     rows, length = ids.shape
     kept = min(KEPT, head.shape[0])
     top_ids = torch.empty(rows, length - 1, kept, dtype=torch.int32)
-    top_logprobs = torch.empty(rows, length - 1, kept)
+    top_logprobs, top_quantized = torch.empty(2, rows, length - 1, kept).unbind()
+    best_quantized = torch.empty(rows, length - 1, dtype=torch.int64)
     true, true_quantized, divergence = torch.empty(3, rows, length - 1).unbind()
     step = max(1, _LOGITS_BYTES // (4 * head.shape[0]))
     for row in range(rows):
@@ -65,6 +81,8 @@ def write_reference(
             true_quantized[row, part] = said_quantized.gather(-1, following)[:, 0]
             top = said.topk(kept, dim=-1)
             top_ids[row, part], top_logprobs[row, part] = top.indices.int(), top.values
+            top_quantized[row, part] = said_quantized.gather(-1, top.indices)
+            best_quantized[row, part] = said_quantized.argmax(-1)
             divergence[row, part] = (said.exp() * (said - said_quantized)).sum(-1)
         progress((row + 1) * length, rows * length)
     with SafetensorsWriter(path) as writer:
@@ -78,4 +96,5 @@ def write_reference(
             f"the original model holds the check text for impossible, by {surprise:.3g} nats a token"
         )
     ppl = math.exp(min(surprise_quantized, LARGEST_SURPRISE))
-    return Distance(math.exp(surprise), ppl, divergence.double().mean().item())
+    answers = Answers(top_ids.long(), top_logprobs, true, top_quantized, true_quantized, best_quantized)
+    return Distance(math.exp(surprise), ppl, divergence.double().mean().item(), answers)

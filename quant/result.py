@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from llmc.contracts.layer_record import LayerRecord, ModuleReport, PrunedExperts, RoleCounts
 from llmc.errors import LlmcError
+from llmc.quant.reference import Answers
 
 
 @dataclass
@@ -20,6 +21,7 @@ class QuantizeResult:
         layer_errors: relative distance of the quantized model's check activations from the original's, after each layer
         ppl_original, ppl: perplexity of the check text, original and quantized model (torch, float32)
         kl: mean KL divergence of the quantized model's predictions from the original's over that text, nats
+        answers: what both say of it
     """
 
     modules: dict[str, ModuleReport] = field(default_factory=dict)
@@ -29,6 +31,7 @@ class QuantizeResult:
     ppl_original: float = 0.0
     ppl: float = 0.0
     kl: float = 0.0
+    answers: Answers | None = None
 
     @classmethod
     def of(cls, records: Sequence[LayerRecord]) -> QuantizeResult:

@@ -187,8 +187,11 @@ class GateRecord(Part):
 
 
 class Checks(Part):
-    """A comparison with the original on the check text, in ONNX Runtime. Standard errors are over windows."""
+    """A comparison with the original on the check text. Standard errors are over windows."""
 
+    computed_by: str | None = Field(
+        default=None, description="torch: by the pass over the layers, before any target; absent: by ONNX Runtime"
+    )
     tokens: Count = Field(description="predictions that were compared")
     ppl_original: Annotated[Number, Field(gt=0)] = Field(description="perplexity of the original")
     ppl_original_stderr: Number = Field(description="its standard error")
@@ -221,6 +224,7 @@ class QuantizedModel(Part):
     tensors: dict[str, TensorRecord]
     pruned: Pruned | Nothing
     layer_errors: list[float]
+    torch_checks: Checks | Nothing
 
 
 class Manifest(Part):
@@ -248,6 +252,10 @@ class Manifest(Part):
     sizes: Sizes = Field(description="bytes of all weights, before and after")
     targets: dict[str, TargetRecord] = Field(description="target → its files")
     checks: Checks | Nothing = Field(description="the comparison with the original; `{}`: there was none")
+    torch_checks: Checks | Nothing = Field(
+        default=Nothing(),
+        description="the same by the pass over the layers, without gates: what the weights alone cost",
+    )
     notes: list[str] = Field(default=[], description="what of the model or the default recipe is not as usual, and why")
     versions: dict[str, str] = Field(default={}, description="package → version that built it")
     files: dict[FileName, File] = Field(description="every file of the artifact but llmc.json; no other is used")
@@ -277,5 +285,9 @@ class Manifest(Part):
     def result(self) -> QuantizedModel:
         """What its pass over the model reported."""
         return QuantizedModel(
-            quantized=self.quantized, tensors=self.tensors, pruned=self.pruned, layer_errors=self.layer_errors
+            quantized=self.quantized,
+            tensors=self.tensors,
+            pruned=self.pruned,
+            layer_errors=self.layer_errors,
+            torch_checks=self.torch_checks,
         )

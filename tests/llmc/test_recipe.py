@@ -31,7 +31,6 @@ from llmc.recipe import PYTHON_DOCS, json_schema, load_recipe, read_recipe
         ("model: x\ntargets:\n  - onnxruntime", 3, ["targets[0]", "'onnxruntime'"]),
         ("model: x\ntargets:\n  - onnx: {}\n  - onnx: {}", 4, ["named twice"]),
         ("model: x\ntargets:\n  - tensorrt-rtx: {sm: [42]}", 3, ["42"]),
-        ("model: x\ntargets: [{onnx: {}}]\ncheck: {gates: {top1: 90%}}", 3, ["add `- onnxruntime: {}`"]),
         ("model: x\nname: a/b", 2, ["name"]),
         ("model: x\nname: a\nmodel: y", 3, ["there twice"]),
         ("model: [x", 1, ["not valid YAML"]),

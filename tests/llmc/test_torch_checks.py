@@ -1,0 +1,63 @@
+"""Without ONNX Runtime among the targets, what the pass over the layers measured is what is reported and judged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmc.convert.checkpoint import Checkpoint
+from llmc.runtime.check import CheckReport
+
+
+def manifest(folder: str) -> dict[str, Any]:
+    return dict(json.loads((Path(folder) / "llmc.json").read_text()))
+
+
+def test_a_checkpoint_alone_is_measured(llmc, recipe) -> None:
+    made = llmc("build", recipe(targets=[]), "-o", "out")
+    assert made.exit_code == 0, made.output
+    found = manifest("out")
+    checks = found["checks"]
+    assert checks["computed_by"] == "torch" and checks["tokens"] == 4 * 63
+    assert checks["kl_mean"] > 0 and 0 < checks["top1"] <= 1 and checks["ppl"] != checks["ppl_original"]
+    assert {*CheckReport.__dataclass_fields__} <= checks.keys()
+    card = (Path("out") / "README.md").read_text()
+    for told in (made.stdout, card):
+        assert "KL divergence" in told and "perplexity" in told and "the weights alone" in told
+    assert Checkpoint.open(Path("out")).spec.num_layers == 2
+
+
+def test_it_measures_what_onnx_runtime_measures(llmc, recipe) -> None:
+    """Weights that are rounded alike: what is left is what the target does with activations."""
+    rules = [{"match": "attention", "scheme": "fp8-channel"}]
+    made = llmc(
+        "build", recipe(quantize=rules, targets=[{"onnxruntime": {"accuracy_level": 1}}]), "-o", "out", "--json"
+    )
+    assert made.exit_code == 0, made.output
+    found = json.loads(made.stdout)["manifest"]
+    ours, theirs = found["torch_checks"], found["checks"]
+    assert "computed_by" not in theirs and ours["gates"] == []
+    assert ours["ppl_original"] == pytest.approx(theirs["ppl_original"], rel=1e-6)
+    assert ours["ppl"] == pytest.approx(theirs["ppl"], rel=1e-3)
+
+
+@pytest.mark.parametrize(("limit", "code"), [(50.0, 0), (1e-9, 3)])
+def test_gates_are_judged_by_it(llmc, recipe, text_file: Path, limit: float, code: int) -> None:
+    check = {"text": str(text_file), "tokens": 256, "length": 64, "gates": {"kl_mean": limit}}
+    made = llmc("build", recipe(targets=[], check=check), "-o", "out")
+    assert made.exit_code == code, made.output
+    gates = manifest("out.rejected" if code else "out")["checks"]["gates"]
+    assert [(gate["name"], gate["passed"]) for gate in gates] == [("kl_mean", code == 0)]
+    assert "gate kl_mean" in made.stdout
+
+
+def test_an_earlier_artifact_keeps_it(llmc, recipe) -> None:
+    """A target less: nothing is quantized again, and what the pass measured then is reported now."""
+    assert llmc("build", recipe(), "-o", "out").exit_code == 0
+    before = manifest("out")["torch_checks"]
+    again = llmc("build", recipe(targets=[]), "-o", "out")
+    assert again.exit_code == 0 and "quantize taken from there" in again.stderr
+    assert manifest("out")["checks"] == before
