@@ -109,6 +109,8 @@ def refuse_file(path: Path) -> None:
     suffix = path.suffix.lower()
     if suffix == ".gguf":
         raise InputError(f"{path}: {_GGUF}")
+    if path.name.startswith(("adapter_config", "adapter_model")):
+        raise InputError(f"{path}: {_ADAPTER}")
     if suffix == ".safetensors" or path.name in ("config.json", "model.safetensors.index.json"):
         folder = path.parent if path.parent != Path() else "."
         raise InputError(f"{path}: is one file of a checkpoint; give the folder with all of them: {folder}")
@@ -155,6 +157,10 @@ _GGUF = (
     "is GGUF, quantized for llama.cpp; llmc starts from the original: the folder with config.json and safetensors that "
     "it was made from"
 )
+_ADAPTER = (
+    "is a LoRA adapter (adapter_config.json), not a whole model; merge it into its base model first, with peft: "
+    "PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(folder)"
+)
 _PICKLE = (
     "pickle files can run code and are not read; save the model as safetensors first, with transformers' "
     "from_pretrained(…).save_pretrained(…)"
@@ -172,10 +178,7 @@ def _kind(names: set[str]) -> str | None:
     if "model_index.json" in names:
         return "is a diffusers pipeline (model_index.json), which makes images; llmc builds language models"
     if "adapter_config.json" in names and not weight_files(names):
-        return (
-            "is a LoRA adapter (adapter_config.json), not a whole model; merge it into its base model first, with "
-            "peft: PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(folder)"
-        )
+        return _ADAPTER
     if gguf := ending(".gguf"):
         return f"{gguf} {_GGUF}"
     if consolidated or "params.json" in names:
