@@ -1,0 +1,98 @@
+"""ci/bench/real.py's conversion: a GGUF file becomes the checkpoint that it was made from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.random_checkpoint import LLAMA, random_checkpoint
+from tokenizers import Tokenizer
+
+BENCH = Path(__file__).parents[1] / "ci" / "bench"
+
+
+@pytest.fixture
+def conversion(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(BENCH)
+    monkeypatch.syspath_prepend(BENCH / "decoders")
+    import checkpoint_to_gguf
+    import gguf_to_checkpoint
+
+    return checkpoint_to_gguf, gguf_to_checkpoint
+
+
+@pytest.fixture
+def model(tmp_path: Path, small_model: Path) -> Path:
+    """A Llama whose tokens are bytes, and two letters."""
+    config = LLAMA | {"vocab_size": 259, "eos_token_id": 1, "num_nextn_predict_layers": 0}
+    path = random_checkpoint(tmp_path / "model", config)
+    described = json.loads((small_model / "tokenizer.json").read_text())
+    described["model"]["vocab"]["ab"], described["model"]["merges"] = 258, [["a", "b"]]
+    (path / "tokenizer.json").write_text(json.dumps(described))
+    return path
+
+
+def test_there_and_back(conversion: Any, model: Path, tmp_path: Path) -> None:
+    """llama.cpp's order of rows, made by one script, is undone by the other; float16 is all that is lost."""
+    there, back = conversion
+    there.convert(model, tmp_path / "model.gguf", mtp=False)
+    back.convert(tmp_path / "model.gguf", tmp_path / "again")
+    before, after = (load_file(path / "model.safetensors") for path in (model, tmp_path / "again"))
+    assert before.keys() == after.keys()
+    for name, weight in before.items():
+        torch.testing.assert_close(after[name], weight.float(), rtol=1e-3, atol=1e-4, msg=name)
+    config = json.loads((tmp_path / "again" / "config.json").read_text())
+    same = "hidden_size", "num_attention_heads", "num_key_value_heads", "rms_norm_eps", "rope_theta", "vocab_size"
+    assert {name: config[name] for name in same} == {name: LLAMA.get(name) for name in same} | {"vocab_size": 259}
+    assert not config["tie_word_embeddings"]
+
+
+def test_as_transformers_reads_it(conversion: Any, model: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    there, back = conversion
+    there.convert(model, tmp_path / "model.gguf", mtp=False)
+    back.convert(tmp_path / "model.gguf", tmp_path / "again")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", dtype=torch.float32)
+    ours = AutoModelForCausalLM.from_pretrained(tmp_path / "again", dtype=torch.float32)
+    ids = torch.arange(3, 43)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(ours(ids).logits, theirs(ids).logits, rtol=0, atol=1e-5)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path, gguf_file="model.gguf")
+    written = Tokenizer.from_file(str(tmp_path / "again" / "tokenizer.json"))
+    for text in ("a word, about 12 more\n", "<eos>x"):
+        assert written.encode(text).ids == tokenizer(text).input_ids
+
+
+def test_digits_are_split_off_where_the_file_says_so(conversion: Any, tmp_path: Path) -> None:
+    """SmolLM's split: blanks in front of a digit stay together."""
+    _, back = conversion
+    tokens = ["<|endoftext|>", "Ġ", "ĠĠ", "1", "2", "12", "a"]
+    metadata = {
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [gguf.TokenType.CONTROL, *[gguf.TokenType.NORMAL] * 6],
+        "tokenizer.ggml.merges": ["Ġ Ġ", "1 2"],
+        "tokenizer.ggml.pre": "smollm",
+        "tokenizer.ggml.eos_token_id": 0,
+        "tokenizer.chat_template": "{{ messages }}",
+    }
+    back._tokenizer(metadata, tmp_path)
+    written = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert [tokens[each] for each in written.encode("  12a<|endoftext|>").ids] == ["ĠĠ", "1", "2", "a", tokens[0]]
+    said = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert said["eos_token"] == "<|endoftext|>" and said["add_bos_token"] is False
+    assert (tmp_path / "chat_template.jinja").read_text() == "{{ messages }}"
+    with pytest.raises(SystemExit, match=r"`tokenizer\.ggml\.pre` is 'other'; only gpt-2, smollm"):
+        back._tokenizer(metadata | {"tokenizer.ggml.pre": "other"}, tmp_path)
+
+
+def test_rows_of_a_head(conversion: Any) -> None:
+    """Two heads of four channels: pairs (0, 1), (2, 3) of llama.cpp are (0, 2), (1, 3) of Llama's checkpoints."""
+    rows = np.arange(8, dtype=np.float32)[:, None]
+    assert conversion[1].in_halves(rows, 2)[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
