@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,8 +11,9 @@ from compressed_tensors.compressors.base import BaseCompressor
 from compressed_tensors.compressors.nvfp4.helpers import pack_fp4_to_uint8, unpack_fp4_from_uint8
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from safetensors.torch import load_file, save_file
+from support.float4_checkpoint import MXFP4, NVFP4, compressed_tensors, packed_weights
 from support.quantized_checkpoint import quantized_copy
-from support.random_checkpoint import LLAMA, random_weights, write_checkpoint
+from support.random_checkpoint import LLAMA, write_checkpoint
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
@@ -28,37 +28,7 @@ from llmc.errors import InputError
 from llmc.quant.shard import joined
 
 DENSE = LLAMA | {"intermediate_size": 96}
-NVFP4 = {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16, "symmetric": True}
-MXFP4 = {"num_bits": 4, "type": "float", "strategy": "group", "group_size": 32, "symmetric": True}
 MODULE = "model.layers.1.mlp.down_proj"
-
-
-def packed_weights(scales: str, seed: int = 0) -> dict[str, torch.Tensor]:
-    """The model's weights, projections as compressed-tensors stores them in NVFP4 or MXFP4: any codes, any scales."""
-    weights, generator = random_weights(DENSE, seed), torch.Generator().manual_seed(seed)
-    for name in [name for name in weights if "_proj" in name]:
-        (rows, columns), module = weights.pop(name).shape, name.removesuffix(".weight")
-        codes = torch.randint(0, 256, (rows, columns // 2), generator=generator, dtype=torch.uint8)
-        weights[f"{module}.weight_packed"] = codes
-        if scales == "nvfp4":
-            sizes = torch.rand(rows, columns // 16, generator=generator) * 400 + 0.01
-            weights[f"{module}.weight_scale"] = sizes.to(torch.float8_e4m3fn)
-            weights[f"{module}.weight_global_scale"] = torch.rand(1, generator=generator) * 5000 + 5000
-        else:
-            shape = (rows, columns // 32)
-            weights[f"{module}.weight_scale"] = torch.randint(119, 124, shape, generator=generator, dtype=torch.uint8)
-    return weights
-
-
-def compressed_tensors(scales: str, **more: Any) -> dict[str, Any]:
-    group = {"targets": ["Linear"], "weights": NVFP4 if scales == "nvfp4" else MXFP4} | more
-    return {
-        "quant_method": "compressed-tensors",
-        "format": f"{scales}-pack-quantized",
-        "quantization_status": "compressed",
-        "config_groups": {"group_0": group},
-        "ignore": ["lm_head"],
-    }
 
 
 def values(weights: dict[str, torch.Tensor], module: str) -> torch.Tensor:
@@ -81,7 +51,7 @@ def test_codes_are_those_of_the_package() -> None:
 
 @pytest.mark.parametrize("scales", ["nvfp4", "mxfp4"])
 def test_reads_back_as_in_the_package(tmp_path: Path, scales: str) -> None:
-    weights = packed_weights(scales)
+    weights = packed_weights(DENSE, scales)
     write_checkpoint(tmp_path, DENSE | {"quantization_config": compressed_tensors(scales)}, weights)
     checkpoint = Checkpoint.open(tmp_path)
     weight = checkpoint.quantized(MODULE)
@@ -98,7 +68,7 @@ def test_reads_back_as_in_the_package(tmp_path: Path, scales: str) -> None:
 
 @pytest.mark.parametrize("scales", ["nvfp4", "mxfp4"])
 def test_is_kept_bit_for_bit_and_loads_in_transformers(tmp_path: Path, scales: str) -> None:
-    weights = packed_weights(scales)
+    weights = packed_weights(DENSE, scales)
     config = compressed_tensors(scales)
     write_checkpoint(tmp_path / "source", DENSE | {"quantization_config": config}, weights)
     kept = quantized_copy(Checkpoint.open(tmp_path / "source"), {}, tmp_path)
@@ -121,7 +91,7 @@ def test_is_kept_bit_for_bit_and_loads_in_transformers(tmp_path: Path, scales: s
 
 
 def test_a_rule_quantizes_it_anew(tmp_path: Path) -> None:
-    weights = packed_weights("mxfp4")
+    weights = packed_weights(DENSE, "mxfp4")
     config = compressed_tensors("mxfp4")
     write_checkpoint(tmp_path / "source", DENSE | {"quantization_config": config}, weights)
     kept = quantized_copy(Checkpoint.open(tmp_path / "source"), {"dense_mlp": "int4-g32"}, tmp_path)
@@ -137,7 +107,7 @@ def test_a_rule_quantizes_it_anew(tmp_path: Path) -> None:
 
 def modelopt_weights() -> dict[str, torch.Tensor]:
     """MLPs in NVFP4, attention in FP8, with the scales that ModelOpt's exporter writes."""
-    weights = packed_weights("nvfp4")
+    weights = packed_weights(DENSE, "nvfp4")
     for name in [name for name in weights if name.endswith(".weight_global_scale")]:
         module = name.rpartition(".")[0]
         factor = weights.pop(name).reciprocal().reshape(())
@@ -254,7 +224,7 @@ DAMAGED: dict[str, tuple[str, dict[str, torch.Tensor | None], str]] = {
 @pytest.mark.parametrize("name", DAMAGED)
 def test_parts_that_do_not_fit_together_are_refused(tmp_path: Path, name: str) -> None:
     scales, changes, said = DAMAGED[name]
-    weights = packed_weights(scales) | {f"{MODULE}.{part}": tensor for part, tensor in changes.items()}
+    weights = packed_weights(DENSE, scales) | {f"{MODULE}.{part}": tensor for part, tensor in changes.items()}
     present = {name: tensor for name, tensor in weights.items() if tensor is not None}
     write_checkpoint(tmp_path, DENSE | {"quantization_config": compressed_tensors(scales)}, present)
     with pytest.raises(InputError) as caught:
@@ -263,18 +233,18 @@ def test_parts_that_do_not_fit_together_are_refused(tmp_path: Path, name: str) -
 
 
 def test_scales_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
-    weights = packed_weights("mxfp4") | {f"{MODULE}.weight_scale": torch.full((64, 3), 255, dtype=torch.uint8)}
+    weights = packed_weights(DENSE, "mxfp4") | {f"{MODULE}.weight_scale": torch.full((64, 3), 255, dtype=torch.uint8)}
     write_checkpoint(tmp_path / "mx", DENSE | {"quantization_config": compressed_tensors("mxfp4")}, weights)
     with pytest.raises(InputError, match="holds NaN or infinity"):
         Checkpoint.open(tmp_path / "mx").quantized(MODULE)
-    weights = packed_weights("nvfp4") | {f"{MODULE}.weight_global_scale": torch.zeros(1)}
+    weights = packed_weights(DENSE, "nvfp4") | {f"{MODULE}.weight_global_scale": torch.zeros(1)}
     write_checkpoint(tmp_path / "nv", DENSE | {"quantization_config": compressed_tensors("nvfp4")}, weights)
     with pytest.raises(InputError, match=r"weight_global_scale is 0\.0, not positive"):
         Checkpoint.open(tmp_path / "nv").quantized(MODULE)
 
 
 def test_rows_of_two_levels_join_only_below_one_scale(tmp_path: Path) -> None:
-    weights = packed_weights("nvfp4")
+    weights = packed_weights(DENSE, "nvfp4")
     write_checkpoint(tmp_path, DENSE | {"quantization_config": compressed_tensors("nvfp4")}, weights)
     checkpoint = Checkpoint.open(tmp_path)
     found = [checkpoint.quantized(f"model.layers.0.mlp.{name}_proj") for name in ("gate", "up")]
