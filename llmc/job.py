@@ -12,7 +12,10 @@ from llmc import machine
 from llmc.contracts.progress import Progress
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.formats import layout
+from llmc.convert.formats.gptq import GPTQ
 from llmc.convert.other_folders import names_in, require_tokenizer
+from llmc.convert.quantized_weight import QuantSpec
+from llmc.convert.tensor_names import TensorName
 from llmc.convert.tokenizer_files import TOKENIZER, MadeTokenizer
 from llmc.default_rules import rules_of
 from llmc.made_tokenizer import completed, made_tokenizer
@@ -171,7 +174,7 @@ def prepare(
     planned = plan_checkpoint(checkpoint, recipe, place.path, limits.memory, limits.gpu_memory)
     for note in planned.notes:
         progress.line(note)
-    _warn(recipe.layout, planned, progress)
+    _warn(recipe.layout, planned, checkpoint, progress)
     tokenizer = Tokenizer(completed(checkpoint.path, made), checkpoint.spec.vocab_size, recipe.add_bos)
     texts = read_texts(recipe.calibration, recipe.check, checkpoint, base, tokenizer)
     with progress.stage("read the checkpoint"):
@@ -186,13 +189,27 @@ def prepare(
     return Job(recipe, source, checkpoint, rules, tokenizer, texts, hashes, planned, limits, files, made), place
 
 
-def _warn(layout_name: str, planned: Plan, progress: Progress) -> None:
+def _warn(layout_name: str, planned: Plan, checkpoint: Checkpoint, progress: Progress) -> None:
     """Of what other programs will make of the result."""
     experts = planned.roles.get("experts")
     plain = experts is not None and sum(planned.schemes.get("experts", {}).values()) < experts.after.parameters
     specs = {role: [scheme(name).spec for name in schemes] for role, schemes in planned.schemes.items()}
+    if experts is not None and "experts" not in specs:  # they stay as they are
+        specs["experts"] = [kind for kind in _kinds_of_experts(checkpoint) if layout(layout_name).takes(kind)]
+        plain = not specs["experts"]
     if obstacle := layout(layout_name).obstacle(specs, plain):
         progress.line(f"transformers will not load the result: {obstacle}")
+
+
+def _kinds_of_experts(checkpoint: Checkpoint) -> set[QuantSpec]:
+    """How the first routed expert of each layer is stored, as far as headers tell."""
+    kinds = set()
+    for name in checkpoint.names():
+        found = checkpoint.format_of(name) if TensorName.parse(name).module.expert == 0 else None
+        if found is not None and not isinstance(found, GPTQ):
+            kind = found.kind(checkpoint.parts(name))
+            kinds.add(kind._replace(block=(0, 0)) if kind.block == checkpoint.shape(name) else kind)
+    return kinds
 
 
 def _require_tokenizer(source: ModelSource) -> None:

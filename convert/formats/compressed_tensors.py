@@ -59,9 +59,10 @@ class CompressedTensors(Layout):
             )
             for name, spec in sorted(specs.items(), key=lambda item: (item[0] not in experts, item[0]))
         ]
-        if experts and (len(experts) > 1 or None in experts) and not all(map(FloatQuantized.takes, specs.values())):
-            # By a group of integers it would drop experts that are floats, or take codes for others; by one of floats
-            # it takes floats as they are, and stops at integers.
+        mixed = (len(experts) > 1 or None in experts) and not all(map(FloatQuantized.takes, specs.values()))
+        if experts and (mixed or any(name is not None and NVFP4.takes(specs[name]) for name in experts)):
+            # By a group of integers it would drop experts that are floats, or take codes for others, and of NVFP4 it
+            # drops the scale of the whole matrix; by a group of floats it takes floats as they are, and stops at codes.
             parts.insert(0, ([_NO_EXPERTS], _FP8_CHANNEL))
         groups = {}
         for number, (targets, spec) in enumerate(parts):
@@ -86,6 +87,8 @@ class CompressedTensors(Layout):
             return "it cannot read zero points"
         if len(experts) + plain_experts > 1 and not all(map(FloatQuantized.takes, experts)):
             return "it wants all experts stored in one way"
+        if any(map(NVFP4.takes, experts)):
+            return "it drops a scale of experts in NVFP4"
         if any(FloatQuantized.takes(spec) and spec.block[0] > 1 for spec in experts):
             return "it takes FP8 experts with scales per channel or tensor, or in blocks in the layout native-fp8"
         return ""

@@ -12,19 +12,20 @@ from compressed_tensors.compressors.nvfp4.helpers import pack_fp4_to_uint8, unpa
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from safetensors.torch import load_file, save_file
 from support.float4_checkpoint import MXFP4, NVFP4, compressed_tensors, packed_weights
-from support.quantized_checkpoint import quantized_copy
+from support.quantized_checkpoint import DEEPSEEK, quantized_copy
 from support.random_checkpoint import LLAMA, write_checkpoint
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from llmc.convert.bits import pack_e2m1, unpack_e2m1
 from llmc.convert.checkpoint import Checkpoint
-from llmc.convert.formats import formats
+from llmc.convert.formats import formats, layout
 from llmc.convert.formats.mxfp4 import MXFP4Blocks
 from llmc.convert.model import CausalLM
 from llmc.convert.quantized_weight import QuantizedWeight
 from llmc.convert.safetensors_file import read_header
 from llmc.errors import InputError
+from llmc.job import _kinds_of_experts
 from llmc.quant.shard import joined
 
 DENSE = LLAMA | {"intermediate_size": 96}
@@ -253,3 +254,27 @@ def test_rows_of_two_levels_join_only_below_one_scale(tmp_path: Path) -> None:
     assert both.two_level is not None and both.two_level.codes.shape == both.scales.shape == (192, 4)
     with pytest.raises(InputError, match="no scales that fit one matrix"):
         joined("m", weights_there)
+
+
+@pytest.mark.parametrize("scales", ["nvfp4", "mxfp4"])
+def test_experts_load_in_transformers_or_stop_with_a_warning_of_ours(tmp_path: Path, scales: str) -> None:
+    """It would leave out NVFP4's scale of the whole matrix, and say nothing; so what we write stops it."""
+    config = DEEPSEEK | {"v_head_dim": 32, "num_nextn_predict_layers": 0}
+    source = config | {"quantization_config": compressed_tensors(scales)}
+    write_checkpoint(tmp_path / "source", source, packed_weights(config, scales))
+    checkpoint = Checkpoint.open(tmp_path / "source")
+    kinds = _kinds_of_experts(checkpoint)
+    assert {kind.code_type for kind in kinds} == {"float4_e2m1fn"}
+    obstacle = layout("compressed-tensors").obstacle({"experts": kinds}, False)
+    kept = quantized_copy(checkpoint, {}, tmp_path)
+    dense = CompressedTensorsConfig(dequantize=True)
+    if scales == "nvfp4":
+        assert "drops a scale" in obstacle
+        with pytest.raises((RuntimeError, AttributeError)):
+            AutoModelForCausalLM.from_pretrained(kept.path, dtype=torch.float32, quantization_config=dense)
+        return
+    assert not obstacle
+    theirs = AutoModelForCausalLM.from_pretrained(kept.path, dtype=torch.float32, quantization_config=dense)
+    name = "model.layers.1.mlp.experts"
+    gates = torch.stack([kept.tensor(f"{name}.{expert}.gate_proj.weight") for expert in range(8)])
+    assert torch.equal(theirs.state_dict()[f"{name}.gate_up_proj"][:, : gates.shape[1]], gates)
