@@ -31,7 +31,7 @@ from llmc.convert.other_folders import (
     weight_files,
     whole_model,
 )
-from llmc.convert.quantization_config import MODELOPT_CONFIG, QUANTIZE_CONFIG, with_quantization_config
+from llmc.convert.quantization_config import AWQ_CONFIG, MODELOPT_CONFIG, QUANTIZE_CONFIG, with_quantization_config
 from llmc.convert.quantized_weight import Activations, QuantizedWeight, QuantSpec
 from llmc.convert.safetensors_file import StoredTensor, read_header
 from llmc.convert.spec import CACHE_SCALES, ModelSpec, Role
@@ -44,7 +44,7 @@ from llmc.file_names import is_bare_file_name
 
 INDEX = "model.safetensors.index.json"
 # A quantized checkpoint has its own instead of a copy.
-REWRITTEN = ("config.json", INDEX, QUANTIZE_CONFIG, MODELOPT_CONFIG)
+REWRITTEN = ("config.json", INDEX, QUANTIZE_CONFIG, MODELOPT_CONFIG, AWQ_CONFIG)
 _MAX_MISSING = 10_000  # weights; of a model that lacks more, none is named
 _FLOATS = ("BF16", "F16", "F32")
 _CODE = (".py", ".pyc", ".so", ".pkl", ".pickle", ".pt", ".pth", ".bin", ".sh")

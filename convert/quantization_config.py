@@ -10,7 +10,7 @@ from llmc.errors import InputError
 
 QUANTIZE_CONFIG = "quantize_config.json"  # AutoGPTQ's, before transformers had a place for it
 MODELOPT_CONFIG = "hf_quant_config.json"  # older exports of NVIDIA's ModelOpt have it alone
-_AWQ = "quant_config.json"
+AWQ_CONFIG = "quant_config.json"  # older AutoAWQ's
 _INSTEAD = "give the checkpoint that it was made from"
 
 
@@ -30,8 +30,12 @@ def with_quantization_config(path: Path, config: dict[str, Any]) -> dict[str, An
         if not isinstance(quantization, dict):
             raise InputError(f"{path / MODELOPT_CONFIG}: `quantization` is missing; download the file again")
         return {**config, "quantization_config": {**quantization, "quant_method": "modelopt"}}
-    if (path / _AWQ).exists():
-        raise InputError(f"{path / _AWQ}: quantized with AutoAWQ, which is not read; {_INSTEAD}")
+    if (path / AWQ_CONFIG).exists():
+        described = read_json(path / AWQ_CONFIG)
+        if "w_bit" not in described:
+            raise InputError(f"{path / AWQ_CONFIG}: quantized in a way that is not read; {_INSTEAD}")
+        known = {"quant_method": "awq", "bits": described["w_bit"], "version": described.get("version")}
+        return {**config, "quantization_config": known}
     if not (path / QUANTIZE_CONFIG).exists():
         return config
     described = read_json(path / QUANTIZE_CONFIG)

@@ -23,6 +23,7 @@ from llmc.convert.fields import Fields
 from llmc.convert.formats.float_quantized import FloatQuantized
 from llmc.convert.formats.format import Format
 from llmc.convert.formats.layout import Layout, NamedSpec
+from llmc.convert.formats.modelopt import ModelOpt
 from llmc.convert.quantized_weight import Activations, QuantizedWeight, QuantSpec
 from llmc.patterns import Budget
 
@@ -72,6 +73,8 @@ class NativeFP8Layout(Layout):
 
     def read(self, quantization: Fields) -> tuple[Format, ...]:
         native = NativeFP8.from_config(quantization)
+        if quantization.has("quant_algo"):  # NVIDIA's NVFP4 experts in a model that is FP8 otherwise
+            return (*ModelOpt().read(quantization)[:1], native)
         if native.block_size is not None:
             return (native,)
         return native, FloatQuantized("tensor", activations=native.activations)

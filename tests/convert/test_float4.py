@@ -9,6 +9,7 @@ import pytest
 import torch
 from compressed_tensors.compressors.base import BaseCompressor
 from compressed_tensors.compressors.nvfp4.helpers import pack_fp4_to_uint8, unpack_fp4_from_uint8
+from compressed_tensors.entrypoints.convert.converters.modelopt_nvfp4 import ModelOptNvfp4Converter
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from safetensors.torch import load_file, save_file
 from support.float4_checkpoint import MXFP4, NVFP4, compressed_tensors, packed_weights
@@ -20,6 +21,7 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from llmc.convert.bits import pack_e2m1, unpack_e2m1
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.formats import formats, layout
+from llmc.convert.formats.float4 import NVFP4 as StoredNVFP4
 from llmc.convert.formats.mxfp4 import MXFP4Blocks
 from llmc.convert.model import CausalLM
 from llmc.convert.quantized_weight import QuantizedWeight
@@ -171,6 +173,19 @@ def test_modelopt(tmp_path: Path, where: str, cache: bool) -> None:
         stored |= load_file(file)
     same = stored[f"{MODULE}.weight_scale"].view(torch.uint8), weights[f"{MODULE}.weight_scale"].view(torch.uint8)
     assert torch.equal(*same)
+
+
+def test_modelopt_is_stored_as_the_package_would_convert_it(tmp_path: Path) -> None:
+    weights = modelopt_weights()
+    parts = {name: weights[name] for name in weights if name.startswith(f"{MODULE}.")}
+    theirs = ModelOptNvfp4Converter(targets=["re:.*_proj$"]).process(parts)
+    config = DENSE | {"quantization_config": MIXED | {"quant_method": "modelopt"}}
+    weight = Checkpoint.open(write_checkpoint(tmp_path, config, weights)).quantized(MODULE)
+    assert weight is not None
+    ours = StoredNVFP4.encode(MODULE, weight, weight.kind)
+    assert ours.keys() == theirs.keys() - {f"{MODULE}.input_global_scale"}
+    for name, tensor in ours.items():
+        assert torch.equal(tensor.view(torch.uint8), theirs[name].reshape(tensor.shape).view(torch.uint8))
 
 
 REFUSED = {

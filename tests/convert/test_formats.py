@@ -263,7 +263,7 @@ def broken(change: Any) -> dict[str, Any]:
 
 
 UNREADABLE = {
-    "another tool's": ({"quant_method": "awq", "bits": 4}, "'awq' cannot be read"),
+    "another tool's": ({"quant_method": "quark", "bits": 4}, "'quark' cannot be read"),
     "5 bits": (
         broken(lambda g: g["weights"].update(num_bits=5)),
         "group_0.weights.num_bits` must be 4 or 8 or 3 or 2, not 5",

@@ -37,7 +37,7 @@ def test_what_autogptq_said_in_a_file_of_its_own_is_read(tmp_path: Path) -> None
 
 
 QUANTIZED_ELSEWHERE = {
-    "quant_config.json": ({"w_bit": 4, "zero_point": True}, "AutoAWQ"),
+    "quant_config.json": ({"zero_point": True}, "in a way that is not read"),
     "quantize_config.json": ({"bits": 4, "is_marlin_format": True}, "GPTQ for Marlin"),
 }
 
