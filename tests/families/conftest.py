@@ -10,11 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.ladder import Climb, SmallModel, architecture_key, shared_key
-from support.model_lines import LINES, ModelLine
-
-RECORD = Path(__file__).parents[2] / "docs" / "models.json"
-PROPERTY = "ladder"
+from support.ladder import CONFIGURATION, LINE, RECORD, Climb, SmallModel, architecture_key, read_record, shared_key
+from support.model_lines import LINES, ModelLine, published_names
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -31,19 +28,24 @@ class Recorder:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.found: dict[str, dict[str, Any]] = {}
+        self.record = read_record(file)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        for name, value in report.user_properties:
-            if name == PROPERTY and (report.when == "call" or not report.passed):
-                assert isinstance(value, dict)
-                said = {key: each for key, each in value.items() if key not in ("line", "rung")}
-                self.found.setdefault(value["line"], {})[value["rung"]] = _outcome(report) | said
+        for name, said in report.user_properties:
+            if report.when != "call" and report.passed:
+                continue
+            if name == LINE:
+                assert isinstance(said, dict)
+                rungs = self.record["lines"].setdefault(said["line"], {})
+                rungs[said["rung"]] = _outcome(report) | {k: v for k, v in said.items() if k not in ("line", "rung")}
+            if name == CONFIGURATION:
+                assert isinstance(said, dict)
+                self.record["configurations"][said["name"]] = {k: v for k, v in said.items() if k != "name"}
 
     def pytest_sessionfinish(self) -> None:
-        before = json.loads(self.file.read_text(encoding="utf-8")) if self.file.exists() else {}
-        lines = {line.name: before.get(line.name, {}) | self.found.get(line.name, {}) for line in LINES}
-        self.file.write_text(json.dumps(lines, indent=1) + "\n", encoding="utf-8")
+        known = {"lines": [line.name for line in LINES], "configurations": published_names(additional=True)}
+        kept = {part: {name: self.record[part].get(name, {}) for name in names} for part, names in known.items()}
+        self.file.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 
 def _outcome(report: pytest.TestReport) -> dict[str, Any]:
@@ -55,14 +57,25 @@ def _outcome(report: pytest.TestReport) -> dict[str, Any]:
     return {"reached": False, "reason": f"fails: {crash.message.splitlines()[0] if crash else report.longrepr}"}
 
 
+@pytest.fixture(scope="session")
+def record() -> dict[str, dict[str, Any]]:
+    """What was found when docs/models.json was written."""
+    return read_record(RECORD)
+
+
 @pytest.fixture
-def climb(request: pytest.FixtureRequest, line: ModelLine) -> Climb:
+def recording(request: pytest.FixtureRequest) -> bool:
+    """Whether this run writes it anew."""
+    return request.config.getoption("--ladder", None) is not None
+
+
+@pytest.fixture
+def climb(request: pytest.FixtureRequest, line: ModelLine, record: dict[str, dict[str, Any]], recording: bool) -> Climb:
     rung = request.node.originalname.removeprefix("test_")
     said: dict[str, Any] = {}
-    request.node.user_properties.append((PROPERTY, said))
-    record = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
-    before = record.get(line.name, {}).get(rung, {}).get("reached", False)
-    return Climb(line, rung, said, before and not request.config.getoption("--ladder", None))
+    request.node.user_properties.append((LINE, said))
+    before = record["lines"].get(line.name, {}).get(rung, {}).get("reached", False)
+    return Climb(line, rung, said, before and not recording)
 
 
 @pytest.fixture(scope="session")

@@ -18,9 +18,14 @@ def headers_only(directory: Path, config: dict[str, Any], tokenizer: Path) -> Pa
     (directory / "config.json").write_text(json.dumps(plain))
     (directory / "tokenizer.json").write_bytes((tokenizer / "tokenizer.json").read_bytes())
     entries, end = {}, 0
-    for name, shape in weight_shapes(family_of(plain).spec(plain)).items():
+    family = family_of(plain)
+    for name, shape in weight_shapes(family.spec(plain)).items():
         start, end = end, end + 2 * math.prod(shape)
-        entries[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [start, end]}
+        entries[family.stored_names.stored(name)] = {
+            "dtype": "BF16",
+            "shape": list(shape),
+            "data_offsets": [start, end],
+        }
     header = json.dumps(entries).encode()
     with (directory / "model.safetensors").open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)

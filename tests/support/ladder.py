@@ -53,6 +53,16 @@ _SCHEMES: dict[str, str] = {
 _KEPT_EXPERTS = 0.75
 
 
+RECORD = Path(__file__).parents[2] / "docs" / "models.json"
+LINE, CONFIGURATION = "line on a rung", "configuration"  # properties of tests that are recorded there
+
+
+def read_record(file: Path) -> dict[str, dict[str, Any]]:
+    """What was found, by line and rung, and by configuration."""
+    found: dict[str, dict[str, Any]] = {"lines": {}, "configurations": {}}
+    return found | (json.loads(file.read_text(encoding="utf-8")) if file.exists() else {})
+
+
 class Climb:
     """A line on one rung."""
 

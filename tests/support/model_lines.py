@@ -55,11 +55,19 @@ def published_config(name: str) -> dict[str, Any]:
     return config
 
 
-def published_names() -> list[str]:
-    """All published configurations, without the additional ones."""
-    return sorted(file.stem for file in CONFIGS.glob("*.json"))
+def published_names(additional: bool = False) -> list[str]:
+    """All published configurations, and the additional ones where they are asked for."""
+    return sorted(file.stem for file in (CONFIGS.rglob if additional else CONFIGS.glob)("*.json"))
 
 
+# Quantized by ModelOpt, which says so beside config.json, in hf_quant_config.json.
+DESCRIBED_BESIDE = {
+    "nvidia--DeepSeek-V3.1-NVFP4": "NVFP4",
+    "nvidia--DeepSeek-V3.2-NVFP4": "NVFP4",
+    "nvidia--GLM-5-NVFP4": "NVFP4",
+    "nvidia--Llama-3.1-70B-Instruct-FP8": "FP8",
+    "nvidia--Qwen3-235B-A22B-NVFP4": "NVFP4",
+}
 _KIMI: dict[str, Any] = {"model_type": "deepseek_v3"}
 _QWEN2: dict[str, Any] = {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
 
