@@ -74,6 +74,7 @@ class Checkpoint:
     _stored: dict[str, StoredTensor]  # by our names, in file order
     _parts: dict[str, dict[str, StoredTensor]]  # by logical name: last name component → stored tensor
     _formats: tuple[Format, ...]
+    lost_mtp_layers: int = 0  # that its config.json counts, and `config` and `spec` do not
 
     def __repr__(self) -> str:
         layers = (
@@ -116,7 +117,7 @@ class Checkpoint:
             spec = replace(spec, fp8_cache=has_fp8_cache(text, headers))
         except InputError as error:
             raise InputError(f"{path / 'config.json'}: {error}") from error
-        stored_names = family.stored_names.spelled_as(headers)
+        stored_names = family.stored_names.spelled_as(headers, spec)
         stored = stored_names.read(headers, spec)
         parts: dict[str, dict[str, StoredTensor]] = {}
         of_formats = part_names()
@@ -128,8 +129,15 @@ class Checkpoint:
         require_sidecars(
             path, (file for file in checkpoint.files() if file not in shards and file.name not in REWRITTEN)
         )
+        checkpoint = checkpoint._without_lost_mtp()
         checkpoint._check_complete()
         return checkpoint if headers_only else checkpoint._with_copies_compared()
+
+    def notes(self) -> list[str]:
+        """Lines for whoever plans a build: what of this model is not there, not done, or kept as it is."""
+        layers = f"{self.lost_mtp_layers} layer{'s' if self.lost_mtp_layers > 1 else ''}"
+        lost = f"config.json counts {layers} for multi-token prediction, of which no tensor is there: left out"
+        return [lost] * bool(self.lost_mtp_layers) + self.family.notes(self.config)
 
     def names(self) -> list[str]:
         """Logical tensor names in file order; what a quantized module stores counts as `<module>.weight`."""
@@ -265,6 +273,17 @@ class Checkpoint:
             )
         return None
 
+    def _without_lost_mtp(self) -> Checkpoint:
+        """This checkpoint, without layers for multi-token prediction where not one of their tensors is there: programs
+        that have no such layers, as transformers, save the rest and let config.json count them.
+        """
+        spec, count = self.spec, self.spec.num_layers
+        if not spec.num_mtp_layers or any(layer is not None and layer >= count for layer in self._by_layer):
+            return self
+        rest = replace(spec, num_mtp_layers=0, attentions=spec.attentions[:count], mlps=spec.mlps[:count])
+        config = self.family.without_mtp(self.config)
+        return replace(self, spec=rest, config=config, lost_mtp_layers=spec.num_mtp_layers)
+
     def _check_complete(self) -> None:
         fewest = fewest_weights(self.spec)
         if fewest > len(self._parts) + _MAX_MISSING:  # before a module is made for each of them
@@ -274,11 +293,9 @@ class Checkpoint:
             )
         needed = weight_shapes(self.spec)
         if missing := [name for name in needed if name not in self]:
-            advice = "download the checkpoint again"
-            if all(self.role(name) == "mtp" for name in missing):
-                advice += ", or set num_nextn_predict_layers to 0 in config.json to go on without them"
             raise InputError(
-                f"{self.path}: tensor {self._its_name(missing[0])} is missing ({len(missing)} in all); {advice}"
+                f"{self.path}: tensor {self._its_name(missing[0])} is missing ({len(missing)} in all); download the "
+                "checkpoint again"
             )
         if missing := [name for name in self._vision_shapes if name not in self]:
             raise InputError(

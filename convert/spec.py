@@ -335,12 +335,14 @@ class WiringSpec:
         residual_scale: multiplies what attention and MLP add to the residual (Granite)
         unit_offset: of all norms of the layers, see `NormSpec`
         mtp_hidden_first: whether MTP joins the hidden state with the embedding behind it, not in front (MiMo)
+        mtp_hidden_normed: whether that hidden state has passed the final norm (not in MiMo)
     """
 
     norms: Literal["pre", "post", "sandwich"] = "pre"
     residual_scale: float = 1.0
     unit_offset: bool = False
     mtp_hidden_first: bool = False
+    mtp_hidden_normed: bool = True
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,8 @@ class StoredNames:
         prefixes: how the names of a language model inside a larger one begin, in one or more spellings, each of them
             pairs (stored, ours)
         kept: beginnings of the names of tensors outside of the language model
+        mtp: how the names of a layer for multi-token prediction begin, with {} for its number among them; empty: as
+            ours, those of the layers behind the decoder's
         stacked: whether plain experts are stored as one tensor [E, rows, columns] per projection; quantized ones are
             not: no format has a stack of them
         transposed: whether plain matrices in a stack are [columns, rows]; "unless shaped": all but those whose shape
@@ -48,14 +50,19 @@ class StoredNames:
     interleaved: bool = False
     prefixes: tuple[tuple[tuple[str, str], ...], ...] = ()
     kept: tuple[str, ...] = ()
+    mtp: str = ""
 
-    def spelled_as(self, names: Iterable[str]) -> StoredNames:
-        """The same, with the one of its spellings that these names have most of."""
-        if len(self.prefixes) < 2:
-            return self
-        names = [*names]
-        counts = [sum(name.startswith(spelling[0][0]) for name in names) for spelling in self.prefixes]
-        return replace(self, prefixes=(self.prefixes[counts.index(max(counts))],))
+    def spelled_as(self, names: Iterable[str], spec: ModelSpec) -> StoredNames:
+        """The same, for a model: with the one of its spellings that these names have most of, and the layers for
+        multi-token prediction by their numbers.
+        """
+        spelling, names = self._prefixes, [*names]
+        if len(self.prefixes) > 1:
+            counts = [sum(name.startswith(spelling[0][0]) for name in names) for spelling in self.prefixes]
+            spelling = self.prefixes[counts.index(max(counts))]
+        depths = range(spec.num_mtp_layers if self.mtp else 0)
+        layers = [(f"{self.mtp.format(depth)}.", f"model.layers.{spec.num_layers + depth}.") for depth in depths]
+        return replace(self, prefixes=((*layers, *spelling),) if layers or spelling else ())
 
     # Reading -----------------------------------------------------------------------------------------------------
 

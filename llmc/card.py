@@ -11,6 +11,8 @@ from typing import Any
 import yaml
 
 from llmc.contracts.manifest import Manifest, Pruned, QuantizedRole
+from llmc.convert.families import families
+from llmc.convert.families.family import Family
 from llmc.convert.formats import Layout, layout
 from llmc.progress import size
 from llmc.quant.schemes import stored_scheme
@@ -50,7 +52,7 @@ def model_card(manifest: Manifest) -> str:
         f"{made} and compared with it.{_rejected(manifest)}\n",
         _table(("", ""), rows(manifest)),
         "## Use\n",
-        _usage(name, layout(manifest.recipe.layout), manifest.quantized),
+        _usage(name, layout(manifest.recipe.layout), manifest.quantized, families.get(manifest.model.family)),
         "## What was done to the tensors\n",
         _table(("role", "scheme", "method", "modules", "error, median", "error, largest"), _tensor_rows(manifest)),
         "The error is the relative squared error of a module's output on the calibration text (gptq, gptaq) or of its "
@@ -92,10 +94,11 @@ def _repeating(manifest: Manifest) -> str:
     )
 
 
-def _usage(name: str, layout: Layout, roles: dict[str, QuantizedRole]) -> str:
+def _usage(name: str, layout: Layout, roles: dict[str, QuantizedRole], family: Family) -> str:
     experts = roles.get("experts")
     specs = {role: [stored_scheme(name).spec for name in counts.schemes] for role, counts in roles.items()}
     obstacle = layout.obstacle(specs, experts is not None and experts.quantized < experts.parameters)
+    obstacle = obstacle or family.obstacle([role for role, found in specs.items() if found])
     return (
         f"```python\nfrom llmc.runtime import load\n\nmodel = load({name!r})\n"
         'for piece in model.stream("The first", max_new_tokens=64):\n    print(piece, end="")\n```\n\n'

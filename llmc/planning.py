@@ -204,7 +204,7 @@ def plan(
         target_bytes={each.name: each.estimate_bytes(weights, options) for each, options in _targets(recipe)},
         memory_available=machine.memory() if memory is None else min(memory, machine.memory()),
         disk_free=machine.free_disk(output),
-        notes=[*rules.notes, *checkpoint.family.notes(checkpoint.config)],
+        notes=[*rules.notes, *checkpoint.notes()],
     )
 
 

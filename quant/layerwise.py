@@ -336,7 +336,7 @@ class _Pass:
 
         def hidden(run: LayerRun, rows: slice) -> torch.Tensor:
             x = run.entry.read(rows)[:, : run.x.shape[1]]
-            return norm(x) if depth == 0 else x
+            return norm(x) if depth == 0 and self.spec.wiring.mtp_hidden_normed else x
 
         with torch.no_grad():
             predicted = dataflow.multi_token_prediction(calibration, Flow(embedded), Flow(hidden), self.spec.wiring)

@@ -18,7 +18,8 @@ def family_of(config: dict[str, Any]) -> Family:
     """
     named, kind = config.get("architectures"), config.get("model_type")
     named = named if isinstance(named, list) else []
-    for family in families.all.values():
+    # A name of its own comes first: without architectures, `qwen2` is no MiMo.
+    for family in sorted(families.all.values(), key=lambda family: family.name != kind):
         kinds = (family.name, *family.other_names)
         if any(name in family.architectures for name in named) or (not named and kind in kinds):
             if kind is not None and kind not in kinds:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from llmc.convert.families.family import Family, published
+from llmc.convert.families.family import MTP_COUNTS, Family, published
 from llmc.convert.families.rope import rope_scaling, rope_spec, yarn_mscale
 from llmc.convert.fields import Fields
 from llmc.convert.spec import (
@@ -86,9 +86,8 @@ def deepseek_mlps(
 
 
 def deepseek_mtp_layers(fields: Fields) -> int:
-    names = ("num_nextn_predict_layers", "num_mtp_layers")  # transformers reads both
-    given = [name for name in names if name in fields.config]
-    return fields.count([*given, *names][0], 1, minimum=0)
+    given = [name for name in MTP_COUNTS if name in fields.config]
+    return fields.count([*given, *MTP_COUNTS][0], 1, minimum=0)
 
 
 def _latent_attention(fields: Fields, rope: RopeSpec) -> LatentAttentionSpec:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from llmc.convert.fields import MISSING, Fields
@@ -15,6 +15,7 @@ from llmc.convert.tensor_names import TensorName
 from llmc.convert.vision import VisionSpec
 from llmc.errors import InputError
 
+MTP_COUNTS = ("num_nextn_predict_layers", "num_mtp_layers")  # names of one field; transformers reads both
 _MODEL_ROLES: dict[str, Role] = {
     "model.embed_tokens.weight": "embedding",
     "model.norm.weight": "norm",
@@ -132,6 +133,12 @@ class Family(ABC):
         """Lines for whoever plans a build: what of this model is not done, or kept as it is."""
         return []
 
+    def obstacle(self, quantized: Collection[str]) -> str:
+        """Why transformers, whatever the layout, does not load a checkpoint in which these roles are quantized; empty:
+        it does.
+        """
+        return ""
+
     def native_config(self, config: dict[str, Any]) -> dict[str, Any]:
         """config.json by which transformers and vLLM find the architecture in themselves.
 
@@ -141,6 +148,11 @@ class Family(ABC):
         """
         native = {key: value for key, value in config.items() if key not in ("auto_map", "custom_pipelines")}
         return native | {"architectures": [self.architectures[0]], "model_type": self.name}
+
+    def without_mtp(self, config: dict[str, Any]) -> dict[str, Any]:
+        """config.json of the same model without layers for multi-token prediction."""
+        rest = {key: value for key, value in config.items() if key not in MTP_COUNTS}
+        return rest | {MTP_COUNTS[0]: 0}
 
     def pruned_config(self, config: dict[str, Any], num_experts: int) -> dict[str, Any]:
         """config.json after pruning to `num_experts` routed experts in every layer."""

@@ -64,6 +64,9 @@ class VisionLanguage(Family):
         text.pop("quantization_config", None)
         return super().native_config(config) | {self.text_field: text}
 
+    def without_mtp(self, config: dict[str, Any]) -> dict[str, Any]:
+        return {**config, self.text_field: super().without_mtp(config[self.text_field])}
+
     def pruned_config(self, config: dict[str, Any], num_experts: int) -> dict[str, Any]:
         pruned = self._text(config)[1].pruned_config(config[self.text_field], num_experts)
         return {**config, self.text_field: pruned}

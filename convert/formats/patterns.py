@@ -10,17 +10,17 @@ def patterns(modules: Iterable[str]) -> list[str]:
     """Regular expressions for module names, one per kind of module, with its layers listed and experts left open.
 
     What lies in front of `layers` is left open: programs that load a checkpoint move it about. But layers of a language
-    model inside a larger one are not those of its vision tower.
+    model inside a larger one are not those of its vision tower, nor are `mtp_layers`, counted anew, its `layers`.
     """
-    layers: dict[tuple[str, str], set[int]] = {}
+    layers: dict[tuple[str, str, str], set[int]] = {}
     for module in modules:
-        match = re.fullmatch(r"(.*\.)?layers\.(\d+)\.(.+)", module)
+        match = re.fullmatch(r"(.*\.)?(\w*layers)\.(\d+)\.(.+)", module)
         assert match, module
-        kind = re.sub(r"\.experts\.\d+\.", ".experts.*.", match[3])
+        kind = re.sub(r"\.experts\.\d+\.", ".experts.*.", match[4])
         where = r".*language_model\..*" if "language_model." in (match[1] or "") else ".*"
-        layers.setdefault((where, kind), set()).add(int(match[2]))
+        layers.setdefault((where, match[2], kind), set()).add(int(match[3]))
     result = []
-    for (where, kind), numbers in layers.items():
+    for (where, called, kind), numbers in layers.items():
         inside = re.escape(kind).replace(r"\.experts\.\*\.", r"\.experts\.\d+\.")
-        result.append(rf"{where}layers\.({'|'.join(map(str, sorted(numbers)))})\.{inside}$")
+        result.append(rf"{where}\b{called}\.({'|'.join(map(str, sorted(numbers)))})\.{inside}$")
     return result

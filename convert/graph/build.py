@@ -10,7 +10,7 @@ Inputs and outputs of `main_graph` (B rows, S new tokens per row, T cache entrie
     past.<layer>.key, .value        [B, num_kv_heads, T, head_dim]               (GQA)
   ->
     logits          float32 [B, L, vocab_size]
-    hidden          [B, S, H]       after the final norm; only if there is an MTP layer
+    hidden          [B, S, H]       as an MTP layer reads it, after the final norm but in MiMo; only if there is one
     present.<layer>.…               as past, and meant to be the same buffer
 
 `mtp_graph` has one cache, that of its own layer, and one more input: previous_hidden [B, S, H], which is the
@@ -53,8 +53,9 @@ def main_graph(
     x = _embed(b, input_ids)
     for layer in range(b.spec.num_layers):
         x = decoder_layer(b, x, layer, step)
-    x = rms_norm(b, x, "model.norm", b.spec.final_norm)
-    return _finish(b, x, step, hidden=b.spec.num_mtp_layers > 0)
+    normed = rms_norm(b, x, "model.norm", b.spec.final_norm)
+    read = normed if b.spec.wiring.mtp_hidden_normed else x
+    return _finish(b, normed, step, read if b.spec.num_mtp_layers else None)
 
 
 def mtp_graph(
@@ -67,7 +68,7 @@ def mtp_graph(
     hidden = b.input("previous_hidden", dtype, "batch", "sequence", b.spec.hidden_size)
     step = StepInputs(b, [layer], capacity)
     x = multi_token_prediction(b, _embed(b, input_ids), hidden, layer, step)
-    return _finish(b, x, step, hidden=True)
+    return _finish(b, x, step, x)
 
 
 def _embedding(b: GraphBuilder) -> ir.Value:
@@ -82,10 +83,10 @@ def _embed(b: GraphBuilder, input_ids: ir.Value) -> ir.Value:
     return x if b.spec.embedding_scale == 1 else b.op("Mul", x, b.constant(b.spec.embedding_scale, b.dtype))
 
 
-def _finish(b: GraphBuilder, hidden_state: ir.Value, step: StepInputs, hidden: bool) -> ir.Model:
-    """Logits of the wanted positions; outputs in the order logits, hidden, present."""
+def _finish(b: GraphBuilder, normed: ir.Value, step: StepInputs, hidden: ir.Value | None) -> ir.Model:
+    """Logits of the wanted positions; outputs in the order logits, hidden (for MTP), present."""
     wanted = b.op("Unsqueeze", step.logits_index, b.constant([-1]))
-    chosen = b.op("GatherND", hidden_state, wanted, batch_dims=1)
+    chosen = b.op("GatherND", normed, wanted, batch_dims=1)
     if b.spec.tie_word_embeddings:
         # One initializer serves as table and head.
         table = _embedding(b)
@@ -101,7 +102,7 @@ def _finish(b: GraphBuilder, hidden_state: ir.Value, step: StepInputs, hidden: b
         cap = b.constant(b.spec.logits_softcap, ir.DataType.FLOAT)
         logits = b.op("Mul", b.op("Tanh", b.op("Div", logits, cap)), cap)
     b.output(logits, "logits", ir.DataType.FLOAT, "batch", "num_logits", b.spec.vocab_size)
-    if hidden:
-        b.output(hidden_state, "hidden", b.dtype, "batch", "sequence", b.spec.hidden_size)
+    if hidden is not None:
+        b.output(hidden, "hidden", b.dtype, "batch", "sequence", b.spec.hidden_size)
     b.graph.outputs.extend(presents)
     return b.model()

@@ -128,19 +128,19 @@ class CausalLM:
         return functional.embedding(ids, self.embedding)
 
     @torch.no_grad()
-    def hidden(self, ids: torch.Tensor, caches: list[LayerCache] | None = None) -> torch.Tensor:
-        """Ids [B, S], the tokens after those in the cache → [B, S, H] after the final norm."""
+    def hidden(self, ids: torch.Tensor, caches: list[LayerCache] | None = None, for_mtp: bool = False) -> torch.Tensor:
+        """Ids [B, S], the tokens after those in the cache → [B, S, H] after the final norm; or what MTP reads."""
         x = self.embed(ids)
         positions = _positions(ids, caches[0] if caches else None)
         for index in range(self.spec.num_layers):
             x = self.layers[index](x, positions, caches[index] if caches else None)
-        return self.norm(x)
+        return x if for_mtp and not self.spec.wiring.mtp_hidden_normed else self.norm(x)
 
     @torch.no_grad()
     def mtp(
         self, ids: torch.Tensor, hidden: torch.Tensor, cache: LayerCache | None = None, depth: int = 0
     ) -> torch.Tensor:
-        """Ids [B, S] of tokens i + 1, hidden [B, S, H] of tokens i → [B, S, H] that predicts tokens i + 2."""
+        """Ids [B, S] of tokens i + 1, hidden [B, S, H] of tokens i, made for MTP → [B, S, H] that predicts i + 2."""
         layer = self.layers[self.spec.num_layers + depth]
         return layer(self.embed(ids), hidden, _positions(ids, cache), cache)
 

@@ -23,7 +23,7 @@ class MultiTokenPrediction(DecoderLayer):
 
         Args:
             embedding: [B, S, H] of token i + 1
-            hidden: [B, S, H] of position i, after the main model's final norm (or the result for depth - 1)
+            hidden: [B, S, H] of position i, as `CausalLM.hidden` makes it for MTP (or the result for depth - 1)
             positions: [B, S], i
         """
         return dataflow.multi_token_prediction(TorchOps(self, positions, cache), embedding, hidden, self.wiring)

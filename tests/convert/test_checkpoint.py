@@ -195,16 +195,32 @@ def test_a_tensor_the_config_promises_is_nowhere(sharded: Path) -> None:
     assert f"tensor {EXPERT} is missing (1 in all); download" in refused(sharded)
 
 
-def test_lost_mtp_layer(sharded: Path) -> None:
-    """What many tools leave behind: the config still promises the layer."""
+@pytest.mark.parametrize("field", ["num_nextn_predict_layers", "num_mtp_layers", None])
+def test_lost_mtp_layer(sharded: Path, field: str | None) -> None:
+    """What many tools leave behind: the config still promises the layer, by one name or another, or by saying nothing.
+    Without a part of it there is no model.
+    """
 
-    def drop(index: dict[str, Any]) -> None:
-        index["weight_map"] = {k: v for k, v in index["weight_map"].items() if ".layers.3." not in k}
+    def drop(part: str) -> None:
+        def dropped(index: dict[str, Any]) -> None:
+            index["weight_map"] = {name: file for name, file in index["weight_map"].items() if part not in name}
 
-    edit_json(sharded / INDEX, drop)
-    assert "set num_nextn_predict_layers to 0 in config.json" in refused(sharded)
-    edit_json(sharded / "config.json", lambda config: config.update(num_nextn_predict_layers=0))
-    assert Checkpoint.open(sharded).spec.num_mtp_layers == 0
+        edit_json(sharded / INDEX, dropped)
+
+    def count(config: dict[str, Any]) -> None:
+        number = config.pop("num_nextn_predict_layers")
+        config.update({field: number} if field else {})
+
+    edit_json(sharded / "config.json", count)
+    assert Checkpoint.open(sharded).lost_mtp_layers == 0
+    drop(".layers.3.enorm.")
+    assert "tensor model.layers.3.enorm.weight is missing (1 in all); download the checkpoint again" in refused(sharded)
+    drop(".layers.3.")
+    checkpoint = Checkpoint.open(sharded)
+    assert (checkpoint.spec.num_mtp_layers, checkpoint.lost_mtp_layers) == (0, 1)
+    assert checkpoint.spec == checkpoint.family.spec(checkpoint.config)
+    assert checkpoint.config["num_nextn_predict_layers"] == 0 and "num_mtp_layers" not in checkpoint.config
+    assert checkpoint.notes()[0].startswith("config.json counts 1 layer for multi-token prediction, of which no")
 
 
 def test_a_tensor_the_model_has_no_place_for(tmp_path: Path) -> None:

@@ -51,6 +51,7 @@ def compare_with_torch(checkpoint: Checkpoint, result: TargetResult) -> float:
         return max(found)
     logits, states = GraphSession(checkpoint.path / result.files["main"], batch=3).step(ids, [0, 0, 0])
     assert states is not None
+    hidden = model.hidden(ids, for_mtp=True)
     torch.testing.assert_close(states, hidden, rtol=0, atol=10 * limit**0.5)
     drafter = GraphSession(checkpoint.path / result.files["mtp"], batch=3)
     expected = model.logits(model.mtp(ids[:, 1:], hidden[:, :-1]))
@@ -75,6 +76,7 @@ def compare_narrow_steps(checkpoint: Checkpoint, result: TargetResult) -> None:
     runs: dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]] = {}
     runs["main"] = ids, model.logits(hidden), None
     if "mtp" in result.files:
+        hidden = model.hidden(ids, for_mtp=True)
         runs["mtp"] = (ids[:, 1:], model.logits(model.mtp(ids[:, 1:], hidden[:, :-1])), hidden)
     for role, (tokens, expected, previous) in runs.items():
         graph = GraphSession(checkpoint.path / result.files[role], batch=2)

@@ -94,10 +94,11 @@ def _mtp(tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> dict[str, 
     family = family_of(config)
     spec = family.spec(config)
     shapes = {name: shape for name, shape in weight_shapes(spec).items() if family.role(name, spec) == "mtp"}
+    names = family.stored_names.spelled_as((), spec)
     generator, found = torch.Generator().manual_seed(1), {}
     for name, shape in shapes.items():
         ones = torch.ones(shape) if len(shape) == 1 and "norm" in name else torch.zeros(shape)
-        found[family.stored_names.stored(name)] = _random(name, ones, generator).bfloat16()
+        found[names.stored(name)] = _random(name, ones, generator).bfloat16()
     last = f"model.layers.{spec.num_layers - 1}.self_attn.indexer."  # DSA's, which llmc carries along
     for name, values in tensors.items():
         if shapes and name.startswith(last):
