@@ -208,7 +208,7 @@ class Checkpoint:
 
     def cache_scales(self, layer: int) -> dict[str, float]:
         """By what an FP8 cache is scaled: `k_scale` of keys, or of the latent, and `v_scale` of values."""
-        names = CACHE_SCALES if self.spec.fp8_cache else ()
+        names = CACHE_SCALES if self.spec.fp8_cache and self.spec.is_cached(layer) else ()
         return {name: self.tensor(f"model.layers.{layer}.self_attn.{name}").item() for name in names}
 
     def stored(self, name: str) -> StoredTensor:

@@ -45,7 +45,7 @@ def weight_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
         prefix = f"model.layers.{index}"
         for module, found in layer_modules(spec, index).items():
             shapes |= {f"{prefix}.{module}.{part}": shape for part, shape in found.shapes().items()}
-        if spec.fp8_cache:
+        if spec.fp8_cache and spec.is_cached(index):
             shapes |= {f"{prefix}.self_attn.{name}": (1,) for name in CACHE_SCALES}
     shapes["model.norm.weight"] = (spec.hidden_size,)
     if not spec.tie_word_embeddings:

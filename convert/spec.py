@@ -8,7 +8,7 @@ names them is said by its `stored_names`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 Role = Literal[
     "experts",  # routed experts' gate/up/down projections
@@ -98,7 +98,18 @@ class VectorSpec:
         return {"weight": (self.size,)}
 
 
-ModuleSpec = LinearSpec | NormSpec | GateSpec | VectorSpec  # what has weights, and their shapes
+@dataclass(frozen=True)
+class ConvolutionSpec:
+    """A convolution of every channel by itself over the last `width` tokens."""
+
+    channels: int
+    width: int
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"weight": (self.channels, 1, self.width)}
+
+
+ModuleSpec = LinearSpec | NormSpec | GateSpec | VectorSpec | ConvolutionSpec  # what has weights, and their shapes
 
 
 @dataclass(frozen=True)
@@ -139,6 +150,7 @@ class LatentAttentionSpec:
     softmax_scale: float
     rope: RopeSpec
     norm_eps: float = 1e-6  # of q_a_layernorm and kv_a_layernorm, whatever config.json's rms_norm_eps
+    output: ClassVar[str] = "o_proj"  # the projection at the end
 
     @property
     def output_size(self) -> int:
@@ -203,6 +215,8 @@ class GroupedQueryAttentionSpec:
         sinks: whether every head has a score of its own, `sinks`, for a token that has no value (gpt-oss)
         value_dim: channels of a head's value, where those are not `head_dim` (MiMo-V2)
         value_scale: multiplies values
+        output_gate: whether `q_proj` makes a gate behind every head's query, whose sigmoid multiplies what the head
+            mixes (Qwen3-Next)
     """
 
     num_heads: int
@@ -219,6 +233,8 @@ class GroupedQueryAttentionSpec:
     query_scaling: QueryScalingSpec | None = None
     value_dim: int | None = None
     value_scale: float = 1.0
+    output_gate: bool = False
+    output: ClassVar[str] = "o_proj"  # the projection at the end
 
     @property
     def value_size(self) -> int:
@@ -240,8 +256,9 @@ class GroupedQueryAttentionSpec:
             LinearSpec(self.num_kv_heads * channels, hidden_size, self.qkv_bias, reads_block=True)
             for channels in (self.head_dim, self.value_size)
         )
+        query = self.num_heads * self.head_dim * (2 if self.output_gate else 1)
         found: dict[str, ModuleSpec] = {
-            "q_proj": LinearSpec(self.num_heads * self.head_dim, hidden_size, self.qkv_bias, reads_block=True),
+            "q_proj": LinearSpec(query, hidden_size, self.qkv_bias, reads_block=True),
             "k_proj": key,
             "v_proj": value,
             "o_proj": LinearSpec(hidden_size, self.output_size, self.output_bias),
@@ -251,6 +268,68 @@ class GroupedQueryAttentionSpec:
                 size = self.head_dim * (heads if norm.over == "all" else 1)
                 found[name] = NormSpec(size, norm.eps, norm.unit_offset)
         return found | ({"sinks": VectorSpec(self.num_heads)} if self.sinks else {})
+
+
+@dataclass(frozen=True)
+class GatedDeltaNetSpec:
+    """Gated DeltaNet (Yang et al. 2025): what attention remembers in a cache, a state of constant size does.
+
+    Attributes:
+        num_key_heads: each of them for as many consecutive value heads as there are more of those
+        conv_width: tokens that the convolution of queries, keys and values reads
+        fused: whether `in_proj_qkvz` and `in_proj_ba` make, key head by key head, what otherwise `in_proj_qkv`,
+            `in_proj_z`, `in_proj_b` and `in_proj_a` make (Qwen3-Next)
+        norm_eps: of the norm of what a head reads
+    """
+
+    num_key_heads: int
+    num_value_heads: int
+    key_dim: int
+    value_dim: int
+    conv_width: int
+    fused: bool
+    norm_eps: float
+    output: ClassVar[str] = "out_proj"  # the projection at the end
+    rope: ClassVar[RopeSpec | None] = None
+
+    @property
+    def key_size(self) -> int:
+        """Channels of all keys, or of all queries."""
+        return self.num_key_heads * self.key_dim
+
+    @property
+    def output_size(self) -> int:
+        """How many channels `out_proj` reads."""
+        return self.num_value_heads * self.value_dim
+
+    @property
+    def state_bytes(self) -> int:
+        """What is remembered of a text, however long: the state in float32, and what the convolution reads next, two
+        bytes each.
+        """
+        convolved = (2 * self.key_size + self.output_size) * (self.conv_width - 1)
+        return 4 * self.num_value_heads * self.key_dim * self.value_dim + 2 * convolved
+
+    def cache_entry(self) -> dict[str, tuple[int, int]]:
+        """What is cached per token: nothing."""
+        return {}
+
+    def modules(self, hidden_size: int) -> dict[str, ModuleSpec]:
+        """What has weights, by its name in `self_attn`."""
+        mixed, heads = 2 * self.key_size + self.output_size, self.num_value_heads
+        outputs = {"in_proj_qkv": mixed, "in_proj_z": self.output_size, "in_proj_b": heads, "in_proj_a": heads}
+        if self.fused:
+            outputs = {"in_proj_qkvz": mixed + self.output_size, "in_proj_ba": 2 * heads}
+        found: dict[str, ModuleSpec] = {
+            name: LinearSpec(size, hidden_size, reads_block=True) for name, size in outputs.items()
+        }
+        return found | {
+            "conv1d": ConvolutionSpec(mixed, self.conv_width),
+            "dt_bias": VectorSpec(heads),
+            "A_log": VectorSpec(heads),
+            "norm": NormSpec(self.value_dim, self.norm_eps),
+            "out_proj": LinearSpec(hidden_size, self.output_size),
+        }
 
 
 @dataclass(frozen=True)
@@ -295,11 +374,19 @@ class RouterSpec:
 
 @dataclass(frozen=True)
 class MixtureOfExpertsSpec:
+    """Routed experts, and shared ones.
+
+    Attributes:
+        shared_gate: whether the sigmoid of a score of its own, by `shared_expert_gate`, multiplies what the shared
+            expert makes (Qwen3-Next)
+    """
+
     router: RouterSpec
     intermediate_size: int
     shared_intermediate_size: int  # 0: no shared expert
     activation: Activation = "silu"
     bias: bool = False  # of all projections of routed experts
+    shared_gate: bool = False
 
     @property
     def expert(self) -> DenseMLPSpec:
@@ -319,10 +406,12 @@ class MixtureOfExpertsSpec:
         for number in range(router.num_experts):
             found |= {f"experts.{number}.{name}": module for name, module in expert.items()}
         shared = self.shared_experts.modules(hidden_size) if self.shared_experts else {}
+        if self.shared_gate:
+            found["shared_expert_gate"] = GateSpec(1, hidden_size, selection_bias=False)
         return found | {f"shared_experts.{name}": module for name, module in shared.items()}
 
 
-AttentionSpec = LatentAttentionSpec | GroupedQueryAttentionSpec
+AttentionSpec = LatentAttentionSpec | GroupedQueryAttentionSpec | GatedDeltaNetSpec
 MLPSpec = DenseMLPSpec | MixtureOfExpertsSpec
 
 
@@ -389,6 +478,21 @@ class ModelSpec:
     def final_norm(self) -> NormSpec:
         """`model.norm`."""
         return NormSpec(self.hidden_size, self.rms_norm_eps, self.wiring.unit_offset)
+
+    @property
+    def graph_obstacle(self) -> str | None:
+        """Why llmc makes no graph, and so no target, of this model; None: it does."""
+        if any(isinstance(attention, GatedDeltaNetSpec) for attention in self.attentions):
+            return "no graph of Gated DeltaNet layers is made yet"
+        if any(isinstance(each, GroupedQueryAttentionSpec) and each.output_gate for each in self.attentions):
+            return "no graph of attention with an output gate is made yet"
+        if any(isinstance(mlp, MixtureOfExpertsSpec) and mlp.shared_gate for mlp in self.mlps):
+            return "no graph of a shared expert with a gate is made yet"
+        return None
+
+    def is_cached(self, layer: int) -> bool:
+        """Whether the layer has a cache that grows with the text."""
+        return bool(self.attentions[layer].cache_entry())
 
     def is_mtp(self, layer: int) -> bool:
         return layer >= self.num_layers

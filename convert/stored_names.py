@@ -37,7 +37,7 @@ class StoredNames:
         mtp: how the names of a layer for multi-token prediction begin, with {} for its number among them; empty: as
             ours, those of the layers behind the decoder's
         stacked: whether plain experts are stored as one tensor [E, rows, columns] per projection; quantized ones are
-            not: no format has a stack of them
+            not: no format has a stack of them; "where found": unless a checkpoint has them one by one
         transposed: whether plain matrices in a stack are [columns, rows]; "unless shaped": all but those whose shape
             is [rows, columns], as transformers reads and saves them
         interleaved: whether what is joined in a stack takes turns, row by row, instead of lying one below the other
@@ -45,7 +45,7 @@ class StoredNames:
 
     renamed: tuple[tuple[str, str], ...] = ()
     joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    stacked: bool = False
+    stacked: bool | Literal["where found"] = False
     transposed: bool | Literal["unless shaped"] = False
     interleaved: bool = False
     prefixes: tuple[tuple[tuple[str, str], ...], ...] = ()
@@ -56,13 +56,15 @@ class StoredNames:
         """The same, for a model: with the one of its spellings that these names have most of, and the layers for
         multi-token prediction by their numbers.
         """
-        spelling, names = self._prefixes, [*names]
+        spelling, names, stacked = self._prefixes, [*names], self.stacked
         if len(self.prefixes) > 1:
             counts = [sum(name.startswith(spelling[0][0]) for name in names) for spelling in self.prefixes]
             spelling = self.prefixes[counts.index(max(counts))]
         depths = range(spec.num_mtp_layers if self.mtp else 0)
         layers = [(f"{self.mtp.format(depth)}.", f"model.layers.{spec.num_layers + depth}.") for depth in depths]
-        return replace(self, prefixes=((*layers, *spelling),) if layers or spelling else ())
+        if stacked == "where found":
+            stacked = not any(".experts.0." in name for name in names if not name.startswith(self.kept))
+        return replace(self, stacked=stacked, prefixes=((*layers, *spelling),) if layers or spelling else ())
 
     # Reading -----------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,6 @@ import torch
 from llmc import machine
 from llmc.contracts.progress import Progress
 from llmc.convert.checkpoint import Checkpoint
-from llmc.convert.families import families
 from llmc.convert.formats import layout
 from llmc.convert.formats.gptq import GPTQ
 from llmc.convert.other_folders import names_in, require_tokenizer
@@ -199,7 +198,7 @@ def _warn(layout_name: str, planned: Plan, checkpoint: Checkpoint, progress: Pro
         specs["experts"] = [kind for kind in _kinds_of_experts(checkpoint) if layout(layout_name).takes(kind)]
         plain = not specs["experts"]
     quantized = [role for role, found in specs.items() if found]
-    if obstacle := layout(layout_name).obstacle(specs, plain) or families.get(planned.family).obstacle(quantized):
+    if obstacle := layout(layout_name).obstacle(specs, plain) or checkpoint.family.obstacle(quantized):
         progress.line(f"transformers will not load the result: {obstacle}")
 
 

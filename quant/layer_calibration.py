@@ -83,7 +83,7 @@ class LayerCalibration:
         self.calibrate_inputs("attention input", assigned, {"self_attn": normed})
         views = {f"self_attn.{name}": _inner(name, normed) for name in attention.inner_inputs()}
         self.calibrate_inputs("attention latent", assigned, views)
-        if self.fp8_cache:
+        if self.fp8_cache and attention.spec.cache_entry():
             self.layer.self_attn.cache_scales = self._cache_scales(normed)
 
         def mix(run: LayerRun, rows: slice) -> torch.Tensor:
@@ -94,8 +94,9 @@ class LayerCalibration:
 
         for run in self.runs:
             run.mixed.create()
-        self.calibrate_inputs("attention", assigned, {"self_attn.o_proj": mix}, everything=True)
-        return Flow(lambda run, rows: run.layer.self_attn.o_proj(run.mixed.read(rows)), "attention output")
+        output = f"self_attn.{attention.spec.output}"
+        self.calibrate_inputs("attention", assigned, {output: mix}, everything=True)
+        return Flow(lambda run, rows: run.layer.get_submodule(output)(run.mixed.read(rows)), "attention output")
 
     @torch.no_grad()
     def add(self, x: Flow, y: Flow) -> Flow:

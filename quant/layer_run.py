@@ -30,7 +30,7 @@ class LayerRun:
     @property
     def mixed(self) -> ActivationFile:
         """What `o_proj` reads."""
-        return self.x.beside(f"{self.x.part}-mixed", self.layer.self_attn.o_proj.in_features)
+        return self.x.beside(f"{self.x.part}-mixed", self.layer.self_attn.spec.output_size)
 
     @property
     def hidden(self) -> ActivationFile:

@@ -28,12 +28,14 @@ class MLPBatch:
     Attributes:
         names: of its module in the quantized model, which may be pruned, and in the original
         tokens: [n] int64, numbers of tokens
-        weight: [n], of a routed expert's outputs
+        weight: [n], of its outputs; None: 1
+        routed: whether it is a routed expert
     """
 
     names: tuple[str, str]
     tokens: torch.Tensor
     weight: torch.Tensor | None = None
+    routed: bool = False
 
     @property
     def name(self) -> str:
@@ -123,7 +125,8 @@ class MLPCalibration:
                 self._units(experts[start : start + together], assigned, targets[0])
                 release_memory()
             if mlp.shared_experts is not None:
-                self._units([MLPBatch(("mlp.shared_experts",) * 2, every)], assigned, targets[0])
+                shared = MLPBatch(("mlp.shared_experts",) * 2, every, self._shared_weight(mlp))
+                self._units([shared], assigned, targets[0])
         if self.need_output:
             for run, target in zip(self.runs[1:], targets[1:], strict=True):  # the original routes by itself
                 for rows in rows_of(self.runs, "original MLP", self.tick):
@@ -145,8 +148,16 @@ class MLPCalibration:
         for number, old in enumerate(self.kept or range(len(moe.experts))):
             tokens, slot = (found.cpu() for found in torch.where(index == number))
             names = f"mlp.experts.{number}", f"mlp.experts.{old}"
-            units.append(MLPBatch(names, tokens, weight[tokens, slot]))
+            units.append(MLPBatch(names, tokens, weight[tokens, slot], routed=True))
         return units
+
+    def _shared_weight(self, moe: MixtureOfExperts) -> torch.Tensor | None:
+        """[n], of the shared expert's outputs; None: 1."""
+        if moe.shared_expert_gate is None:
+            return None
+        hidden = self.runs[0].hidden
+        found = [moe.shared_weight(hidden.read(rows).flatten(0, 1)) for rows in hidden.micro_batches()]
+        return torch.cat([each[:, 0] for each in found if each is not None])
 
     def _together(self, assigned: dict[str, Assignment]) -> int:
         """How many experts can be solved at once."""
@@ -198,7 +209,7 @@ class MLPCalibration:
 
         An expert that saw too few tokens gets the moments of others blended in, as if it had seen enough.
         """
-        routed, every = unit.weight is not None, self.runs[0].x.tokens
+        routed, every = unit.routed, self.runs[0].x.tokens
         shared = routed and name == unit.name and self.expert_tokens != "routed"
         all_tokens = shared or (routed and self.expert_tokens == "all")
         if shared and self.shared is not None:

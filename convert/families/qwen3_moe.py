@@ -39,7 +39,7 @@ class Qwen3Moe(Qwen3):
         moe_intermediate_size=768,
     )
     aliases = published(num_local_experts="num_experts")
-    expert_count = "num_experts"
+    expert_count: str = "num_experts"
 
     def windows(self, fields: Fields, num_layers: int) -> Sequence[int | None]:
         """All layers have one, if any has."""
@@ -48,14 +48,15 @@ class Qwen3Moe(Qwen3):
 
     def mlps(self, fields: Fields, num_layers: int, num_mtp_layers: int) -> Sequence[MLPSpec]:
         step, dense = fields.integer("decoder_sparse_step", 1), fields.integers("mlp_only_layers")
-        router = top_k_router(fields, self.expert_count, normalize=fields.boolean("norm_topk_prob", False))
-        activation = self.activation(fields)
-        experts = MixtureOfExpertsSpec(router, fields.integer("moe_intermediate_size"), 0, activation)
-        mlps: list[MLPSpec] = [experts] * num_layers
+        mlps: list[MLPSpec] = [self.experts(fields)] * num_layers
         for layer in range(num_layers):
             if layer in dense or (layer + 1) % step:
-                mlps[layer] = DenseMLPSpec(fields.integer("intermediate_size"), activation)
+                mlps[layer] = DenseMLPSpec(fields.integer("intermediate_size"), self.activation(fields))
         return mlps
+
+    def experts(self, fields: Fields) -> MixtureOfExpertsSpec:
+        router = top_k_router(fields, self.expert_count, normalize=fields.boolean("norm_topk_prob", False))
+        return MixtureOfExpertsSpec(router, fields.integer("moe_intermediate_size"), 0, self.activation(fields))
 
 
 FAMILY = Qwen3Moe()

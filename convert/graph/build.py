@@ -29,6 +29,7 @@ from llmc.convert.graph.linear import linear
 from llmc.convert.graph.rms_norm import rms_norm
 from llmc.convert.graph.step import StepInputs
 from llmc.convert.graph.weight import WeightView, stored_dtype
+from llmc.errors import InputError
 
 EMBEDDING = "model.embed_tokens.weight"
 
@@ -36,7 +37,11 @@ EMBEDDING = "model.embed_tokens.weight"
 def graphs(
     checkpoint: Checkpoint, dtype: ir.DataType = ir.DataType.FLOAT, capacity: int | str = "capacity"
 ) -> dict[str, ir.Model]:
-    """`main`, and `mtp` where the model has a multi-token-prediction layer."""
+    """`main`, and `mtp` where the model has a multi-token-prediction layer; InputError for a model of blocks that have
+    no graph.
+    """
+    if obstacle := checkpoint.spec.graph_obstacle:
+        raise InputError(f"{checkpoint.family.name}: {obstacle}; leave targets out of the recipe")
     models = {"main": main_graph(checkpoint, dtype, capacity)}
     if checkpoint.spec.num_mtp_layers:
         models["mtp"] = mtp_graph(checkpoint, dtype, capacity)

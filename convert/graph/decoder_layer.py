@@ -14,7 +14,7 @@ from llmc.convert.graph.mixture_of_experts import mixture_of_experts
 from llmc.convert.graph.rms_norm import rms_norm
 from llmc.convert.graph.step import StepInputs
 from llmc.convert.layer_modules import layer_modules
-from llmc.convert.spec import LatentAttentionSpec, MixtureOfExpertsSpec, NormSpec
+from llmc.convert.spec import GroupedQueryAttentionSpec, LatentAttentionSpec, MixtureOfExpertsSpec, NormSpec
 
 
 def decoder_layer(b: GraphBuilder, x: ir.Value, layer: int, step: StepInputs) -> ir.Value:
@@ -51,6 +51,7 @@ class GraphOps:
         spec, path = self.b.spec.attentions[self.layer], f"{self.path}.self_attn"
         if isinstance(spec, LatentAttentionSpec):
             return latent_attention(self.b, x, path, spec, self.layer, self.step)
+        assert isinstance(spec, GroupedQueryAttentionSpec)  # see ModelSpec.graph_obstacle
         return grouped_query_attention(self.b, x, path, spec, self.layer, self.step)
 
     def mlp(self, x: ir.Value) -> ir.Value:

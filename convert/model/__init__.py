@@ -1,6 +1,6 @@
 """The model in torch: small blocks assembled from a `ModelSpec`, one layer loadable at a time."""
 
-from llmc.convert.model.cache import KeyValueCache, LatentCache, LayerCache, layer_cache
+from llmc.convert.model.cache import KeyValueCache, LatentCache, LayerCache, StateCache, layer_cache
 from llmc.convert.model.causal_lm import (
     CausalLM,
     load_embedding,
@@ -13,6 +13,7 @@ from llmc.convert.model.causal_lm import (
 )
 from llmc.convert.model.decoder_layer import DecoderLayer
 from llmc.convert.model.dense_mlp import DenseMLP
+from llmc.convert.model.gated_delta_net import GatedDeltaNet
 from llmc.convert.model.grouped_query_attention import GroupedQueryAttention
 from llmc.convert.model.grouped_topk import GroupedTopK
 from llmc.convert.model.latent_attention import LatentAttention
@@ -25,6 +26,7 @@ __all__ = [
     "CausalLM",
     "DecoderLayer",
     "DenseMLP",
+    "GatedDeltaNet",
     "GroupedQueryAttention",
     "GroupedTopK",
     "KeyValueCache",
@@ -35,6 +37,7 @@ __all__ = [
     "MixtureOfExperts",
     "MultiTokenPrediction",
     "RMSNorm",
+    "StateCache",
     "compute_in",
     "layer_cache",
     "load_embedding",

@@ -9,11 +9,20 @@ from llmc.convert import dataflow
 from llmc.convert.layer_modules import own_modules
 from llmc.convert.model.cache import LayerCache
 from llmc.convert.model.dense_mlp import DenseMLP
+from llmc.convert.model.gated_delta_net import GatedDeltaNet
 from llmc.convert.model.grouped_query_attention import GroupedQueryAttention
 from llmc.convert.model.latent_attention import LatentAttention
 from llmc.convert.model.mixture_of_experts import MixtureOfExperts
 from llmc.convert.model.modules import add_modules
-from llmc.convert.spec import LatentAttentionSpec, MixtureOfExpertsSpec, ModelSpec
+from llmc.convert.spec import (
+    AttentionSpec,
+    GatedDeltaNetSpec,
+    LatentAttentionSpec,
+    MixtureOfExpertsSpec,
+    ModelSpec,
+)
+
+Attention = LatentAttention | GroupedQueryAttention | GatedDeltaNet
 
 
 class DecoderLayer(nn.Module):
@@ -23,11 +32,7 @@ class DecoderLayer(nn.Module):
         super().__init__()
         self.wiring = spec.wiring
         hidden_size, attention, mlp = spec.hidden_size, spec.attentions[index], spec.mlps[index]
-        self.self_attn = (
-            LatentAttention(attention, hidden_size)
-            if isinstance(attention, LatentAttentionSpec)
-            else GroupedQueryAttention(attention, hidden_size)
-        )
+        self.self_attn = _attention(attention, hidden_size)
         self.mlp = (
             MixtureOfExperts(mlp, hidden_size) if isinstance(mlp, MixtureOfExpertsSpec) else DenseMLP(mlp, hidden_size)
         )
@@ -36,6 +41,14 @@ class DecoderLayer(nn.Module):
     def forward(self, x: torch.Tensor, positions: torch.Tensor, cache: LayerCache | None = None) -> torch.Tensor:
         """X [B, S, H], positions [B, S] → [B, S, H]."""
         return dataflow.decoder_layer(TorchOps(self, positions, cache), x, self.wiring)
+
+
+def _attention(spec: AttentionSpec, hidden_size: int) -> Attention:
+    if isinstance(spec, LatentAttentionSpec):
+        return LatentAttention(spec, hidden_size)
+    if isinstance(spec, GatedDeltaNetSpec):
+        return GatedDeltaNet(spec, hidden_size)
+    return GroupedQueryAttention(spec, hidden_size)
 
 
 class TorchOps:

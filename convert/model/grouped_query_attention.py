@@ -58,7 +58,11 @@ class GroupedQueryAttention(nn.Module):
     def mix(self, x: torch.Tensor, positions: torch.Tensor, cache: KeyValueCache | None = None) -> torch.Tensor:
         """[B, S, H] → [B, S, heads * value_size], what `o_proj` reads."""
         spec = self.spec
-        query = self._rotated(self._heads(self.q_proj(x), "q_norm"), positions)
+        query, gate = self.q_proj(x), None
+        if spec.output_gate:
+            query, gate = query.unflatten(-1, (spec.num_heads, 2, -1)).unbind(-2)
+            query = query.flatten(2)
+        query = self._rotated(self._heads(query, "q_norm"), positions)
         if scaling := spec.query_scaling:
             steps = (positions // scaling.length).float()
             query = query * (1 + scaling.beta * steps.log1p())[:, None, :, None].to(query.dtype)
@@ -70,4 +74,5 @@ class GroupedQueryAttention(nn.Module):
         else:
             sinks = self.sinks.weight if spec.sinks else None
             mixed = attention_with_scores(query, key, value, spec.softmax_scale, spec.window, spec.softcap, sinks)
-        return mixed.transpose(1, 2).flatten(2)
+        mixed = mixed.transpose(1, 2).flatten(2)
+        return mixed if gate is None else mixed * gate.flatten(2).sigmoid()

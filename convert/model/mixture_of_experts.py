@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from llmc.convert.model.dense_mlp import DenseMLP
 from llmc.convert.model.grouped_topk import GroupedTopK
+from llmc.convert.model.modules import Vector
 from llmc.convert.spec import MixtureOfExpertsSpec
 
 
@@ -18,10 +20,17 @@ class MixtureOfExperts(nn.Module):
         self.gate = GroupedTopK(spec.router, hidden_size)
         self.experts = nn.ModuleList(DenseMLP(spec.expert, hidden_size) for _ in range(spec.router.num_experts))
         self.shared_experts = DenseMLP(spec.shared_experts, hidden_size) if spec.shared_experts else None
+        self.shared_expert_gate = Vector(1, hidden_size) if spec.shared_gate else None
 
     def route(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """X [N, H] → expert index [N, K] int64, weight [N, K] float32."""
         return self.gate(x)
+
+    def shared_weight(self, x: torch.Tensor) -> torch.Tensor | None:
+        """X [..., H] → what the shared expert's output for each token is multiplied by [..., 1]; None: nothing."""
+        if self.shared_expert_gate is None:
+            return None
+        return functional.linear(x.float(), self.shared_expert_gate.weight.float()).sigmoid().to(x.dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """X [B, S, H] → [B, S, H]; the sum over experts is taken in float32."""
@@ -32,4 +41,7 @@ class MixtureOfExperts(nn.Module):
             row, slot = torch.where(index == number)
             mixed.index_add_(0, row, self.experts[number](tokens[row]).float() * weight[row, slot, None])
         result = mixed.to(x.dtype).view_as(x)
-        return result if self.shared_experts is None else result + self.shared_experts(x)
+        if self.shared_experts is None:
+            return result
+        shared, share = self.shared_experts(x), self.shared_weight(x)
+        return result + (shared if share is None else shared * share)

@@ -9,7 +9,7 @@ from torch import nn
 
 from llmc.convert.model.linear import Linear
 from llmc.convert.model.rms_norm import RMSNorm
-from llmc.convert.spec import GateSpec, LinearSpec, ModuleSpec, NormSpec, VectorSpec
+from llmc.convert.spec import ConvolutionSpec, GateSpec, LinearSpec, ModuleSpec, NormSpec, VectorSpec
 
 
 def add_modules(block: nn.Module, specs: Mapping[str, ModuleSpec]) -> None:
@@ -25,15 +25,15 @@ def add_modules(block: nn.Module, specs: Mapping[str, ModuleSpec]) -> None:
         parent.add_module(last, _module(spec))
 
 
-def _module(spec: LinearSpec | NormSpec | VectorSpec) -> nn.Module:
+def _module(spec: LinearSpec | NormSpec | VectorSpec | ConvolutionSpec) -> nn.Module:
     if isinstance(spec, LinearSpec):
         return Linear.of(spec)
-    return RMSNorm(spec) if isinstance(spec, NormSpec) else Vector(spec.size)
+    return RMSNorm(spec) if isinstance(spec, NormSpec) else Vector(*spec.shapes()["weight"])
 
 
 class Vector(nn.Module):
     """Numbers of a block's own."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, *shape: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(size))
+        self.weight = nn.Parameter(torch.zeros(shape))

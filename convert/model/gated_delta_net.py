@@ -1,0 +1,152 @@
+"""Gated DeltaNet (Yang et al. 2025): linear attention whose state forgets, and only takes in what it does not know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from llmc.convert.model.cache import StateCache
+from llmc.convert.model.linear import Linear
+from llmc.convert.model.modules import Vector, add_modules
+from llmc.convert.model.rms_norm import RMSNorm
+from llmc.convert.spec import GatedDeltaNetSpec
+
+CHUNK = 64  # tokens whose updates of the state are solved together
+_EPS = 1e-6  # of the lengths that queries and keys are divided by
+
+
+class GatedDeltaNet(nn.Module):
+    """Takes the place of attention in a layer; positions do not matter to it."""
+
+    in_proj_qkvz: Linear  # or the four after the next
+    in_proj_ba: Linear
+    in_proj_qkv: Linear
+    in_proj_z: Linear
+    in_proj_b: Linear
+    in_proj_a: Linear
+    conv1d: Vector
+    dt_bias: Vector
+    A_log: Vector
+    norm: RMSNorm
+    out_proj: Linear
+
+    def __init__(self, spec: GatedDeltaNetSpec, hidden_size: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.cache_scales: dict[str, float] = {}  # there is no cache
+        add_modules(self, spec.modules(hidden_size))
+
+    def forward(self, x: torch.Tensor, positions: torch.Tensor, cache: StateCache | None = None) -> torch.Tensor:
+        """X [B, S, H] → [B, S, H]."""
+        return self.out_proj(self.mix(x, positions, cache))
+
+    def inner_inputs(self) -> Mapping[str, Callable[[torch.Tensor], torch.Tensor]]:
+        """None: see LatentAttention."""
+        return {}
+
+    def entries(self, x: torch.Tensor, positions: torch.Tensor) -> dict[str, torch.Tensor]:
+        """None: nothing is cached per token."""
+        return {}
+
+    def mix(self, x: torch.Tensor, positions: torch.Tensor, cache: StateCache | None = None) -> torch.Tensor:
+        """[B, S, H] → [B, S, heads * value_dim], what `out_proj` reads."""
+        spec = self.spec
+        convolved, z, b, a = self._projected(x)
+        convolved = functional.silu(self._convolved(convolved, cache))
+        sizes = spec.key_size, spec.key_size, spec.output_size
+        query, key, value = (
+            part.unflatten(-1, (-1, channels)).transpose(1, 2).float()
+            for part, channels in zip(
+                convolved.split(sizes, dim=-1), (spec.key_dim, spec.key_dim, spec.value_dim), strict=True
+            )
+        )
+        shared = spec.num_value_heads // spec.num_key_heads
+        query, key = (_unit(part).repeat_interleave(shared, dim=1) for part in (query, key))
+        decay = -self.A_log.weight.float().exp() * functional.softplus(a.float() + self.dt_bias.weight.float())
+        state = None if cache is None else cache.state
+        mixed, state = gated_delta_rule(
+            query * spec.key_dim**-0.5,
+            key,
+            value,
+            decay.transpose(1, 2),
+            b.float().sigmoid().transpose(1, 2),
+            state,
+        )
+        if cache is not None:
+            cache.state, cache.length = state, cache.length + x.shape[1]
+        normed = self.norm(mixed.transpose(1, 2).to(x.dtype))
+        return (normed * functional.silu(z.float())).to(x.dtype).flatten(2)
+
+    def _projected(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """What is convolved [B, S, channels], the gates of the output z [B, S, heads, value_dim], and of what strength
+        an update has and what is forgotten before it, b and a [B, S, heads].
+        """
+        spec = self.spec
+        if not spec.fused:
+            z = self.in_proj_z(x).unflatten(-1, (spec.num_value_heads, -1))
+            return self.in_proj_qkv(x), z, self.in_proj_b(x), self.in_proj_a(x)
+        values = spec.output_size // spec.num_key_heads  # channels of the value heads that belong to a key head
+        by_head = self.in_proj_qkvz(x).unflatten(-1, (spec.num_key_heads, -1))
+        *convolved, z = by_head.split((spec.key_dim, spec.key_dim, values, values), dim=-1)
+        b, a = self.in_proj_ba(x).unflatten(-1, (spec.num_key_heads, 2, -1)).unbind(-2)
+        mixed = torch.cat([part.flatten(2) for part in convolved], dim=-1)
+        return mixed, z.flatten(2).unflatten(-1, (spec.num_value_heads, -1)), b.flatten(2), a.flatten(2)
+
+    def _convolved(self, x: torch.Tensor, cache: StateCache | None) -> torch.Tensor:
+        """[B, S, channels] → the same, each channel mixed with the same of the tokens before."""
+        before = self.spec.conv_width - 1
+        x = x.transpose(1, 2)
+        x = functional.pad(x, (before, 0)) if cache is None else torch.cat((cache.convolved.to(x.dtype), x), dim=-1)
+        if cache is not None:
+            cache.convolved = x[..., x.shape[-1] - before :].to(cache.convolved.dtype)
+        return functional.conv1d(x, self.conv1d.weight.to(x.dtype), groups=x.shape[1]).transpose(1, 2)
+
+
+def gated_delta_rule(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    decay: torch.Tensor,
+    strength: torch.Tensor,
+    state: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What every query reads from the state after its own token's update, and the last state.
+
+    Token by token (Yang et al. 2025, equation 10, transposed): `S = exp(decay) * S`, then
+    `S = S + key^T * strength * (value - key S)`, then `query S`. The updates of a chunk depend on each other through a
+    triangular system [C, C], which is solved; states are passed from chunk to chunk, in time linear in S.
+
+    Args:
+        query: [B, heads, S, key_dim] float32, scaled
+        key: the same shape, of length one
+        value: [B, heads, S, value_dim]
+        decay: [B, heads, S], logarithms, at most 0
+        strength: [B, heads, S], 0 to 1
+        state: [B, heads, key_dim, value_dim]; None: nothing is remembered
+
+    Returns:
+        [B, heads, S, value_dim], and the state
+    """
+    if state is None:
+        state = query.new_zeros(*query.shape[:2], query.shape[-1], value.shape[-1])
+    read = []
+    for start in range(0, query.shape[2], CHUNK):
+        q, k, v, forgotten, beta = (x[:, :, start : start + CHUNK] for x in (query, key, value, decay, strength))
+        total = forgotten.cumsum(-1)  # since the chunk began
+        between = (total[..., :, None] - total[..., None, :]).tril().exp().tril()
+        kept = total.exp()[..., None]
+        system = beta[..., None] * (k @ k.transpose(-1, -2)) * between
+        news = beta[..., None] * (v - kept * (k @ state))
+        updates = torch.linalg.solve_triangular(system, news, upper=False, unitriangular=True)
+        read.append((q * kept) @ state + (q @ k.transpose(-1, -2) * between) @ updates)
+        last = total[..., -1:]
+        state = state * last.exp()[..., None] + (k * (last - total).exp()[..., None]).transpose(-1, -2) @ updates
+    return torch.cat(read, dim=2), state
+
+
+def _unit(x: torch.Tensor) -> torch.Tensor:
+    """Divides by the length of the last dimension."""
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + _EPS)
