@@ -13,6 +13,11 @@ Inputs and outputs of `main_graph` (B rows, S new tokens per row, T cache entrie
     hidden          [B, S, H]       as an MTP layer reads it, after the final norm but in MiMo; only if there is one
     present.<layer>.…               as past, and meant to be the same buffer
 
+A main graph with images has two more inputs, for the features that take the places of N of its tokens' embeddings:
+
+    image_features   [N, H]         of `vision_graph`; a step without any has N = 0, and pays nothing for it
+    image_positions  int64 [N, 2]   row, and offset within S, of each
+
 `mtp_graph` has one cache, that of its own layer, and one more input: previous_hidden [B, S, H], which is the
 `hidden` of either graph (ONNX forbids an input the name of an output). Its token i follows that of
 previous_hidden i.
@@ -28,6 +33,7 @@ from llmc.convert.graph.decoder_layer import decoder_layer, multi_token_predicti
 from llmc.convert.graph.linear import linear
 from llmc.convert.graph.rms_norm import rms_norm
 from llmc.convert.graph.step import StepInputs
+from llmc.convert.graph.vision_tower import vision_graph
 from llmc.convert.graph.weight import WeightView, stored_dtype
 from llmc.errors import InputError
 
@@ -35,27 +41,39 @@ EMBEDDING = "model.embed_tokens.weight"
 
 
 def graphs(
-    checkpoint: Checkpoint, dtype: ir.DataType = ir.DataType.FLOAT, capacity: int | str = "capacity"
+    checkpoint: Checkpoint,
+    dtype: ir.DataType = ir.DataType.FLOAT,
+    capacity: int | str = "capacity",
+    images: bool = False,
 ) -> dict[str, ir.Model]:
-    """`main`, and `mtp` where the model has a multi-token-prediction layer; InputError for a model of blocks that have
-    no graph.
+    """`main`, `vision` for a model that sees, if `images` are wanted, and `mtp` where the model has a
+    multi-token-prediction layer; InputError for a model of blocks that have no graph.
     """
     if obstacle := checkpoint.spec.graph_obstacle:
         raise InputError(f"{checkpoint.family.name}: {obstacle}; leave targets out of the recipe")
-    models = {"main": main_graph(checkpoint, dtype, capacity)}
+    images = images and checkpoint.vision is not None
+    models = {"main": main_graph(checkpoint, dtype, capacity, images)}
+    if images:
+        models["vision"] = vision_graph(checkpoint, dtype)
     if checkpoint.spec.num_mtp_layers:
         models["mtp"] = mtp_graph(checkpoint, dtype, capacity)
     return models
 
 
 def main_graph(
-    checkpoint: Checkpoint, dtype: ir.DataType = ir.DataType.FLOAT, capacity: int | str = "capacity"
+    checkpoint: Checkpoint,
+    dtype: ir.DataType = ir.DataType.FLOAT,
+    capacity: int | str = "capacity",
+    images: bool = False,
 ) -> ir.Model:
     """The decoder. `dtype` is that of activations and caches, `capacity` is T: a name or a number."""
     b = GraphBuilder(checkpoint, "main", dtype)
     input_ids = b.input("input_ids", ir.DataType.INT64, "batch", "sequence")
     step = StepInputs(b, range(b.spec.num_layers), capacity)
     x = _embed(b, input_ids)
+    if images:
+        features = b.input("image_features", dtype, "num_features", b.spec.hidden_size)
+        x = b.op("ScatterND", x, b.input("image_positions", ir.DataType.INT64, "num_features", 2), features)
     for layer in range(b.spec.num_layers):
         x = decoder_layer(b, x, layer, step)
     normed = rms_norm(b, x, "model.norm", b.spec.final_norm)

@@ -32,11 +32,13 @@ class Onnx(Target[OnnxOptions]):
     def build(
         self, checkpoint: Checkpoint, options: OnnxOptions, directory: Path, progress: ProgressFunction
     ) -> TargetResult:
-        """Write onnx/portable.onnx, portable-mtp.onnx where there is an MTP layer, and the weights of both."""
-        models = graphs(checkpoint)
+        """Write onnx/portable.onnx, portable-mtp.onnx where there is an MTP layer, portable-vision.onnx where images
+        are taken, and the weights of all.
+        """
+        models = graphs(checkpoint, images=True)
         for model in models.values():
             lower(model)
-        files = {"main": "onnx/portable.onnx", "mtp": "onnx/portable-mtp.onnx"}
+        files = {"main": "onnx/portable.onnx", "mtp": "onnx/portable-mtp.onnx", "vision": "onnx/portable-vision.onnx"}
         result = write(self.name, models, directory, files, partial(progress, "weights"))
         result.notes += rounding_notes(checkpoint)
         result.notes.append(

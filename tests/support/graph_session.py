@@ -48,9 +48,11 @@ class GraphSession:
         start: list[int],
         logits_index: list[list[int]] | None = None,
         previous_hidden: torch.Tensor | None = None,
+        **images: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Logits [B, L, V] and hidden [B, S, H]; the caches move on."""
         feeds = self.feeds(ids, start, logits_index) | self.caches
+        feeds |= {name: value.numpy() for name, value in images.items()}
         if previous_hidden is not None:
             feeds["previous_hidden"] = previous_hidden.numpy()
         names = [output.name for output in self.session.get_outputs()]

@@ -57,10 +57,14 @@ class OnnxRuntime(Target[OnnxRuntimeOptions]):
     def build(
         self, checkpoint: Checkpoint, options: OnnxRuntimeOptions, directory: Path, progress: ProgressFunction
     ) -> TargetResult:
-        """Write model.onnx, mtp.onnx if there is an MTP layer, model.onnx.data if something is encoded anew."""
-        models = graphs(checkpoint)
-        rounded_heads = [lower(model, checkpoint.spec, options) for model in models.values()]
-        files = {"main": "model.onnx", "mtp": "mtp.onnx"}
+        """Write model.onnx, mtp.onnx if there is an MTP layer, vision.onnx if the model takes images, and
+        model.onnx.data if something is encoded anew.
+        """
+        models = graphs(checkpoint, images=True)
+        rounded_heads = [lower(each, checkpoint.spec, options) for role, each in models.items() if role != "vision"]
+        if "vision" in models:
+            lower_weights(models["vision"])
+        files = {"main": "model.onnx", "mtp": "mtp.onnx", "vision": "vision.onnx"}
         result = write(self.name, models, directory, files, partial(progress, "weights"))
         result.details["accuracy_level"] = options.accuracy_level
         result.notes += rounding_notes(checkpoint)
@@ -93,6 +97,13 @@ def lower(model: ir.Model, spec: ModelSpec, options: OnnxRuntimeOptions) -> bool
     rewriter.lower_weights()
     rewriter.clean()
     return rounded
+
+
+def lower_weights(model: ir.Model) -> None:
+    """Replace, in place, weights by the stored ones; of a vision tower, which is computed in float32."""
+    rewriter = ArtifactWeights(model)
+    rewriter.lower_weights()
+    rewriter.clean()
 
 
 TARGET = OnnxRuntime()
