@@ -1,0 +1,164 @@
+"""MiMo-7B: its layer for multi-token prediction, in its own spelling, as vLLM (by MiMo's authors) computes it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.graph_comparison import compare_with_torch
+from support.graph_session import divergences
+from support.model_lines import published_config
+from support.random_checkpoint import QWEN2
+from support.small_config import small_config
+from support.small_model import save, witness
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2ForCausalLM
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RMSNorm
+
+from llmc.convert.checkpoint import Checkpoint
+from llmc.convert.families import family_of
+from llmc.convert.model import CausalLM
+from llmc.convert.safetensors_file import read_header
+from llmc.convert.targets import target
+from llmc.errors import InputError
+from llmc.quant.assign import Rule
+from llmc.quant.layerwise import quantize
+
+CONFIG = small_config(published_config("XiaomiMiMo--MiMo-7B-Base"))
+QWEN2_OF = {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
+MTP = "model.mtp_layers.0."
+IDS = torch.randint(3, 96, (2, 40), generator=torch.Generator().manual_seed(2))
+
+
+@pytest.fixture(scope="module")
+def published() -> PreTrainedModel:
+    return witness(CONFIG | QWEN2_OF)
+
+
+@pytest.fixture(scope="module")
+def source(published: PreTrainedModel, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return Checkpoint.open(save(published, CONFIG, tmp_path_factory.mktemp("mimo") / "source"))
+
+
+@pytest.fixture(scope="module")
+def artifact(source: Checkpoint) -> Checkpoint:
+    rules = [Rule("attention", "fp8-channel", "rtn"), Rule("mtp", "int4-g32", "gptq")]
+    folder = source.path.parent
+    quantize(source, rules, None, IDS, IDS, folder / "artifact", folder / "work", lambda *_: None)
+    return Checkpoint.open(folder / "artifact")
+
+
+def stored(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """The layer's tensors by their names on disk."""
+    return {
+        name.removeprefix(MTP): tensor.read().float()
+        for shard in checkpoint.shards
+        for name, tensor in read_header(shard).items()
+        if name.startswith(MTP)
+    }
+
+
+class Reference(nn.Module):
+    """The layer around transformers' decoder layer."""
+
+    def __init__(self, model: PreTrainedModel, tensors: dict[str, torch.Tensor]) -> None:
+        super().__init__()
+        size, config = model.config.hidden_size, model.config
+        for name in ("token_layernorm", "hidden_layernorm", "final_layernorm"):
+            self.add_module(name, Qwen2RMSNorm(size, config.rms_norm_eps))
+        self.input_proj = nn.Linear(2 * size, size, bias=False)
+        self.block = Qwen2DecoderLayer(config, 0)
+        own = dict(self.named_parameters())
+        assert own.keys() == {name if name in own else f"block.{name}" for name in tensors}
+        self.load_state_dict({name if name in own else f"block.{name}": tensor for name, tensor in tensors.items()})
+        self.main = [model]
+
+    @torch.no_grad()
+    def logits(self, ids: torch.Tensor) -> torch.Tensor:
+        """[B, S - 1, V]: what follows token i + 1, from it and the last layer's output at token i."""
+        (main,) = self.main
+        seen: list[torch.Tensor] = []
+        hook = main.model.norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        main(ids, use_cache=False)
+        hook.remove()
+        embedded = self.token_layernorm(main.model.embed_tokens(ids[:, 1:]))
+        x = self.input_proj(torch.cat((self.hidden_layernorm(seen[0][:, :-1]), embedded), dim=-1))
+        positions = torch.arange(x.shape[1])[None]
+        mask = torch.full((x.shape[1], x.shape[1]), -torch.inf).triu(1)[None, None]
+        x = self.block(x, attention_mask=mask, position_embeddings=main.model.rotary_emb(x, positions))
+        return main.lm_head(self.final_layernorm(x))
+
+
+def drafted(model: CausalLM) -> torch.Tensor:
+    return model.logits(model.mtp(IDS[:, 1:], model.hidden(IDS, for_mtp=True)[:, :-1]))
+
+
+def test_drafts_equal_the_reference(published: PreTrainedModel, source: Checkpoint) -> None:
+    expected = Reference(published, stored(source)).logits(IDS)
+    model = CausalLM.load(source)
+    assert divergences(expected, drafted(model)).max() < 1e-5
+    cache, hidden = model.new_cache(2, 40)[-1], model.hidden(IDS, for_mtp=True)
+    steps = [model.mtp(IDS[:, i + 1 : i + 2], hidden[:, i : i + 1], cache) for i in range(39)]
+    assert divergences(expected, model.logits(torch.cat(steps, dim=1))).max() < 1e-5
+
+
+def test_the_layer_keeps_its_spelling_and_is_quantized(artifact: Checkpoint) -> None:
+    index = json.loads((artifact.path / "model.safetensors.index.json").read_text(encoding="utf-8"))
+    mine = {name.removeprefix(MTP) for name in index["weight_map"] if name.startswith(MTP)}
+    norms = {f"{name}_layernorm.weight" for name in ("token", "hidden", "final", "input", "post_attention")}
+    assert norms | {"input_proj.weight_packed", "self_attn.q_proj.bias", "mlp.down_proj.weight_scale"} <= mine
+    assert not any(".layers.2." in name for name in index["weight_map"])
+    config = json.loads((artifact.path / "config.json").read_text(encoding="utf-8"))
+    assert (config["architectures"], config["model_type"]) == (["MiMoForCausalLM"], "qwen2")
+    assert (
+        artifact.kind("model.layers.2.eh_proj.weight") == artifact.kind("model.layers.2.mlp.up_proj.weight") is not None
+    )
+
+
+def test_transformers_reads_the_artifact_as_qwen2(artifact: Checkpoint) -> None:
+    theirs = AutoModelForCausalLM.from_pretrained(artifact.path, dtype=torch.float32)
+    assert isinstance(theirs, Qwen2ForCausalLM)
+    model = CausalLM.load(artifact)
+    with torch.no_grad():
+        said = theirs(IDS).logits.float()
+    assert divergences(said, model.logits(model.hidden(IDS))).max() < 1e-5
+
+
+def test_calibration_reads_what_the_layer_does(source: Checkpoint, tmp_path: Path) -> None:
+    """GPTQ, whose Hessians are of what the layer reads, beats rounding to nearest by what the layer drafts."""
+    expected, errors = drafted(CausalLM.load(source)), {}
+    text = torch.randint(3, 96, (32, 40), generator=torch.Generator().manual_seed(9))
+    for method in ("gptq", "rtn"):
+        folder = tmp_path / method
+        quantize(source, [Rule("mtp", "int3-g32", method)], None, text, IDS, folder, tmp_path / "work", lambda *_: None)
+        errors[method] = divergences(expected, drafted(CausalLM.load(Checkpoint.open(folder)))).mean()
+    assert errors["gptq"] < 0.8 * errors["rtn"]
+
+
+def test_graphs(artifact: Checkpoint) -> None:
+    made = target("onnxruntime")
+    options = made.Options(accuracy_level=1)
+    compare_with_torch(artifact, made.build(artifact, options, artifact.path, lambda *_: None))
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "no biases": ({"attention_bias": False}, "`attention_bias` is False, but only True is supported"),
+    "half a layer": ({"num_nextn_predict_layers": 0.5}, "`num_nextn_predict_layers` must be an integer"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name: str) -> None:
+    changes, said = REFUSED[name]
+    with pytest.raises(InputError) as caught:
+        family_of(CONFIG).spec(CONFIG | changes)
+    assert said in str(caught.value)
+
+
+def test_qwen2_without_architectures_is_no_mimo() -> None:
+    config = {key: value for key, value in QWEN2.items() if key != "architectures"}
+    assert family_of(config).name == "qwen2"
+    assert family_of(CONFIG | {"model_type": "qwen2"}).name == "mimo"
