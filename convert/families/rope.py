@@ -22,6 +22,8 @@ from llmc.patterns import shown
 def rope_spec(config: dict[str, Any], dim: int, interleaved: bool, max_positions: int) -> RopeSpec:
     """The rotary embedding over `dim` channels that config.json describes."""
     scaling, kind = rope_scaling(config)
+    if nested := sorted(name for name, value in scaling.config.items() if isinstance(value, dict)):
+        raise InputError(f"`{scaling.prefix}{nested[0]}` is of some layers, but all layers of this model rotate alike")
     theta = (scaling if scaling.has("rope_theta") else Fields(config)).number("rope_theta", 10000.0)
     if theta <= 1:
         raise InputError(f"`rope_theta` must be above 1, not {theta}")
@@ -57,16 +59,16 @@ def rope_of_layers(fields: Fields, kind: str, dim: int, thetas: Mapping[str, flo
     """The rotation of the layers of one kind of `layer_types`, where kinds rotate differently.
 
     transformers 5 has `rope_parameters` for each kind. Before, those that see all had `rope_theta` and `rope_scaling`,
-    and those with a window `rope_local_base_freq` and no scaling.
+    and those with a window `rope_local_base_freq` and no scaling. What the new form leaves out is taken from the old one,
+    and `rope_scaling` wins over it.
     """
-    nested = fields.mapping("rope_parameters").mapping(kind)
-    config: dict[str, Any] = {"rope_theta": thetas[kind]}
-    if nested.config:
-        config |= {"rope_parameters": nested.config}
-    elif kind == "full_attention":
-        config |= {name: fields.config[name] for name in ("rope_theta", "rope_scaling") if fields.has(name)}
-    elif fields.has("rope_local_base_freq"):
-        config["rope_theta"] = fields.number("rope_local_base_freq")
+    nested, all_see = fields.mapping("rope_parameters").mapping(kind).config, kind == "full_attention"
+    theta = "rope_theta" if all_see else "rope_local_base_freq"
+    config: dict[str, Any] = {"rope_theta": fields.number(theta) if fields.has(theta) else thetas[kind]}
+    if scaling := fields.mapping("rope_scaling").config if all_see else {}:
+        config["rope_scaling"] = nested | scaling
+    elif nested:
+        config["rope_parameters"] = nested
     return rope_spec(config, dim, False, fields.integer("max_position_embeddings"))
 
 

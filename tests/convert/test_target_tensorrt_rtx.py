@@ -224,6 +224,21 @@ def test_a_long_context_has_windows(tmp_path: Path) -> None:
     assert {"name": "window", "dtype": "int8", "shape": [-1]} in said["inputs"]
 
 
+@pytest.mark.parametrize("name", ["llama", "longrope"])
+def test_the_longest_context(name: str, tmp_path: Path) -> None:
+    """128 K tokens of cache, with one set of frequencies and with two."""
+    config = LLAMA | {"max_position_embeddings": 131072, "num_hidden_layers": 1}
+    if name == "longrope":
+        factors = {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [1.0, 2.0, 16.0, 32.0]}
+        config |= {"rope_scaling": factors | {"original_max_position_embeddings": 4096}}
+    checkpoint = Checkpoint.open(random_checkpoint(tmp_path, config))
+    result = rtx.build(checkpoint, rtx.Options(sm=[89], context=131072), checkpoint.path, lambda *_: None)
+    said = EngineDescription.model_validate_json((tmp_path / "engines/rtx-sm89.json").read_text(encoding="utf-8"))
+    assert said.context == 131072 and result.files
+    assert {each.shape[2] for each in said.inputs if each.name.startswith("past.")} == {131072}
+    assert max(profile.window for profile in said.profiles) == 131072
+
+
 def test_many_experts_need_plugins(tmp_path: Path) -> None:
     config = DEEPSEEK | {"n_routed_experts": 96, "num_hidden_layers": 2, "num_nextn_predict_layers": 0}
     checkpoint = Checkpoint.open(random_checkpoint(tmp_path / "model", config))
