@@ -59,8 +59,8 @@ def rope_of_layers(fields: Fields, kind: str, dim: int, thetas: Mapping[str, flo
     """The rotation of the layers of one kind of `layer_types`, where kinds rotate differently.
 
     transformers 5 has `rope_parameters` for each kind. Before, those that see all had `rope_theta` and `rope_scaling`,
-    and those with a window `rope_local_base_freq` and no scaling. What the new form leaves out is taken from the old one,
-    and `rope_scaling` wins over it.
+    and those with a window `rope_local_base_freq` and no scaling. What the new form leaves out is taken from the old
+    one, and `rope_scaling` wins over it.
     """
     nested, all_see = fields.mapping("rope_parameters").mapping(kind).config, kind == "full_attention"
     theta = "rope_theta" if all_see else "rope_local_base_freq"

@@ -1,4 +1,4 @@
-"""Texts longer than the context that rotations were scaled from, against transformers; and where config.json says how."""
+"""Texts longer than the context that rotations were scaled from, against transformers; where config.json says how."""
 
 from __future__ import annotations
 

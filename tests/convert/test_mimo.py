@@ -10,18 +10,16 @@ import pytest
 import torch
 from support.graph_comparison import compare_with_torch
 from support.graph_session import divergences
+from support.mimo_mtp import MTP, reference_drafts
 from support.model_lines import published_config
 from support.random_checkpoint import QWEN2
 from support.small_config import small_config
 from support.small_model import save, witness
-from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2ForCausalLM
-from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RMSNorm
 
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.families import family_of
 from llmc.convert.model import CausalLM
-from llmc.convert.safetensors_file import read_header
 from llmc.convert.targets import target
 from llmc.errors import InputError
 from llmc.quant.assign import Rule
@@ -29,7 +27,6 @@ from llmc.quant.layerwise import quantize
 
 CONFIG = small_config(published_config("XiaomiMiMo--MiMo-7B-Base"))
 QWEN2_OF = {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
-MTP = "model.mtp_layers.0."
 IDS = torch.randint(3, 96, (2, 40), generator=torch.Generator().manual_seed(2))
 
 
@@ -51,53 +48,12 @@ def artifact(source: Checkpoint) -> Checkpoint:
     return Checkpoint.open(folder / "artifact")
 
 
-def stored(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    """The layer's tensors by their names on disk."""
-    return {
-        name.removeprefix(MTP): tensor.read().float()
-        for shard in checkpoint.shards
-        for name, tensor in read_header(shard).items()
-        if name.startswith(MTP)
-    }
-
-
-class Reference(nn.Module):
-    """The layer around transformers' decoder layer."""
-
-    def __init__(self, model: PreTrainedModel, tensors: dict[str, torch.Tensor]) -> None:
-        super().__init__()
-        size, config = model.config.hidden_size, model.config
-        for name in ("token_layernorm", "hidden_layernorm", "final_layernorm"):
-            self.add_module(name, Qwen2RMSNorm(size, config.rms_norm_eps))
-        self.input_proj = nn.Linear(2 * size, size, bias=False)
-        self.block = Qwen2DecoderLayer(config, 0)
-        own = dict(self.named_parameters())
-        assert own.keys() == {name if name in own else f"block.{name}" for name in tensors}
-        self.load_state_dict({name if name in own else f"block.{name}": tensor for name, tensor in tensors.items()})
-        self.main = [model]
-
-    @torch.no_grad()
-    def logits(self, ids: torch.Tensor) -> torch.Tensor:
-        """[B, S - 1, V]: what follows token i + 1, from it and the last layer's output at token i."""
-        (main,) = self.main
-        seen: list[torch.Tensor] = []
-        hook = main.model.norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-        main(ids, use_cache=False)
-        hook.remove()
-        embedded = self.token_layernorm(main.model.embed_tokens(ids[:, 1:]))
-        x = self.input_proj(torch.cat((self.hidden_layernorm(seen[0][:, :-1]), embedded), dim=-1))
-        positions = torch.arange(x.shape[1])[None]
-        mask = torch.full((x.shape[1], x.shape[1]), -torch.inf).triu(1)[None, None]
-        x = self.block(x, attention_mask=mask, position_embeddings=main.model.rotary_emb(x, positions))
-        return main.lm_head(self.final_layernorm(x))
-
-
 def drafted(model: CausalLM) -> torch.Tensor:
     return model.logits(model.mtp(IDS[:, 1:], model.hidden(IDS, for_mtp=True)[:, :-1]))
 
 
 def test_drafts_equal_the_reference(published: PreTrainedModel, source: Checkpoint) -> None:
-    expected = Reference(published, stored(source)).logits(IDS)
+    expected = reference_drafts(published, source, IDS)
     model = CausalLM.load(source)
     assert divergences(expected, drafted(model)).max() < 1e-5
     cache, hidden = model.new_cache(2, 40)[-1], model.hidden(IDS, for_mtp=True)
