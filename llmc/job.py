@@ -18,6 +18,7 @@ from llmc.convert.quantized_weight import QuantSpec
 from llmc.convert.tensor_names import TensorName
 from llmc.convert.tokenizer_files import TOKENIZER, MadeTokenizer
 from llmc.default_rules import rules_of
+from llmc.default_targets import with_possible_targets
 from llmc.made_tokenizer import completed, made_tokenizer
 from llmc.output import OutputFolder
 from llmc.output_path import output_path, refuse_overlap
@@ -149,6 +150,7 @@ def plan(
         checkpoint = Checkpoint.open(source.path, headers_only=True)
         _require_tokenizer(source)
         made_tokenizer(source.path, checkpoint.spec.vocab_size)
+        recipe = with_possible_targets(recipe, checkpoint.spec)
         return plan_checkpoint(checkpoint, recipe, place, memory, gpu_memory)
 
 
@@ -171,6 +173,7 @@ def prepare(
         progress.line("tie_word_embeddings is true, but lm_head.weight is not the embedding: both are kept")
     if limits.gpu_memory is not None:
         machine.require_gpu()
+    recipe = with_possible_targets(recipe, checkpoint.spec)
     planned = plan_checkpoint(checkpoint, recipe, place.path, limits.memory, limits.gpu_memory)
     for note in planned.notes:
         progress.line(note)

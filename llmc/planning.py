@@ -16,10 +16,18 @@ from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.formats import layout
 from llmc.convert.model.causal_lm import empty_layer
 from llmc.convert.quantized_weight import Activations, QuantizedWeight
-from llmc.convert.spec import CACHE_SCALES, LatentAttentionSpec, MixtureOfExpertsSpec, MLPSpec, ModelSpec
+from llmc.convert.spec import (
+    CACHE_SCALES,
+    GatedDeltaNetSpec,
+    LatentAttentionSpec,
+    MixtureOfExpertsSpec,
+    MLPSpec,
+    ModelSpec,
+)
 from llmc.convert.targets import PlannedWeights, Target, target
 from llmc.convert.tensor_names import ModuleName, TensorName
 from llmc.default_rules import rules_of
+from llmc.default_targets import target_notes
 from llmc.errors import InputError, MachineError
 from llmc.progress import size
 from llmc.quant.activation_file import MICRO_BATCH_TOKENS
@@ -168,7 +176,8 @@ def plan(
             by_scheme = schemes.setdefault(role, {})
             by_scheme[assignment.scheme.name] = by_scheme.get(assignment.scheme.name, 0) + parameters
     if recipe.kv_cache == "fp8" and not spec.fp8_cache:
-        for name in (f"model.layers.{i}.self_attn.{scale}" for i in range(len(layers)) for scale in CACHE_SCALES):
+        cached = [index for index in range(len(layers)) if spec.is_cached(index)]
+        for name in (f"model.layers.{index}.self_attn.{scale}" for index in cached for scale in CACHE_SCALES):
             changes[checkpoint.role(name)] += Change(Size(0, 0), Size(1, 4))
     total = sum(changes.values(), _NOTHING)
     parameters_by_spec = {
@@ -204,7 +213,7 @@ def plan(
         target_bytes={each.name: each.estimate_bytes(weights, options) for each, options in _targets(recipe)},
         memory_available=machine.memory() if memory is None else min(memory, machine.memory()),
         disk_free=machine.free_disk(output),
-        notes=[*rules.notes, *checkpoint.notes()],
+        notes=[*rules.notes, *target_notes(recipe, spec), *checkpoint.notes(), *_state(spec)],
     )
 
 
@@ -255,6 +264,18 @@ def _cache_bytes(spec: ModelSpec, fp8: bool) -> tuple[int, int]:
             mine = attention.num_heads * head
         expanded += entry * mine
     return kept, expanded
+
+
+def _state(spec: ModelSpec) -> list[str]:
+    """A line on what is remembered beside the cache."""
+    layers = [attention for attention in spec.attentions if isinstance(attention, GatedDeltaNetSpec)]
+    if not layers:
+        return []
+    remembered = size(sum(attention.state_bytes for attention in layers))
+    return [
+        f"only {len(spec.attentions) - len(layers)} layers have a cache that grows; the other {len(layers)} remember "
+        f"{remembered} of a text, however long it is"
+    ]
 
 
 def _streams(spec: ModelSpec, assigned: Mapping[str, Assignment], calibration: int, check: int) -> int:
@@ -321,5 +342,7 @@ def _activations(spec: ModelSpec) -> int:
 
 
 def _pruned(module: ModuleName, kept: int) -> bool:
-    """Whether it goes with its expert. All experts are alike, so which of them go does not matter here."""
-    return module.expert is not None and module.expert >= kept
+    """Whether it goes with its expert. All experts of a layer are alike, so which of them go does not matter here.
+    Those outside of the layers, which are kept as they are, stay.
+    """
+    return module.layer is not None and module.expert is not None and module.expert >= kept

@@ -54,7 +54,7 @@ def new_recipe(model: str) -> str:
         checkpoint = Checkpoint.open(source.path, headers_only=True)
         roles, spec = sizes_by_role(checkpoint), checkpoint.spec
         role = default_role(spec)
-        scheme = _scheme(checkpoint, role)
+        scheme, obstacle = _scheme(checkpoint, role), spec.graph_obstacle
     return _TEMPLATE.format(
         about=_about(model, spec, roles),
         model=yaml.safe_dump(model, allow_unicode=True, width=10_000).removesuffix("...\n").strip(),
@@ -63,7 +63,7 @@ def new_recipe(model: str) -> str:
         scheme=scheme,
         length=min(2048, spec.max_position_embeddings),
         check_length=min(1024, spec.max_position_embeddings),
-        context=min(8192, spec.max_position_embeddings),
+        targets=_targets(spec) if obstacle is None else f"targets: []  # {obstacle}\n",
         others=", ".join(each for each in roles if each in QUANTIZABLE and each != role),
     )
 
@@ -99,6 +99,15 @@ def _prune(spec: ModelSpec) -> str:
     )
 
 
+def _targets(spec: ModelSpec) -> str:
+    context = min(8192, spec.max_position_embeddings)
+    return (
+        "targets:\n"
+        "  - onnxruntime: {}                       # runs on every CPU; the check below runs on it\n"
+        f"  # - tensorrt-rtx: {{sm: [80, 86, 89, 120], context: {context}}}\n"
+    )
+
+
 _TEMPLATE = """\
 {about}
 
@@ -113,10 +122,7 @@ calibration: {{text: builtin:python-docs, samples: 128, length: {length}}}
 quantize:
   - {{match: {role}, scheme: {scheme}}}
 
-targets:
-  - onnxruntime: {{}}                       # runs on every CPU; the check below runs on it
-  # - tensorrt-rtx: {{sm: [80, 86, 89, 120], context: {context}}}
-
+{targets}
 # The build fails if the result is further from the original than this, and keeps it as OUTPUT.rejected.
 check:
   text: builtin:python-docs

@@ -1,0 +1,92 @@
+"""A model that no graph can be made of is planned and built as a checkpoint, and every account of it says so."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from support.byte_tokenizer import byte_tokenizer
+from support.model_lines import published_config
+from support.small_config import small_config
+from support.small_model import save, witness
+
+from llmc.convert.checkpoint import Checkpoint
+from llmc.job import plan
+from llmc.recipe_files import new_recipe
+
+OBSTACLE = "no graph of Gated DeltaNet layers is made yet"
+
+
+@pytest.fixture(scope="module")
+def hybrid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = small_config(published_config("Qwen--Qwen3-Next-80B-A3B.bridge")) | {"vocab_size": 260}
+    folder = save(witness(config), config, tmp_path_factory.mktemp("hybrid") / "model")
+    byte_tokenizer(folder)
+    return folder
+
+
+def test_plan_says_why_there_are_no_targets(hybrid: Path, tmp_path: Path) -> None:
+    planned = plan(str(hybrid), tmp_path / "out")
+    assert planned.target_bytes == {}
+    assert f"no targets: {OBSTACLE}; the quantized checkpoint is the result" in planned.notes
+    # Of one layer: keys and values of one head of 64 channels in bfloat16.
+    assert planned.cache_bytes == 2 * 2 * 64
+    spec = Checkpoint.open(hybrid).spec
+    # Four states of 32 x 32 in float32, and three tokens of 256 channels in bfloat16, in three layers.
+    remembered = 3 * (4 * 4 * 32 * 32 + 2 * 3 * 256)
+    assert sum(each.state_bytes for each in spec.attentions if hasattr(each, "state_bytes")) == remembered
+    assert any(note.startswith("only 1 layers have a cache that grows; the other 3 remember") for note in planned.notes)
+
+
+def test_plan_of_an_fp8_cache_counts_scales_of_attention(hybrid: Path, tmp_path: Path) -> None:
+    recipe: dict[str, Any] = {
+        "model": str(hybrid),
+        "name": "x",
+        "quantize": [{"match": "experts", "scheme": "int4-g32"}],
+    }
+    plain, fp8 = (plan(recipe | {"kv_cache": kind}, tmp_path / "out") for kind in ("bf16", "fp8"))
+    assert fp8.total.after.parameters - plain.total.after.parameters == 2
+    assert fp8.cache_bytes == plain.cache_bytes / 2
+
+
+def test_targets_that_are_asked_for(llmc: Callable[..., Any], hybrid: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({"model": str(hybrid), "targets": [{"onnxruntime": {}}]}))
+    for command in ("plan", "build"):
+        said = llmc(command, recipe)
+        assert said.exit_code == 2
+        assert f"targets: onnxruntime cannot be made of qwen3_next: {OBSTACLE}; write `targets: []`" in " ".join(
+            said.stderr.split()
+        )
+
+
+def test_build(llmc: Callable[..., Any], hybrid: Path, tmp_path: Path) -> None:
+    recipe, text = tmp_path / "recipe.yaml", tmp_path / "text.txt"
+    text.write_text("What is forgotten is not lost, as long as somebody wrote it down. " * 200)
+    parts = {"text": "text.txt", "length": 64}
+    recipe.write_text(
+        yaml.safe_dump(
+            {
+                "model": str(hybrid),
+                "quantize": [{"match": "experts", "scheme": "int4-g32"}, {"match": "attention", "scheme": "int8-g32"}],
+                "calibration": {**parts, "samples": 8},
+                "check": {**parts, "tokens": 256},
+            }
+        )
+    )
+    said = llmc("build", recipe, "--output", tmp_path / "out")
+    assert said.exit_code == 0, said.output
+    manifest = json.loads((tmp_path / "out" / "llmc.json").read_text())
+    assert manifest["targets"] == {} and manifest["recipe"]["targets"] == []
+    assert any(OBSTACLE in note for note in manifest["notes"])
+    assert Checkpoint.open(tmp_path / "out").quantized("model.layers.0.self_attn.out_proj") is not None
+
+
+def test_a_new_recipe_has_none(hybrid: Path) -> None:
+    text = new_recipe(str(hybrid))
+    assert f"targets: []  # {OBSTACLE}\n" in text
+    assert yaml.safe_load(text)["targets"] == []
