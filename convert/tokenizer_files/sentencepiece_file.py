@@ -119,8 +119,10 @@ def _read(path: Path, data: bytes) -> Any:
     proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]  # made while it is imported
     try:
         proto.ParseFromString(data)
+        if not all(isinstance(text, str) for text in (proto.normalizer_spec.name, *(p.piece for p in proto.pieces))):
+            raise ValueError("no UTF-8")  # which protobuf hands over as bytes
         _processor(proto, True)
-    except (DecodeError, RuntimeError):
+    except (DecodeError, RuntimeError, ValueError):
         raise InputError(f"{path}: neither a model of SentencePiece nor ranks of tiktoken; download it again") from None
     trainer, kinds = proto.trainer_spec, {piece.type for piece in proto.pieces}
     cannot = {

@@ -267,9 +267,14 @@ def test_what_no_tokenizer_json_can_be_made_of(tmp_path: Path, options: dict[str
         made(tmp_path, "tokenizer.model", sentencepiece(**options), LLAMA)
 
 
-@pytest.mark.parametrize("data", [b"", b"\x00\x01garbage", b"{}", None])
-def test_a_broken_model(tmp_path: Path, data: bytes | None) -> None:
-    data = sentencepiece()[:5000] if data is None else data
+@pytest.mark.parametrize("data", [b"", b"\x00\x01garbage", b"{}", "cut", b"ident", b"<0x60>", "▁the".encode()])
+def test_a_broken_model(tmp_path: Path, data: bytes | str) -> None:
+    """Also where a byte is no UTF-8 any more: in the name of the normalizer, of a byte and of a piece."""
+    whole = sentencepiece()
+    if isinstance(data, str):
+        data = whole[:5000]
+    elif data in whole and data:
+        data = whole.replace(data, data[:-1] + b"\xff")
     with pytest.raises(InputError, match=r"tokenizer\.model: neither a model of SentencePiece nor ranks of tiktoken"):
         made(tmp_path, "tokenizer.model", data, LLAMA)
 
