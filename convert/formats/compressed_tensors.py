@@ -96,6 +96,8 @@ class CompressedTensors(Layout):
 
 def _of_group(group: Fields, default: Any, budget: Budget) -> Format:
     named = group.config.get("format") or default
+    if named == "naive-quantized" and group.mapping("weights").config.get("type") == "float":
+        named = FloatQuantized.name  # what early versions called it
     for known in (PackQuantized, FloatQuantized, NVFP4, MXFP4):
         if named == known.name:
             return known.from_config(group, budget)

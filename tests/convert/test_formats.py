@@ -42,6 +42,7 @@ SCHEMES: dict[str, tuple[str, dict[str, Any]]] = {
     "int3 group": ("pack-quantized", {"num_bits": 3, "type": "int", "strategy": "group", "group_size": 32}),
     "int2 channel": ("pack-quantized", {"num_bits": 2, "type": "int", "strategy": "channel"}),
     "fp8 tensor": ("float-quantized", {"num_bits": 8, "type": "float", "strategy": "tensor"}),
+    "fp8 naive": ("naive-quantized", {"num_bits": 8, "type": "float", "strategy": "channel"}),
     "fp8 channel": ("float-quantized", {"num_bits": 8, "type": "float", "strategy": "channel"}),
     "fp8 block": (
         "float-quantized",
@@ -148,6 +149,7 @@ def test_each_format_alone(tmp_path: Path, name: str) -> None:
             "int2 channel": (1, 80),
             "fp8 tensor": (64, 80),
             "fp8 channel": (1, 80),
+            "fp8 naive": (1, 80),
             "fp8 block": (24, 48),
         }[name]
     )
