@@ -82,6 +82,7 @@ def build_manifest(
             original_context=spec.original_context,
             bos_token_id=spec.bos_token_id,
             eos_token_ids=list(job.tokenizer.eos_token_ids),
+            images=artifact.vision.images if artifact.vision else None,
         ),
         tokenizer=_tokenizer(job),
         quantized=quantized.quantized,

@@ -143,6 +143,20 @@ def messages(value: Any) -> list[Mapping[str, Any]]:
     return list(value)
 
 
+def images_of_each(value: Any, prompts: int, single: bool) -> list[Any]:
+    """The images of each prompt: a list for one, a list of lists for several."""
+    if value is None:
+        return [()] * prompts
+    wanted = "a list of paths or arrays" if single else f"a list of {prompts} lists, one of each prompt's images"
+    several = [value] if single else value
+    for each in (value, *(() if single or not isinstance(value, (list, tuple)) else value)):
+        if not isinstance(each, (list, tuple)):
+            refuse("images", value, wanted)
+    if len(several) != prompts:
+        refuse("images", value, wanted)
+    return list(several)
+
+
 def template(value: Any) -> dict[str, Any]:
     """Variables for a chat template; None is none."""
     if value is None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from llmc.runtime.backends import Backend, FloatArray, Graph, Hidden, IntArray, longer, step_width
+from llmc.runtime.image_prompt import features_of_rows
 from llmc.runtime.sampling import Probabilities
 from llmc.runtime.sequence import GeneratedSequence
 
@@ -20,7 +21,7 @@ class KVCacheState:
     """A backend's cache of one sequence, and what it is known to hold.
 
     Attributes:
-        tokens: those that the main graph has seen, at their places
+        tokens: those that the main graph has seen, at their places; an image's as `SeenImages.keys`
         mtp: entries of the MTP layer that were made from them; entry i depends on tokens i and i + 1
         long: whether they were rotated as a text longer than the original context is
     """
@@ -62,7 +63,7 @@ class Decoder:
         self._long = longer(backend, self._n)
         long = [False] * len(answers) if self._long is None else self._long.tolist()
         drafting, pairs = self.draft_tokens > 0, zip(answers, long, strict=True)
-        self._start = min(memory.shared(each.prompt, drafting, beyond) for each, beyond in pairs) if memory else 0
+        self._start = min(memory.shared(each.identity, drafting, beyond) for each, beyond in pairs) if memory else 0
         for answer in answers:
             answer.cached = self._start
         self._remembers = memory is not None and len(answers) == 1
@@ -236,7 +237,9 @@ class Decoder:
             memory.mtp = min(memory.mtp, max(first - 1, 0))
         if self._long is not None:
             memory.long = bool(self._long[0])
-        result = self.backend.forward(graph, self._cache, ids, positions, index, hidden, self._long)
+        seen = [None if answer.done or graph == "mtp" else answer.images for answer in self.answers]
+        images = features_of_rows(seen, positions, ids.shape[1])
+        result = self.backend.forward(graph, self._cache, ids, positions, index, hidden, self._long, images)
         if graph == "main":
-            memory.tokens += ids[0].tolist()
+            memory.tokens += seen[0].identify(ids[0].tolist(), first) if seen[0] else ids[0].tolist()
         return result

@@ -11,6 +11,8 @@ from typing import Any, TypeAlias, Unpack, cast, overload
 from llmc.errors import InputError
 from llmc.runtime import arguments
 from llmc.runtime.chat import Message
+from llmc.runtime.image_prompt import ReadPrompt
+from llmc.runtime.images import Image
 from llmc.runtime.sampling import SamplingOptions, SamplingParams
 from llmc.runtime.sequence import GeneratedSequence, Generation
 from llmc.runtime.stream import Stream
@@ -18,6 +20,7 @@ from llmc.runtime.stream import Stream
 Prompt: TypeAlias = str | Sequence[int] | Sequence[Message]
 """A text, or tokens as they are to be fed, or the messages of a chat, {"role": …, "content": …}."""
 Prompts: TypeAlias = list[str] | list[Prompt] | Sequence[Sequence[int]] | Sequence[Sequence[Message]]
+Images: TypeAlias = Sequence[Image]
 Cancelled: TypeAlias = Callable[[], bool]
 
 
@@ -47,6 +50,7 @@ class TextGenerator(ABC):
         prompts: Prompt,
         parameters: SamplingParams | None = ...,
         *,
+        images: Images | None = ...,
         cancelled: Cancelled | None = ...,
         **options: Unpack[SamplingOptions],
     ) -> Generation: ...
@@ -56,6 +60,7 @@ class TextGenerator(ABC):
         prompts: Prompts,
         parameters: SamplingParams | Sequence[SamplingParams] | None = ...,
         *,
+        images: Sequence[Images] | None = ...,
         cancelled: Cancelled | None = ...,
         **options: Unpack[SamplingOptions],
     ) -> list[Generation]: ...
@@ -64,6 +69,7 @@ class TextGenerator(ABC):
         prompts: Prompt | Prompts,
         parameters: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        images: Images | Sequence[Images] | None = None,
         cancelled: Cancelled | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Generation | list[Generation]:
@@ -73,6 +79,9 @@ class TextGenerator(ABC):
         Args:
             parameters: for all, prompt i drawing with `seed + i`; or one for each, as they are
             options: fields of `SamplingParams`, for all
+            images: of a text, for a model that takes images; for several prompts a list of each one's. They stand
+                where the text says `<image>`, or in front of it. A chat's are in its messages, as parts of a content:
+                `{"type": "image", "image": …}` beside `{"type": "text", "text": …}`
             cancelled: asked between passes; once it says True, what there is comes back. `threading.Event().is_set`
                 will do
         """
@@ -88,7 +97,8 @@ class TextGenerator(ABC):
             each = [replace(base, seed=seed) for seed in seeds]
         if len(each) != len(several):
             raise InputError(f"{len(several)} prompts, but parameters for {len(each)}; give one for each or for all")
-        found = self._generate(several, each, cancelled or (lambda: False))
+        shown = arguments.images_of_each(images, len(several), single)
+        found = self._generate(several, each, shown, cancelled or (lambda: False))
         return found[0] if single else found
 
     def _parameters(self, parameters: Any, options: Mapping[str, Any]) -> SamplingParams:
@@ -96,17 +106,30 @@ class TextGenerator(ABC):
             arguments.refuse("parameters", parameters, "llmc.runtime.SamplingParams, or its fields by name")
         return (self.defaults if parameters is None else parameters).changed(options)
 
-    def _generate(self, prompts: list[Prompt], each: list[SamplingParams], cancelled: Cancelled) -> list[Generation]:
-        answers = [self._answer(prompt, one) for prompt, one in zip(prompts, each, strict=True)]
+    def _generate(
+        self,
+        prompts: Sequence[Prompt | ReadPrompt],
+        each: list[SamplingParams],
+        images: Sequence[Images],
+        cancelled: Cancelled,
+    ) -> list[Generation]:
+        pairs = zip(prompts, each, images, strict=True)
+        answers = [self._answer(prompt, one, shown) for prompt, one, shown in pairs]
         for _ in self._steps(answers, cancelled):
             pass
         return [answer.generation() for answer in answers]
 
     def stream(
-        self, prompt: Prompt, parameters: SamplingParams | None = None, **options: Unpack[SamplingOptions]
+        self,
+        prompt: Prompt,
+        parameters: SamplingParams | None = None,
+        *,
+        images: Images | None = None,
+        **options: Unpack[SamplingOptions],
     ) -> Stream:
         """Continues one prompt, piece by piece; together the pieces are the `text` that `generate` returns for it."""
-        answer = self._answer(prompt, self._parameters(parameters, options))
+        (shown,) = arguments.images_of_each(images, 1, single=True)
+        answer = self._answer(prompt, self._parameters(parameters, options), shown)
         return Stream(answer, lambda cancelled: self._steps([answer], cancelled))
 
     def chat(
@@ -123,28 +146,40 @@ class TextGenerator(ABC):
             template: variables of the chat template, such as `tools` or `enable_thinking`
         """
         wanted = self._parameters(parameters, options)
-        prompt: Prompt = self.chat_prompt(messages, **arguments.template(template))
-        return self._generate([prompt], [wanted], lambda: False)[0]
+        prompt = self._read_chat(messages, arguments.template(template))
+        return self._generate([prompt], [wanted], [()], lambda: False)[0]
 
     async def agenerate(
-        self, prompts: Prompt, parameters: SamplingParams | None = None, **options: Unpack[SamplingOptions]
+        self,
+        prompts: Prompt,
+        parameters: SamplingParams | None = None,
+        *,
+        images: Images | None = None,
+        **options: Unpack[SamplingOptions],
     ) -> Generation:
         """`generate` in a thread of its own; it ends when the task is cancelled."""
         import asyncio
 
         stop = threading.Event()
         try:
-            return await asyncio.to_thread(lambda: self.generate(prompts, parameters, cancelled=stop.is_set, **options))
+            return await asyncio.to_thread(
+                lambda: self.generate(prompts, parameters, images=images, cancelled=stop.is_set, **options)
+            )
         finally:
             stop.set()
 
     async def astream(
-        self, prompt: Prompt, parameters: SamplingParams | None = None, **options: Unpack[SamplingOptions]
+        self,
+        prompt: Prompt,
+        parameters: SamplingParams | None = None,
+        *,
+        images: Images | None = None,
+        **options: Unpack[SamplingOptions],
     ) -> AsyncIterator[str]:
         """`stream` whose passes run in a thread, one after the other; it ends when the task is cancelled."""
         import asyncio
 
-        stream = self.stream(prompt, parameters, **options)
+        stream = self.stream(prompt, parameters, images=images, **options)
         try:
             while (piece := await asyncio.to_thread(next, stream, None)) is not None:
                 yield piece
@@ -165,7 +200,13 @@ class TextGenerator(ABC):
         """The tokens of a conversation, up to where the answer begins."""
 
     @abstractmethod
-    def _answer(self, prompt: Prompt, parameters: SamplingParams) -> GeneratedSequence:
+    def _read_chat(self, messages: Sequence[Message], template: Mapping[str, Any]) -> ReadPrompt:
+        """The same, with the images that its messages have."""
+
+    @abstractmethod
+    def _answer(
+        self, prompt: Prompt | ReadPrompt, parameters: SamplingParams, images: Images = ()
+    ) -> GeneratedSequence:
         """An answer that has not begun; InputError for what cannot be answered."""
 
     @abstractmethod

@@ -19,7 +19,9 @@ from llmc.runtime.chat import ChatTemplate, Message
 from llmc.runtime.check import CheckReport, check
 from llmc.runtime.decoding import Decoder, KVCacheState
 from llmc.runtime.fork import watch
-from llmc.runtime.generator import Cancelled, Prompt, TextGenerator
+from llmc.runtime.generator import Cancelled, Images, Prompt, TextGenerator
+from llmc.runtime.image_prompt import ReadPrompt, parts_of, with_marks
+from llmc.runtime.image_reader import ImageReader
 from llmc.runtime.logprobs import TokenLogprob, score
 from llmc.runtime.sampling import SamplingParams
 from llmc.runtime.sequence import GeneratedSequence
@@ -120,31 +122,57 @@ class Model(TextGenerator):
         return check(self.artifact, self.backend, progress, reference)
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """The tokens of a prompt. InputError for none at all, or for one that the model does not know."""
-        tokens = self._tokens(prompt)
+        """The tokens of a prompt. InputError for none at all, for one that the model does not know, and for messages
+        with images, which tokens alone do not hold.
+        """
+        return self._without_images(self._read(prompt))
+
+    def _read(self, prompt: Prompt | ReadPrompt, images: Images = ()) -> ReadPrompt:
+        """What `encode` says, of prompts with images, too."""
+        read = self._tokens(prompt, images)
+        tokens = read.tokens
         if not tokens:
             raise InputError("the prompt is empty and this tokenizer adds no first token; give some text")
         if not 0 <= min(tokens) <= max(tokens) < self.artifact.vocab_size:
             wrong = next(token for token in tokens if not 0 <= token < self.artifact.vocab_size)
             raise InputError(f"token {wrong} is none of this model's {self.artifact.vocab_size}")
-        return tokens
+        return read
 
-    def _tokens(self, prompt: Prompt) -> list[int]:
-        prompt = arguments.prompt(prompt)
+    def _tokens(self, prompt: Prompt | ReadPrompt, images: Images) -> ReadPrompt:
+        prompt = prompt if isinstance(prompt, ReadPrompt) else arguments.prompt(prompt)
+        if isinstance(prompt, str) and images:
+            return self._seen.read(with_marks(prompt, len(images), self._seen.record), images)
         if isinstance(prompt, str):
-            return self.tokenizer.encode(prompt, fits=self.context).ids
+            return ReadPrompt(self.tokenizer.encode(prompt, fits=self.context).ids)
+        if images:
+            raise InputError("images are for a prompt of text; those of a chat are parts of its messages")
+        if isinstance(prompt, ReadPrompt):
+            return prompt
         if prompt and isinstance(prompt[0], Mapping):
-            return self.chat_prompt(cast(Sequence[Message], prompt))
-        return cast(list[int], prompt)
+            return self._read_chat(cast(Sequence[Message], prompt), {})
+        return ReadPrompt(cast(list[int], prompt))
 
     def chat_prompt(
         self, messages: Sequence[Message], add_generation_prompt: bool = True, **template: Any
     ) -> list[int]:
-        messages = arguments.messages(messages)
-        text = self._chat_template.render(messages, add_generation_prompt, **template)
-        arguments.well_formed(text)
+        return self._without_images(
+            self._read_chat(messages, {"add_generation_prompt": add_generation_prompt, **template})
+        )
+
+    def _without_images(self, read: ReadPrompt) -> list[int]:
+        if read.pixels:
+            raise InputError(
+                "the messages have images, which tokens alone do not hold; give them to generate or stream"
+            )
+        return read.tokens
+
+    def _read_chat(self, messages: Sequence[Message], template: Mapping[str, Any]) -> ReadPrompt:
+        plain, images = parts_of(arguments.messages(messages), self.artifact.manifest.model.images)
+        text = arguments.well_formed(self._chat_template.render(plain, **template))
         # The template writes special tokens itself.
-        return self.tokenizer.encode(text, add_special_tokens=False, fits=self.context).ids
+        if images:
+            return self._seen.read(text, images, add_special_tokens=False)
+        return ReadPrompt(self.tokenizer.encode(text, add_special_tokens=False, fits=self.context).ids)
 
     def close(self) -> None:
         self.backend.close()
@@ -160,6 +188,11 @@ class Model(TextGenerator):
         return ChatTemplate(self.artifact, self.chat_template)
 
     @cached_property
+    def _seen(self) -> ImageReader:
+        """InputError for a model or a backend that takes text alone."""
+        return ImageReader(self.artifact, self.tokenizer, self.backend)
+
+    @cached_property
     def _spaced(self) -> dict[str, IntArray]:
         """The tokens that begin with each kind of space."""
         known = [(text, token) for text, token in self.tokenizer.get_vocab(with_added_tokens=False).items()]
@@ -173,12 +206,18 @@ class Model(TextGenerator):
         for place in range(0, len(answers), batch):
             yield from Decoder(self.backend, answers[place : place + batch], self.draft_tokens, memory).run(cancelled)
 
-    def _answer(self, prompt: Prompt, parameters: SamplingParams) -> GeneratedSequence:
-        ids, first_tokens = self.encode(prompt), None
+    def _answer(
+        self, prompt: Prompt | ReadPrompt, parameters: SamplingParams, images: Images = ()
+    ) -> GeneratedSequence:
+        read = self._read(prompt, images)
+        ids, first_tokens = read.tokens, None
         if isinstance(prompt, str):
             ids, first_tokens = self._heal(ids)
         limit = self._fits(len(ids), parameters.max_new_tokens)
-        return GeneratedSequence(ids, parameters, limit, self.tokenizer, self.artifact.eos_token_ids, first_tokens)
+        seen = self._seen.features(read) if read.pixels else None
+        return GeneratedSequence(
+            ids, parameters, limit, self.tokenizer, self.artifact.eos_token_ids, first_tokens, seen
+        )
 
     def _fits(self, prompt_tokens: int, new_tokens: int | None) -> int:
         """How many new tokens there may be; InputError when they do not fit the context."""
@@ -219,12 +258,14 @@ class Session(TextGenerator):
     def tokens(self) -> list[int]:
         """What it holds."""
         with self._lock:
-            return list(self._memory.tokens)
+            tokens = list(self._memory.tokens)
+        return [token if token >= 0 else self.model._seen.token for token in tokens]
 
-    def read(self, prompt: Prompt) -> None:
+    def read(self, prompt: Prompt, images: Images | None = None) -> None:
         """Computes a prompt, for answers to come."""
-        answer = self._answer(self.model.encode(prompt), SamplingParams(max_new_tokens=None))
-        for _ in self._steps([answer], lambda: self._memory.tokens == answer.prompt):
+        (shown,) = arguments.images_of_each(images, 1, single=True)
+        answer = self._answer(self.model._read(prompt, shown), SamplingParams(max_new_tokens=None))
+        for _ in self._steps([answer], lambda: self._memory.tokens == answer.identity):
             pass
 
     def fork(self) -> Session:
@@ -247,8 +288,13 @@ class Session(TextGenerator):
     def _new_lock(self) -> None:
         self._lock = threading.RLock()
 
-    def _answer(self, prompt: Prompt, parameters: SamplingParams) -> GeneratedSequence:
-        return self.model._answer(prompt, parameters)
+    def _read_chat(self, messages: Sequence[Message], template: Mapping[str, Any]) -> ReadPrompt:
+        return self.model._read_chat(messages, template)
+
+    def _answer(
+        self, prompt: Prompt | ReadPrompt, parameters: SamplingParams, images: Images = ()
+    ) -> GeneratedSequence:
+        return self.model._answer(prompt, parameters, images)
 
     def _steps(self, answers: list[GeneratedSequence], cancelled: Cancelled) -> Iterator[None]:
         self._turn += 1

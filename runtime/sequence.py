@@ -10,6 +10,7 @@ import numpy as np
 
 from llmc.runtime.backends import FloatArray, IntArray
 from llmc.runtime.detokenizer import Detokenizer
+from llmc.runtime.image_prompt import SeenImages
 from llmc.runtime.logprobs import TokenLogprob, token_logprobs
 from llmc.runtime.sampling import Probabilities, SamplingParams, draw, verify, verify_greedy
 from llmc.runtime.tokenizer import Tokenizer
@@ -52,6 +53,7 @@ class GeneratedSequence:
     tokenizer: Tokenizer
     eos_token_ids: frozenset[int]
     first_tokens: IntArray | None = None
+    images: SeenImages | None = None
     tokens: list[int] = field(default_factory=list)
     text: str = ""  # what is certain of it
     finish_reason: Literal["stop", "length"] | None = None
@@ -66,6 +68,11 @@ class GeneratedSequence:
         self._detokenizer = Detokenizer(self.tokenizer, self.prompt)
         self._healed = self.first_tokens is not None  # the prompt has the space already that the answer begins with
         self._pending = ""  # the beginning of a stop string, perhaps
+
+    @property
+    def identity(self) -> list[int]:
+        """The prompt, with tokens of images told from those of other images."""
+        return self.images.identify(list(self.prompt), 0) if self.images else self.prompt
 
     @property
     def done(self) -> bool:

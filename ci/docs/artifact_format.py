@@ -35,9 +35,11 @@ and ONNX Runtime, whose graph points into them |
 | `tokenizer.json`, `tokenizer_config.json`, `generation_config.json`, `chat_template.jinja`, license files, … | taken \
 over from the source as they are; `tokenizer.json` is made where the source has none (`made_from`, below), and \
 `tokenizer_config.json` names no Python files | the same |
-| `model.onnx`, `mtp.onnx`, `model.onnx.data` | target `onnxruntime`: graphs of the model and of its layer for \
-multi-token prediction, and weights that no safetensors hold in the form that they need | ONNX Runtime |
-| `onnx/portable.onnx`, `onnx/portable-mtp.onnx`, `onnx/portable.onnx.data` | target `onnx`: the same in standard \
+| `model.onnx`, `mtp.onnx`, `vision.onnx`, `model.onnx.data` | target `onnxruntime`: graphs of the model, of its \
+layer for multi-token prediction and of its vision tower, and weights that no safetensors hold in the form that \
+they need | ONNX Runtime |
+| `onnx/portable.onnx`, `onnx/portable-mtp.onnx`, `onnx/portable-vision.onnx`, `onnx/portable.onnx.data` \
+| target `onnx`: the same in standard \
 operators | any ONNX program |
 | `engines/NAME.engine`, `engines/NAME-mtp.engine` | targets `tensorrt` and `tensorrt-rtx`: compiled engines | \
 TensorRT |

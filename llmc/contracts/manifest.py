@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
+from llmc.contracts.images import ImagesRecord
 from llmc.contracts.part import AxisSize, Count, File, FileName, Nothing, Number, Part, Positive
 
 # Keys as they were written before the American spelling; older artifacts stay readable.
@@ -57,6 +58,7 @@ class ModelRecord(Part):
     )
     bos_token_id: Count | None = Field(default=None, description="the beginning-of-text token; null: none")
     eos_token_ids: list[Count] = Field(description="tokens that end an answer")
+    images: ImagesRecord | None = Field(default=None, description="how it is shown images; null: it takes text alone")
 
 
 class TokenizerRecord(Part):

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from llmc.contracts.images import ImagesRecord
 from llmc.contracts.part import AxisSize, Count, File, FileName, Number, Part
 
 FORMAT_VERSION = 1
@@ -17,6 +18,7 @@ class RunModel(Part):
     eos_token_ids: list[Count]
     bos_token_id: Count | None = None
     original_context: AxisSize | None = None
+    images: ImagesRecord | None = None
 
 
 class RunCheck(Part):

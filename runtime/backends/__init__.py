@@ -19,6 +19,7 @@ IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 FloatArray = NDArray[np.float32]
 CLOSED = "this model is closed; load it again"
+ImageFeatures = tuple[FloatArray, IntArray]  # [N, H], and for each row and offset within a step [N, 2]
 Hidden = NDArray[Any]  # in a type of the backend's choice: it is only cut and given back
 
 
@@ -32,6 +33,7 @@ class Backend(Protocol):
     # The most tokens of a step, over all rows, times the cache entries they look at: what bounds its memory.
     max_attention_scores: int
     has_mtp: bool
+    has_vision: bool
     cache_bytes: int  # per token and row, of both graphs
 
     def new_cache(self, batch: int) -> Any:
@@ -46,6 +48,7 @@ class Backend(Protocol):
         logits_index: IntArray,
         hidden: Hidden | None = None,
         long: BoolArray | None = None,
+        images: ImageFeatures | None = None,
     ) -> tuple[FloatArray, Hidden | None]:
         """One step of S tokens a row, written to the cache in place.
 
@@ -55,8 +58,12 @@ class Backend(Protocol):
         logits_index   [B, L], positions within S whose logits are wanted
         hidden         [B, S, H], for "mtp": the main graph's of the tokens i, or its own when it drafts further
         long           [B], whether a row's text is longer than `original_context`, however much of it this step reads
+        images         features, for "main" with `has_vision`, and the tokens whose embeddings' places they take
         Returns logits [B, L, V] and hidden [B, S, H] (None for a model without MTP).
         """
+
+    def image_features(self, pixels: FloatArray) -> FloatArray:
+        """Of tiles [N, 3, side, side], one below the other [N * tokens of a tile, H]; with `has_vision` alone."""
 
     def copy(self, source: Any, rows: Sequence[int], length: int, target: Any) -> None:
         """Row i of the cache `target` gets the first `length` entries of row rows[i] of `source`, of both graphs."""

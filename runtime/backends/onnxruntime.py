@@ -18,13 +18,24 @@ from numpy.typing import NDArray
 from llmc.errors import InputError, MachineError
 from llmc.extras import install
 from llmc.runtime.artifact import Artifact
-from llmc.runtime.backends import CLOSED, BackendFactory, BoolArray, FloatArray, Graph, Hidden, IntArray, step_inputs
+from llmc.runtime.backends import (
+    CLOSED,
+    BackendFactory,
+    BoolArray,
+    FloatArray,
+    Graph,
+    Hidden,
+    ImageFeatures,
+    IntArray,
+    step_inputs,
+)
 
 NAME = "onnxruntime"
 _CPU = "CPUExecutionProvider"
 _BATCH, _PREFILL, _SCORES = 32, 256, 1 << 22  # bound the memory that a step takes
 _NEEDED = (1, 32)  # the first release with all operators of the graphs
 _FIRST_CAPACITY = 256
+_MOST_FOLDED = 1 << 20  # bytes of a constant of the vision tower
 _STEP = 64  # attention runs over whole steps of the cache, not over what is never written
 
 
@@ -61,7 +72,8 @@ class OnnxRuntimeCache:
     batch: int
     capacity: int = 0
     buffers: dict[str, FloatArray] = field(default_factory=dict)
-    steps: dict[tuple[Graph, int, int], BoundStep] = field(default_factory=dict)  # by graph, tokens and logits a row
+    # By graph, tokens and logits a row, features of images.
+    steps: dict[tuple[Graph, int, int, int], BoundStep] = field(default_factory=dict)
 
 
 class OnnxRuntimeBackend:
@@ -79,6 +91,11 @@ class OnnxRuntimeBackend:
                 self._sessions[graph] = _session(artifact.graph(name), threads, provider)
                 _check(artifact, graph, self._sessions[graph])
         self.has_mtp = "mtp" in self._sessions
+        self._artifact, self._threads, self._provider = artifact, threads, provider
+        self._tower: Any = None  # loaded for the first image
+        shapes = {node.name: node.shape for node in self._sessions["main"].get_inputs()}
+        self._width = shapes["image_features"][-1] if "image_features" in shapes else 0
+        self.has_vision = self._width > 0
         self._caches = {
             graph: [node for node in session.get_inputs() if node.name.startswith("past.")]
             for graph, session in self._sessions.items()
@@ -107,6 +124,7 @@ class OnnxRuntimeBackend:
         logits_index: IntArray,
         hidden: Hidden | None = None,
         long: BoolArray | None = None,
+        images: ImageFeatures | None = None,
     ) -> tuple[FloatArray, Hidden | None]:
         session = self._sessions.get(graph)
         if session is None:
@@ -114,6 +132,9 @@ class OnnxRuntimeBackend:
         end = int(cache_position.max()) + input_ids.shape[1]
         self._grow(cache, end)
         inputs = step_inputs(input_ids, cache_position, logits_index, hidden, long, self.original_context)
+        if self.has_vision and graph == "main":
+            features, positions = images or (np.empty((0, self._width), np.float32), np.empty((0, 2), np.int64))
+            inputs |= {"image_features": features, "image_positions": positions}
         step = self._step(graph, session, cache, end, inputs)
         for name, array in inputs.items():
             step.inputs[name][...] = array
@@ -124,8 +145,26 @@ class OnnxRuntimeBackend:
         found = {name: array.copy() for name, array in step.outputs.items()}
         return found["logits"], found.get("hidden")
 
+    def image_features(self, pixels: FloatArray) -> FloatArray:
+        if not self._sessions:
+            raise InputError(CLOSED)
+        name = self._artifact.target_file(NAME, "vision")
+        assert name is not None
+        if self._tower is None:
+            # Its weights are converted anew for every image: that takes little of the time, and half of the memory.
+            tower = _session(self._artifact.graph(name), self._threads, self._provider, most_folded=_MOST_FOLDED)
+            _check_tower(self._artifact, tower, self._width)
+            self._tower = tower
+        try:
+            (found,) = self._tower.run(["image_features"], {"pixels": pixels})
+        except Exception as error:  # onnxruntime's exceptions share no base class of their own
+            raise MachineError(f"ONNX Runtime failed: {' '.join(str(error).split())}") from error
+        features: FloatArray = found
+        return features
+
     def close(self) -> None:
         self._sessions.clear()
+        self._tower = None
 
     def _step(
         self, graph: Graph, session: Any, cache: OnnxRuntimeCache, end: int, inputs: dict[str, NDArray[Any]]
@@ -133,7 +172,8 @@ class OnnxRuntimeBackend:
         """For steps like this one, that end at `end`."""
         length, wanted = inputs["input_ids"].shape[1], inputs["logits_index"].shape[1]
         used = min(-(-end // _STEP) * _STEP, cache.capacity)
-        step = cache.steps.get((graph, length, wanted))
+        key = graph, length, wanted, len(inputs.get("image_features", ()))
+        step = cache.steps.get(key)
         if step is None or step.used != used:
             binding = session.io_binding()
             for node in self._caches[graph]:
@@ -152,7 +192,7 @@ class OnnxRuntimeBackend:
             }
             for name, place in outputs.items():
                 binding.bind_ortvalue_output(name, self._value(place))
-            step = cache.steps[graph, length, wanted] = BoundStep(used, binding, places, outputs)
+            step = cache.steps[key] = BoundStep(used, binding, places, outputs)
         return step
 
     def _grow(self, cache: OnnxRuntimeCache, end: int) -> None:
@@ -182,7 +222,12 @@ def _check(artifact: Artifact, graph: Graph, session: Any) -> None:
     inputs, outputs = ({node.name: node for node in nodes} for nodes in (session.get_inputs(), session.get_outputs()))
     caches = {name for name in inputs if name.startswith("past.")}
     steps = {"input_ids", "position_ids", "cache_position", "logits_index"}
-    wrong = (inputs.keys() - caches) ^ (steps | {"previous_hidden"} if graph == "mtp" else steps)
+    if graph == "mtp":
+        steps |= {"previous_hidden"}
+    elif artifact.target_file(NAME, "vision"):
+        steps |= {"image_features", "image_positions"}
+    wrong = (inputs.keys() - caches) ^ steps
+    wrong |= {"image_features"} & {name for name, node in inputs.items() if type(node.shape[-1]) is not int}
     wrong |= {name for name in caches if [type(each) for each in inputs[name].shape[1::2]] != [int, int]}
     wrong |= {name.replace("past.", "present.") for name in caches} ^ (outputs.keys() - {"logits", "hidden"})
     widths = [node.shape[-1:] for name, node in outputs.items() if not name.startswith("present.")]
@@ -193,7 +238,19 @@ def _check(artifact: Artifact, graph: Graph, session: Any) -> None:
         raise InputError(f"{artifact.path}: its graph knows {width} tokens, its manifest {artifact.vocab_size}")
 
 
-def _session(path: Path, threads: int | None, provider: str) -> Any:
+def _check_tower(artifact: Artifact, session: Any, width: int) -> None:
+    """InputError unless it makes features of `width` from the tiles that the manifest tells of."""
+    inputs, outputs = (
+        {node.name: node.shape[1:] for node in nodes} for nodes in (session.get_inputs(), session.get_outputs())
+    )
+    record = artifact.manifest.model.images
+    side = record.tile_size if record else 0
+    if inputs != {"pixels": [3, side, side]} or outputs != {"image_features": [width]}:
+        raise InputError(f"{artifact.path}: its vision graph is for other tiles or another model; build it again")
+
+
+def _session(path: Path, threads: int | None, provider: str, most_folded: int = 0) -> Any:
+    """most_folded: bytes of the largest tensor that is computed once, at load; 0: any."""
     from llmc.runtime.quiet_onnxruntime import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -201,7 +258,7 @@ def _session(path: Path, threads: int | None, provider: str) -> Any:
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     options.add_session_config_entry("session.force_spinning_stop", "1")
     # Weights are laid out once, at load, however large: beyond 1 GiB it would be done anew in every pass.
-    options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", "0")
+    options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", str(most_folded))
     options.log_severity_level = 3
     if threads:
         options.intra_op_num_threads = threads

@@ -23,7 +23,17 @@ from numpy.typing import NDArray
 
 from llmc.errors import InputError, MachineError
 from llmc.runtime.artifact import Artifact
-from llmc.runtime.backends import CLOSED, BoolArray, FloatArray, Graph, Hidden, IntArray, kernel_cache, step_inputs
+from llmc.runtime.backends import (
+    CLOSED,
+    BoolArray,
+    FloatArray,
+    Graph,
+    Hidden,
+    ImageFeatures,
+    IntArray,
+    kernel_cache,
+    step_inputs,
+)
 from llmc.runtime.plugins import tensorrt as plugins
 from llmc.tensorrt_package import TensorRTPackage
 
@@ -98,7 +108,7 @@ class EngineBackend:
         self.max_prefill_tokens = max(profile.tokens[1] for profile in main.profiles)
         # The engine's memory is that of its profiles.
         self.max_attention_scores = self.batch * self.max_prefill_tokens * self.context
-        self.has_mtp = "mtp" in engines
+        self.has_mtp, self.has_vision = "mtp" in engines, False
         self._device, self._lock = _Device(), threading.Lock()
         self._engines = {graph: _Engine(package, artifact, self._device, each) for graph, each in engines.items()}
         kinds = [kind for engine in self._engines.values() for kind in engine.caches.values()]
@@ -129,6 +139,7 @@ class EngineBackend:
         logits_index: IntArray,
         hidden: Hidden | None = None,
         long: BoolArray | None = None,
+        images: ImageFeatures | None = None,
     ) -> tuple[FloatArray, Hidden | None]:
         if (end := int(cache_position.max()) + input_ids.shape[1]) > self.context:
             raise InputError(f"{end} tokens do not fit the engine's context of {self.context}; shorten the prompt")
@@ -138,6 +149,9 @@ class EngineBackend:
                 raise InputError(CLOSED)
             found = self._engines[graph].run(inputs, cache)
         return found["logits"], found.get("hidden")
+
+    def image_features(self, pixels: FloatArray) -> FloatArray:
+        raise InputError("engines take text alone; load the model with backend='onnxruntime'")
 
     def close(self) -> None:
         with self._lock:
