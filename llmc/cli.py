@@ -297,8 +297,12 @@ def run(
         str | None,
         typer.Option("--prompt", "-p", help="The text to continue, - for standard input; default: a conversation."),
     ] = None,
+    image: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="An image that the first prompt is about; repeat it.")
+    ] = None,
     chat: Annotated[
-        bool | None, typer.Option(help="Use the chat template. Default: in conversations, if there is one.")
+        bool | None,
+        typer.Option(help="Use the chat template. Default: in conversations and about images, if there is one."),
     ] = None,
     system: Annotated[str | None, typer.Option(help="The system message of a chat.")] = None,
     chat_template: Annotated[
@@ -335,8 +339,10 @@ def run(
     `llmc run build/quickstart --prompt "def "`
 
     `llmc run build/quickstart --prompt "import " --temperature 0.8 --seed 1 --max-new-tokens 200`
+
+    `llmc run build/NVLM-D-72B --image photo.jpg --prompt "What is this?"`
     """
-    from llmc.conversation import answer, converse
+    from llmc.conversation import answer, converse, with_images
     from llmc.conversation import parameters as over_the_models_own
     from llmc.runtime import load
 
@@ -345,7 +351,8 @@ def run(
     stop = [text for each in stop or [] if (text := streams.argument(each)) is not None]
     template = None if chat_template is None else _text(chat_template)
     with load(artifact, backend, threads, speculative, draft_tokens, chat_template=template, add_bos=add_bos) as model:
-        chat = (prompt is None and model.has_chat_template) if chat is None else chat
+        images = [str(path) for path in image or []]
+        chat = ((prompt is None or bool(images)) and model.has_chat_template) if chat is None else chat
         if system and not chat:
             raise InputError("--system is for a chat; give --chat, too, if the model has a chat template")
         length = max_new_tokens or (None if chat else 128)
@@ -355,16 +362,17 @@ def run(
         if prompt is None:
             if as_json:
                 raise InputError("--json is for one answer; give --prompt")
-            if code := converse(model, parameters, system, chat, statistics):
+            if code := converse(model, parameters, system, chat, statistics, images):
                 raise typer.Exit(code)
             return
         text = sys.stdin.read() if prompt == "-" else prompt
         messages = [{"role": "system", "content": system}] if system else []
-        asked = [*messages, {"role": "user", "content": text}] if chat else text
+        asked = [*messages, with_images(text, images)] if chat else text
+        shown = [] if chat else images
         if as_json:
-            terminal.print_json(asdict(model.generate(asked, parameters)))
+            terminal.print_json(asdict(model.generate(asked, parameters, images=shown)))
             return
-        stream = model.stream(asked, parameters)  # bad arguments are told now
+        stream = model.stream(asked, parameters, images=shown)  # bad arguments are told now
         if not chat:
             terminal.say(text)
         answer(stream, terminal.console(stderr=True, highlight=False) if statistics else None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import typer
@@ -35,10 +35,23 @@ def parameters(model: Model, **asked: Any) -> SamplingParams:
     return found
 
 
-def converse(model: Model, parameters: SamplingParams, system: str | None, chat: bool, statistics: bool) -> int:
+def with_images(text: str, images: Sequence[str]) -> Message:
+    """A question about images."""
+    parts: list[dict[str, str]] = [{"type": "image", "image": path} for path in images]
+    return {"role": "user", "content": [*parts, {"type": "text", "text": text}] if images else text}
+
+
+def converse(
+    model: Model,
+    parameters: SamplingParams,
+    system: str | None,
+    chat: bool,
+    statistics: bool,
+    images: Sequence[str] = (),
+) -> int:
     """Reads lines from standard input. With a chat template they are a conversation, otherwise each is a text to
     continue. What went wrong with one of them is told, and the next one can be given. Returns the exit code: where
-    nobody looks on, as at the end of a pipe, that of the first error.
+    nobody looks on, as at the end of a pipe, that of the first error. The first line is about the images.
     """
     console = terminal.console(stderr=True, highlight=False)
     kind = "a conversation" if chat else "no chat template: every line is a text to continue"
@@ -51,20 +64,20 @@ def converse(model: Model, parameters: SamplingParams, system: str | None, chat:
             import readline  # noqa: F401  # editing and history for input(); not on Windows
 
         console.print(f"{model.artifact.path}: {kind}. {_HELP}", style="dim")
-    session, code = model.session(), 0
+    session, code, shown = model.session(), 0, list(images)
     messages = list(first)
     while (line := _read(interactive, console)) is not None:
         command = line.strip()
         if command in ("/quit", "/exit"):
             break
         if command == "/clear":
-            messages = list(first)
+            messages, shown = list(first), list(images)
         elif command == "/help":
             console.print(_HELP)
         elif command:
-            asked: list[Message] = [*messages, {"role": "user", "content": line}]
+            asked: list[Message] = [*messages, with_images(line, shown)]
             try:
-                stream = session.stream(asked, parameters) if chat else session.stream(line, parameters)
+                stream = session.stream(asked, parameters) if chat else session.stream(line, parameters, images=shown)
                 said = answer(stream, console if statistics else None)
                 if not interactive and stream.generation.finish_reason == "cancelled":
                     raise KeyboardInterrupt
@@ -77,7 +90,7 @@ def converse(model: Model, parameters: SamplingParams, system: str | None, chat:
                     raise
                 console.print()
             else:
-                messages = [*asked, {"role": "assistant", "content": said}] if chat else messages
+                messages, shown = [*asked, {"role": "assistant", "content": said}] if chat else messages, []
     return code
 
 
