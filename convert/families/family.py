@@ -54,9 +54,7 @@ class Family(ABC):
     defaults: Mapping[str, Any] = published()  # where config.json does not say
     kept_role: Role = "vision"  # of tensors that are kept as they are
     stored_names = StoredNames()  # how its checkpoints name tensors, where that is not as we do
-    aliases: Mapping[str, str] = (
-        published()
-    )  # fields by the names that they have in other versions of the published class
+    aliases: Mapping[str, str] = published()  # of fields: names in other versions of the published class → ours
     expert_count: str | None = None  # the field of config.json that counts experts
 
     @abstractmethod
