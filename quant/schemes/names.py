@@ -30,7 +30,8 @@ _EXPLAINED = {
     r"awq": "is a method that llmc does not have; the method gptaq with int4-g128 takes its place",
     r"nf4|fp4|bnb.*|bitsandbytes": "is a format of bitsandbytes, which llmc does not write; int4-g64 is as small",
     r"gguf|i?q\d.*|ud-.*": "is a format of llama.cpp, which llmc does not write; int4-g32 is about as small as Q4_0",
-    r"mxfp4|nvfp4|mxfp8|nvfp8": "is not written by llmc; int4-g32 or fp8-block take its place",
+    r"mxfp4|nvfp4": "is kept where a checkpoint has it, and not made by llmc; int4-g32 or fp8-block take its place",
+    r"mxfp8|nvfp8": "is not written by llmc; fp8-block takes its place",
     r"w[48]a[48].*": "rounds inputs to integers, which llmc does not do; int4-g128 and int8-channel round weights only",
     r"bf16|bfloat16|fp16|float16|fp32|float32|none": "is no scheme: what no rule matches keeps its precision",
 }

@@ -124,6 +124,8 @@ def test_presets_are_those_of_compressed_tensors(preset: str) -> None:
     ("name", "said"),
     [
         ("awq", "is a method that llmc does not have"),
+        ("NVFP4", "is kept where a checkpoint has it, and not made by llmc"),
+        ("mxfp8", "is not written by llmc; fp8-block takes its place"),
         ("gptq", "write `method: gptq`, and a scheme"),
         ("nf4", "bitsandbytes"),
         ("Q4_K_M", "llama.cpp"),
