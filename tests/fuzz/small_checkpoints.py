@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from harness import Case
+from support.float4_checkpoint import compressed_tensors, packed_weights
 from support.quantized_checkpoint import quantized_checkpoint
-from support.random_checkpoint import DEEPSEEK_V3, LLAMA, QWEN2
+from support.random_checkpoint import DEEPSEEK_V3, LLAMA, QWEN2, write_checkpoint
 
 from llmc.quant.layerwise import QuantizeOptions
 
@@ -55,6 +56,23 @@ def small_checkpoints(folder: Path) -> list[Case]:
         artifact = folder / name / "artifact"
         shards = sorted(artifact.glob("model-*.safetensors"))
         cases.append({"config.json": (artifact / "config.json").read_bytes(), "model.safetensors": _joined(shards)})
+    return cases + _float4(folder)
+
+
+def _float4(folder: Path) -> list[Case]:
+    """What is read and not made: NVFP4 and MXFP4 as compressed-tensors has them, NVFP4 as ModelOpt has it."""
+    config, cases = LLAMA | _DENSE, []
+    for scales in ("nvfp4", "mxfp4", "modelopt"):
+        described = compressed_tensors(scales)
+        weights = packed_weights(config, "mxfp4" if scales == "mxfp4" else "nvfp4")
+        if scales == "modelopt":
+            described = {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["lm_head"]}
+            spelled = {"weight_packed": "weight", "weight_global_scale": "weight_scale_2"}
+            for name in [name for name in weights if name.rpartition(".")[2] in spelled]:
+                module, _, part = name.rpartition(".")
+                weights[f"{module}.{spelled[part]}"] = weights.pop(name)
+        path = write_checkpoint(folder / scales, config | {"quantization_config": described}, weights)
+        cases.append({name: (path / name).read_bytes() for name in ("config.json", "model.safetensors")})
     return cases
 
 
