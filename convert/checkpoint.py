@@ -47,6 +47,7 @@ INDEX = "model.safetensors.index.json"
 REWRITTEN = ("config.json", INDEX, QUANTIZE_CONFIG, MODELOPT_CONFIG, AWQ_CONFIG)
 _MAX_MISSING = 10_000  # weights; of a model that lacks more, none is named
 _FLOATS = ("BF16", "F16", "F32")
+_NO_INPUTS = ".kv_b_proj.weight"  # of the layer that has none where attention works on the latent cache
 _CODE = (".py", ".pyc", ".so", ".pkl", ".pickle", ".pt", ".pth", ".bin", ".sh")
 # Files beside weights and config that travel with a model.
 _SIDECARS = (
@@ -191,6 +192,8 @@ class Checkpoint:
         if found is None:
             return None
         weight = found.decode(self._parts[name])
+        if name.endswith(_NO_INPUTS):
+            weight = replace(weight, activations=None)
         self._refuse_nan(name, weight.scales)
         if weight.qweight.dtype.is_floating_point:
             self._refuse_nan(name, weight.qweight)
@@ -199,11 +202,12 @@ class Checkpoint:
     def kind(self, name: str) -> QuantSpec | None:
         """How a tensor is stored, without reading it; None: plain."""
         found = self.format_of(name)
-        return found.kind(self._parts[name]) if found else None
+        kind = found.kind(self._parts[name]) if found else None
+        return kind._replace(activations=None) if kind is not None and name.endswith(_NO_INPUTS) else kind
 
     def activations(self, module: str) -> Activations | None:
         """How the inputs of a linear layer are rounded."""
-        found = self.format_of(f"{module}.weight")
+        found = None if f"{module}.weight".endswith(_NO_INPUTS) else self.format_of(f"{module}.weight")
         return found.activations_of(self._parts[f"{module}.weight"]) if found else None
 
     def cache_scales(self, layer: int) -> dict[str, float]:

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.quantized_checkpoint import quantized_copy
+from support.graph_comparison import compare_with_torch
+from support.quantized_checkpoint import DEEPSEEK, quantized_copy
 from support.random_checkpoint import LLAMA, random_weights, write_checkpoint
 from transformers import AutoModelForCausalLM, FineGrainedFP8Config
 
 from llmc.convert.checkpoint import Checkpoint
+from llmc.convert.targets import target
 from llmc.errors import InputError
 from llmc.quant.layerwise import QuantizeOptions
 
@@ -119,3 +121,21 @@ def test_blocks_stay_as_they_are_in_the_layout_of_their_own(tmp_path: Path) -> N
     for name in (name for name in weights if "_proj" in name):
         same = stored[name].float() if name.endswith("inv") else stored[name].view(torch.uint8)
         assert torch.equal(same, weights[name].float() if name.endswith("inv") else weights[name].view(torch.uint8))
+
+
+def test_what_the_latent_cache_is_expanded_by_has_no_inputs_to_round(tmp_path: Path) -> None:
+    """Attention on the latent cache has none, and so its graphs would compute something else."""
+    weights = random_weights(DEEPSEEK)
+    for name in [name for name in weights if ".self_attn." in name and "proj" in name]:
+        weights[name] = (weights[name] * 256).clamp(-448, 448).to(torch.float8_e4m3fn)
+        weights[f"{name}_scale_inv"] = torch.tensor(2.0**-8)
+        weights[f"{name.removesuffix('weight')}activation_scale"] = torch.tensor(0.02)
+    write_checkpoint(tmp_path / "source", DEEPSEEK | {"quantization_config": TENSOR}, weights)
+    kept = quantized_copy(Checkpoint.open(tmp_path / "source"), {}, tmp_path)
+    for module, rounded in (("kv_b_proj", None), ("o_proj", "tensor")):
+        name = f"model.layers.1.self_attn.{module}"
+        weight, kind = kept.quantized(name), kept.kind(f"{name}.weight")
+        assert weight is not None and kind is not None and kind == weight.kind and kind.activations == rounded
+        assert (kept.activations(name) is None) == (rounded is None)
+    portable = target("onnx")
+    compare_with_torch(kept, portable.build(kept, portable.Options(), kept.path, lambda *_: None))
