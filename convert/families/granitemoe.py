@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from llmc.convert.families.family import published
 from llmc.convert.families.granite import Granite
@@ -32,10 +32,6 @@ class GraniteMoe(Granite):
         # A softmax over the chosen is one over all, of which the chosen are made to sum to one.
         router, size = top_k_router(fields, self.expert_count), fields.integer("intermediate_size")
         return (MixtureOfExpertsSpec(router, size, 0, self.activation(fields)),) * num_layers
-
-    def obstacle(self, quantized: Collection[str]) -> str:
-        """As of transformers 5.24, which warns and goes on with random experts."""
-        return "its GraniteMoe takes experts as plain stacks only" if "experts" in quantized else ""
 
 
 FAMILY = GraniteMoe()

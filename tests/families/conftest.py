@@ -41,8 +41,10 @@ class Recorder:
             if name == CONFIGURATION:
                 assert isinstance(said, dict)
                 self.record["configurations"][said["name"]] = {k: v for k, v in said.items() if k != "name"}
+            if name in (LINE, CONFIGURATION):  # at once: a run of minutes may be stopped
+                self._write()
 
-    def pytest_sessionfinish(self) -> None:
+    def _write(self) -> None:
         known = {"lines": [line.name for line in LINES], "configurations": published_names(additional=True)}
         kept = {part: {name: self.record[part].get(name, {}) for name in names} for part, names in known.items()}
         self.file.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")

@@ -63,6 +63,8 @@ def test_parity(climb: Climb, small: SmallModel) -> None:
 @pytest.mark.slow
 def test_artifact(climb: Climb, architecture: SmallModel) -> None:
     """Quantized, and pruned where there are experts: transformers loads it, whole, and says the same as we do."""
+    if obstacle := architecture.checkpoint.family.obstacle(["experts"] if architecture.has_experts else []):
+        climb.hole(f"transformers does not load it quantized: {obstacle}")
     climb.note(difference=architecture.difference_in_transformers)
     assert architecture.difference_in_transformers < TOLERANCE
 

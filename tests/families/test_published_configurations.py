@@ -36,13 +36,20 @@ def accepted(name: str, folder: Path) -> ModelSpec:
     """What `llmc plan` asks config.json, and what lies beside it, before it looks at weights."""
     config = published_config(name)
     if name in DESCRIBED_BESIDE:
-        described = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": DESCRIBED_BESIDE[name]}}
+        said: dict[str, Any] = {
+            "quant_algo": DESCRIBED_BESIDE[name],
+            "kv_cache_quant_algo": "FP8",
+            "exclude_modules": ["lm_head"],
+        }
+        said |= {"group_size": 16} if said["quant_algo"] == "NVFP4" else {}
+        described = {"producer": {"name": "modelopt", "version": "0.31.0"}, "quantization": said}
         (folder / "hf_quant_config.json").write_text(json.dumps(described))
     config = with_quantization_config(folder, config)
     family = family_of(config)
     spec, text = family.spec(config), family.text_config(config)
     formats(text)
-    has_fp8_cache(text)
+    has_fp8_cache(text, {})
+    family.vision(config)
     return spec
 
 
