@@ -200,8 +200,8 @@ def _warn(layout_name: str, planned: Plan, checkpoint: Checkpoint, progress: Pro
     if experts is not None and "experts" not in specs:  # they stay as they are
         specs["experts"] = [kind for kind in _kinds_of_experts(checkpoint) if layout(layout_name).takes(kind)]
         plain = not specs["experts"]
-    quantized = [role for role, found in specs.items() if found]
-    if obstacle := layout(layout_name).obstacle(specs, plain) or checkpoint.family.obstacle(quantized):
+    known = layout(layout_name)
+    if obstacle := known.obstacle(specs, plain) or checkpoint.family.obstacle(known.one_by_one(specs)):
         progress.line(f"transformers will not load the result: {obstacle}")
 
 

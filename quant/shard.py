@@ -14,7 +14,7 @@ from llmc.convert.formats import Layout
 from llmc.convert.model import DecoderLayer
 from llmc.convert.quantized_weight import QuantizedWeight
 from llmc.convert.safetensors_file import SafetensorsWriter, read_header
-from llmc.convert.tensor_names import ModuleName, TensorName
+from llmc.convert.tensor_names import ModuleName, TensorName, part_of
 from llmc.errors import InputError
 from llmc.quant.durable import write_json
 from llmc.quant.prune import original_name
@@ -155,7 +155,7 @@ class _LayerShard:
         """Tensors of routed experts, all of one projection behind one another."""
         ordered = sorted(experts.items(), key=lambda item: str(item[0]))
         names = self.checkpoint.stored_names
-        if experts and names.stacked and all(self.weight(members[0]) is None for members in experts.values()):
+        if experts and names.stacked and all(self._is_stacked(members[0]) for members in experts.values()):
             yield from self._stacks(experts)
             return
         for _, members in ordered:
@@ -164,17 +164,30 @@ class _LayerShard:
             for column in zip(*(stored.items() for stored in columns), strict=True):
                 yield dict(column)
 
+    def _is_stacked(self, name: TensorName) -> bool:
+        """Whether an expert's tensor stays in a stack."""
+        weight = self.weight(name)
+        if weight is None:
+            return True
+        scheme = scheme_of(weight, self.layout, self.assigned.get(name.module.inside))
+        return scheme is not None and self.layout.format_of(scheme.spec).stacked
+
     def _stacks(self, experts: dict[TensorName, list[TensorName]]) -> Iterator[dict[str, torch.Tensor]]:
-        """One tensor [E, rows, columns], or transposed, for each stored projection, [E, rows] for its bias."""
+        """One tensor [E, rows, …], or transposed, for each stored projection and what it is stored in."""
         stored_names = self.checkpoint.stored_names
         for part in sorted({name.part for name in experts}):
             mine = {name.module.projection: name for name in experts if name.part == part}
             for projection, members in stored_names.stacks(mine).items():
                 names = [mine[member] for member in members]
                 columns = [sorted(experts[name], key=lambda each: each.module.expert or 0) for name in names]
-                of_expert = zip(*columns, strict=True)
-                parts = [stored_names.in_stack(part, [self.plain(each) for each in one]) for one in of_expert]
-                yield {str(TensorName(replace(names[0].module, projection=projection), part)): torch.stack(parts)}
+                stored: dict[str, list[torch.Tensor]] = {}
+                for one in zip(*columns, strict=True):
+                    for tensors in zip(*(self.tensors([each]).items() for each in one), strict=True):
+                        kind = part_of(tensors[0][0])
+                        stored.setdefault(kind, []).append(stored_names.in_stack(kind, [each for _, each in tensors]))
+                module = replace(names[0].module, projection=projection)
+                for kind, found in stored.items():
+                    yield {str(TensorName(module, kind)): torch.stack(found)}
 
 
 def joined(module: str, weights: Sequence[QuantizedWeight]) -> QuantizedWeight:

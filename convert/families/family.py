@@ -132,8 +132,8 @@ class Family(ABC):
         return []
 
     def obstacle(self, quantized: Collection[str]) -> str:
-        """Why transformers, whatever the layout, does not load a checkpoint in which these roles are quantized; empty:
-        it does.
+        """Why transformers, whatever the layout, does not load a checkpoint in which these roles are quantized, each
+        weight by itself; empty: it does.
 
         As of transformers 5.24, which warns and goes on with random experts where it looks for a stack of them.
         """

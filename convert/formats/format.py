@@ -31,6 +31,7 @@ class Format(ABC):
         cuts: Parts that are not cut with the rows of a weight: `whole` belongs to every slice, `none` to no slice, and
             of `refused` no slice can be told.
         narrows: Whether it has too few bits for some scales: `require_range` tells before the work, `encode` after.
+        stacked: Whether families that have plain experts in stacks have the parts of these in stacks, too.
     """
 
     name: ClassVar[str]
@@ -41,6 +42,7 @@ class Format(ABC):
     row_major: ClassVar[bool] = True
     cuts: ClassVar[Mapping[str, Literal["whole", "none", "refused"]]] = {}
     narrows: ClassVar[bool] = False
+    stacked: ClassVar[bool] = False
 
     @abstractmethod
     def matches(self, module: str) -> bool:

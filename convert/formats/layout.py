@@ -97,6 +97,10 @@ class Layout(Source):
             fp8_cache: Whether there are scales for the attention cache.
         """
 
+    def one_by_one(self, specs: Mapping[str, Collection[QuantSpec]]) -> list[str]:
+        """Return the roles of which some weights are quantized and not in stacks; `specs`: see `obstacle`."""
+        return [role for role, found in specs.items() if not all(self.format_of(spec).stacked for spec in found)]
+
     def obstacle(self, specs: Mapping[str, Collection[QuantSpec]], plain_experts: bool) -> str:
         """Return why transformers, which otherwise loads this layout, refuses what is stored so; empty: it does not.
 

@@ -7,10 +7,17 @@ Source: `convert_moe_packed_tensors` in integrations/mxfp4.py of transformers.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from llmc.convert.bits import pack_e2m1
 from llmc.convert.fields import Fields
 from llmc.convert.formats.float4 import MXFP4
 from llmc.convert.formats.format import Format
-from llmc.convert.formats.layout import Source
+from llmc.convert.formats.layout import Layout, NamedSpec
+from llmc.convert.quantized_weight import QuantizedWeight, QuantSpec
 from llmc.convert.safetensors_file import StoredTensor
 
 
@@ -19,21 +26,39 @@ class MXFP4Blocks(MXFP4):
     part_names = frozenset({"weight_blocks", "weight_scales"})
     key = qweight_part = "weight_blocks"
     scales_part = "weight_scales"
+    stacked = True
 
     def _shape(self, codes: StoredTensor) -> tuple[int, int] | None:
         if len(codes.shape) != 3 or codes.shape[2] * 2 != self.group:
             return None
         return codes.shape[0], codes.shape[1] * self.group
 
+    @classmethod
+    def encode(cls, module: str, weight: QuantizedWeight, spec: QuantSpec) -> dict[str, torch.Tensor]:
+        return {
+            f"{module}.weight_blocks": pack_e2m1(weight.qweight).unflatten(1, (-1, cls.group // 2)),
+            f"{module}.weight_scales": weight.scales.to(torch.float8_e8m0fnu).view(torch.uint8),
+        }
 
-class GptOss(Source):
-    """`modules_to_not_convert` adds nothing: what is stored so has blocks."""
+    @classmethod
+    def config(cls, spec: QuantSpec) -> dict[str, Any]:
+        return {}  # there is nothing to say
+
+
+class GptOss(Layout):
+    """`modules_to_not_convert` adds nothing for us: what is stored so has blocks."""
 
     name = method = "mxfp4"
     formats = (MXFP4Blocks,)
+    stores = "what gpt-oss is published in, the experts' MXFP4, and quantizes nothing"
+    readers = "transformers loads them"
 
     def read(self, quantization: Fields) -> tuple[Format, ...]:
         return (MXFP4Blocks(),)
 
+    def config(self, schemes: Mapping[str, NamedSpec], modules: Iterable[str], fp8_cache: bool) -> dict[str, Any]:
+        plain = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
+        return {"quant_method": self.method, "modules_to_not_convert": plain}
 
-SOURCE = GptOss()
+
+LAYOUT = GptOss()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 # In the published dialect; gates reach the limit, and windows are shorter than the texts of tests.
@@ -62,5 +63,28 @@ def gpt_oss_checkpoint(folder: Path, dtype: torch.dtype = torch.float32, **chang
             else:
                 parameter.copy_(values * config["hidden_size"] ** -0.5)
     model.to(dtype).save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+MXFP4 = {
+    "quant_method": "mxfp4",
+    "modules_to_not_convert": [
+        *("model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"),
+    ],
+}
+
+
+def in_mxfp4(source: Path, folder: Path) -> Path:
+    """The checkpoint of `source` as gpt-oss is published: experts in blocks, with codes of no meaning."""
+    generator, tensors = torch.Generator().manual_seed(3), load_file(source / "model.safetensors")
+    for name in [name for name in tensors if name.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
+        experts, columns, rows = tensors.pop(name).shape
+        shape = (experts, rows, columns // 32)
+        tensors[f"{name}_blocks"] = torch.randint(0, 256, (*shape, 16), dtype=torch.uint8, generator=generator)
+        tensors[f"{name}_scales"] = torch.randint(121, 124, shape, dtype=torch.uint8, generator=generator)
+    folder.mkdir(parents=True)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((source / "config.json").read_text()) | {"quantization_config": MXFP4}
     (folder / "config.json").write_text(json.dumps(config))
     return folder
