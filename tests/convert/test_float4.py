@@ -222,7 +222,10 @@ def test_mxfp4_of_gpt_oss_is_what_transformers_decodes(tmp_path: Path) -> None:
         weight = reader.decode(parts)
         assert (reader.shape(parts), reader.kind(parts)) == ((24, 64), weight.kind)
         assert torch.equal(weight.dequantize(), theirs[expert].T)
-        again = MXFP4Blocks.encode("m", weight, weight.kind)  # as compressed-tensors has it
+        again = MXFP4Blocks.encode("m", weight, weight.kind)
+        assert torch.equal(again["m.weight_blocks"], blocks[expert])
+        assert torch.equal(again["m.weight_scales"], scales[expert])
+        again = MXFP4.encode("m", weight, weight.kind)  # as compressed-tensors has it
         assert torch.equal(again["m.weight_packed"], blocks[expert].reshape(24, 32))
         assert torch.equal(again["m.weight_scale"], scales[expert])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,17 @@ def headers_only(directory: Path, config: dict[str, Any], tokenizer: Path) -> Pa
     plain = {key: value for key, value in config.items() if key != "quantization_config"}
     (directory / "config.json").write_text(json.dumps(plain))
     (directory / "tokenizer.json").write_bytes((tokenizer / "tokenizer.json").read_bytes())
-    entries, end = {}, 0
     family = family_of(plain)
-    for name, shape in weight_shapes(family.spec(plain)).items():
-        start, end = end, end + 2 * math.prod(shape)
-        entries[family.stored_names.stored(name)] = {
-            "dtype": "BF16",
-            "shape": list(shape),
-            "data_offsets": [start, end],
-        }
+    shapes = weight_shapes(family.spec(plain))
+    return write_header(directory, {family.stored_names.stored(name): ("BF16", shape) for name, shape in shapes.items()})
+
+
+def write_header(directory: Path, tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> Path:
+    """A file of tensors of these types, BF16 or U8, and shapes, all of it a hole."""
+    entries, end = {}, 0
+    for name, (dtype, shape) in tensors.items():
+        start, end = end, end + math.prod(shape) * {"BF16": 2, "U8": 1}[dtype]
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
     header = json.dumps(entries).encode()
     with (directory / "model.safetensors").open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
