@@ -107,6 +107,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         PHI3 | {"rope_scaling": SCALING | {"type": "longrope", "long_factor": [1.0, 1.0, 0, 1.0]}},
         "`rope_scaling.long_factor` must be a list of 4 positive numbers",
     ),
+    "a token": (PHI3 | {"original_max_position_embeddings": 1}, "`original_max_position_embeddings` is 1; LongRoPE"),
     "none": (PHI3 | {"rope_scaling": {"type": "longrope"}}, "`rope_scaling.short_factor` is missing"),
 }
 
