@@ -179,4 +179,6 @@ def _alike(kind: str, name: str) -> float:
     if kind[:_BEGINNING].lower() != name[:_BEGINNING].lower():
         return 0.0
     ratio = difflib.SequenceMatcher(None, kind.lower(), name.lower()).ratio()
+    if kind.lower().partition("_")[0] == name.lower().partition("_")[0]:  # of one generation: qwen2, and qwen2_tuned
+        return 1 + ratio
     return ratio if ratio >= _LIKE else 0.0
