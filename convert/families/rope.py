@@ -94,7 +94,7 @@ def _longrope_attention_factor(scaling: Fields, length: int, max_positions: int)
         return scaling.number("attention_factor")
     factor = scaling.number("factor", max_positions / length)
     if length < 2:
-        raise InputError(f"`original_max_position_embeddings` is {length}; LongRoPE wants a context of 2 tokens or more")
+        raise InputError(f"`original_max_position_embeddings` is {length}; LongRoPE wants at least 2 tokens")
     return 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(length))
 
 

@@ -207,3 +207,15 @@ def test_unknown_architectures(architectures: Any) -> None:
 
 def test_model_type_decides_when_no_architecture_is_named() -> None:
     assert family_of({"model_type": "qwen2"}).name == "qwen2"
+
+
+def test_no_name_is_of_two_families() -> None:
+    """What a family derives from another is not its names."""
+    every = families.all.values()
+    for names in (
+        [family.name for family in every],
+        [name for family in every for name in family.other_names],
+        [name for family in every for name in family.architectures],
+    ):
+        assert len(names) == len(set(names))
+    assert family_of({"model_type": "kimi_k2"}).name == "deepseek_v3"

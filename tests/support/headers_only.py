@@ -19,8 +19,8 @@ def headers_only(directory: Path, config: dict[str, Any], tokenizer: Path) -> Pa
     (directory / "config.json").write_text(json.dumps(plain))
     (directory / "tokenizer.json").write_bytes((tokenizer / "tokenizer.json").read_bytes())
     family = family_of(plain)
-    shapes = weight_shapes(family.spec(plain))
-    return write_header(directory, {family.stored_names.stored(name): ("BF16", shape) for name, shape in shapes.items()})
+    shapes, names = weight_shapes(family.spec(plain)), family.stored_names
+    return write_header(directory, {names.stored(name): ("BF16", shape) for name, shape in shapes.items()})
 
 
 def write_header(directory: Path, tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> Path:
