@@ -28,6 +28,7 @@ class ModelLine:
             makes the same model of it; None: it cannot
         spelled: names of tensors that the released checkpoints have, where they are not Llama's; `#` is a number
         respelled: (as `save_pretrained` writes it, as it was released): beginnings of tensors' names
+        mtp_unused: whether its checkpoints have layers for multi-token prediction that are kept and not used
     """
 
     name: str
@@ -36,6 +37,7 @@ class ModelLine:
     witness: dict[str, Any] | None = field(default_factory=dict)
     spelled: tuple[str, ...] = ()
     respelled: tuple[tuple[str, str], ...] = ()
+    mtp_unused: bool = False
 
     @property
     def tested(self) -> str:
@@ -214,17 +216,18 @@ LINES = (
         spelled=("language_model.model.layers.#.self_attn.q_proj.weight", "language_model.lm_head.weight"),
     ),
     ModelLine("gpt-oss", _of("openai", "gpt-oss-20b", "gpt-oss-120b")),
-    ModelLine("Qwen3-Next", ("Qwen--Qwen3-Next-80B-A3B.bridge",)),
-    ModelLine("Qwen3.5, 3.6", ("Qwen--Qwen3.5-27B", "nvidia--Qwen3.6-27B-NVFP4")),
+    ModelLine("Qwen3-Next", ("Qwen--Qwen3-Next-80B-A3B.bridge",), mtp_unused=True),
+    ModelLine("Qwen3.5, 3.6", ("Qwen--Qwen3.5-27B", "nvidia--Qwen3.6-27B-NVFP4"), mtp_unused=True),
     ModelLine(
         "Qwen3.5, 3.6 MoE",
         (
             *_of("Qwen", "Qwen3.5-35B-A3B", "Qwen3.5-122B-A10B", "Qwen3.5-397B-A17B"),
             *_of("nvidia", "Qwen3.5-122B-A10B-NVFP4", "Qwen3.5-397B-A17B-NVFP4", "Qwen3.6-35B-A3B-NVFP4"),
         ),
+        mtp_unused=True,
     ),
     ModelLine("Kimi-K3, Kimi-Linear", ("moonshotai--Kimi-K3",)),
-    ModelLine("MiMo-V2-Flash", ("XiaomiMiMo--MiMo-V2-Flash",)),
+    ModelLine("MiMo-V2-Flash", ("XiaomiMiMo--MiMo-V2-Flash",), mtp_unused=True),
     ModelLine("Llama-4", _of("meta-llama", *(f"Llama-4-{n}-Instruct" for n in ("Scout-17B-16E", "Maverick-17B-128E")))),
     ModelLine("Gemma-4", ("google--gemma-4-26B-A4B", *_of("nvidia", "Gemma-4-26B-A4B-NVFP4", "Gemma-4-31B-IT-NVFP4"))),
     ModelLine("Nemotron-Super (NAS)", ("nvidia--Llama-3_3-Nemotron-Super-49B-v1",)),
