@@ -21,6 +21,7 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from llmc.convert.bits import pack_e2m1, unpack_e2m1
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.formats import formats, layout
+from llmc.convert.formats.float4 import MXFP4 as StoredMXFP4
 from llmc.convert.formats.float4 import NVFP4 as StoredNVFP4
 from llmc.convert.formats.mxfp4 import MXFP4Blocks
 from llmc.convert.model import CausalLM
@@ -225,7 +226,7 @@ def test_mxfp4_of_gpt_oss_is_what_transformers_decodes(tmp_path: Path) -> None:
         again = MXFP4Blocks.encode("m", weight, weight.kind)
         assert torch.equal(again["m.weight_blocks"], blocks[expert])
         assert torch.equal(again["m.weight_scales"], scales[expert])
-        again = MXFP4.encode("m", weight, weight.kind)  # as compressed-tensors has it
+        again = StoredMXFP4.encode("m", weight, weight.kind)  # as compressed-tensors has it
         assert torch.equal(again["m.weight_packed"], blocks[expert].reshape(24, 32))
         assert torch.equal(again["m.weight_scale"], scales[expert])
 
