@@ -96,7 +96,7 @@ class Checkpoint:
             raise InputError(f"{path}: no such folder; a checkpoint is one that holds config.json and safetensors")
         refuse_other_kinds(str(path), names_in(path))
         refuse_folder_above(path, names_in(path))
-        config = with_quantization_config(path, read_json(path / "config.json"))
+        config = with_quantization_config(path, read_json(path / "config.json", infinity=True))
         try:
             refuse_other_tasks(config, families.all.values())
             family = family_of(config)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
-from llmc.convert.spec import WiringSpec
+from llmc.convert.spec import Blocks, WiringSpec
 
 V = TypeVar("V")  # what flows: a tensor, a value of a graph, activations on disk, a number of channels
 
@@ -36,11 +36,11 @@ class LayerOps(Protocol[V]):
         """The channels of x, then those of y."""
 
 
-def decoder_layer(ops: LayerOps[V], x: V, wiring: WiringSpec) -> V:
+def decoder_layer(ops: LayerOps[V], x: V, wiring: WiringSpec, blocks: Blocks = "both") -> V:
     """[B, S, H] → [B, S, H]: attention and MLP, each between its norms and beside a residual.
 
     Norms have the names that checkpoints give them: `post_attention_layernorm` is behind attention where there are
-    norms behind blocks, and else in front of the MLP.
+    norms behind blocks, and else in front of the MLP. A layer of one block (`blocks`) has a `norm` in front of it.
     """
     before, after = {"pre": (True, False), "post": (False, True), "sandwich": (True, True)}[wiring.norms]
     mlp_norm = "pre_feedforward_layernorm" if after else "post_attention_layernorm"
@@ -50,6 +50,8 @@ def decoder_layer(ops: LayerOps[V], x: V, wiring: WiringSpec) -> V:
         y = ops.norm(norm_behind, y) if after else y
         return ops.add(x, y if wiring.residual_scale == 1 else ops.scale(y, wiring.residual_scale))
 
+    if blocks != "both":
+        return added(x, ops.attention if blocks == "attention" else ops.mlp, "norm", "norm_behind")
     x = added(x, ops.attention, "input_layernorm", "post_attention_layernorm")
     return added(x, ops.mlp, mlp_norm, "post_feedforward_layernorm")
 

@@ -35,15 +35,17 @@ def open_file(path: Path) -> BufferedReader:
     return file
 
 
-def read_json(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:
-    """A JSON object; InputError when the file is missing or holds something else."""
+def read_json(path: Path, limit: int = JSON_LIMIT, infinity: bool = False) -> dict[str, Any]:
+    """A JSON object, which may have `Infinity` in it if that is said; InputError when the file is missing or holds
+    something else.
+    """
     try:
         data = files.read_regular(path, limit)
     except InputError as error:
         missing = "" if path.exists() else "; every checkpoint needs it"
         raise InputError(f"{error}{missing}") from error
     _refuse_stand_in(path, data[:64])
-    return files.json_object(path, data)
+    return files.json_object(path, data, infinity)
 
 
 def require_sidecars(folder: Path, sidecars: Iterable[Path]) -> None:

@@ -17,6 +17,7 @@ from llmc.convert.spec import (
     ModuleSpec,
     NormSpec,
     WiringSpec,
+    blocks_of,
 )
 
 BLOCKS = ("self_attn", "mlp")
@@ -34,8 +35,13 @@ def own_modules(spec: ModelSpec, index: int) -> dict[str, ModuleSpec]:
 
 def fewest_weights(spec: ModelSpec) -> int:
     """A lower bound of how many tensors the model needs, without naming any of them."""
-    experts = (mlp.router.num_experts if isinstance(mlp, MixtureOfExpertsSpec) else 1 for mlp in spec.mlps)
-    return sum(3 * count + 4 for count in experts)
+    count = 0
+    for layer, mlp in enumerate(spec.mlps):
+        expert = mlp.expert if isinstance(mlp, MixtureOfExpertsSpec) else mlp
+        each = len(expert.modules(1)) if spec.blocks(layer) != "attention" else 0
+        count += each * (mlp.router.num_experts if isinstance(mlp, MixtureOfExpertsSpec) else 1)
+        count += 4 if spec.blocks(layer) == "both" else 1
+    return count
 
 
 def weight_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
@@ -58,7 +64,7 @@ def _modules(
     attention: AttentionSpec, mlp: MLPSpec, is_mtp: bool, norm: NormSpec, wiring: WiringSpec
 ) -> Mapping[str, ModuleSpec]:
     listing = _Listing(attention, mlp, norm)
-    dataflow.decoder_layer(listing, norm.size, wiring)
+    dataflow.decoder_layer(listing, norm.size, wiring, blocks_of(attention, mlp))
     if is_mtp:
         dataflow.multi_token_prediction(listing, norm.size, norm.size, wiring)
     return listing.found

@@ -7,6 +7,7 @@ names them is said by its `stored_names`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -35,7 +36,7 @@ class ClampedSwiGLU:
     limit: float
 
 
-Activation = Literal["silu", "gelu_tanh"] | ClampedSwiGLU
+Activation = Literal["silu", "gelu_tanh", "relu2"] | ClampedSwiGLU
 # By what an FP8 cache is scaled: keys, or the latent, and values. Tensors of `self_attn`.
 CACHE_SCALES = ("k_scale", "v_scale")
 
@@ -104,12 +105,25 @@ class ConvolutionSpec:
 
     channels: int
     width: int
+    bias: bool = False
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {"weight": (self.channels, 1, self.width)}
+        return {"weight": (self.channels, 1, self.width)} | ({"bias": (self.channels,)} if self.bias else {})
 
 
-ModuleSpec = LinearSpec | NormSpec | GateSpec | VectorSpec | ConvolutionSpec  # what has weights, and their shapes
+@dataclass(frozen=True)
+class MatrixSpec:
+    """A matrix that is not quantized: weight [outputs, inputs]."""
+
+    outputs: int
+    inputs: int
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"weight": (self.outputs, self.inputs)}
+
+
+# What has weights, and their shapes.
+ModuleSpec = LinearSpec | NormSpec | GateSpec | VectorSpec | ConvolutionSpec | MatrixSpec
 
 
 @dataclass(frozen=True)
@@ -303,12 +317,14 @@ class GatedDeltaNetSpec:
         return self.num_value_heads * self.value_dim
 
     @property
-    def state_bytes(self) -> int:
-        """What is remembered of a text, however long: the state in float32, and what the convolution reads next, two
-        bytes each.
-        """
-        convolved = (2 * self.key_size + self.output_size) * (self.conv_width - 1)
-        return 4 * self.num_value_heads * self.key_dim * self.value_dim + 2 * convolved
+    def convolved_size(self) -> int:
+        """Channels of what is convolved: all queries, keys and values."""
+        return 2 * self.key_size + self.output_size
+
+    @property
+    def state_shape(self) -> tuple[int, int, int]:
+        """What is remembered of a text, beside what is convolved next."""
+        return self.num_value_heads, self.key_dim, self.value_dim
 
     def cache_entry(self) -> dict[str, tuple[int, int]]:
         """What is cached per token: nothing."""
@@ -316,7 +332,7 @@ class GatedDeltaNetSpec:
 
     def modules(self, hidden_size: int) -> dict[str, ModuleSpec]:
         """What has weights, by its name in `self_attn`."""
-        mixed, heads = 2 * self.key_size + self.output_size, self.num_value_heads
+        mixed, heads = self.convolved_size, self.num_value_heads
         outputs = {"in_proj_qkv": mixed, "in_proj_z": self.output_size, "in_proj_b": heads, "in_proj_a": heads}
         if self.fused:
             outputs = {"in_proj_qkvz": mixed + self.output_size, "in_proj_ba": 2 * heads}
@@ -333,11 +349,91 @@ class GatedDeltaNetSpec:
 
 
 @dataclass(frozen=True)
+class Mamba2Spec:
+    """Mamba-2 (Dao & Gu 2024): linear attention whose state forgets, each head's at a pace of its own.
+
+    Attributes:
+        num_groups: of heads that share queries and keys (C and B), and a norm
+        conv_width: tokens that the convolution of values, keys and queries reads
+        least_step: the shortest time that a token takes
+    """
+
+    num_heads: int
+    head_dim: int
+    key_dim: int  # of the state (N)
+    num_groups: int
+    conv_width: int
+    bias: bool
+    conv_bias: bool
+    least_step: float
+    norm_eps: float
+    output: ClassVar[str] = "out_proj"  # the projection at the end
+    rope: ClassVar[RopeSpec | None] = None
+
+    @property
+    def output_size(self) -> int:
+        """How many channels `out_proj` reads."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def convolved_size(self) -> int:
+        """Channels of what is convolved: all values, keys and queries."""
+        return self.output_size + 2 * self.num_groups * self.key_dim
+
+    @property
+    def state_shape(self) -> tuple[int, int, int]:
+        """What is remembered of a text, beside what is convolved next."""
+        return self.num_heads, self.key_dim, self.head_dim
+
+    def cache_entry(self) -> dict[str, tuple[int, int]]:
+        """What is cached per token: nothing."""
+        return {}
+
+    def modules(self, hidden_size: int) -> dict[str, ModuleSpec]:
+        """What has weights, by its name in `self_attn`."""
+        inputs = self.output_size + self.convolved_size + self.num_heads
+        return {
+            "in_proj": LinearSpec(inputs, hidden_size, self.bias, reads_block=True),
+            "conv1d": ConvolutionSpec(self.convolved_size, self.conv_width, self.conv_bias),
+            "dt_bias": VectorSpec(self.num_heads),
+            "A_log": VectorSpec(self.num_heads),
+            "D": VectorSpec(self.num_heads),
+            "norm": NormSpec(self.output_size, self.norm_eps),
+            "out_proj": LinearSpec(hidden_size, self.output_size, self.bias),
+        }
+
+
+StateSpec = GatedDeltaNetSpec | Mamba2Spec  # what remembers a text, however long, in as many numbers
+
+
+def state_bytes(spec: StateSpec) -> int:
+    """What is remembered of a text: the state in float32, and what the convolution reads next, two bytes each."""
+    return 4 * math.prod(spec.state_shape) + 2 * spec.convolved_size * (spec.conv_width - 1)
+
+
+@dataclass(frozen=True)
+class AbsentSpec:
+    """No block: the layer is the other one, behind a norm that is called `norm`."""
+
+    output: ClassVar[str] = ""
+    rope: ClassVar[RopeSpec | None] = None
+    output_size: ClassVar[int] = 0
+    intermediate_size: ClassVar[int] = 0
+
+    def cache_entry(self) -> dict[str, tuple[int, int]]:
+        return {}
+
+    def modules(self, hidden_size: int) -> dict[str, ModuleSpec]:
+        return {}
+
+
+@dataclass(frozen=True)
 class DenseMLPSpec:
     """A gated MLP: down(activation(gate(x)) * up(x)). Also one routed expert, or the shared experts as one.
 
     Attributes:
-        activation: "silu" (SwiGLU), GELU in its tanh form (GeGLU), or one that says what becomes of gate and up
+        activation: "silu" (SwiGLU), GELU in its tanh form (GeGLU), or one that says what becomes of gate and up;
+            "relu2": none is gated, down(relu(up(x))^2)
         bias: whether all three projections have one
     """
 
@@ -345,10 +441,16 @@ class DenseMLPSpec:
     activation: Activation = "silu"
     bias: bool = False
 
+    @property
+    def gated(self) -> bool:
+        return self.activation != "relu2"
+
     def modules(self, hidden_size: int) -> dict[str, ModuleSpec]:
         """What has weights, by its name in `mlp`."""
         gate = LinearSpec(self.intermediate_size, hidden_size, self.bias, reads_block=True)
         down = LinearSpec(hidden_size, self.intermediate_size, self.bias)
+        if not self.gated:
+            return {"up_proj": gate, "down_proj": down}
         return {"gate_proj": gate, "up_proj": gate, "down_proj": down}
 
 
@@ -379,6 +481,8 @@ class MixtureOfExpertsSpec:
     Attributes:
         shared_gate: whether the sigmoid of a score of its own, by `shared_expert_gate`, multiplies what the shared
             expert makes (Qwen3-Next)
+        latent_size: channels that routed experts read and make, between two projections for all of them (LatentMoE);
+            None: those of the model
     """
 
     router: RouterSpec
@@ -387,6 +491,7 @@ class MixtureOfExpertsSpec:
     activation: Activation = "silu"
     bias: bool = False  # of all projections of routed experts
     shared_gate: bool = False
+    latent_size: int | None = None
 
     @property
     def expert(self) -> DenseMLPSpec:
@@ -399,20 +504,31 @@ class MixtureOfExpertsSpec:
 
     def modules(self, hidden_size: int) -> dict[str, ModuleSpec]:
         """What has weights, by its name in `mlp`."""
-        router, expert = self.router, self.expert.modules(hidden_size)
+        router, expert = self.router, self.expert.modules(self.latent_size or hidden_size)
         found: dict[str, ModuleSpec] = {
             "gate": GateSpec(router.num_experts, hidden_size, router.selection_bias, router.bias)
         }
         for number in range(router.num_experts):
             found |= {f"experts.{number}.{name}": module for name, module in expert.items()}
         shared = self.shared_experts.modules(hidden_size) if self.shared_experts else {}
+        if self.latent_size is not None:
+            found["fc1_latent_proj"] = MatrixSpec(self.latent_size, hidden_size)
+            found["fc2_latent_proj"] = MatrixSpec(hidden_size, self.latent_size)
         if self.shared_gate:
             found["shared_expert_gate"] = GateSpec(1, hidden_size, selection_bias=False)
         return found | {f"shared_experts.{name}": module for name, module in shared.items()}
 
 
-AttentionSpec = LatentAttentionSpec | GroupedQueryAttentionSpec | GatedDeltaNetSpec
-MLPSpec = DenseMLPSpec | MixtureOfExpertsSpec
+AttentionSpec = LatentAttentionSpec | GroupedQueryAttentionSpec | StateSpec | AbsentSpec
+MLPSpec = DenseMLPSpec | MixtureOfExpertsSpec | AbsentSpec
+Blocks = Literal["both", "attention", "mlp"]
+
+
+def blocks_of(attention: AttentionSpec, mlp: MLPSpec) -> Blocks:
+    """Which blocks a layer has."""
+    if isinstance(mlp, AbsentSpec):
+        return "attention"
+    return "mlp" if isinstance(attention, AbsentSpec) else "both"
 
 
 @dataclass(frozen=True)
@@ -484,11 +600,19 @@ class ModelSpec:
         """Why llmc makes no graph, and so no target, of this model; None: it does."""
         if any(isinstance(attention, GatedDeltaNetSpec) for attention in self.attentions):
             return "no graph of Gated DeltaNet layers is made yet"
+        if any(isinstance(attention, Mamba2Spec) for attention in self.attentions):
+            return "no graph of Mamba-2 layers is made yet"
+        if any(self.blocks(layer) != "both" for layer in range(self.num_all_layers)):
+            return "no graph of layers with one block is made yet"
         if any(isinstance(each, GroupedQueryAttentionSpec) and each.output_gate for each in self.attentions):
             return "no graph of attention with an output gate is made yet"
         if any(isinstance(mlp, MixtureOfExpertsSpec) and mlp.shared_gate for mlp in self.mlps):
             return "no graph of a shared expert with a gate is made yet"
         return None
+
+    def blocks(self, layer: int) -> Blocks:
+        """Which blocks the layer has."""
+        return blocks_of(self.attentions[layer], self.mlps[layer])
 
     def is_cached(self, layer: int) -> bool:
         """Whether the layer has a cache that grows with the text."""

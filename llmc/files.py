@@ -77,10 +77,10 @@ def read_json(path: Path, limit: int) -> dict[str, Any]:
     return json_object(path, read_regular(path, limit))
 
 
-def json_object(path: Path, data: bytes) -> dict[str, Any]:
-    """A JSON object out of the bytes of `path`, which errors name."""
+def json_object(path: Path, data: bytes, infinity: bool = False) -> dict[str, Any]:
+    """A JSON object out of the bytes of `path`, which errors name; see `parse_json`."""
     try:
-        value = parse_json(data)
+        value = parse_json(data, infinity)
     except ValueError as error:
         raise InputError(f"{path}: not valid JSON ({error}); download it again") from error
     if not isinstance(value, dict):
@@ -88,9 +88,11 @@ def json_object(path: Path, data: bytes) -> dict[str, Any]:
     return value
 
 
-def parse_json(data: bytes) -> Any:
+def parse_json(data: bytes, infinity: bool = False) -> Any:
     """The value, when it is JSON that means one thing: ValueError for a key that is there twice, NaN and infinity, half
     a character, and for what would take long or much memory (deep nesting, very long numbers, millions of items).
+
+    With `infinity`, `Infinity` is one, as Python writes and reads it.
     """
     count_items(data)
     if len(data) > _MAX_WIDE_BYTES and not data.isascii():
@@ -101,7 +103,7 @@ def parse_json(data: bytes) -> Any:
             object_pairs_hook=_unique,
             parse_int=_integer,
             parse_float=_finite,
-            parse_constant=_finite,
+            parse_constant=_constant if infinity else _finite,
         )
     except RecursionError:
         raise ValueError(f"nested more than {_MAX_DEPTH} deep") from None
@@ -157,6 +159,10 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{text[:20]} is no finite number")
     return value
+
+
+def _constant(text: str) -> float:
+    return math.inf if text == "Infinity" else _finite(text)
 
 
 def _check_values(value: Any) -> None:

@@ -30,7 +30,7 @@ def made_tokenizer(folder: Path, vocab_size: int) -> MadeTokenizer | None:
         return None
     added = [AddedToken(token.number, token.text, token.special) for token in added_tokens(folder)]
     settings = tokenizer_config(folder)
-    kind = _CLASSES.get(str(read_json(folder / "config.json").get("model_type")))
+    kind = _CLASSES.get(str(read_json(folder / "config.json", infinity=True).get("model_type")))
     if kind is not None:
         settings = {"tokenizer_class": kind} | settings
     return make(folder, vocab_size, settings, special_tokens(folder), added)
@@ -39,7 +39,7 @@ def made_tokenizer(folder: Path, vocab_size: int) -> MadeTokenizer | None:
 def require_made(folder: Path) -> None:
     """The same errors, of a checkpoint whose weights are not there yet."""
     if TOKENIZER not in names_in(folder):
-        config = read_json(folder / "config.json")
+        config = read_json(folder / "config.json", infinity=True)
         size = family_of(config).text_config(config).get("vocab_size")
         made_tokenizer(folder, size if type(size) is int else 0)
 

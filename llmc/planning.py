@@ -18,11 +18,12 @@ from llmc.convert.model.causal_lm import empty_layer
 from llmc.convert.quantized_weight import Activations, QuantizedWeight
 from llmc.convert.spec import (
     CACHE_SCALES,
-    GatedDeltaNetSpec,
     LatentAttentionSpec,
     MixtureOfExpertsSpec,
     MLPSpec,
     ModelSpec,
+    StateSpec,
+    state_bytes,
 )
 from llmc.convert.targets import PlannedWeights, Target, target
 from llmc.convert.tensor_names import ModuleName, TensorName
@@ -268,13 +269,14 @@ def _cache_bytes(spec: ModelSpec, fp8: bool) -> tuple[int, int]:
 
 def _state(spec: ModelSpec) -> list[str]:
     """A line on what is remembered beside the cache."""
-    layers = [attention for attention in spec.attentions if isinstance(attention, GatedDeltaNetSpec)]
+    layers = [attention for attention in spec.attentions if isinstance(attention, StateSpec)]
     if not layers:
         return []
-    remembered = size(sum(attention.state_bytes for attention in layers))
+    cached = sum(map(spec.is_cached, range(spec.num_all_layers)))
+    remembered = size(sum(map(state_bytes, layers)))
     return [
-        f"only {len(spec.attentions) - len(layers)} layers have a cache that grows; the other {len(layers)} remember "
-        f"{remembered} of a text, however long it is"
+        f"of {spec.num_all_layers} layers {cached} have a cache that grows; {len(layers)} others remember {remembered} "
+        "of a text, however long it is"
     ]
 
 

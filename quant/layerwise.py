@@ -268,7 +268,7 @@ class _Pass:
         elif is_mtp:
             self._calibrate_mtp(calibration, index)
         else:
-            dataflow.decoder_layer(calibration, calibration.entrance(), self.spec.wiring)
+            dataflow.decoder_layer(calibration, calibration.entrance(), self.spec.wiring, self.spec.blocks(index))
             calibration.finish()
         scores, kept = calibration.mlp_calibration.scores, calibration.mlp_calibration.kept
         if scores is not None and kept is not None:

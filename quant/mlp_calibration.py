@@ -105,7 +105,8 @@ class MLPCalibration:
         for number, unit in enumerate(self._counted("score experts", self._experts(moe))):
             assert unit.weight is not None
             for part in _chunks(len(unit.tokens)):
-                scores.add(number, moe.experts[number](hidden.take(unit.tokens[part])), unit.weight[part])
+                output = moe.experts[number](moe.entering(hidden.take(unit.tokens[part])))
+                scores.add(number, output, unit.weight[part])
         values = scores.by(method)
         values[scores.protected()] = torch.inf
         self.kept = survivors(values, moe.gate.spec.num_groups, per_group)
@@ -191,16 +192,23 @@ class MLPCalibration:
             for number, part in enumerate(_chunks(len(unit.tokens))):
                 tokens = unit.tokens[part]
                 y = down(seen[number] if seen else self._activated(unit, tokens)[0])
-                target.add(tokens, y if unit.weight is None else y * unit.weight[part, None])
+                y = y if unit.weight is None else y * unit.weight[part, None]
+                mlp = self.layer.mlp
+                target.add(tokens, mlp.leaving(y) if unit.routed and isinstance(mlp, MixtureOfExperts) else y)
 
-    def _hidden(self, _: MLPBatch, tokens: torch.Tensor) -> list[torch.Tensor]:
-        return [run.hidden.take(tokens) for run in self.runs]
+    def _hidden(self, unit: MLPBatch, tokens: torch.Tensor) -> list[torch.Tensor]:
+        """What the unit's first projections read."""
+        found = []
+        for run in self.runs:
+            x, mlp = run.hidden.take(tokens), run.layer.mlp
+            found.append(mlp.entering(x) if unit.routed and isinstance(mlp, MixtureOfExperts) else x)
+        return found
 
     def _activated(self, unit: MLPBatch, tokens: torch.Tensor) -> list[torch.Tensor]:
         """What the unit's down projection reads."""
         return [
-            _mlp(run.layer, name).activate(run.hidden.take(tokens))
-            for run, name in zip(self.runs, unit.names, strict=False)
+            _mlp(run.layer, name).activate(x)
+            for run, name, x in zip(self.runs, unit.names, self._hidden(unit, tokens), strict=False)
         ]
 
     def _measure(self, measured: CalibrationStats, unit: MLPBatch, name: str, view: BatchInputs) -> list[torch.Tensor]:
@@ -224,7 +232,7 @@ class MLPCalibration:
                 made.append(seen[0])
         if shared:
             self.shared = measured.moments[name]
-        needed = self.few_tokens(_mlp(self.layer, unit.name).gate_proj.in_features)
+        needed = self.few_tokens(_mlp(self.layer, unit.name).up_proj.in_features)
         if routed and len(tokens) < needed:
             others = CalibrationStats()
             others.add(name, *view(unit, torch.arange(0, every, max(1, int(every / (2 * needed))))))

@@ -47,7 +47,7 @@ def read_json(origin: Origin, name: str, limit: int) -> dict[str, Any]:
     """The same of a JSON object, an empty one where there is no such file."""
     data = read(origin, name, limit)
     try:
-        value = {} if data is None else parse_json(data)
+        value = {} if data is None else parse_json(data, infinity=name == "config.json")
     except ValueError as error:
         raise InputError(f"{where(origin) / name}: broken ({error}); download it again") from error
     if not isinstance(value, dict):

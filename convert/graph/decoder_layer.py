@@ -14,14 +14,20 @@ from llmc.convert.graph.mixture_of_experts import mixture_of_experts
 from llmc.convert.graph.rms_norm import rms_norm
 from llmc.convert.graph.step import StepInputs
 from llmc.convert.layer_modules import layer_modules
-from llmc.convert.spec import GroupedQueryAttentionSpec, LatentAttentionSpec, MixtureOfExpertsSpec, NormSpec
+from llmc.convert.spec import (
+    DenseMLPSpec,
+    GroupedQueryAttentionSpec,
+    LatentAttentionSpec,
+    MixtureOfExpertsSpec,
+    NormSpec,
+)
 
 
 def decoder_layer(b: GraphBuilder, x: ir.Value, layer: int, step: StepInputs) -> ir.Value:
     """[B, S, H] -> [B, S, H]"""
     ops = GraphOps(b, layer, step)
     with b.at(ops.path):
-        return dataflow.decoder_layer(ops, x, b.spec.wiring)
+        return dataflow.decoder_layer(ops, x, b.spec.wiring, b.spec.blocks(layer))
 
 
 def multi_token_prediction(
@@ -58,6 +64,7 @@ class GraphOps:
         spec, path = self.b.spec.mlps[self.layer], f"{self.path}.mlp"
         if isinstance(spec, MixtureOfExpertsSpec):
             return mixture_of_experts(self.b, x, path, spec)
+        assert isinstance(spec, DenseMLPSpec)
         return dense_mlp(self.b, x, path, spec)
 
     def add(self, x: ir.Value, y: ir.Value) -> ir.Value:

@@ -18,6 +18,7 @@ from llmc.convert.model.grouped_query_attention import GroupedQueryAttention
 from llmc.convert.model.grouped_topk import GroupedTopK
 from llmc.convert.model.latent_attention import LatentAttention
 from llmc.convert.model.linear import Linear, compute_in
+from llmc.convert.model.mamba2 import Mamba2
 from llmc.convert.model.mixture_of_experts import MixtureOfExperts
 from llmc.convert.model.multi_token_prediction import MultiTokenPrediction
 from llmc.convert.model.rms_norm import RMSNorm
@@ -34,6 +35,7 @@ __all__ = [
     "LatentCache",
     "LayerCache",
     "Linear",
+    "Mamba2",
     "MixtureOfExperts",
     "MultiTokenPrediction",
     "RMSNorm",

@@ -8,7 +8,15 @@ from __future__ import annotations
 import torch
 
 from llmc.convert.quantized_weight import round_to_fp8
-from llmc.convert.spec import AttentionSpec, GatedDeltaNetSpec, GroupedQueryAttentionSpec, LatentAttentionSpec
+from llmc.convert.spec import (
+    AbsentSpec,
+    AttentionSpec,
+    GatedDeltaNetSpec,
+    GroupedQueryAttentionSpec,
+    LatentAttentionSpec,
+    Mamba2Spec,
+    StateSpec,
+)
 
 
 class LatentCache:
@@ -46,17 +54,22 @@ class KeyValueCache:
 
 
 class StateCache:
-    """What Gated DeltaNet remembers: state [B, num_value_heads, key_dim, value_dim] in float32, and the last
+    """What Gated DeltaNet and Mamba-2 remember: state [B, heads, key_dim, value_dim] in float32, and the last
     conv_width - 1 tokens of what is convolved [B, channels, conv_width - 1].
 
     `length` only counts: there is no rolling back.
     """
 
-    def __init__(self, attention: GatedDeltaNetSpec, batch: int, dtype: torch.dtype = torch.float32) -> None:
-        self.state = torch.zeros(batch, attention.num_value_heads, attention.key_dim, attention.value_dim)
-        channels = 2 * attention.key_size + attention.output_size
-        self.convolved = torch.zeros(batch, channels, attention.conv_width - 1, dtype=dtype)
+    def __init__(self, attention: StateSpec, batch: int, dtype: torch.dtype = torch.float32) -> None:
+        self.state = torch.zeros(batch, *attention.state_shape)
+        self.convolved = torch.zeros(batch, attention.convolved_size, attention.conv_width - 1, dtype=dtype)
         self.length = 0
+
+
+class NoCache:
+    """Of a layer that looks at nothing but the token itself."""
+
+    length = 0
 
 
 def as_cached(entries: dict[str, torch.Tensor], scales: dict[str, float]) -> dict[str, torch.Tensor]:
@@ -64,13 +77,15 @@ def as_cached(entries: dict[str, torch.Tensor], scales: dict[str, float]) -> dic
     return {name: round_to_fp8(x, scales[name]) if scales else x for name, x in entries.items()}
 
 
-LayerCache = LatentCache | KeyValueCache | StateCache
+LayerCache = LatentCache | KeyValueCache | StateCache | NoCache
 
 
 def layer_cache(attention: AttentionSpec, batch: int, capacity: int, dtype: torch.dtype = torch.float32) -> LayerCache:
     """An empty cache for a layer with this attention."""
     if isinstance(attention, LatentAttentionSpec):
         return LatentCache(batch, capacity, attention.kv_lora_rank + attention.qk_rope_head_dim, dtype)
-    if isinstance(attention, GatedDeltaNetSpec):
+    if isinstance(attention, GatedDeltaNetSpec | Mamba2Spec):
         return StateCache(attention, batch, dtype)
+    if isinstance(attention, AbsentSpec):
+        return NoCache()
     return KeyValueCache(attention, batch, capacity, dtype)

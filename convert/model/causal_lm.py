@@ -131,7 +131,9 @@ class CausalLM:
     def hidden(self, ids: torch.Tensor, caches: list[LayerCache] | None = None, for_mtp: bool = False) -> torch.Tensor:
         """Ids [B, S], the tokens after those in the cache → [B, S, H] after the final norm; or what MTP reads."""
         x = self.embed(ids)
-        positions = _positions(ids, caches[0] if caches else None)
+        positions = _positions(
+            ids, max(caches[: self.spec.num_layers], key=lambda each: each.length) if caches else None
+        )
         for index in range(self.spec.num_layers):
             x = self.layers[index](x, positions, caches[index] if caches else None)
         return x if for_mtp and not self.spec.wiring.mtp_hidden_normed else self.norm(x)

@@ -7,22 +7,27 @@ from torch import nn
 
 from llmc.convert import dataflow
 from llmc.convert.layer_modules import own_modules
+from llmc.convert.model.absent import Absent
 from llmc.convert.model.cache import LayerCache
 from llmc.convert.model.dense_mlp import DenseMLP
 from llmc.convert.model.gated_delta_net import GatedDeltaNet
 from llmc.convert.model.grouped_query_attention import GroupedQueryAttention
 from llmc.convert.model.latent_attention import LatentAttention
+from llmc.convert.model.mamba2 import Mamba2
 from llmc.convert.model.mixture_of_experts import MixtureOfExperts
 from llmc.convert.model.modules import add_modules
 from llmc.convert.spec import (
+    AbsentSpec,
     AttentionSpec,
     GatedDeltaNetSpec,
     LatentAttentionSpec,
+    Mamba2Spec,
     MixtureOfExpertsSpec,
+    MLPSpec,
     ModelSpec,
 )
 
-Attention = LatentAttention | GroupedQueryAttention | GatedDeltaNet
+Attention = LatentAttention | GroupedQueryAttention | GatedDeltaNet | Mamba2 | Absent
 
 
 class DecoderLayer(nn.Module):
@@ -30,17 +35,15 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, spec: ModelSpec, index: int) -> None:
         super().__init__()
-        self.wiring = spec.wiring
+        self.wiring, self.blocks = spec.wiring, spec.blocks(index)
         hidden_size, attention, mlp = spec.hidden_size, spec.attentions[index], spec.mlps[index]
         self.self_attn = _attention(attention, hidden_size)
-        self.mlp = (
-            MixtureOfExperts(mlp, hidden_size) if isinstance(mlp, MixtureOfExpertsSpec) else DenseMLP(mlp, hidden_size)
-        )
+        self.mlp = _mlp(mlp, hidden_size)
         add_modules(self, own_modules(spec, index))
 
     def forward(self, x: torch.Tensor, positions: torch.Tensor, cache: LayerCache | None = None) -> torch.Tensor:
         """X [B, S, H], positions [B, S] → [B, S, H]."""
-        return dataflow.decoder_layer(TorchOps(self, positions, cache), x, self.wiring)
+        return dataflow.decoder_layer(TorchOps(self, positions, cache), x, self.wiring, self.blocks)
 
 
 def _attention(spec: AttentionSpec, hidden_size: int) -> Attention:
@@ -48,7 +51,15 @@ def _attention(spec: AttentionSpec, hidden_size: int) -> Attention:
         return LatentAttention(spec, hidden_size)
     if isinstance(spec, GatedDeltaNetSpec):
         return GatedDeltaNet(spec, hidden_size)
-    return GroupedQueryAttention(spec, hidden_size)
+    if isinstance(spec, Mamba2Spec):
+        return Mamba2(spec, hidden_size)
+    return Absent(spec) if isinstance(spec, AbsentSpec) else GroupedQueryAttention(spec, hidden_size)
+
+
+def _mlp(spec: MLPSpec, hidden_size: int) -> MixtureOfExperts | DenseMLP | Absent:
+    if isinstance(spec, MixtureOfExpertsSpec):
+        return MixtureOfExperts(spec, hidden_size)
+    return Absent(spec) if isinstance(spec, AbsentSpec) else DenseMLP(spec, hidden_size)
 
 
 class TorchOps:

@@ -28,6 +28,8 @@ class DenseMLP(nn.Module):
 
     def activate(self, x: torch.Tensor) -> torch.Tensor:
         """What `down_proj` reads."""
+        if self.activation == "relu2":
+            return functional.relu(self.up_proj(x)).square()
         return gated(self.gate_proj(x), self.up_proj(x), self.activation)
 
 
@@ -37,5 +39,6 @@ def gated(gate: torch.Tensor, up: torch.Tensor, activation: Activation) -> torch
         return functional.silu(gate) * up
     if activation == "gelu_tanh":
         return functional.gelu(gate, approximate="tanh") * up
+    assert activation != "relu2"  # which has no gate
     gate, up = gate.clamp(max=activation.limit), up.clamp(-activation.limit, activation.limit)
     return (up + 1) * (gate * torch.sigmoid(activation.alpha * gate))

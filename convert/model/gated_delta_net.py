@@ -10,11 +10,11 @@ from torch.nn import functional
 
 from llmc.convert.model.cache import StateCache
 from llmc.convert.model.linear import Linear
-from llmc.convert.model.modules import Vector, add_modules
+from llmc.convert.model.linear_attention import CHUNK, decays, read_chunk
+from llmc.convert.model.modules import Convolution, Vector, add_modules
 from llmc.convert.model.rms_norm import RMSNorm
 from llmc.convert.spec import GatedDeltaNetSpec
 
-CHUNK = 64  # tokens whose updates of the state are solved together
 _EPS = 1e-6  # of the lengths that queries and keys are divided by
 
 
@@ -27,7 +27,7 @@ class GatedDeltaNet(nn.Module):
     in_proj_z: Linear
     in_proj_b: Linear
     in_proj_a: Linear
-    conv1d: Vector
+    conv1d: Convolution
     dt_bias: Vector
     A_log: Vector
     norm: RMSNorm
@@ -55,7 +55,7 @@ class GatedDeltaNet(nn.Module):
         """[B, S, H] → [B, S, heads * value_dim], what `out_proj` reads."""
         spec = self.spec
         convolved, z, b, a = self._projected(x)
-        convolved = functional.silu(self._convolved(convolved, cache))
+        convolved = functional.silu(self.conv1d(convolved, cache))
         sizes = spec.key_size, spec.key_size, spec.output_size
         query, key, value = (
             part.unflatten(-1, (-1, channels)).transpose(1, 2).float()
@@ -95,15 +95,6 @@ class GatedDeltaNet(nn.Module):
         mixed = torch.cat([part.flatten(2) for part in convolved], dim=-1)
         return mixed, z.flatten(2).unflatten(-1, (spec.num_value_heads, -1)), b.flatten(2), a.flatten(2)
 
-    def _convolved(self, x: torch.Tensor, cache: StateCache | None) -> torch.Tensor:
-        """[B, S, channels] → the same, each channel mixed with the same of the tokens before."""
-        before = self.spec.conv_width - 1
-        x = x.transpose(1, 2)
-        x = functional.pad(x, (before, 0)) if cache is None else torch.cat((cache.convolved.to(x.dtype), x), dim=-1)
-        if cache is not None:
-            cache.convolved = x[..., x.shape[-1] - before :].to(cache.convolved.dtype)
-        return functional.conv1d(x, self.conv1d.weight.to(x.dtype), groups=x.shape[1]).transpose(1, 2)
-
 
 def gated_delta_rule(
     query: torch.Tensor,
@@ -135,15 +126,12 @@ def gated_delta_rule(
     read = []
     for start in range(0, query.shape[2], CHUNK):
         q, k, v, forgotten, beta = (x[:, :, start : start + CHUNK] for x in (query, key, value, decay, strength))
-        total = forgotten.cumsum(-1)  # since the chunk began
-        between = (total[..., :, None] - total[..., None, :]).tril().exp().tril()
-        kept = total.exp()[..., None]
+        total, between = decays(forgotten)
         system = beta[..., None] * (k @ k.transpose(-1, -2)) * between
-        news = beta[..., None] * (v - kept * (k @ state))
+        news = beta[..., None] * (v - total.exp()[..., None] * (k @ state))
         updates = torch.linalg.solve_triangular(system, news, upper=False, unitriangular=True)
-        read.append((q * kept) @ state + (q @ k.transpose(-1, -2) * between) @ updates)
-        last = total[..., -1:]
-        state = state * last.exp()[..., None] + (k * (last - total).exp()[..., None]).transpose(-1, -2) @ updates
+        result, state = read_chunk(q, k, updates, total, between, state)
+        read.append(result)
     return torch.cat(read, dim=2), state
 
 

@@ -15,6 +15,7 @@ from support.small_config import small_config
 from support.small_model import save, witness
 
 from llmc.convert.checkpoint import Checkpoint
+from llmc.convert.spec import StateSpec, state_bytes
 from llmc.job import plan
 from llmc.recipe_files import new_recipe
 
@@ -38,8 +39,8 @@ def test_plan_says_why_there_are_no_targets(hybrid: Path, tmp_path: Path) -> Non
     spec = Checkpoint.open(hybrid).spec
     # Four states of 32 x 32 in float32, and three tokens of 256 channels in bfloat16, in three layers.
     remembered = 3 * (4 * 4 * 32 * 32 + 2 * 3 * 256)
-    assert sum(each.state_bytes for each in spec.attentions if hasattr(each, "state_bytes")) == remembered
-    assert any(note.startswith("only 1 layers have a cache that grows; the other 3 remember") for note in planned.notes)
+    assert sum(state_bytes(each) for each in spec.attentions if isinstance(each, StateSpec)) == remembered
+    assert any(note.startswith("of 4 layers 1 have a cache that grows; 3 others remember") for note in planned.notes)
 
 
 def test_plan_of_an_fp8_cache_counts_scales_of_attention(hybrid: Path, tmp_path: Path) -> None:
@@ -84,6 +85,30 @@ def test_build(llmc: Callable[..., Any], hybrid: Path, tmp_path: Path) -> None:
     assert manifest["targets"] == {} and manifest["recipe"]["targets"] == []
     assert any(OBSTACLE in note for note in manifest["notes"])
     assert Checkpoint.open(tmp_path / "out").quantized("model.layers.0.self_attn.out_proj") is not None
+
+
+def test_infinity_in_a_published_config(llmc: Callable[..., Any], tmp_path: Path) -> None:
+    """Nemotron-H's config.json holds Python's `Infinity`; it is read, and written again for transformers."""
+    config = small_config(published_config("nvidia--Nemotron-H-56B-Base-8K")) | {"vocab_size": 260}
+    folder = save(witness(config), config, tmp_path / "model")
+    byte_tokenizer(folder)
+    assert "Infinity" in (folder / "config.json").read_text()
+    (tmp_path / "text.txt").write_text("What is forgotten is not lost, as long as somebody wrote it down. " * 200)
+    parts = {"text": str(tmp_path / "text.txt"), "length": 64}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        yaml.safe_dump(
+            {"model": str(folder), "calibration": {**parts, "samples": 4}, "check": {**parts, "tokens": 128}}
+        )
+    )
+    planned = plan(recipe, tmp_path / "planned")
+    assert any("no graph of Mamba-2 layers is made yet" in note for note in planned.notes)
+    assert any(note.startswith("of 8 layers 1 have a cache that grows; 4 others remember") for note in planned.notes)
+    said = llmc("build", recipe, "--output", tmp_path / "out")
+    assert said.exit_code == 0, said.output
+    text = (tmp_path / "out" / "config.json").read_text()
+    assert "Infinity" in text and json.loads(text)["time_step_limit"][1] == float("inf")
+    assert "Infinity" not in (tmp_path / "out" / "llmc.json").read_text()
 
 
 def test_a_new_recipe_has_none(hybrid: Path) -> None:

@@ -1,5 +1,6 @@
 """What is opened and read of a folder that somebody else made."""
 
+import math
 import os
 import socket
 from pathlib import Path
@@ -84,6 +85,16 @@ def test_json_that_is_refused(data: bytes, said: str, tmp_path: Path) -> None:
         parse_json(data)
     with pytest.raises(InputError, match=f"config.json: not valid JSON .*{said}"):
         read_json(tmp_path / "config.json", limit=1 << 27)
+
+
+def test_infinity_is_read_where_that_is_said() -> None:
+    data = b'{"time_step_limit": [0.0, Infinity]}'
+    assert parse_json(data, infinity=True) == {"time_step_limit": [0.0, math.inf]}
+    with pytest.raises(ValueError, match="no finite number"):
+        parse_json(data)
+    for other in (b"[NaN]", b"[-Infinity]", b"[1e999]"):
+        with pytest.raises(ValueError, match="no finite number"):
+            parse_json(other, infinity=True)
 
 
 def test_json_that_is_read(tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.dataflow import LayerOps, V
 from llmc.convert.graph.build import graphs
 from llmc.convert.model import CausalLM, DecoderLayer
-from llmc.convert.spec import WiringSpec
 from llmc.convert.targets.onnx import lower
 from llmc.quant import layerwise
 from llmc.quant.assign import Rule
@@ -26,7 +25,7 @@ from llmc.quant.prune import Pruning
 IDS = torch.randint(0, 96, (16, 32), generator=torch.Generator().manual_seed(5))
 
 
-def sandwiched(ops: LayerOps[V], x: V, _: WiringSpec) -> V:
+def sandwiched(ops: LayerOps[V], x: V, *_: object) -> V:
     """A norm behind attention and behind the MLP, too, as Gemma has them."""
     attended = ops.attention(ops.norm("input_layernorm", x))
     x = ops.add(x, ops.norm("post_attention_layernorm", attended))
@@ -34,7 +33,7 @@ def sandwiched(ops: LayerOps[V], x: V, _: WiringSpec) -> V:
     return ops.add(x, ops.norm("post_feedforward_layernorm", y))
 
 
-def parallel(ops: LayerOps[V], x: V, _: WiringSpec) -> V:
+def parallel(ops: LayerOps[V], x: V, *_: object) -> V:
     """Attention and MLP read the same, as in Phi-2."""
     normed = ops.norm("input_layernorm", x)
     return ops.add(ops.add(x, ops.mlp(normed)), ops.attention(normed))

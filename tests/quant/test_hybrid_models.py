@@ -1,4 +1,4 @@
-"""Qwen3-Next, Qwen3.5 and its experts: parity with transformers over several chunks, quantized, pruned, and back."""
+"""Qwen3-Next, Qwen3.5, Nemotron-H and Nemotron-3: parity with transformers over several chunks, quantized, and back."""
 
 from __future__ import annotations
 
@@ -25,7 +25,15 @@ from llmc.quant.layerwise import QuantizeOptions, quantize
 from llmc.quant.prune import Pruning
 
 NEXT, DENSE, EXPERTS = "Qwen--Qwen3-Next-80B-A3B.bridge", "Qwen--Qwen3.5-27B", "nvidia--Qwen3.6-35B-A3B-NVFP4"
-NAMES = (NEXT, DENSE, EXPERTS)
+MAMBA, NANO, SUPER = (
+    f"nvidia--{name}"
+    for name in (
+        "Nemotron-H-56B-Base-8K",
+        "NVIDIA-Nemotron-3-Nano-30B-A3B-BF16",
+        "NVIDIA-Nemotron-3-Super-120B-A12B-FP8",  # experts in fewer channels
+    )
+)
+QWEN, NEMOTRON = (NEXT, DENSE, EXPERTS), (MAMBA, NANO, SUPER)
 TOLERANCE = 1e-4  # of log-probabilities; see tests/support/ladder.py
 IDS = torch.randint(3, 127, (4, 200), generator=torch.Generator().manual_seed(5))
 MTP = {
@@ -68,7 +76,7 @@ class Small:
 
     @cached_property
     def has_experts(self) -> bool:
-        return self.name != DENSE
+        return self.name not in (DENSE, MAMBA)
 
     @cached_property
     def artifact(self) -> Checkpoint:
@@ -84,10 +92,10 @@ class Small:
 
 @pytest.fixture(scope="module")
 def all_small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Small]:
-    return {name: Small(name, tmp_path_factory.mktemp("hybrid")) for name in NAMES}
+    return {name: Small(name, tmp_path_factory.mktemp("hybrid")) for name in (*QWEN, *NEMOTRON)}
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=QWEN + NEMOTRON)
 def small(request: pytest.FixtureRequest, all_small: dict[str, Small]) -> Small:
     return all_small[request.param]
 
@@ -108,7 +116,9 @@ def test_parity_over_several_chunks(small: Small) -> None:
     assert expected.std() > 0.1
 
 
-def test_roles(small: Small) -> None:
+@pytest.mark.parametrize("name", QWEN)
+def test_roles(name: str, all_small: dict[str, Small]) -> None:
+    small = all_small[name]
     checkpoint = small.checkpoint
     roles = {name: checkpoint.role(name) for name in checkpoint.names()}
     layer = "model.layers.0"
@@ -124,6 +134,20 @@ def test_roles(small: Small) -> None:
         assert {role for name, role in roles.items() if name.startswith("model.visual.")} == {"vision"}
 
 
+@pytest.mark.parametrize("name", NEMOTRON)
+def test_roles_of_layers_of_one_block(name: str, all_small: dict[str, Small]) -> None:
+    small = all_small[name]
+    checkpoint = small.checkpoint
+    roles = {name: checkpoint.role(name) for name in checkpoint.names()}
+    kinds = [checkpoint.spec.blocks(layer) for layer in range(checkpoint.spec.num_layers)]
+    assert kinds == ["attention", "mlp"] * (len(kinds) // 2 - 1) + ["attention"] * 2 or name == MAMBA
+    assert roles["model.layers.0.self_attn.in_proj.weight"] == roles["model.layers.0.self_attn.D.weight"] == "attention"
+    assert roles["model.layers.0.norm.weight"] == roles["model.layers.1.norm.weight"] == "norm"
+    expected = {"dense_mlp"} if name == MAMBA else {"experts", "shared_experts", "router"}
+    expected |= {"dense_mlp"} if name == SUPER else set()  # the projections around all experts
+    assert {role for each, role in roles.items() if each.startswith("model.layers.1.mlp.")} == expected
+
+
 def test_artifact_in_transformers(small: Small) -> None:
     artifact = small.artifact
     theirs = said_by(loaded_by_transformers(artifact.path, type(small.witness)), IDS[:2])
@@ -137,26 +161,47 @@ def test_artifact_in_transformers(small: Small) -> None:
 def test_what_is_kept_is_kept_bit_for_bit(small: Small) -> None:
     before, after = stored_in(small.checkpoint.path), stored_in(small.artifact.path)
     beside = [name for name in before if kept(name)]
-    assert len(beside) > len(MTP) or small.name == NEXT
+    assert len(beside) >= len(MTP) + (small.name in (DENSE, EXPERTS))
     assert [name for name in after if kept(name)] == beside
-    for name in [*beside, *(name for name in before if name.endswith(("A_log", "dt_bias", "conv1d.weight")))]:
+    for name in [
+        *beside,
+        *(
+            name
+            for name in before
+            if name.endswith((".A_log", ".dt_bias", ".D", "conv1d.weight", "conv1d.bias", "latent_proj.weight"))
+        ),
+    ]:
         assert after[name].dtype == before[name].dtype and torch.equal(after[name].read(), before[name].read()), name
 
 
-def test_linear_layers_are_quantized_under_their_own_names(small: Small) -> None:
+@pytest.mark.parametrize("name", QWEN)
+def test_linear_layers_are_quantized_under_their_own_names(name: str, all_small: dict[str, Small]) -> None:
+    small = all_small[name]
     own = {name for name in stored_in(small.artifact.path) if ".layers.0.linear_attn." in name}
     quantized = {name.rpartition(".")[0].rpartition(".")[2] for name in own if name.endswith("weight_packed")}
     parts = {"qkvz", "ba"} if small.name == NEXT else {"qkv", "z", "a", "b"}
     assert quantized == {f"in_proj_{part}" for part in parts} | {"out_proj"}
 
 
+def test_mamba_and_experts_under_their_own_names(all_small: dict[str, Small]) -> None:
+    stored = stored_in(all_small[SUPER].artifact.path)
+    modules = {
+        name.rpartition(".")[0] for name in stored if name.endswith("weight_packed") and ".layers.1." not in name
+    }
+    assert {"backbone.layers.0.mixer.in_proj", "backbone.layers.0.mixer.out_proj"} <= modules
+    assert {"backbone.layers.7.mixer.q_proj", "backbone.layers.3.mixer.experts.5.up_proj"} <= modules
+    assert {"backbone.embeddings.weight", "backbone.norm_f.weight", "backbone.layers.7.norm.weight"} <= stored.keys()
+
+
 def test_a_pruned_model_does_not_draft(small: Small) -> None:
     config = json.loads((small.artifact.path / "config.json").read_text())
     text = config.get("text_config", config)
-    if small.name == DENSE:
-        assert text["mtp_num_hidden_layers"] == 1
-    else:
-        assert text["num_experts"] == 6 and text.get("mtp_num_hidden_layers", 0) == 0
+    if not small.has_experts:
+        assert text.get("mtp_num_hidden_layers", 0) == (small.name == DENSE)
+        return
+    assert text.get("num_experts", text.get("n_routed_experts")) == 6
+    assert text.get("mtp_num_hidden_layers", 0) == text.get("num_nextn_predict_layers", 0) == 0
+    if small.name != NANO:
         assert "pruned models do not draft" in " ".join(small.checkpoint.family.notes(small.checkpoint.config))
 
 
@@ -209,6 +254,13 @@ def test_an_fp8_cache_is_that_of_attention_alone(all_small: dict[str, Small], tm
         (DENSE, {"attn_output_gate": False}, "in `text_config`: `attn_output_gate` is False"),
         (DENSE, {"output_gate_type": "relu"}, "`output_gate_type` must be 'swish' or 'silu'"),
         (EXPERTS, {"mlp_only_layers": [1]}, r"`mlp_only_layers` is \[1\]"),
+        (NANO, {"mlp_hidden_act": "silu"}, "`mlp_hidden_act` is 'silu'"),
+        (NANO, {"hybrid_override_pattern": "MEMEX*"}, r"layer 4 is to be 'X'; supported: mamba, attention, moe, mlp"),
+        (NANO, {"num_hidden_layers": 7}, "`num_hidden_layers` is 7, and 6 layers are described"),
+        (NANO, {"hybrid_override_pattern": None}, "`layers_block_type`, or `hybrid_override_pattern`, is missing"),
+        (NANO, {"mamba_num_heads": 5}, "`mamba_num_heads` 5 is no multiple of `n_groups` 2"),
+        (NANO, {"num_experts_per_tok": 9}, "`num_experts_per_tok` 9 of 8 experts"),
+        (NANO, {"num_key_value_heads": 3}, "`num_attention_heads` 4 is no multiple of `num_key_value_heads` 3"),
     ],
 )
 def test_what_is_refused(name: str, changes: dict[str, Any], reason: str, all_small: dict[str, Small]) -> None:

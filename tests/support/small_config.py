@@ -44,6 +44,12 @@ _SIZES: dict[str, Callable[[int], int]] = {
     "swa_num_attention_heads": lambda heads: min(heads, 4),
     "swa_head_dim": lambda size: size // 4,
     "swa_v_head_dim": lambda size: size // 4,
+    "mamba_num_heads": lambda heads: 4,
+    "mamba_head_dim": lambda size: size // 4,
+    "ssm_state_size": lambda size: size // 4,
+    "n_groups": lambda groups: 2,
+    "moe_latent_size": lambda size: 96,
+    "moe_shared_expert_intermediate_size": lambda size: 96,
     "linear_num_key_heads": lambda heads: 2,
     "linear_num_value_heads": lambda heads: 4,
     "linear_key_head_dim": lambda size: size // 4,
@@ -131,8 +137,11 @@ def _rotary(config: dict[str, Any]) -> dict[str, Any]:
 
 def _layers(config: dict[str, Any]) -> dict[str, Any]:
     """As many layers as it takes to have one of each kind, and what is said layer by layer shortened to them."""
-    count = config["num_hidden_layers"]
+    count = config.get("num_hidden_layers") or len(config["layers_block_type"])
+    config = {**config, "num_hidden_layers": count}
     lists = {key: value for key, value in config.items() if isinstance(value, list) and len(value) >= count}
+    if "hybrid_override_pattern" in config:
+        lists["hybrid_override_pattern"] = config["hybrid_override_pattern"]
     said = [each[:count] for each in [*lists.values(), _layer_types(config)] if each]
     kinds = [str(kind) for kind in zip(*said, strict=True)]
     all_kinds = max((kinds.index(kind) + 1 for kind in kinds), default=0)

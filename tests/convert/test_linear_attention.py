@@ -1,4 +1,4 @@
-"""Gated DeltaNet in chunks is what it is token by token, and passes on what it remembers."""
+"""Gated DeltaNet and Mamba-2 in chunks are what they are token by token, and pass on what they remember."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from llmc.convert.model import GatedDeltaNet, StateCache
-from llmc.convert.model.gated_delta_net import CHUNK, gated_delta_rule
-from llmc.convert.spec import GatedDeltaNetSpec
+from llmc.convert.model import GatedDeltaNet, Mamba2, StateCache
+from llmc.convert.model.gated_delta_net import gated_delta_rule
+from llmc.convert.model.linear_attention import CHUNK
+from llmc.convert.model.mamba2 import state_space
+from llmc.convert.spec import GatedDeltaNetSpec, Mamba2Spec, StateSpec, state_bytes
 
 Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -61,15 +63,32 @@ def test_what_is_forgotten_at_once_makes_no_infinity() -> None:
     torch.testing.assert_close(found, alone)
 
 
-SPECS = [GatedDeltaNetSpec(2, 4, 8, 6, 4, fused=fused, norm_eps=1e-6) for fused in (False, True)]
+@pytest.mark.parametrize("length", [1, CHUNK, 2 * CHUNK + 5])
+def test_chunks_of_a_state_space_are_the_recurrence(length: int) -> None:
+    query, key, value, decay, _ = inputs(length)
+    state, read = torch.zeros(2, 3, 8, 5, dtype=torch.float64), []
+    for t in range(length):
+        state = state * decay[:, :, t, None, None].exp() + key[:, :, t, :, None] * value[:, :, t, None]
+        read.append(torch.einsum("bhk,bhkv->bhv", query[:, :, t], state))
+    found, last = state_space(query, key, value, decay)
+    torch.testing.assert_close(found, torch.stack(read, dim=2), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(last, state, rtol=1e-10, atol=1e-10)
+    cut = length // 3
+    _, between = state_space(*(x[:, :, :cut] for x in (query, key, value, decay))) if cut else (None, None)
+    rest, _ = state_space(*(x[:, :, cut:] for x in (query, key, value, decay)), between)
+    torch.testing.assert_close(rest, found[:, :, cut:], rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=["four projections", "two"])
+SPECS: list[StateSpec] = [GatedDeltaNetSpec(2, 4, 8, 6, 4, fused=fused, norm_eps=1e-6) for fused in (False, True)]
+SPECS.append(Mamba2Spec(4, 6, 8, 2, 4, bias=True, conv_bias=True, least_step=1e-3, norm_eps=1e-6))
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=["four projections", "two", "Mamba-2"])
 @pytest.mark.parametrize("cuts", [(1,), (2, 3), (70,), tuple(range(60, 80))])
 @torch.no_grad()
-def test_a_cache_is_what_is_remembered(spec: GatedDeltaNetSpec, cuts: Sequence[int]) -> None:
+def test_a_cache_is_what_is_remembered(spec: StateSpec, cuts: Sequence[int]) -> None:
     torch.manual_seed(0)
-    block = GatedDeltaNet(spec, 16).double()
+    block = (GatedDeltaNet(spec, 16) if isinstance(spec, GatedDeltaNetSpec) else Mamba2(spec, 16)).double()
     for parameter in block.parameters():
         parameter.copy_(0.5 * torch.randn(parameter.shape))
     x, places = torch.randn(2, 80, 16).double(), torch.arange(80).expand(2, -1)
@@ -78,7 +97,7 @@ def test_a_cache_is_what_is_remembered(spec: GatedDeltaNetSpec, cuts: Sequence[i
     found = torch.cat([block(x[:, a:b], places[:, a:b], cache) for a, b in pieces], dim=1)
     torch.testing.assert_close(found, block(x, places), rtol=1e-4, atol=1e-5)  # states are float32
     assert cache.length == 80
-    assert spec.state_bytes == cache.state[0].nbytes + cache.convolved[0].numel() * 2
+    assert state_bytes(spec) == cache.state[0].nbytes + cache.convolved[0].numel() * 2
 
 
 def test_memory_is_that_of_chunks() -> None:
