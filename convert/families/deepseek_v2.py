@@ -13,7 +13,7 @@ from llmc.errors import InputError
 
 class DeepseekV2(DeepseekV3):
     name = "deepseek_v2"
-    other_names = ()
+    other_names: tuple[str, ...] = ()
     architectures = ("DeepseekV2ForCausalLM",)
     defaults = published(max_position_embeddings=2048, first_k_dense_replace=0, q_lora_rank=1536, topk_method="greedy")
 

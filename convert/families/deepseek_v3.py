@@ -23,7 +23,7 @@ from llmc.patterns import shown
 
 class DeepseekV3(Family):
     name = "deepseek_v3"
-    other_names = ("kimi_k2",)
+    other_names: tuple[str, ...] = ("kimi_k2",)
     architectures = ("DeepseekV3ForCausalLM",)
     defaults = published(
         max_position_embeddings=4096,

@@ -19,7 +19,7 @@ _DSA = {"indexed_attention", "deepseek_sparse_attention"}  # names in `layer_typ
 
 class DeepseekV32(DeepseekV3):
     name = "deepseek_v32"
-    other_names = ()
+    other_names: tuple[str, ...] = ()
     architectures = ("DeepseekV32ForCausalLM",)
     defaults = published(DeepseekV3.defaults, max_position_embeddings=163840, index_topk=2048)
 

@@ -8,7 +8,7 @@ from llmc.convert.families.family import published
 
 class Glm4MoeLite(DeepseekV3):
     name = "glm4_moe_lite"
-    other_names = ()
+    other_names: tuple[str, ...] = ()
     architectures = ("Glm4MoeLiteForCausalLM",)
     defaults = published(
         max_position_embeddings=202752,

@@ -5,6 +5,7 @@ The published code is Python of the checkpoint's own, which is not run; what it 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from llmc.contracts.images import ImagesRecord
@@ -44,8 +45,11 @@ class NvlmD(VisionLanguage):
     def notes(self, config: dict[str, Any]) -> list[str]:
         kept = "its vision tower and projector are kept as they are; calibration and checks are of text"
         images = "targets onnx and onnxruntime take images, as float32 graphs of their own; engines take text alone"
-        loaded = "transformers has no class for it and the checkpoint's own code is not copied: llmc runs the artifact"
+        loaded = "transformers has no class for it, and the checkpoint's own code is not copied: llmc runs the artifact"
         return [kept, images, loaded, *self._text(config)[1].notes(self.text_config(config))]
+
+    def obstacle(self, quantized: Collection[str]) -> str:
+        return "it has no class of this architecture"
 
     def vision(self, config: dict[str, Any]) -> VisionSpec:
         """InputError for a tower that is no InternViT, or is not made for the size of the tiles."""

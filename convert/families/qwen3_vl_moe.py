@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from llmc.convert.families.family import published
 from llmc.convert.families.qwen3_moe import Qwen3Moe
+from llmc.convert.families.qwen3_vl import MISSING
 from llmc.convert.families.vision_language import TRANSFORMERS_5, VisionLanguage, names_of
 from llmc.convert.stored_names import StoredNames
 
@@ -33,6 +34,7 @@ class Qwen3VLMoe(VisionLanguage):
     name = "qwen3_vl_moe"
     architectures = ("Qwen3VLMoeForConditionalGeneration",)
     texts = published(qwen3_vl_moe_text=Qwen3VLMoeText())
+    missing = MISSING
     stored_names = names_of(Qwen3VLMoeText(), "model.visual.", spellings=(TRANSFORMERS_5,))
 
 

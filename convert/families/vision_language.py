@@ -26,11 +26,13 @@ class VisionLanguage(Family):
         texts: that other, by the `model_type` in `text_field`; all of them name tensors alike
         text_field: the object of config.json that describes the language model
         tied: `tie_word_embeddings` where config.json does not say
+        missing: a line on what images would take that is not done here
     """
 
     texts: Mapping[str, Family]
     text_field = "text_config"
     tied = False
+    missing: str | None = None
 
     def text_config(self, config: dict[str, Any]) -> dict[str, Any]:
         text = Fields(config).mapping(self.text_field).config
@@ -56,7 +58,7 @@ class VisionLanguage(Family):
 
     def notes(self, config: dict[str, Any]) -> list[str]:
         kept = "its vision tower and projector are kept as they are; targets and checks are of text"
-        return [kept, *self._text(config)[1].notes(self.text_config(config))]
+        return [kept, *([self.missing] if self.missing else []), *self._text(config)[1].notes(self.text_config(config))]
 
     def native_config(self, config: dict[str, Any]) -> dict[str, Any]:
         kind, family = self._text(config)

@@ -35,7 +35,7 @@ _CPU = "CPUExecutionProvider"
 _BATCH, _PREFILL, _SCORES = 32, 256, 1 << 22  # bound the memory that a step takes
 _NEEDED = (1, 32)  # the first release with all operators of the graphs
 _FIRST_CAPACITY = 256
-_MOST_FOLDED = 1 << 20  # bytes of a constant of the vision tower
+_MOST_FOLDED = 1 << 20  # bytes of a constant, where memory is short
 _STEP = 64  # attention runs over whole steps of the cache, not over what is never written
 
 
@@ -151,8 +151,7 @@ class OnnxRuntimeBackend:
         name = self._artifact.target_file(NAME, "vision")
         assert name is not None
         if self._tower is None:
-            # Its weights are converted anew for every image: that takes little of the time, and half of the memory.
-            tower = _session(self._artifact.graph(name), self._threads, self._provider, most_folded=_MOST_FOLDED)
+            tower = _session(self._artifact.graph(name), self._threads, self._provider, frugal=True)
             _check_tower(self._artifact, tower, self._width)
             self._tower = tower
         try:
@@ -249,8 +248,10 @@ def _check_tower(artifact: Artifact, session: Any, width: int) -> None:
         raise InputError(f"{artifact.path}: its vision graph is for other tiles or another model; build it again")
 
 
-def _session(path: Path, threads: int | None, provider: str, most_folded: int = 0) -> Any:
-    """most_folded: bytes of the largest tensor that is computed once, at load; 0: any."""
+def _session(path: Path, threads: int | None, provider: str, frugal: bool = False) -> Any:
+    """frugal: of a graph that runs seldom and over much at once: its weights are converted in every pass, which takes
+    little of the time, and memory is given back behind it.
+    """
     from llmc.runtime.quiet_onnxruntime import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -258,7 +259,9 @@ def _session(path: Path, threads: int | None, provider: str, most_folded: int = 
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     options.add_session_config_entry("session.force_spinning_stop", "1")
     # Weights are laid out once, at load, however large: beyond 1 GiB it would be done anew in every pass.
-    options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", str(most_folded))
+    folded = _MOST_FOLDED if frugal else 0
+    options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", str(folded))
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = not frugal
     options.log_severity_level = 3
     if threads:
         options.intra_op_num_threads = threads

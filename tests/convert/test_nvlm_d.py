@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from support.nvlm import CONFIG, TILE, nvlm
 
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.families import family_of
+from llmc.convert.layer_modules import weight_shapes
 from llmc.convert.model import CausalLM
 from llmc.errors import InputError
 
@@ -38,6 +40,9 @@ def test_published_config() -> None:
     assert vision is not None
     assert (vision.images.tile_size, vision.images.tile_tokens) == (448, 256)
     assert (vision.hidden_size, vision.num_heads, vision.head_dim, vision.text_size) == (3200, 25, 128, 8192)
+    # 79.38 billion parameters are published: those of 32 heads, of which 7 are padding.
+    shapes = [*vision.shapes(32).values(), *weight_shapes(family.spec(config)).values()]
+    assert sum(map(math.prod, shapes)) / 1e9 == pytest.approx(79.38, abs=0.01)
     assert "auto_map" not in family.native_config(config)
     assert any("transformers has no class" in note for note in family.notes(config))
 
@@ -78,3 +83,11 @@ def test_tower_that_is_not_whole(tmp_path: Path) -> None:
     path.write_text(json.dumps(CONFIG | {"force_image_size": 2 * TILE}))
     with pytest.raises(InputError, match=r"position_embedding has shape \[1, 17, 48\], but config.json asks for"):
         Checkpoint.open(tmp_path / "source")
+
+
+@pytest.mark.parametrize("name", ["Qwen--Qwen3-VL-8B-Instruct", "Qwen--Qwen3-VL-30B-A3B-Instruct"])
+def test_other_towers_say_what_is_missing(name: str) -> None:
+    config = published_config(name)
+    family = family_of(config)
+    assert family.vision(config) is None
+    assert any("no images yet" in note and "M-RoPE" in note for note in family.notes(config))

@@ -110,8 +110,7 @@ class SmallModel:
 
     @cached_property
     def witness(self) -> PreTrainedModel:
-        assert self.line.witness is not None
-        return witness(self.config | self.line.witness)
+        return witness(self.line.known(self.config))
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -135,7 +134,7 @@ class SmallModel:
         rules = [
             Rule(role, scheme, "rtn" if "fp8" in scheme else "gptaq")
             for role, scheme in _SCHEMES.items()
-            if role in roles and not source.family.obstacle([role])
+            if role in roles and (self.line.text_field or not source.family.obstacle([role]))
         ]
         text = self.texts(8, 32)
         pruning = Pruning(_KEPT_EXPERTS) if self.has_experts else None

@@ -27,6 +27,8 @@ class ModelLine:
         witness: what to change in config.json so that transformers, which does not know the checkpoint's `model_type`,
             makes the same model of it; None: it cannot
         spelled: names of tensors that the released checkpoints have, where they are not Llama's; `#` is a number
+        text_field: the object of config.json that the language model is made of, where transformers has no class for
+            the whole
         respelled: (as `save_pretrained` writes it, as it was released): beginnings of tensors' names
         mtp_unused: whether its checkpoints have layers for multi-token prediction that are kept and not used
     """
@@ -38,6 +40,12 @@ class ModelLine:
     spelled: tuple[str, ...] = ()
     respelled: tuple[tuple[str, str], ...] = ()
     mtp_unused: bool = False
+    text_field: str | None = None
+
+    def known(self, config: dict[str, Any]) -> dict[str, Any]:
+        """What of a configuration transformers makes the same model, or language model, of."""
+        assert self.witness is not None
+        return (config[self.text_field] if self.text_field else config) | self.witness
 
     @property
     def tested(self) -> str:
@@ -165,7 +173,13 @@ LINES = (
         additional=("mistralai--Mistral-Small-3.1-24B-Instruct-2503",),
         spelled=("language_model.model.layers.#.self_attn.q_proj.weight", "language_model.lm_head.weight"),
     ),
-    ModelLine("NVLM-D-72B", ("nvidia--NVLM-D-72B",), witness=None),
+    ModelLine(
+        "NVLM-D-72B",
+        ("nvidia--NVLM-D-72B",),
+        spelled=("language_model.model.layers.#.self_attn.q_proj.bias", "language_model.lm_head.weight"),
+        respelled=(("model.", "language_model.model."), ("lm_head.", "language_model.lm_head.")),
+        text_field="llm_config",
+    ),
     ModelLine(
         "Qwen3-VL",
         (
