@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 import torch
-from support.gpt_oss import gpt_oss_checkpoint
+from support.gpt_oss import gpt_oss_checkpoint, in_mxfp4
 from support.graph_comparison import WIDTHS, compare_narrow_steps, compare_with_torch, write_graphs
 from support.graph_session import GraphSession, divergences
 from support.plugin_functions import add_plugin_functions
@@ -28,6 +28,8 @@ SCHEMES: dict[str, dict[str, str]] = {
     "int4, zero points": {"experts": "int4-g32-asym"},
     "int8": {"experts": "int8-g64"},
     "fp8": {"experts": "fp8-block"},
+    "mxfp4": {},
+    "mxfp4, one by one": {"attention": "int4-g32"},
 }
 
 
@@ -35,8 +37,8 @@ SCHEMES: dict[str, dict[str, str]] = {
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     folder = tmp_path_factory.mktemp("gpt-oss")
     sizes = {"hidden_size": 128, "intermediate_size": 64, "sliding_window": 8}
-    source = Checkpoint.open(gpt_oss_checkpoint(folder / "source", torch.bfloat16, **sizes))
-    schemes = SCHEMES[request.param]
+    path, schemes = gpt_oss_checkpoint(folder / "source", torch.bfloat16, **sizes), SCHEMES[request.param]
+    source = Checkpoint.open(in_mxfp4(path, folder / "published") if "mxfp4" in request.param else path)
     return quantized_copy(source, schemes, folder) if schemes else source
 
 
