@@ -4,7 +4,7 @@ window in every other layer.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from llmc.convert.families.family import published, windows_of
@@ -68,10 +68,6 @@ class GptOss(Llama):
         transposed=True,
         interleaved=True,
     )
-
-    def obstacle(self, quantized: Collection[str]) -> str:
-        """As of transformers 5.24, which warns and goes on with random experts."""
-        return "its GptOss takes experts in stacks only, plain ones or MXFP4" if "experts" in quantized else ""
 
     def activation(self, fields: Fields) -> Activation:
         super().activation(fields)
