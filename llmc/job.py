@@ -197,7 +197,7 @@ def _warn(layout_name: str, planned: Plan, checkpoint: Checkpoint, progress: Pro
     experts = planned.roles.get("experts")
     plain = experts is not None and sum(planned.schemes.get("experts", {}).values()) < experts.after.parameters
     specs = {role: [scheme(name).spec for name in schemes] for role, schemes in planned.schemes.items()}
-    if experts is not None and "experts" not in specs:  # they stay as they are
+    if experts is not None and not specs.get("experts"):  # they stay as they are
         specs["experts"] = [kind for kind in _kinds_of_experts(checkpoint) if layout(layout_name).takes(kind)]
         plain = not specs["experts"]
     known = layout(layout_name)
