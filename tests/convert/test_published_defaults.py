@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.gpt_oss import GPT_OSS
 from support.random_checkpoint import DEEPSEEK_V3, LLAMA, QWEN2
 from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -20,6 +21,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "deepseek_v3": DEEPSEEK_V3 | {"n_routed_experts": 32, "num_hidden_layers": 5},
     "llama": LLAMA | {"hidden_size": 256, "num_attention_heads": 32, "head_dim": 8},
     "qwen2": QWEN2 | {"hidden_size": 256, "num_attention_heads": 32, "head_dim": 8},
+    "gpt_oss": GPT_OSS | {"num_attention_heads": 64},
 }
 # Token ids belong to a tokenizer rather than to an architecture: the class's are those of one released model, and to
 # stop at another model's token 2 is worse than to have none.

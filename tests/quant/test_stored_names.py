@@ -4,6 +4,7 @@ back as they were named."""
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -350,3 +351,12 @@ def test_programs_find_the_experts_scheme_first(tmp_path: Path) -> None:
     first = artifact.config["quantization_config"]["config_groups"]["group_0"]
     assert first["weights"]["num_bits"] == 8
     assert any(r"block_sparse_moe\.experts" in target for target in first["targets"])
+
+
+@pytest.mark.parametrize("name", ["fused", "stacked", "transposed", "interleaved, plain", "turned"])
+def test_whoever_reads_all_of_a_model_reads_every_byte_once(name: str, tmp_path: Path) -> None:
+    """Parts that lie between each other are looked at as one, for NaN, too."""
+    checkpoint = opened(tmp_path, CASES[name])[1]
+    used = sorted(checkpoint.used(), key=lambda tensor: tensor.offset)
+    assert all(a.offset + a.nbytes == b.offset for a, b in pairwise(used))
+    assert sum(tensor.nbytes for tensor in used) == checkpoint.nbytes()
