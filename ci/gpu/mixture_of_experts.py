@@ -12,7 +12,7 @@ over the chosen experts. All but the loop, which asks the GPU for the routing, r
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -43,11 +43,12 @@ MODELS = {
 TIMED = {"int4 g128": INT4, "fp8 128x128": FP8}
 DECODED, PREFILLED = (1, 8, 32), (512, 4096)
 COPY_GOAL, MATMUL_GOAL = 0.75, 0.6
-# Few experts, so that a CPU's worth of float64 will do; widths of both models, and some that fill no block.
+# Few experts, so that a CPU's worth of float64 will do; widths of real models, and some that fill no block.
 CHECKED = {
     "R1's widths": replace(MODELS["DeepSeek-R1"], experts=12),
     "Qwen3's widths": replace(MODELS["Qwen3-30B-A3B"], experts=16),
     "ragged": ExpertsShape(7, 3, 776, 328, "bf16", "bf16", PLAIN, PLAIN),
+    "gpt-oss's widths": ExpertsShape(8, 4, 2880, 2880, "bf16", "bf16", PLAIN, PLAIN, bias=True, alpha=1.702, limit=7.0),
 }
 ROUTINGS = ("uniform", "hot", "some empty")
 CHECKED_TOKENS = (1, 9, 300)
@@ -72,15 +73,33 @@ def inputs_of(kind: str, tokens: int, shape: ExpertsShape, generator: torch.Gene
     return [x, index, weight]
 
 
-def exact(inputs: list[torch.Tensor], gate: Stack, up: Stack, down: Stack) -> torch.Tensor:
+def biases_of(shape: ExpertsShape, generator: torch.Generator) -> list[torch.Tensor]:
+    """Of gate, up and down, where there are some."""
+    sizes = (shape.inner, shape.inner, shape.hidden) if shape.bias else ()
+    return [torch.randn(shape.experts, size, device=DEVICE, generator=generator).bfloat16() for size in sizes]
+
+
+def exact(
+    inputs: list[torch.Tensor],
+    gate: Stack,
+    up: Stack,
+    down: Stack,
+    biases: Sequence[torch.Tensor] = (),
+    alpha: float = 1.0,
+    limit: float = 0.0,
+) -> torch.Tensor:
     """float64 [N, H]"""
     x, index, weight = inputs
     want = torch.zeros(x.shape, dtype=torch.float64, device=DEVICE)
     for expert in index.unique().tolist():
         token, slot = torch.where(index == expert)
         rows = x[token].double()
-        inner = functional.silu(rows @ gate.exact(expert).mT) * (rows @ up.exact(expert).mT)
-        want.index_add_(0, token, inner @ down.exact(expert).mT * weight[token, slot, None].double())
+        of_gate, of_up, of_down = [bias[expert].double() for bias in biases] or [0.0] * 3
+        gates, ups = rows @ gate.exact(expert).mT + of_gate, rows @ up.exact(expert).mT + of_up
+        if limit:
+            gates, ups = gates.clamp(max=limit), ups.clamp(-limit, limit) + 1
+        inner = gates * torch.sigmoid(alpha * gates) * ups
+        want.index_add_(0, token, (inner @ down.exact(expert).mT + of_down) * weight[token, slot, None].double())
     return want
 
 
@@ -97,13 +116,14 @@ def check(operations: dict[tuple[str, str], MixtureOfExpertsPlugin]) -> bool:
         shape, generator = operation.shape, torch.Generator(DEVICE).manual_seed(1)
         gate, up = (known(shape.gate_up, shape.experts, shape.inner, shape.hidden, generator) for _ in range(2))
         down = known(shape.down, shape.experts, shape.hidden, shape.inner, generator)
+        biases = biases_of(shape, generator)
         for kind in ROUTINGS:
             row = list[str]()
             for tokens in CHECKED_TOKENS:
                 given = inputs_of(kind, tokens, shape, generator)
-                call, output = on_tensors(operation, *given, *gate.stored, *up.stored, *down.stored)
+                call, output = on_tensors(operation, *given, *gate.stored, *up.stored, *down.stored, *biases)
                 call()
-                found = difference(output, exact(given, gate, up, down))
+                found = difference(output, exact(given, gate, up, down, biases, shape.alpha, shape.limit))
                 right &= found <= TOLERANCE
                 row.append(f"{found:.2e}" + ("" if found <= TOLERANCE else " WRONG"))
             table.add_row(widths, form, kind, *row)
