@@ -63,6 +63,8 @@ def test_parity(climb: Climb, small: SmallModel) -> None:
 @pytest.mark.slow
 def test_artifact(climb: Climb, architecture: SmallModel) -> None:
     """Quantized, and pruned where there are experts: transformers loads it, whole, and says the same as we do."""
+    if climb.line.text_field:
+        climb.hole(f"transformers has no class for {architecture.config['architectures'][0]}")
     if obstacle := architecture.checkpoint.family.obstacle(["experts"] if architecture.has_experts else []):
         climb.note(remark=f"with experts that stay as they are, since transformers does not load others: {obstacle}")
     climb.note(difference=architecture.difference_in_transformers)
