@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -51,7 +52,8 @@ def log_probabilities(checkpoint: Checkpoint) -> torch.Tensor:
 
 
 def in_transformers(checkpoint: Checkpoint) -> torch.Tensor:
-    model, found = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=torch.float32, output_loading_info=True)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=torch.float32, output_loading_info=True)
+    model, found = loaded
     assert not found["missing_keys"] and not found["unexpected_keys"]
     with torch.no_grad():
         return torch.as_tensor(model(IDS[:2]).logits).log_softmax(-1)
@@ -102,7 +104,8 @@ def test_int4_experts_are_stored_one_by_one(spelling: str, request: pytest.Fixtu
     assert (kept, artifact.kind(f"{EXPERTS}.5.gate_proj.weight")) == (6, scheme("int4-g32").spec)
     assert log_probabilities(artifact).isfinite().all()
     # transformers would go on with experts of random numbers: we say so.
-    _, found = AutoModelForCausalLM.from_pretrained(artifact.path, output_loading_info=True)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(artifact.path, output_loading_info=True)
+    _, found = loaded
     assert f"{EXPERTS}.down_proj" in found["missing_keys"]
     assert "as plain stacks only" in obstacle("compressed-tensors", "int4-g32")
 

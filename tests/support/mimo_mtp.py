@@ -4,6 +4,8 @@ MiMo's authors wrote, around transformers' decoder layer.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -58,4 +60,6 @@ class Reference(nn.Module):
         positions = torch.arange(x.shape[1])[None]
         mask = torch.full((x.shape[1], x.shape[1]), -torch.inf).triu(1)[None, None]
         x = self.block(x, attention_mask=mask, position_embeddings=main.model.rotary_emb(x, positions))
-        return main.lm_head(self.final_layernorm(x))
+        head: Any = main.get_output_embeddings()
+        logits: torch.Tensor = head(self.final_layernorm(x))
+        return logits

@@ -123,7 +123,8 @@ class Nvlm:
     def logits(self, ids: list[int], pixels: torch.Tensor | None = None) -> torch.Tensor:
         """[S, V]; the features stand where the tokens for them are, in order."""
         tokens = torch.tensor(ids)
-        embedded = self.text.get_input_embeddings()(tokens)
+        embed: Any = self.text.get_input_embeddings()
+        embedded: torch.Tensor = embed(tokens)
         if pixels is not None:
             embedded = embedded.clone()
             embedded[tokens == 256 + ADDED.index(TOKEN)] = self.features(pixels).flatten(0, 1)
