@@ -78,7 +78,8 @@ def build(
     work = engines / ".lowered"  # always the same: what a killed build left there is cleared away
     for sm, code_types in groups:
         name = f"{package.prefix}-" + "-".join(f"sm{n}" for n in sm)
-        models = graphs(checkpoint, DTYPE, context)
+        models = graphs(checkpoint, DTYPE, context, images=True)
+        models.pop("vision", None)  # the tower is run by ONNX Runtime
         plugins = Plugins() if options.plugins else None
         for model in models.values():
             lower(model, spec, DTYPE, code_types, widths, options.batch, plugins, len(steps.windows) > 1)

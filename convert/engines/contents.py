@@ -102,6 +102,8 @@ class Contents:
             )
         notes += [f"TensorRT has no codes for {kind}: those weights are bfloat16" for kind in sorted(self._widened())]
         notes += rounding_notes(self.checkpoint, wider_cache=not self.cache_in_codes)
+        if self.checkpoint.vision is not None:
+            notes.append("features of images come from the vision tower of target onnxruntime, which runs on the CPU")
         kinds = {weight.kind for weight in self._weights if weight.kind is not None}
         if any(kind.activations in ("token", "group") for kind in kinds):
             notes.append("TensorRT takes no scales that depend on the input: dynamic activations stay bfloat16")

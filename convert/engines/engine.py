@@ -52,9 +52,16 @@ class Steps:
                 window=window,
                 shapes={
                     str(value.name): [
-                        _shape(value, batch=1, sequence=least, num_logits=1, window=window),
-                        _shape(value, batch=1, sequence=most, num_logits=1, window=window),
-                        _shape(value, batch=self.batch, sequence=most, num_logits=most, window=window),
+                        _shape(value, batch=1, sequence=least, num_logits=1, window=window, num_features=0),
+                        _shape(value, batch=1, sequence=most, num_logits=1, window=window, num_features=0),
+                        _shape(
+                            value,
+                            batch=self.batch,
+                            sequence=most,
+                            num_logits=most,
+                            window=window,
+                            num_features=self.batch * most,
+                        ),
                     ]
                     for value in model.graph.inputs
                 },

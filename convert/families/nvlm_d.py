@@ -44,7 +44,7 @@ class NvlmD(VisionLanguage):
 
     def notes(self, config: dict[str, Any]) -> list[str]:
         kept = "its vision tower and projector are kept as they are; calibration and checks are of text"
-        images = "targets onnx and onnxruntime take images, as float32 graphs of their own; engines take text alone"
+        images = "targets take images; the tower is a float32 graph of onnx and onnxruntime, which engines need, too"
         loaded = "transformers has no class for it, and the checkpoint's own code is not copied: llmc runs the artifact"
         return [kept, images, loaded, *self._text(config)[1].notes(self.text_config(config))]
 

@@ -136,6 +136,12 @@ def step_inputs(
     return inputs if hidden is None else inputs | {"previous_hidden": hidden}
 
 
+def image_inputs(images: ImageFeatures | None, width: int) -> dict[str, NDArray[Any]]:
+    """The inputs of a main graph that takes images, for a step that may have none. width: that of features."""
+    features, positions = images or (np.empty((0, width), np.float32), np.empty((0, 2), np.int64))
+    return {"image_features": features, "image_positions": positions}
+
+
 backends: Registry[BackendFactory] = Registry("backend", __name__, "BACKENDS")
 
 

@@ -27,8 +27,10 @@ from llmc.runtime.backends import (
     Hidden,
     ImageFeatures,
     IntArray,
+    image_inputs,
     step_inputs,
 )
+from llmc.runtime.backends.vision_tower import VisionTower
 
 NAME = "onnxruntime"
 _CPU = "CPUExecutionProvider"
@@ -88,14 +90,13 @@ class OnnxRuntimeBackend:
         graphs: tuple[Graph, Graph] = ("main", "mtp")
         for graph in graphs:
             if name := artifact.target_file(NAME, graph):
-                self._sessions[graph] = _session(artifact.graph(name), threads, provider)
+                self._sessions[graph] = open_session(artifact.graph(name), threads, provider)
                 _check(artifact, graph, self._sessions[graph])
         self.has_mtp = "mtp" in self._sessions
-        self._artifact, self._threads, self._provider = artifact, threads, provider
-        self._tower: Any = None  # loaded for the first image
         shapes = {node.name: node.shape for node in self._sessions["main"].get_inputs()}
         self._width = shapes["image_features"][-1] if "image_features" in shapes else 0
-        self.has_vision = self._width > 0
+        self._tower = VisionTower(artifact, self._width, threads, provider)
+        self.has_vision = self._tower.available
         self._caches = {
             graph: [node for node in session.get_inputs() if node.name.startswith("past.")]
             for graph, session in self._sessions.items()
@@ -132,9 +133,8 @@ class OnnxRuntimeBackend:
         end = int(cache_position.max()) + input_ids.shape[1]
         self._grow(cache, end)
         inputs = step_inputs(input_ids, cache_position, logits_index, hidden, long, self.original_context)
-        if self.has_vision and graph == "main":
-            features, positions = images or (np.empty((0, self._width), np.float32), np.empty((0, 2), np.int64))
-            inputs |= {"image_features": features, "image_positions": positions}
+        if self._width and graph == "main":
+            inputs |= image_inputs(images, self._width)
         step = self._step(graph, session, cache, end, inputs)
         for name, array in inputs.items():
             step.inputs[name][...] = array
@@ -146,24 +146,11 @@ class OnnxRuntimeBackend:
         return found["logits"], found.get("hidden")
 
     def image_features(self, pixels: FloatArray) -> FloatArray:
-        if not self._sessions:
-            raise InputError(CLOSED)
-        name = self._artifact.target_file(NAME, "vision")
-        assert name is not None
-        if self._tower is None:
-            tower = _session(self._artifact.graph(name), self._threads, self._provider, frugal=True)
-            _check_tower(self._artifact, tower, self._width)
-            self._tower = tower
-        try:
-            (found,) = self._tower.run(["image_features"], {"pixels": pixels})
-        except Exception as error:  # onnxruntime's exceptions share no base class of their own
-            raise MachineError(f"ONNX Runtime failed: {' '.join(str(error).split())}") from error
-        features: FloatArray = found
-        return features
+        return self._tower.features(pixels)
 
     def close(self) -> None:
         self._sessions.clear()
-        self._tower = None
+        self._tower.close()
 
     def _step(
         self, graph: Graph, session: Any, cache: OnnxRuntimeCache, end: int, inputs: dict[str, NDArray[Any]]
@@ -237,18 +224,7 @@ def _check(artifact: Artifact, graph: Graph, session: Any) -> None:
         raise InputError(f"{artifact.path}: its graph knows {width} tokens, its manifest {artifact.vocab_size}")
 
 
-def _check_tower(artifact: Artifact, session: Any, width: int) -> None:
-    """InputError unless it makes features of `width` from the tiles that the manifest tells of."""
-    inputs, outputs = (
-        {node.name: node.shape[1:] for node in nodes} for nodes in (session.get_inputs(), session.get_outputs())
-    )
-    record = artifact.manifest.model.images
-    side = record.tile_size if record else 0
-    if inputs != {"pixels": [3, side, side]} or outputs != {"image_features": [width]}:
-        raise InputError(f"{artifact.path}: its vision graph is for other tiles or another model; build it again")
-
-
-def _session(path: Path, threads: int | None, provider: str, frugal: bool = False) -> Any:
+def open_session(path: Path, threads: int | None, provider: str, frugal: bool = False) -> Any:
     """frugal: of a graph that runs seldom and over much at once: its weights are converted in every pass, which takes
     little of the time, and memory is given back behind it.
     """

@@ -31,9 +31,11 @@ from llmc.runtime.backends import (
     Hidden,
     ImageFeatures,
     IntArray,
+    image_inputs,
     kernel_cache,
     step_inputs,
 )
+from llmc.runtime.backends.vision_tower import VisionTower
 from llmc.runtime.plugins import tensorrt as plugins
 from llmc.tensorrt_package import TensorRTPackage
 
@@ -108,7 +110,12 @@ class EngineBackend:
         self.max_prefill_tokens = max(profile.tokens[1] for profile in main.profiles)
         # The engine's memory is that of its profiles.
         self.max_attention_scores = self.batch * self.max_prefill_tokens * self.context
-        self.has_mtp, self.has_vision = "mtp" in engines, False
+        self.has_mtp = "mtp" in engines
+        self._width = next((each.shape[-1] for each in main.inputs if each.name == "image_features"), 0)
+        self._tower = VisionTower(
+            artifact, self._width, None, "CPUExecutionProvider"
+        )  # the GPU's memory is the engine's
+        self.has_vision = self._tower.available
         self._device, self._lock = _Device(), threading.Lock()
         self._engines = {graph: _Engine(package, artifact, self._device, each) for graph, each in engines.items()}
         kinds = [kind for engine in self._engines.values() for kind in engine.caches.values()]
@@ -144,6 +151,8 @@ class EngineBackend:
         if (end := int(cache_position.max()) + input_ids.shape[1]) > self.context:
             raise InputError(f"{end} tokens do not fit the engine's context of {self.context}; shorten the prompt")
         inputs = step_inputs(input_ids, cache_position, logits_index, hidden, long, self.original_context)
+        if self._width and graph == "main":
+            inputs |= image_inputs(images, self._width)
         with self._lock:  # buffers and contexts are shared
             if graph not in self._engines:
                 raise InputError(CLOSED)
@@ -151,9 +160,10 @@ class EngineBackend:
         return found["logits"], found.get("hidden")
 
     def image_features(self, pixels: FloatArray) -> FloatArray:
-        raise InputError("engines take text alone; load the model with backend='onnxruntime'")
+        return self._tower.features(pixels)
 
     def close(self) -> None:
+        self._tower.close()
         with self._lock:
             for engine in self._engines.values():
                 engine.close()
@@ -275,6 +285,7 @@ class _Engine:
 
     def _buffer(self, name: str, size: int) -> int:
         """Grows when a step is larger than all before."""
+        size = max(size, 1)  # also an input of nothing has an address
         if size > self._sizes.get(name, 0):
             if name in self._buffers:
                 self._device.free({name: self._buffers.pop(name)})

@@ -98,7 +98,7 @@ def test_features_between_tokens(name: str, tmp_path: Path) -> None:
 
 
 def test_graphs_for_text_alone(tmp_path: Path) -> None:
-    """Engines are compiled from graphs that know nothing of images."""
+    """Whoever does not ask for images gets a graph that knows nothing of them."""
     nvlm(tmp_path / "source")
     checkpoint = Checkpoint.open(tmp_path / "source")
     assert graphs(checkpoint).keys() == {"main"}

@@ -16,6 +16,7 @@ from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.families import family_of
 from llmc.convert.layer_modules import weight_shapes
 from llmc.convert.model import CausalLM
+from llmc.convert.targets import target
 from llmc.errors import InputError
 
 
@@ -83,6 +84,21 @@ def test_tower_that_is_not_whole(tmp_path: Path) -> None:
     path.write_text(json.dumps(CONFIG | {"force_image_size": 2 * TILE}))
     with pytest.raises(InputError, match=r"position_embedding has shape \[1, 17, 48\], but config.json asks for"):
         Checkpoint.open(tmp_path / "source")
+
+
+@pytest.mark.slow
+def test_engine_takes_features(tmp_path: Path) -> None:
+    """Any number of them, none included, in every step; the tower is not part of it."""
+    nvlm(tmp_path / "source")
+    checkpoint, rtx = Checkpoint.open(tmp_path / "source"), target("tensorrt-rtx")
+    result = rtx.build(checkpoint, rtx.Options(sm=[89], context=64), checkpoint.path, lambda *_: None)
+    description = json.loads((checkpoint.path / "engines" / "rtx-sm89.json").read_text())
+    inputs = {each["name"]: each["shape"] for each in description["inputs"]}
+    assert (inputs["image_features"], inputs["image_positions"]) == ([-1, 64], [-1, 2])
+    shapes = [profile["shapes"]["image_features"] for profile in description["profiles"]]
+    assert [[count for count, _ in each] for each in shapes] == [[0, 0, 2], [0, 0, 128]]
+    assert not any("vision" in file for file in result.files.values())
+    assert any("vision tower of target onnxruntime" in note for note in result.notes)
 
 
 @pytest.mark.parametrize("name", ["Qwen--Qwen3-VL-8B-Instruct", "Qwen--Qwen3-VL-30B-A3B-Instruct"])

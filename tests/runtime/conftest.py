@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.nvlm import nvlm
 from support.random_checkpoint import LLAMA, random_checkpoint
 from support.runnable_artifact import lower, make_artifact
 from tokenizers import Tokenizer
@@ -28,6 +29,15 @@ def trained(embedded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def trained_level_4(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return lower(shutil.copytree(trained, tmp_path_factory.mktemp("level 4") / "artifact"), 4)
+
+
+@pytest.fixture(scope="session")
+def seeing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random NVLM-D, which takes images."""
+    folder = tmp_path_factory.mktemp("nvlm")
+    nvlm(folder / "source")
+    text = torch.randint(2, 250, (3, 40), generator=torch.Generator().manual_seed(0))
+    return make_artifact(folder / "source", [Rule("dense_mlp", "int8-channel", "rtn")], text, folder)
 
 
 @pytest.fixture(scope="session")

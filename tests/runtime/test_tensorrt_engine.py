@@ -54,7 +54,8 @@ def add_engines(source: Path, directory: Path, target: str = "tensorrt-rtx", **c
     artifact = shutil.copytree(source, directory / "artifact")
     manifest = json.loads((artifact / "llmc.json").read_text())
     files = {}
-    for graph, onnx in manifest["targets"]["onnxruntime"]["files"].items():
+    for graph in manifest["targets"]["onnxruntime"]["files"].keys() & {"main", "mtp"}:
+        onnx = manifest["targets"]["onnxruntime"]["files"][graph]
         description = describe(graph, artifact / onnx, [80, 86], 160) | changes
         for name, text in ((f"{graph}.engine", str(artifact / onnx)), (f"{graph}.json", json.dumps(description))):
             (artifact / name).write_text(text)
@@ -366,3 +367,17 @@ def test_no_memory_on_the_gpu(trained, tmp_path, gpu):
         pytest.raises(MachineError, match="bytes left on the GPU; build with a smaller `context`"),
     ):
         model.generate("a", max_new_tokens=2)
+
+
+def test_images_with_an_engine(seeing, tmp_path, gpu):
+    """The engine takes features, or none, and ONNX Runtime makes them: the same tokens as without an engine."""
+    image = np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
+    asked = [("What?", [image]), ("What?", [])]
+    with load(seeing) as model:
+        expected = [model.generate(text, images=shown, max_new_tokens=6).token_ids for text, shown in asked]
+    with load(add_engines(seeing, tmp_path), backend="tensorrt-rtx") as model:
+        assert model.backend.has_vision
+        found = [model.generate(text, images=shown, max_new_tokens=6).token_ids for text, shown in asked]
+    assert found == expected and found[0] != found[1]
+    with pytest.raises(InputError, match="closed"):
+        model.backend.image_features(image)

@@ -39,6 +39,7 @@ def lower(artifact: Path, level: int) -> Path:
             "vocab_size": spec.vocab_size,
             "max_position_embeddings": spec.max_position_embeddings,
             "eos_token_ids": list(spec.eos_token_ids),
+            "images": checkpoint.vision.images.to_json() if checkpoint.vision else None,
         },
         "files": {
             path.name: {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
