@@ -35,6 +35,10 @@ def _stored(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
 class Reference(nn.Module):
     """The layer around transformers' decoder layer."""
 
+    token_layernorm: nn.Module
+    hidden_layernorm: nn.Module
+    final_layernorm: nn.Module
+
     def __init__(self, model: PreTrainedModel, tensors: dict[str, torch.Tensor]) -> None:
         super().__init__()
         size, config = model.config.hidden_size, model.config
@@ -50,7 +54,7 @@ class Reference(nn.Module):
     @torch.no_grad()
     def logits(self, ids: torch.Tensor) -> torch.Tensor:
         """[B, S - 1, V]: what follows token i + 1, from it and the last layer's output at token i."""
-        (main,) = self.main
+        main: Any = self.main[0]
         seen: list[torch.Tensor] = []
         hook = main.model.norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         main(ids, use_cache=False)
@@ -60,6 +64,5 @@ class Reference(nn.Module):
         positions = torch.arange(x.shape[1])[None]
         mask = torch.full((x.shape[1], x.shape[1]), -torch.inf).triu(1)[None, None]
         x = self.block(x, attention_mask=mask, position_embeddings=main.model.rotary_emb(x, positions))
-        head: Any = main.get_output_embeddings()
-        logits: torch.Tensor = head(self.final_layernorm(x))
+        logits: torch.Tensor = main.lm_head(self.final_layernorm(x))
         return logits

@@ -123,8 +123,8 @@ class Nvlm:
     def logits(self, ids: list[int], pixels: torch.Tensor | None = None) -> torch.Tensor:
         """[S, V]; the features stand where the tokens for them are, in order."""
         tokens = torch.tensor(ids)
-        embed: Any = self.text.get_input_embeddings()
-        embedded: torch.Tensor = embed(tokens)
+        text: Any = self.text
+        embedded: torch.Tensor = text.get_input_embeddings()(tokens)
         if pixels is not None:
             embedded = embedded.clone()
             embedded[tokens == 256 + ADDED.index(TOKEN)] = self.features(pixels).flatten(0, 1)
