@@ -103,7 +103,9 @@ def _mark(rung: dict[str, Any]) -> str:
     if not rung["reached"]:
         return "—"
     difference = rung.get("difference")
-    return "✓" if difference is None else "0" if difference == 0 else f"{difference:.0e}"
+    if difference:
+        return f"{difference:.0e}".replace("e-0", "e-").replace("-", "\N{NON-BREAKING HYPHEN}")
+    return "✓" if difference is None else "0"
 
 
 def _holes(line: ModelLine, rungs: dict[str, Any]) -> Iterator[str]:

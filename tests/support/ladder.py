@@ -126,34 +126,41 @@ class SmallModel:
 
     @cached_property
     def artifact(self) -> Checkpoint:
-        """Quantized as far as transformers loads it, with fewer experts where there are any, and what the runtime wants
-        beside it.
-        """
-        source = self.checkpoint
-        roles = {source.role(name) for name in source.names()}
-        rules = [
-            Rule(role, scheme, "rtn" if "fp8" in scheme else "gptaq")
-            for role, scheme in _SCHEMES.items()
-            if role in roles and (self.line.text_field or not source.family.obstacle([role]))
-        ]
-        text = self.texts(8, 32)
+        """Quantized, with fewer experts where there are any, and what the runtime wants beside it."""
+        return self._quantized("artifact", self._roles)
+
+    @cached_property
+    def artifact_for_transformers(self) -> Checkpoint:
+        """The same, or one that is quantized as far as transformers loads it."""
+        loaded = [role for role in self._roles if self.line.text_field or not self.checkpoint.family.obstacle([role])]
+        return self.artifact if loaded == self._roles else self._quantized("artifact-for-transformers", loaded)
+
+    @cached_property
+    def _roles(self) -> list[str]:
+        """Those that are quantized."""
+        there = {self.checkpoint.role(name) for name in self.checkpoint.names()}
+        return [role for role in _SCHEMES if role in there]
+
+    def _quantized(self, name: str, roles: list[str]) -> Checkpoint:
+        schemes = {role: _SCHEMES[role] for role in roles}
+        rules = [Rule(role, scheme, "rtn" if "fp8" in scheme else "gptaq") for role, scheme in schemes.items()]
+        text, folder = self.texts(8, 32), self.folder / name
         pruning = Pruning(_KEPT_EXPERTS) if self.has_experts else None
-        folder = self.folder / "artifact"
-        quantize(source, rules, pruning, text, text[:2], folder, self.folder / "work", lambda *_: None)
+        quantize(self.checkpoint, rules, pruning, text, text[:2], folder, self.folder / f"{name}.work", lambda *_: None)
         byte_tokenizer(folder)
         return Checkpoint.open(folder)
 
     @cached_property
     def difference_in_transformers(self) -> float:
         """The largest of log-probabilities between the artifact in transformers and in llmc."""
-        kind = type(self.witness)
-        folder = self.artifact.path
+        kind, artifact = type(self.witness), self.artifact_for_transformers
+        folder = artifact.path
         if self.line.witness:  # a `model_type` that transformers does not know
             folder = self._with_config(folder, self.line.witness)
         theirs, ids = loaded_by_transformers(folder, kind), self.texts()
         with torch.no_grad():
             expected = theirs(input_ids=ids, use_cache=False).logits.log_softmax(-1)
-        ours = as_transformers_decodes(self.artifact)
+        ours = as_transformers_decodes(artifact)
         return (expected - ours.logits(ours.hidden(ids)).log_softmax(-1)).abs().max().item()
 
     def _with_config(self, folder: Path, changes: dict[str, Any]) -> Path:
