@@ -97,8 +97,8 @@ def _repeating(manifest: Manifest) -> str:
 def _usage(name: str, layout: Layout, roles: dict[str, QuantizedRole], family: Family) -> str:
     experts = roles.get("experts")
     specs = {role: [stored_scheme(name).spec for name in counts.schemes] for role, counts in roles.items()}
-    obstacle = layout.obstacle(specs, experts is not None and experts.quantized < experts.parameters)
-    obstacle = obstacle or family.obstacle(layout.one_by_one(specs))
+    obstacle = family.obstacle(layout.one_by_one(specs))
+    obstacle = obstacle or layout.obstacle(specs, experts is not None and experts.quantized < experts.parameters)
     return (
         f"```python\nfrom llmc.runtime import load\n\nmodel = load({name!r})\n"
         'for piece in model.stream("The first", max_new_tokens=64):\n    print(piece, end="")\n```\n\n'

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from llmc.convert.formats import layout
 from llmc.convert.layer_modules import layer_modules
 from llmc.convert.spec import LinearSpec, ModelSpec, Role
 from llmc.convert.tensor_names import ModuleName
-from llmc.quant.assign import Rule
+from llmc.quant.assign import Rule, check_layout
 from llmc.quant.prune import routers
+from llmc.quant.schemes import schemes
 from llmc.recipe import Recipe
 
 GROUPS = 128, 64, 32  # the widest that divides every row is the smallest on disk
@@ -33,9 +35,17 @@ def default_role(spec: ModelSpec) -> Role:
 
 
 def rules_of(recipe: Recipe, spec: ModelSpec) -> Rules:
-    """The recipe's rules, as they stand; where it has none, those that fit the model."""
-    given = [Rule(rule.match, rule.scheme, rule.method) for rule in recipe.quantize]
-    return Rules(given) if given else default_rules(spec)
+    """The recipe's rules, as they stand; where it has none, those that fit the model, and none for a layout that only
+    keeps what is there. InputError for a layout that has no place for the default ones.
+    """
+    if given := [Rule(rule.match, rule.scheme, rule.method) for rule in recipe.quantize]:
+        return Rules(given)
+    chosen = layout(recipe.layout)
+    if not any(chosen.takes(each.spec) for each in schemes.all.values()):
+        return Rules([])
+    found = default_rules(spec)
+    check_layout(found.rules, chosen)
+    return found
 
 
 def default_rules(spec: ModelSpec) -> Rules:

@@ -201,7 +201,7 @@ def _warn(layout_name: str, planned: Plan, checkpoint: Checkpoint, progress: Pro
         specs["experts"] = [kind for kind in _kinds_of_experts(checkpoint) if layout(layout_name).takes(kind)]
         plain = not specs["experts"]
     known = layout(layout_name)
-    if obstacle := known.obstacle(specs, plain) or checkpoint.family.obstacle(known.one_by_one(specs)):
+    if obstacle := checkpoint.family.obstacle(known.one_by_one(specs)) or known.obstacle(specs, plain):
         progress.line(f"transformers will not load the result: {obstacle}")
 
 

@@ -13,9 +13,11 @@ from support.random_checkpoint import DEEPSEEK_V3, LLAMA, random_checkpoint
 
 from llmc.convert.families import family_of
 from llmc.convert.spec import ModelSpec
-from llmc.default_rules import default_rules
+from llmc.default_rules import default_rules, rules_of
+from llmc.errors import InputError
 from llmc.job import plan
 from llmc.quant.assign import Rule
+from llmc.recipe import Recipe
 
 CONFIGS = Path(__file__).parents[1] / "data/configs"
 MLP = r"re:model\.layers\.\d+\.mlp\."
@@ -101,6 +103,15 @@ def test_nothing_fits(llmc, recipe, small_model: Path, tmp_path: Path) -> None:
     assert made.exit_code == 0, made.output
     assert "stay as they are, since 80 inputs are no multiple of 32" in made.stderr
     assert "quantization_config" not in json.loads((Path("out") / "config.json").read_text())
+
+
+def test_layouts_without_a_place_for_the_default_scheme() -> None:
+    """One that only keeps what is there quantizes nothing; another is refused before any work."""
+    model = spec(LLAMA, hidden_size=128, intermediate_size=256)
+    assert rules_of(Recipe(model="m", layout="mxfp4"), model).rules == []
+    assert rules_of(Recipe(model="m", layout="gptq"), model).rules == [Rule("dense_mlp", "int4-g128")]
+    with pytest.raises(InputError, match="layout native-fp8 has no place for int4-g128"):
+        rules_of(Recipe(model="m", layout="native-fp8"), model)
 
 
 def test_plan_says_what_a_family_has_to_say(tmp_path: Path, embedded: Path) -> None:
