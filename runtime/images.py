@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 Image: TypeAlias = Any
 """A file's path, an array of uint8 [height, width, 3], or an image of Pillow."""
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
-_MOST_BYTES, _MOST_PIXELS = 1 << 28, 1 << 27
+_MOST_BYTES, _MOST_PIXELS = 1 << 28, 89_478_485  # Pillow warns of files with more
 
 
 def open_image(image: Image) -> Picture:
@@ -48,8 +49,13 @@ def open_image(image: Image) -> Picture:
         raise InputError(f"an image cannot be of type {type(image).__name__}; give a path or an array of uint8")
     path = Path(os.fspath(image))
     data = read_regular(path, _MOST_BYTES)
+    bombs = (pillow.DecompressionBombWarning, pillow.DecompressionBombError)
     try:
-        return _in_colors(pillow.open(io.BytesIO(data), formats=_FORMATS), str(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", bombs[0])
+            return _in_colors(pillow.open(io.BytesIO(data), formats=_FORMATS), str(path))
+    except bombs as error:
+        raise InputError(f"{path}: has more than {_MOST_PIXELS:,} pixels; make it smaller") from error
     except InputError:
         raise
     except Exception as error:  # Pillow's readers end in many ways with a damaged file
@@ -59,7 +65,7 @@ def open_image(image: Image) -> Picture:
 
 def _in_colors(picture: Picture, name: str) -> Picture:
     if picture.width * picture.height > _MOST_PIXELS:
-        raise InputError(f"{name}: {picture.width:,} x {picture.height:,} pixels are too many; make it smaller")
+        raise InputError(f"{name}: has more than {_MOST_PIXELS:,} pixels; make it smaller")
     return picture.convert("RGB")
 
 

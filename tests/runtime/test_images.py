@@ -184,11 +184,17 @@ def test_bad_images(model: Model, tmp_path: Path) -> None:
     Image.fromarray(picture(60, 60)).save(whole)
     (tmp_path / "cut.png").write_bytes(whole.read_bytes()[:-40])
     Image.fromarray(picture(60, 60)).save(tmp_path / "gray.tiff")
+    large, larger = tmp_path / "large.png", tmp_path / "larger.png"  # more than Pillow warns of, and refuses
+    Image.new("1", (10000, 9000)).save(large)
+    Image.new("1", (14000, 13000)).save(larger)
     wrong: list[tuple[Any, str]] = [
         (tmp_path / "words.png", "words.png: no image that can be read; give a PNG, JPEG, WEBP, BMP or GIF file"),
         (tmp_path / "cut.png", "cut.png: no image that can be read"),
         (tmp_path / "gray.tiff", "gray.tiff: no image that can be read"),
         (tmp_path / "none.png", "none.png"),
+        (large, "large.png: has more than 89,478,485 pixels; make it smaller"),
+        (larger, "larger.png: has more than 89,478,485 pixels; make it smaller"),
+        (Image.new("1", (10000, 9000)), "an image: has more than"),
         (np.zeros((4, 4), np.uint8), r"array of uint8, 4 x 4; it has to be uint8 \[height, width, 3\]"),
         (np.zeros((4, 4, 3)), "array of float64, 4 x 4 x 3"),
         (7, "cannot be of type int"),
