@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from support.gpt_oss import GPT_OSS
+from support.model_lines import published_config
 from support.random_checkpoint import DEEPSEEK_V3, LLAMA, QWEN2
 from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -22,6 +23,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "llama": LLAMA | {"hidden_size": 256, "num_attention_heads": 32, "head_dim": 8},
     "qwen2": QWEN2 | {"hidden_size": 256, "num_attention_heads": 32, "head_dim": 8},
     "gpt_oss": GPT_OSS | {"num_attention_heads": 64},
+    "qwen3_next": published_config("Qwen--Qwen3-Next-80B-A3B.bridge"),
+    "nemotron_h": published_config("nvidia--NVIDIA-Nemotron-3-Super-120B-A12B-FP8"),
 }
 # Token ids belong to a tokenizer rather than to an architecture: the class's are those of one released model, and to
 # stop at another model's token 2 is worse than to have none.
@@ -77,7 +80,7 @@ def test_the_defaults_that_cost_most() -> None:
     assert (router.scaling_factor, router.num_groups, router.top_k_groups) == (2.5, 8, 4)
 
 
-NULLS = [(family, "rms_norm_eps") for family in CONFIGS]
+NULLS = [(family, "layer_norm_epsilon" if family == "nemotron_h" else "rms_norm_eps") for family in CONFIGS]
 NULLS += [("deepseek_v3", name) for name in ("norm_topk_prob", "rope_interleave", "routed_scaling_factor", "n_group")]
 
 

@@ -17,6 +17,7 @@ from support.small_model import save, witness
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.spec import StateSpec, state_bytes
 from llmc.job import plan
+from llmc.recipe import Recipe
 from llmc.recipe_files import new_recipe
 
 OBSTACLE = "no graph of Gated DeltaNet layers is made yet"
@@ -65,7 +66,10 @@ def test_targets_that_are_asked_for(llmc: Callable[..., Any], hybrid: Path, tmp_
         )
 
 
-def test_build(llmc: Callable[..., Any], hybrid: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("passes", [True, False])
+def test_build_is_gated_by_the_pass_itself(
+    llmc: Callable[..., Any], hybrid: Path, tmp_path: Path, passes: bool
+) -> None:
     recipe, text = tmp_path / "recipe.yaml", tmp_path / "text.txt"
     text.write_text("What is forgotten is not lost, as long as somebody wrote it down. " * 200)
     parts = {"text": "text.txt", "length": 64}
@@ -75,16 +79,19 @@ def test_build(llmc: Callable[..., Any], hybrid: Path, tmp_path: Path) -> None:
                 "model": str(hybrid),
                 "quantize": [{"match": "experts", "scheme": "int4-g32"}, {"match": "attention", "scheme": "int8-g32"}],
                 "calibration": {**parts, "samples": 8},
-                "check": {**parts, "tokens": 256},
+                "check": {**parts, "tokens": 256, "gates": {"kl_mean": 5.0 if passes else 1e-6}},
             }
         )
     )
     said = llmc("build", recipe, "--output", tmp_path / "out")
-    assert said.exit_code == 0, said.output
-    manifest = json.loads((tmp_path / "out" / "llmc.json").read_text())
+    assert said.exit_code == (0 if passes else 3), said.output
+    folder = tmp_path / ("out" if passes else "out.rejected")
+    manifest = json.loads((folder / "llmc.json").read_text())
+    assert manifest["checks"]["computed_by"] == "torch" and manifest["checks"]["kl_mean"] > 1e-6
+    assert [gate["passed"] for gate in manifest["checks"]["gates"]] == [passes]
     assert manifest["targets"] == {} and manifest["recipe"]["targets"] == []
     assert any(OBSTACLE in note for note in manifest["notes"])
-    assert Checkpoint.open(tmp_path / "out").quantized("model.layers.0.self_attn.out_proj") is not None
+    assert Checkpoint.open(folder).quantized("model.layers.0.self_attn.out_proj") is not None
 
 
 def test_infinity_in_a_published_config(llmc: Callable[..., Any], tmp_path: Path) -> None:
@@ -115,3 +122,5 @@ def test_a_new_recipe_has_none(hybrid: Path) -> None:
     text = new_recipe(str(hybrid))
     assert f"targets: []  # {OBSTACLE}\n" in text
     assert yaml.safe_load(text)["targets"] == []
+    recipe = Recipe.model_validate(yaml.safe_load(text) | {"name": "new"})
+    assert recipe.check.gates.limits() and recipe.targets == []
