@@ -45,7 +45,8 @@ def model_card(manifest: Manifest) -> str:
     if "/" in source.id:
         front |= {"base_model": source.id, "base_model_relation": "quantized"}
     tags = ["llmc", manifest.recipe.layout, *(["onnx"] if manifest.targets else [])]
-    front |= {"pipeline_tag": "text-generation", "library_name": "transformers", "tags": tags}
+    task = "image-text-to-text" if manifest.model.images else "text-generation"
+    front |= {"pipeline_tag": task, "library_name": "transformers", "tags": tags}
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
         f"# {_plain(name)}\n",

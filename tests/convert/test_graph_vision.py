@@ -10,6 +10,7 @@ import pytest
 import torch
 from support.graph_session import GraphSession
 from support.nvlm import ADDED, CONFIG, TILE, TOKEN, Nvlm, nvlm
+from transformers import InternVLConfig, InternVLModel
 
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.graph.build import graphs
@@ -62,6 +63,64 @@ def test_tower(name: str, outer: dict[str, Any], tower: dict[str, Any], heads: i
     assert found.shape == expected.shape == (3 * 4, 64)
     assert expected.std() > 0.1
     assert (found - expected).abs().max() < 1e-4
+
+
+def internvl(reference: Nvlm) -> InternVLModel:
+    """transformers' InternVL, whose tower is the same but for names, with the reference's tensors."""
+    vision, text = reference.config["vision_config"], reference.config["llm_config"]
+    tower = {key: value for key, value in vision.items() if key not in ("architectures", "model_type", "qkv_bias")}
+    tower |= {"use_qk_norm": tower.pop("qk_normalization")}
+    config = InternVLConfig(
+        vision_config=tower, text_config=text, downsample_ratio=reference.config["downsample_ratio"]
+    )
+    model = InternVLModel._from_config(config, dtype=torch.float32).eval()
+    found: dict[str, torch.Tensor] = {}
+    for name, tensor in reference.tensors.items():
+        if name.endswith("attn.qkv.weight"):
+            for part, rows in zip("qkv", tensor.chunk(3), strict=True):
+                found[name.replace("attn.qkv", f"attn.{part}_proj")] = rows
+        else:
+            found[name] = tensor
+    renamed = {_respelled(name): tensor for name, tensor in found.items()}
+    wanted = {name: value for name, value in model.state_dict().items() if not name.startswith("language_model.")}
+    for name in wanted.keys() - renamed.keys():  # biases that NVLM's projector does not have
+        assert name.startswith("multi_modal_projector.linear_") and name.endswith("bias")
+        renamed[name] = torch.zeros_like(wanted[name])
+    model.load_state_dict({**model.state_dict(), **renamed})
+    return model.requires_grad_(False)
+
+
+_INTERNVL = {
+    "vision_model.": "vision_tower.",
+    "encoder.layers.": "encoder.layer.",
+    ".attn.proj.": ".attention.projection_layer.",
+    ".attn.": ".attention.",
+    ".norm1.": ".layernorm_before.",
+    ".norm2.": ".layernorm_after.",
+    ".ls": ".lambda_",
+    "class_embedding": "cls_token",
+    "position_embedding": "position_embeddings",
+    "patch_embedding.": "patch_embeddings.projection.",
+    "mlp1.0.": "multi_modal_projector.layer_norm.",
+    "mlp1.1.": "multi_modal_projector.linear_1.",
+    "mlp1.3.": "multi_modal_projector.linear_2.",
+}
+
+
+def _respelled(name: str) -> str:
+    for ours, theirs in _INTERNVL.items():
+        name = name.replace(ours, theirs)
+    return name
+
+
+def test_the_reference_is_internvls(tmp_path: Path) -> None:
+    """Without heads of zeros, and with a projector as narrow as InternVL's, it is a model that transformers knows."""
+    text = CONFIG["llm_config"] | {"intermediate_size": CONFIG["llm_config"]["hidden_size"]}
+    reference = nvlm(tmp_path / "source", heads=3, llm_config=text)
+    shown = pixels(2)
+    theirs = internvl(reference).get_image_features(pixel_values=shown)
+    expected = getattr(theirs, "pooler_output", theirs)
+    assert (reference.features(shown) - expected.reshape(2, 4, 64)).abs().max() < 1e-5
 
 
 def test_weights_are_the_checkpoints_own(tmp_path: Path) -> None:

@@ -101,4 +101,4 @@ def test_errors_are_one_line(artifact: Path, photo: Path, tmp_path: Path) -> Non
 def test_card_says_who_loads_it(artifact: Path) -> None:
     card = (artifact / "README.md").read_text()
     assert "transformers has no class for it" in card
-    assert "transformers loads" not in card
+    assert "transformers loads" not in card and "pipeline_tag: image-text-to-text" in card
