@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import re
 import subprocess
@@ -55,6 +56,13 @@ def test_command_line_reference_has_every_command_and_option(site: Path) -> None
 def test_python_reference_has_every_exported_name(site: Path) -> None:
     page = (site / "api.html").read_text(encoding="utf-8")
     assert all(f'id="llmc.runtime.{name}"' in page for name in runtime.__all__)
+
+
+def test_examples_are_shown(site: Path) -> None:
+    shown = re.sub(r"<[^>]+>", "", (site / "program.html").read_text(encoding="utf-8"))
+    for example in (REPOSITORY / "examples").glob("*.py"):
+        last = example.read_text(encoding="utf-8").splitlines()[-1]
+        assert last.strip() in html.unescape(shown), example.name
 
 
 def test_links_into_the_repository_lead_somewhere() -> None:
