@@ -24,6 +24,7 @@ from llmc.convert.spec import (
     ModelSpec,
     StateSpec,
     state_bytes,
+    working_channels,
 )
 from llmc.convert.targets import PlannedWeights, Target, target
 from llmc.convert.tensor_names import ModuleName, TensorName
@@ -333,14 +334,17 @@ def _memory(
 
 
 def _activations(spec: ModelSpec) -> int:
-    """Widest intermediate results of a micro-batch: an MLP's two projections and their product."""
+    """Widest intermediate results of a micro-batch: an MLP's two projections and their product, or what a block that
+    remembers in a state holds at once.
+    """
     widths = [
         max(mlp.intermediate_size, mlp.shared_intermediate_size)
         if isinstance(mlp, MixtureOfExpertsSpec)
         else mlp.intermediate_size
         for mlp in spec.mlps
     ]
-    return 4 * MICRO_BATCH_TOKENS * (3 * max(widths) + 4 * spec.hidden_size)
+    states = [working_channels(attention) for attention in spec.attentions if isinstance(attention, StateSpec)]
+    return 4 * MICRO_BATCH_TOKENS * (max(3 * max(widths), *states, 0) + 4 * spec.hidden_size)
 
 
 def _pruned(module: ModuleName, kept: int) -> bool:

@@ -47,6 +47,7 @@ from llmc.convert.spec.state import (
     Mamba2Spec,
     StateSpec,
     state_bytes,
+    working_channels,
 )
 
 __all__ = [
@@ -81,4 +82,5 @@ __all__ = [
     "WiringSpec",
     "blocks_of",
     "state_bytes",
+    "working_channels",
 ]

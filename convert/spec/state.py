@@ -135,3 +135,11 @@ StateSpec = GatedDeltaNetSpec | Mamba2Spec  # what remembers a text, however lon
 def state_bytes(spec: StateSpec) -> int:
     """What is remembered of a text: the state in float32, and what the convolution reads next, two bytes each."""
     return 4 * math.prod(spec.state_shape) + 2 * spec.convolved_size * (spec.conv_width - 1)
+
+
+def working_channels(spec: StateSpec) -> int:
+    """How many float32 numbers per token are there at once while a text goes through, measured: what is convolved,
+    before, behind and cut apart; queries and keys of every head, which share them; values, gates and what is read.
+    """
+    heads, key_dim, _ = spec.state_shape
+    return 3 * spec.convolved_size + 3 * heads * key_dim + 5 * spec.output_size

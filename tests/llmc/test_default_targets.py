@@ -44,6 +44,13 @@ def test_plan_says_why_there_are_no_targets(hybrid: Path, tmp_path: Path) -> Non
     assert any(note.startswith("of 4 layers 1 have a cache that grows; 3 others remember") for note in planned.notes)
 
 
+def test_plan_counts_what_a_state_takes(hybrid: Path, tmp_path: Path) -> None:
+    """Of 8,192 tokens, in float32: more than the MLPs of this model."""
+    planned = plan(str(hybrid), tmp_path / "out")
+    # 256 channels are convolved; 4 heads of 32 channels have queries, keys, values and gates.
+    assert planned.memory - (490 << 20) > 4 * 8192 * (3 * 256 + 3 * 128 + 5 * 128 + 4 * 128)
+
+
 def test_plan_of_an_fp8_cache_counts_scales_of_attention(hybrid: Path, tmp_path: Path) -> None:
     recipe: dict[str, Any] = {
         "model": str(hybrid),
