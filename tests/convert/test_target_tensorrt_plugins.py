@@ -94,7 +94,14 @@ def test_engines_hold_plugins(built: tuple[Checkpoint, TargetResult], sm: int, c
 
 
 SMALL = {"hidden_size": 128, "intermediate_size": 256}
-FAMILIES = {"deepseek-v3": DEEPSEEK, "quickstart": DEEPSEEK, "llama-3.1-8b": LLAMA, "r1-distill-qwen-7b": QWEN2}
+QWEN3_MOE = {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "moe_intermediate_size": 128}
+FAMILIES = {
+    "deepseek-v3": DEEPSEEK,
+    "quickstart": DEEPSEEK,
+    "llama-3.1-8b": LLAMA,
+    "r1-distill-qwen-7b": QWEN2,
+    "qwen3-30b-a3b": LLAMA | QWEN3_MOE | {"num_experts": 8, "num_experts_per_tok": 2, "head_dim": 32},
+}
 RECIPES = sorted(path.stem for path in (Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
 
