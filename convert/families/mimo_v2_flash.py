@@ -59,7 +59,10 @@ class MiMoV2Flash(Llama):
         thetas = {name: fields.number(f"{prefix}rope_theta") for name, prefix in zip(_KINDS, ("", "swa_"), strict=True)}
         nested = fields.mapping("rope_parameters").mapping(kind)
         share = (nested if nested.has("partial_rotary_factor") else fields).number("partial_rotary_factor", 0.334)
-        return rope_of_layers(fields, kind, int(head_dim * share) // 2 * 2, thetas)
+        dim = int(head_dim * share) // 2 * 2
+        if not 0 < dim <= head_dim:
+            raise InputError(f"`partial_rotary_factor` {share:g} rotates {dim} of {head_dim} channels")
+        return rope_of_layers(fields, kind, dim, thetas)
 
     def kinds(self, fields: Fields, num_layers: int) -> list[str]:
         """What `layer_types` says, or `hybrid_layer_pattern`, in which 1 is a window."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from support.architectures import LLAMA3
+from support.model_lines import published_config, published_names
 from support.random_checkpoint import DEEPSEEK_V3, LLAMA, QWEN2
 
 from llmc.convert.families import families, family_of
@@ -178,10 +179,8 @@ def fields_of(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...
             yield from fields_of(value[name], (*path, name))
 
 
-@pytest.mark.parametrize("config", [SMALL_R1 | {"quantization_config": FP8}, QWEN2 | {"rope_scaling": LLAMA3}])
-def test_any_value_in_any_field_is_read_or_refused(config: dict[str, Any]) -> None:
-    values = (None, True, -1, 0, 1, 1.5, 2**40, 1e300, float("nan"), "x", [], [1], {}, {"a": 1})
-    refused = 0
+def with_any_value_in_any_field(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    values = (None, True, -1, 0, 1, 1.5, 2**40, 1e300, float("nan"), "x", [], [1], ["x"], {}, {"a": 1})
     for path in fields_of(config):
         for value in values:
             changed = copy.deepcopy(config)
@@ -189,13 +188,48 @@ def test_any_value_in_any_field_is_read_or_refused(config: dict[str, Any]) -> No
             for name in path[:-1]:
                 inner = inner[name]
             inner[path[-1]] = value
-            try:
-                weight_shapes(family_of(changed).spec(changed))
-                formats(changed)
-            except InputError as error:
-                refused += 1
-                assert "\n" not in str(error)
+            yield changed
+
+
+@pytest.mark.parametrize("config", [SMALL_R1 | {"quantization_config": FP8}, QWEN2 | {"rope_scaling": LLAMA3}])
+def test_any_value_in_any_field_is_read_or_refused(config: dict[str, Any]) -> None:
+    refused = 0
+    for changed in with_any_value_in_any_field(config):
+        try:
+            weight_shapes(family_of(changed).spec(changed))
+            formats(changed)
+        except InputError as error:
+            refused += 1
+            assert "\n" not in str(error)
     assert refused > 200
+
+
+def published_of_each_family() -> Iterator[str]:
+    """A published configuration of every family."""
+    known = set()
+    for name in published_names(additional=True):
+        try:
+            family = family_of(published_config(name)).name
+        except InputError:
+            continue
+        if family not in known:
+            known.add(family)
+            yield name
+
+
+@pytest.mark.parametrize("name", list(published_of_each_family()))
+def test_no_value_in_a_published_configuration_is_a_surprise(name: str) -> None:
+    config = published_config(name)
+    beside = ("quantization_config", "vision_config", "id2label", "_name_or_path")
+    small = {key: value for key, value in config.items() if key not in beside}
+    for changed in with_any_value_in_any_field(small):
+        try:
+            family = family_of(changed)
+            family.spec(changed)
+            assert all("\n" not in note for note in family.notes(changed))
+            family.native_config(changed)
+        except InputError as error:
+            assert "\n" not in str(error)
 
 
 @pytest.mark.parametrize("architectures", [None, [], ["FooForCausalLM"], "LlamaForCausalLM"])
