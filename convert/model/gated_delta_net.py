@@ -2,54 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
 import torch
-from torch import nn
 from torch.nn import functional
 
 from llmc.convert.model.cache import StateCache
 from llmc.convert.model.linear import Linear
 from llmc.convert.model.linear_attention import CHUNK, decays, read_chunk
-from llmc.convert.model.modules import Convolution, Vector, add_modules
-from llmc.convert.model.rms_norm import RMSNorm
+from llmc.convert.model.state_block import StateBlock
 from llmc.convert.spec import GatedDeltaNetSpec
 
 _EPS = 1e-6  # of the lengths that queries and keys are divided by
 
 
-class GatedDeltaNet(nn.Module):
-    """Takes the place of attention in a layer; positions do not matter to it."""
-
+class GatedDeltaNet(StateBlock):
     in_proj_qkvz: Linear  # or the four after the next
     in_proj_ba: Linear
     in_proj_qkv: Linear
     in_proj_z: Linear
     in_proj_b: Linear
     in_proj_a: Linear
-    conv1d: Convolution
-    dt_bias: Vector
-    A_log: Vector
-    norm: RMSNorm
-    out_proj: Linear
 
     def __init__(self, spec: GatedDeltaNetSpec, hidden_size: int) -> None:
-        super().__init__()
+        super().__init__(spec, hidden_size)
         self.spec = spec
-        self.cache_scales: dict[str, float] = {}  # there is no cache
-        add_modules(self, spec.modules(hidden_size))
-
-    def forward(self, x: torch.Tensor, positions: torch.Tensor, cache: StateCache | None = None) -> torch.Tensor:
-        """X [B, S, H] → [B, S, H]."""
-        return self.out_proj(self.mix(x, positions, cache))
-
-    def inner_inputs(self) -> Mapping[str, Callable[[torch.Tensor], torch.Tensor]]:
-        """None: see LatentAttention."""
-        return {}
-
-    def entries(self, x: torch.Tensor, positions: torch.Tensor) -> dict[str, torch.Tensor]:
-        """None: nothing is cached per token."""
-        return {}
 
     def mix(self, x: torch.Tensor, positions: torch.Tensor, cache: StateCache | None = None) -> torch.Tensor:
         """[B, S, H] → [B, S, heads * value_dim], what `out_proj` reads."""
