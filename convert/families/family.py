@@ -171,15 +171,22 @@ def windows_of(fields: Fields, kinds: Sequence[str], num_layers: int) -> list[in
     """How far each layer sees, by its `layer_types`, or by `kinds` where config.json has none; None: as far as there is
     text, also where the window is no smaller than the context.
     """
-    if fields.has("layer_types"):
-        kinds = fields.strings("layer_types")
+    kinds = kinds_of(fields, kinds, num_layers, ("full_attention", "sliding_attention"))
     window = fields.integer("sliding_window") if "sliding_attention" in kinds else None
     if window is not None and window >= fields.integer("max_position_embeddings"):
         window = None
-    known = {"full_attention": None, "sliding_attention": window}
+    return [window if kind == "sliding_attention" else None for kind in kinds] + [None] * (num_layers - len(kinds))
+
+
+def kinds_of(fields: Fields, kinds: Sequence[str], num_layers: int, known: Sequence[str]) -> Sequence[str]:
+    """The `layer_types`, or `kinds` where config.json has none: one for each layer, MTP layers left out or not;
+    InputError for others than are known.
+    """
+    if fields.has("layer_types"):
+        kinds = fields.strings("layer_types")
     for layer, kind in enumerate(kinds):
         if kind not in known:
             raise InputError(f"`layer_types` makes layer {layer} {kind!r}; supported: {', '.join(known)}")
     if len(kinds) > num_layers or len(kinds) < fields.integer("num_hidden_layers"):
         raise InputError(f"`layer_types` has {len(kinds)} entries, and the model {num_layers} layers")
-    return [known[kind] for kind in kinds] + [None] * (num_layers - len(kinds))
+    return kinds

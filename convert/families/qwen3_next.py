@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from llmc.convert.families.family import published
+from llmc.convert.families.family import kinds_of, published
 from llmc.convert.families.qwen3_moe import Qwen3Moe
 from llmc.convert.fields import Fields
 from llmc.convert.spec import (
@@ -26,6 +26,7 @@ from llmc.convert.stored_names import StoredNames
 from llmc.errors import InputError
 
 MTP = "mtp."
+KEPT_MTP = "its layer for multi-token prediction (mtp.*) is kept bit for bit; pruned models do not draft with it"
 _PROJECTIONS = ("qkvz", "ba", "qkv", "z", "b", "a")
 _SAME = (*(f"in_proj_{each}" for each in _PROJECTIONS), "out_proj", "conv1d", "norm")
 NAMES = StoredNames(
@@ -69,14 +70,7 @@ def hybrid_attentions(
     kinds["linear_attention"] = linear
     interval = fields.count("full_attention_interval")
     named = ["linear_attention" if (layer + 1) % interval else "full_attention" for layer in range(num_layers)]
-    if fields.has("layer_types"):
-        named = [*fields.strings("layer_types")]
-    if len(named) != num_layers:
-        raise InputError(f"`layer_types` has {len(named)} entries, and the model {num_layers} layers")
-    for layer, kind in enumerate(named):
-        if kind not in kinds:
-            raise InputError(f"`layer_types` makes layer {layer} {kind!r}; supported: {', '.join(kinds)}")
-    return [kinds[kind] for kind in named]
+    return [kinds[kind] for kind in kinds_of(fields, named, num_layers, [*kinds])]
 
 
 class Qwen3Next(Qwen3Moe):
@@ -113,15 +107,10 @@ class Qwen3Next(Qwen3Moe):
         return replace(super().experts(fields), shared_intermediate_size=shared, shared_gate=True)
 
     def notes(self, config: dict[str, Any]) -> list[str]:
-        return [kept_mtp(config), *super().notes(config)]
+        return [KEPT_MTP, *super().notes(config)]
 
     def pruned_config(self, config: dict[str, Any], num_experts: int) -> dict[str, Any]:
         return without_mtp(super().pruned_config(config, num_experts))
-
-
-def kept_mtp(config: dict[str, Any]) -> str:
-    """For whoever plans a build."""
-    return "its layer for multi-token prediction (mtp.*) is kept bit for bit; pruned models do not draft with it"
 
 
 def without_mtp(config: dict[str, Any]) -> dict[str, Any]:
