@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from llmc.convert.folder import SIDECAR_LIMIT, open_file
 from llmc.convert.tokenizer_files.comparison import compare
-from llmc.convert.tokenizer_files.description import AddedToken, Description, Original
+from llmc.convert.tokenizer_files.description import AddedToken, Description, GivenFile, Original
 from llmc.errors import InputError, MachineError
 from llmc.extras import DISTRIBUTIONS, install
 
@@ -45,15 +45,7 @@ class MadeTokenizer:
 class _Kind(Protocol):
     """A module that reads one kind of file; see `make`."""
 
-    def describe(
-        self,
-        path: Path,
-        data: bytes,
-        vocab_size: int,
-        settings: Mapping[str, Any],
-        special: Mapping[str, str],
-        listed: Sequence[AddedToken],
-    ) -> tuple[Description, Original]: ...
+    def describe(self, given: GivenFile) -> tuple[Description, Original]: ...
 
 
 def source_file(names: Collection[str]) -> str | None:
@@ -104,7 +96,7 @@ def make(
             )
         _require(str(folder), name, "sentencepiece", "google.protobuf")
         from llmc.convert.tokenizer_files import sentencepiece_file as kind
-    description, original = kind.describe(path, data, vocab_size, settings, special, added)
+    description, original = kind.describe(GivenFile(path, data, vocab_size, settings, special, added))
     made = description.to_json()
     texts = compare(path, made, description, original)
     return MadeTokenizer(name, texts, {TOKENIZER: made, CONFIG: _settings(settings, special, description)})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 Part = dict[str, Any]
@@ -29,6 +30,26 @@ class AddedToken(NamedTuple):
             "normalized": self.normalized,
             "special": self.special,
         }
+
+
+@dataclass(frozen=True)
+class GivenFile:
+    """What a tokenizer.json is made of.
+
+    Attributes:
+        data: What is in the file.
+        vocab_size: Rows of the embedding.
+        settings: tokenizer_config.json.
+        special: `bos_token`, `eos_token`, … → its text, as the checkpoint's files say.
+        listed: The tokens that these files list, by number.
+    """
+
+    path: Path
+    data: bytes
+    vocab_size: int
+    settings: Mapping[str, Any]
+    special: Mapping[str, str]
+    listed: Sequence[AddedToken]
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llmc.convert.tokenizer_files.description import LONGEST, AddedToken, Description, Part
+from llmc.convert.tokenizer_files.description import LONGEST, AddedToken, Description, GivenFile, Part
 from llmc.convert.tokenizer_files.merges import pairs
 from llmc.errors import InputError
 
@@ -20,26 +20,19 @@ _NEVER = -1e6  # the score of what no text is to be made of
 _BEGIN_BY_DEFAULT = [f"{name}Tokenizer{kind}" for name in ("Llama", "CodeLlama", "Gemma") for kind in ("", "Fast")]
 
 
-def describe(
-    path: Path,
-    data: bytes,
-    vocab_size: int,
-    settings: Mapping[str, Any],
-    special: Mapping[str, str],
-    listed: Sequence[AddedToken],
-) -> tuple[Description, SentencePiece]:
+def describe(given: GivenFile) -> tuple[Description, SentencePiece]:
     """The parts of tokenizer.json, and the library with the same file; see `make` for what it takes and raises."""
-    proto = _read(path, data)
+    settings, proto = given.settings, _read(given.path, given.data)
     pieces, rules = list(proto.pieces), proto.normalizer_spec
     prefix = rules.add_dummy_prefix and settings.get("add_prefix_space") is not False
     # Without it, what follows a special token has no space put in front of it; transformers 4 has it by default.
     legacy = settings.get("legacy") is not False
-    added = _added(path, pieces, listed)
+    added = _added(given.path, pieces, given.listed)
     by_text = {token.text: token for token in added}
     numbers = {"bos_token": proto.trainer_spec.bos_id, "eos_token": proto.trainer_spec.eos_id}
     numbers["unk_token"] = next((n for n, piece in enumerate(pieces) if piece.type == _UNKNOWN), -1)
     own = {name: pieces[number].piece for name, number in numbers.items() if 0 <= number < len(pieces)}
-    named = own | dict(special)
+    named = own | dict(given.special)
     begins = settings.get("add_bos_token", settings.get("tokenizer_class") in _BEGIN_BY_DEFAULT) is True
     ends = settings.get("add_eos_token") is True
     first, last = (

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
-from llmc.convert.tokenizer_files.description import AddedToken, Description
+from llmc.convert.tokenizer_files.description import AddedToken, Description, GivenFile
 from llmc.convert.tokenizer_files.known_patterns import TEKKEN, Facts
 from llmc.convert.tokenizer_files.tiktoken_file import Tiktoken, checked, described
 from llmc.errors import InputError
@@ -18,17 +15,11 @@ _NAMED = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_to
 _MOST_CONTROLS = 1 << 16
 
 
-def describe(
-    path: Path,
-    data: bytes,
-    vocab_size: int,
-    settings: Mapping[str, Any],
-    special: Mapping[str, str],
-    listed: Sequence[AddedToken],
-) -> tuple[Description, Tiktoken]:
+def describe(given: GivenFile) -> tuple[Description, Tiktoken]:
     """The parts of tokenizer.json, and the library with the same file; see `make` for what it takes and raises."""
+    path, settings = given.path, given.settings
     try:
-        document = parse_json(data)
+        document = parse_json(given.data)
         config = document["config"]
         size, controls = int(config["default_vocab_size"]), int(config["default_num_special_tokens"])
         named = {int(entry["rank"]): str(entry["token_str"]) for entry in document.get("special_tokens") or ()}
@@ -49,7 +40,7 @@ def describe(
     own = {name: text for name, text in _NAMED.items() if text in named.values()}
     begins = "bos_token" in own and settings.get("add_bos_token") is not False
     known = Facts(TEKKEN, begins_with=(own["bos_token"],) if begins else ())
-    added |= {token.number: token for token in listed}
-    description, library = described(path, ranks, known, vocab_size, settings, special, list(added.values()))
+    added |= {token.number: token for token in given.listed}
+    description, library = described(replace(given, listed=list(added.values())), ranks, known)
     # transformers warns of every large tokenizer of Mistral's that does not say so: early conversions had another one.
     return replace(description, settings=own | {"fix_mistral_regex": True}), library

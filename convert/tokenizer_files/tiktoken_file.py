@@ -7,9 +7,8 @@ import binascii
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from llmc.convert.tokenizer_files.description import LONGEST, AddedToken, Description, Part
+from llmc.convert.tokenizer_files.description import LONGEST, AddedToken, Description, GivenFile, Part
 from llmc.convert.tokenizer_files.known_patterns import Facts, facts
 from llmc.convert.tokenizer_files.merges import pairs
 from llmc.errors import InputError
@@ -17,40 +16,25 @@ from llmc.errors import InputError
 _MOST_NUMBER = 1 << 24
 
 
-def describe(
-    path: Path,
-    data: bytes,
-    vocab_size: int,
-    settings: Mapping[str, Any],
-    special: Mapping[str, str],
-    listed: Sequence[AddedToken],
-) -> tuple[Description, Tiktoken]:
+def describe(given: GivenFile) -> tuple[Description, Tiktoken]:
     """The parts of tokenizer.json, and the library with the same file; see `make` for what it takes and raises."""
-    ranks = _read(path, data)
-    kind = settings.get("tokenizer_class")
-    known = facts(kind, [token.text for token in listed])
+    ranks = _read(given.path, given.data)
+    kind = given.settings.get("tokenizer_class")
+    known = facts(kind, [token.text for token in given.listed])
     if known is None:
         named = (
             f"of the class {kind!r}" if isinstance(kind, str) else "without tokenizer_class in tokenizer_config.json"
         )
         raise InputError(
-            f"{path}: the expression that divides texts is not in this file, and not known of a tokenizer {named}; "
-            "look for a copy of the model that has a tokenizer.json, and put that beside the weights"
+            f"{given.path}: the expression that divides texts is not in this file, and not known of a tokenizer "
+            f"{named}; look for a copy of the model that has a tokenizer.json, and put that beside the weights"
         )
-    return described(path, ranks, known, vocab_size, settings, special, listed)
+    return described(given, ranks, known)
 
 
-def described(
-    path: Path,
-    ranks: dict[bytes, int],
-    known: Facts,
-    vocab_size: int,
-    settings: Mapping[str, Any],
-    special: Mapping[str, str],
-    listed: Sequence[AddedToken],
-) -> tuple[Description, Tiktoken]:
+def described(given: GivenFile, ranks: dict[bytes, int], known: Facts) -> tuple[Description, Tiktoken]:
     """The same, when the ranks have been read, and what else there is to know."""
-    added = _added(path, ranks, known, vocab_size, listed)
+    special, added = given.special, _added(given, ranks, known)
     vocabulary = {_written(token): rank for token, rank in ranks.items()}
     model = {
         "type": "BPE",
@@ -67,7 +51,7 @@ def described(
     }
     by_text = {token.text: token for token in added}
     first = known.begins_with
-    if not first and settings.get("add_bos_token") is True and special.get("bos_token") in by_text:
+    if not first and given.settings.get("add_bos_token") is True and special.get("bos_token") in by_text:
         first = (special["bos_token"],)
     whole = (token.decode("utf-8", "ignore") for token in ranks)
     return Description(
@@ -133,23 +117,21 @@ def checked(path: Path, found: Sequence[tuple[bytes, int]]) -> dict[bytes, int]:
     return ranks
 
 
-def _added(
-    path: Path, ranks: Mapping[bytes, int], known: Facts, vocab_size: int, listed: Sequence[AddedToken]
-) -> list[AddedToken]:
+def _added(given: GivenFile, ranks: Mapping[bytes, int], known: Facts) -> list[AddedToken]:
     """Tokens beside the ranks: as listed, as the class names them, and placeholders up to the end of the vocabulary."""
     taken, beyond = set(ranks.values()), max(ranks.values()) + 1
     found = {beyond + place: AddedToken(beyond + place, text, True) for place, text in enumerate(known.named)}
-    found |= {token.number: token for token in listed}
+    found |= {token.number: token for token in given.listed}
     if known.placeholder is not None:
-        for number in range(beyond, vocab_size):
+        for number in range(beyond, given.vocab_size):
             found.setdefault(number, AddedToken(number, known.placeholder.format(number), True))
     texts: dict[str, int] = {_written(token): rank for token, rank in ranks.items()}
     for number, token in sorted(found.items()):
         same = texts.get(token.text)
         if not token.text or same not in (None, number) or (same is None and number in taken):
             raise InputError(
-                f"{path}: tokenizer_config.json adds token {number}, {token.text!r}, whose number or text is another "
-                "token's; one of the two files belongs to another model"
+                f"{given.path}: tokenizer_config.json adds token {number}, {token.text!r}, whose number or text is "
+                "another token's; one of the two files belongs to another model"
             )
         texts[token.text] = number
     return list(found.values())
