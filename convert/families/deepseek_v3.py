@@ -115,31 +115,26 @@ def _latent_attention(fields: Fields, rope: RopeSpec) -> LatentAttentionSpec:
 def deepseek_experts(fields: Fields) -> MixtureOfExpertsSpec:
     fields.require("scoring_func", "sigmoid", "DeepSeek-V3 scores experts with a sigmoid")
     fields.require("topk_method", "noaux_tc", "DeepSeek-V3 selects with a correction bias")
-    intermediate_size = fields.integer("moe_intermediate_size")
-    return MixtureOfExpertsSpec(
-        router=deepseek_router(fields),
-        intermediate_size=intermediate_size,
-        shared_intermediate_size=intermediate_size * fields.integer("n_shared_experts", 1, minimum=0),
-    )
-
-
-def deepseek_router(fields: Fields) -> RouterSpec:
-    """One that scores with a sigmoid, and selects among groups with a correction bias."""
     experts, groups = fields.count("n_routed_experts"), fields.integer("n_group")
     top_k, top_k_groups = fields.integer("num_experts_per_tok"), fields.integer("topk_group")
     if experts % groups or experts // groups < 2:
         raise InputError(f"`n_routed_experts` {experts} must give each of `n_group` {groups} groups two or more")
     if top_k_groups > groups or top_k > top_k_groups * experts // groups:
         raise InputError(f"`num_experts_per_tok` {top_k} does not fit into `topk_group` {top_k_groups} groups")
-    return RouterSpec(
-        num_experts=experts,
-        top_k=top_k,
-        num_groups=groups,
-        top_k_groups=top_k_groups,
-        scoring="sigmoid",
-        selection_bias=True,
-        normalize=fields.boolean("norm_topk_prob", True),
-        scaling_factor=fields.number("routed_scaling_factor"),
+    intermediate_size = fields.integer("moe_intermediate_size")
+    return MixtureOfExpertsSpec(
+        router=RouterSpec(
+            num_experts=experts,
+            top_k=top_k,
+            num_groups=groups,
+            top_k_groups=top_k_groups,
+            scoring="sigmoid",
+            selection_bias=True,
+            normalize=fields.boolean("norm_topk_prob", True),
+            scaling_factor=fields.number("routed_scaling_factor"),
+        ),
+        intermediate_size=intermediate_size,
+        shared_intermediate_size=intermediate_size * fields.integer("n_shared_experts", 1, minimum=0),
     )
 
 

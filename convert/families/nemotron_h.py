@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmc.convert.families.deepseek_v3 import deepseek_router
 from llmc.convert.families.family import Family, published
 from llmc.convert.fields import Fields
 from llmc.convert.spec import (
@@ -21,6 +20,7 @@ from llmc.convert.spec import (
     MLPSpec,
     ModelSpec,
     Role,
+    RouterSpec,
 )
 from llmc.convert.stored_names import StoredNames
 from llmc.errors import InputError
@@ -159,8 +159,25 @@ class NemotronH(Family):
         return DenseMLPSpec(fields.integer("intermediate_size"), "relu2")
 
     def _moe(self, fields: Fields) -> MixtureOfExpertsSpec:
+        experts, top_k = fields.count("n_routed_experts"), fields.integer("num_experts_per_tok")
+        groups, chosen = fields.count("n_group"), fields.count("topk_group")
+        if top_k > experts or experts % groups or chosen > groups:
+            raise InputError(
+                f"`num_experts_per_tok` {top_k} of {experts} experts in {groups} groups, of which {chosen} take part, "
+                "is no choice"
+            )
+        router = RouterSpec(
+            num_experts=experts,
+            top_k=top_k,
+            num_groups=groups,
+            top_k_groups=chosen,
+            scoring="sigmoid",
+            selection_bias=True,
+            normalize=fields.boolean("norm_topk_prob", True),
+            scaling_factor=fields.number("routed_scaling_factor"),
+        )
         return MixtureOfExpertsSpec(
-            deepseek_router(fields),
+            router,
             fields.integer("moe_intermediate_size"),
             fields.integer("moe_shared_expert_intermediate_size"),
             "relu2",
