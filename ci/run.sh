@@ -19,5 +19,6 @@ ruff format --check .
 mypy --cache-dir "$work/mypy" -p llmc
 # tests/llmc stands in the way of the package: by path, it would be `llmc`
 MYPYPATH=tests mypy --cache-dir "$work/mypy" --explicit-package-bases tests/support tests/quant tests/runtime
+MYPYPATH=ci/gpu mypy --cache-dir "$work/mypy" --explicit-package-bases ci/gpu # which CI cannot run
 
 NO_MKDOCS_2_WARNING=1 mkdocs build --strict --site-dir "$work/site"

@@ -69,7 +69,8 @@ class Plan:
         schemes: Role → scheme → parameters that are left after pruning.
         cache_bytes: Per token, as the cache is stored.
         cache_bytes_expanded: Per token, as keys and values of every head.
-        hessian_memory: What the Hessians that are worked on at once may take; the result does not depend on it.
+        hessian_memory: What the solver and the Hessians that are worked on at once may take; the result does not depend
+            on it.
         notes: Lines about what is not as usual, and why.
     """
 
@@ -303,7 +304,7 @@ def _memory(
     on_gpu: bool,
 ) -> tuple[int, int]:
     """Peak of the single pass: a layer as it is stored, its codes, and what the solver takes on top; or the head.
-    And what the solver's Hessians may take at once, so that the peak stays below `limit` if it can.
+    And what the solver and its Hessians may take at once, so that the peak stays below `limit` if it can.
     """
     spec = checkpoint.spec
     layer_bytes = [change.before.bytes + change.before.parameters for change in layers]
@@ -320,8 +321,11 @@ def _memory(
     def solver(index: int) -> int:
         modules = linears(empty_layer(spec, index))
         found = solve_batches(by_layer.get(index, {}), modules)
+        # As `MLPCalibration.memory_budget` is divided; what does not fit its part, one matrix takes all the same.
+        least = max((job.moments_bytes(modules) // (len(job.members) if job.expert else 1) for job in found), default=0)
         measured = max((job.moments_bytes(modules) for job in found), default=0)
-        return max((job.working_bytes(modules, on_gpu) for job in found), default=0) + min(measured, budget)
+        working = max((job.working_bytes(modules, budget // 4, on_gpu) for job in found), default=0)
+        return working + max(least, min(measured, budget * 3 // 4))
 
     kinds = [
         (attention, mlp, spec.is_mtp(index))

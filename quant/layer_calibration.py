@@ -148,7 +148,8 @@ class LayerCalibration:
                 seen = [view(run, rows) for run in self.runs]
                 if name in calibrated:
                     measured.add(name, *seen)
-        solve_modules(linears(self.layer), assigned, measured, self.solved)
+        room = self.mlp_calibration.memory_budget // 4
+        solve_modules(linears(self.layer), assigned, measured, self.solved, room)
 
     def _rows(self, phase: str) -> Iterator[slice]:
         return rows_of(self.runs, phase, self.tick)

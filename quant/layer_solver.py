@@ -45,17 +45,20 @@ class SolveBatch:
         """What is measured for all of the batch before any of it is solved."""
         return 4 * (1 + self.asymmetric) * self.shape(modules)[1] ** 2 * len(self.members)
 
-    def together(self, modules: dict[str, Linear], on_gpu: bool) -> int:
-        """How many matrices are worked on at once."""
+    def together(self, modules: dict[str, Linear], room: int, on_gpu: bool) -> int:
+        """How many matrices are worked on at once in `room` bytes; one, if there is room for none."""
         most = (_TOGETHER_ON_GPU if on_gpu else _TOGETHER) // math.prod(self.shape(modules))
-        return min(len(self.members), max(1, most))
+        return min(len(self.members), max(1, min(most, room // self._bytes_of_one(modules))))
 
-    def working_bytes(self, modules: dict[str, Linear], on_gpu: bool) -> int:
-        """For those: weights and their copies, the Hessian and its factors."""
+    def working_bytes(self, modules: dict[str, Linear], room: int, on_gpu: bool) -> int:
+        """What those take while they are solved."""
+        return self.together(modules, room, on_gpu) * self._bytes_of_one(modules)
+
+    def _bytes_of_one(self, modules: dict[str, Linear]) -> int:
+        """Of a matrix the weights and their copies, the Hessian and its factors, float32."""
         rows, columns = self.shape(modules)
-        return (
-            4 * self.together(modules, on_gpu) * ((6 + 2 * self.asymmetric) * columns * columns + 10 * rows * columns)
-        )
+        copies = 11 + 2 * (not self.scheme.symmetric)
+        return 4 * columns * ((6 + 2 * self.asymmetric) * columns + copies * rows)
 
 
 @dataclass
@@ -117,9 +120,11 @@ def _round(
 
 
 def solve_modules(
-    modules: dict[str, Linear], assigned: dict[str, Assignment], measured: CalibrationStats, solved: Solved
+    modules: dict[str, Linear], assigned: dict[str, Assignment], measured: CalibrationStats, solved: Solved, room: int
 ) -> None:
-    """Quantizes the modules of `assigned` whose sources were measured, in `modules` too, from their moments."""
+    """Quantizes the modules of `assigned` whose sources were measured, in `modules` too, from their moments; as many at
+    once as there is `room` for, in bytes.
+    """
     mine = {name: given for name, given in assigned.items() if source(name, modules) in measured.moments}
     for job in solve_batches(mine, modules):
         if job.method == "rtn":  # measured for the sake of the inputs' scale
@@ -127,7 +132,7 @@ def solve_modules(
             _round(modules, rounded, solved, {name: measured.moments[source(name, modules)].amax for name in rounded})
             continue
         first = measured.moments[source(job.members[0][0], modules)]
-        together = job.together(modules, first.hessian.is_cuda)
+        together = job.together(modules, room, first.hessian.is_cuda)
         for start in range(0, len(job.members), together):
             _solve_job(replace(job, members=job.members[start : start + together]), modules, measured, solved)
 

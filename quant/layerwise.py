@@ -64,7 +64,7 @@ class QuantizeOptions:
     """What a pass over a model is told beside the rules.
 
     Attributes:
-        memory_budget: bytes that moments and what is kept of activations may take
+        memory_budget: bytes that moments, the solver and what is kept of activations may take
         expert_tokens: whether experts are calibrated on the tokens routed to them or on all
         layout: of the safetensors, see `convert.formats`
         fp8_cache: whether the attention cache is to hold E4M3

@@ -54,7 +54,7 @@ class MLPCalibration:
         begin, tick: see `LayerCalibration`
         need_output: whether anything behind this layer is calibrated
         few_tokens: inputs → an expert that saw fewer tokens is calibrated on others, too
-        memory_budget: bytes, three quarters for moments, one for what an MLP need not compute twice
+        memory_budget: bytes: half for moments, a quarter for the solver, one for what an MLP need not compute twice
         expert_tokens: whether experts are calibrated on the tokens routed to them or on all
         pruning: by what, and to how many per router group, experts are pruned; None: not at all
     """
@@ -166,7 +166,7 @@ class MLPCalibration:
         each = [
             job.moments_bytes(modules) // len(job.members) for job in solve_batches(assigned, modules) if job.expert
         ]
-        return max(1, self.memory_budget * 3 // 4 // max(each)) if each else len(modules)
+        return max(1, self.memory_budget // 2 // max(each)) if each else len(modules)
 
     def _units(self, units: list[MLPBatch], assigned: dict[str, Assignment], target: ActivationFile) -> None:
         """Solves the projections of MLPs that are worked on together, and adds their outputs to the target."""
@@ -174,7 +174,7 @@ class MLPCalibration:
         measured = CalibrationStats()
         for unit in self._counted("gate and up", [unit for unit in units if unit.name in wanted]):
             self._measure(measured, unit, unit.name, self._hidden)
-        solve_modules(linears(self.layer), assigned, measured, self.solved)
+        solve_modules(linears(self.layer), assigned, measured, self.solved, self.memory_budget // 4)
 
         measured = CalibrationStats()
         kept: dict[str, list[torch.Tensor]] = {}
@@ -185,7 +185,7 @@ class MLPCalibration:
             if size <= room:
                 kept[unit.name] = seen
                 room -= size
-        solve_modules(linears(self.layer), assigned, measured, self.solved)
+        solve_modules(linears(self.layer), assigned, measured, self.solved, self.memory_budget // 4)
 
         for unit in self._counted("MLP output", units if self.need_output else []):
             seen, down = kept.pop(unit.name, []), _mlp(self.layer, unit.name).down_proj

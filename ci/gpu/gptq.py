@@ -4,6 +4,8 @@
     python ci/gpu/gptq.py                                     # the experts of one DeepSeek-V3 layer, 256 x [2048, 7168]
     python ci/gpu/gptq.py --experts 8 --rows 1024 --columns 2048
 
+First it times the factorizations that `llmc.quant.gptq` takes or leaves: four matrices in one call or one by one, and
+the inverse of the triangle by halves or solved for.
 Experts are solved in portions that fit into memory, each with a Hessian of its own. The two ways sum in another order,
 so a ratio that lies between two steps may fall to either side; from there on, an output channel goes its own way. How
 much of the output is lost must not depend on the way.
@@ -13,7 +15,9 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from rich.table import Table
@@ -26,6 +30,7 @@ from llmc.quant.schemes.base import Scheme
 WAYS = {"kernel": True, "torch": False}
 SHARE_OF_MEMORY = 0.8
 MOST_DIFFERENT = 0.01  # relative difference of two errors
+FACTORIZED, FACTORIZED_AT_ONCE = (512, 1024, 2048, 4096, 7168), 4
 
 
 @dataclass
@@ -60,9 +65,46 @@ def solve(weights: torch.Tensor, hessians: torch.Tensor, chosen: Scheme, way: st
     result = gptq.solve(weights, hessians, chosen)
     torch.cuda.synchronize()
     measured.seconds += time.perf_counter() - start
-    measured.amax = max(measured.amax, torch.cuda.max_memory_allocated())
+    measured.peak = max(measured.peak, torch.cuda.max_memory_allocated())
     measured.error += result.error.sum().item()
     return result.qweight
+
+
+def time_factorizations() -> None:
+    """Of four matrices, as many as one batch of DeepSeek-V3's gate and up has. Not as CUDA graphs, which not every
+    library's factorization can be.
+    """
+    from triton.testing import do_bench
+
+    table = Table("columns", *FACTORIZATIONS, title=title("ms for four matrices"))
+    for columns in FACTORIZED:
+        x = torch.randn(FACTORIZED_AT_ONCE, 2 * columns, columns, device="cuda")
+        matrices = x.mT @ x
+        del x
+        upper = torch.linalg.cholesky(matrices[:1]).mT.contiguous().expand(FACTORIZED_AT_ONCE, -1, -1).contiguous()
+        took = (do_bench(partial(way, matrices, upper), return_mode="median") for way in FACTORIZATIONS.values())
+        table.add_row(str(columns), *(f"{each:.2f}" for each in took))
+        del matrices, upper
+        torch.cuda.empty_cache()
+    console.print(table)
+
+
+def one_by_one(matrices: torch.Tensor, upper: torch.Tensor) -> None:
+    for matrix in matrices:
+        torch.linalg.cholesky_ex(matrix)
+
+
+def solved(matrices: torch.Tensor, upper: torch.Tensor) -> None:
+    identity = torch.eye(upper.shape[-1], device="cuda").expand_as(upper)
+    torch.linalg.solve_triangular(upper, identity, upper=True)
+
+
+FACTORIZATIONS: dict[str, Callable[[torch.Tensor, torch.Tensor], object]] = {
+    "Cholesky in one call": lambda matrices, upper: torch.linalg.cholesky_ex(matrices),
+    "one by one": one_by_one,
+    "inverse solved for": solved,
+    "by halves": lambda matrices, upper: gptq._triangular_inverse(upper, torch.zeros_like(upper)),
+}
 
 
 def portion_of(rows: int, columns: int, chosen: Scheme) -> int:
@@ -75,7 +117,7 @@ def portion_of(rows: int, columns: int, chosen: Scheme) -> int:
         found = {way: Measured() for way in WAYS}
         for way, measured in found.items():
             solve(*given, chosen, way, measured)
-        peaks.append(max(measured.amax for measured in found.values()))
+        peaks.append(max(measured.peak for measured in found.values()))
         del given
         torch.cuda.empty_cache()
     one, two = peaks
@@ -94,6 +136,7 @@ def main() -> None:
     assert isinstance(gptq.USE_KERNEL, bool)  # or torch would be compared with itself
     chosen = scheme(args.scheme)
     chosen.check("the experts", (args.rows, args.columns))
+    time_factorizations()
     fitting = portion_of(args.rows, args.columns, chosen)
     portion = min(args.experts, args.portion or fitting)
     measured = {way: Measured() for way in WAYS}

@@ -94,7 +94,7 @@ def exact(
     for expert in index.unique().tolist():
         token, slot = torch.where(index == expert)
         rows = x[token].double()
-        of_gate, of_up, of_down = [bias[expert].double() for bias in biases] or [0.0] * 3
+        of_gate, of_up, of_down = [bias[expert].double() for bias in biases] or [torch.zeros((), device=DEVICE)] * 3
         gates, ups = rows @ gate.exact(expert).mT + of_gate, rows @ up.exact(expert).mT + of_up
         if limit:
             gates, ups = gates.clamp(max=limit), ups.clamp(-limit, limit) + 1

@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.architectures import EMBEDDED
+from support.headers_only import headers_only
+from support.model_lines import published_config
 from support.random_checkpoint import DEEPSEEK_V3, LLAMA, random_checkpoint
 
 from llmc import machine
@@ -80,6 +83,16 @@ def test_a_gpu_takes_what_the_host_is_spared(tmp_path: Path) -> None:
     assert not small.fits_gpu
     with pytest.raises(MachineError, match=r"GPU memory, more than the 1\.0 MB allowed; raise --gpu-memory"):
         small.require(tmp_path / "out", 0)
+
+
+@pytest.mark.parametrize("gpu_memory", [48 << 30, 80 << 30])
+def test_the_solver_takes_what_a_gpu_has(gpu_memory: int, tmp_path: Path) -> None:
+    """DeepSeek-R1's Hessians of 7,168 inputs: on a larger GPU more matrices at once, on a smaller one fewer."""
+    config = published_config("deepseek-ai--DeepSeek-R1")
+    path = headers_only(tmp_path / "model", config, EMBEDDED)
+    found = plan(Checkpoint.open(path), Recipe(model=str(path)), tmp_path / "out", gpu_memory=gpu_memory)
+    assert found.gpu_memory is not None
+    assert found.fits_gpu and 0.85 * gpu_memory < found.gpu_memory
 
 
 def test_no_gpu_is_said_before_anything_is_done(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 import torch
 
+from llmc.quant import gptq
 from llmc.quant.gptq import DAMPING, round_to_nearest, solve
 from llmc.quant.schemes import scheme
 from llmc.quant.schemes.base import Scheme
@@ -185,3 +186,32 @@ def test_one_hessian_for_all_experts_is_theirs_each() -> None:
         alone = solve(weight[expert], hessian[0], scheme("int4-g64"))
         assert (alone.qweight[0] == together.qweight[expert]).float().mean() > 0.999
         assert together.error[expert].item() == pytest.approx(alone.error[0].item(), rel=0.01)
+
+
+def test_wide_matrices_are_factorized_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they become does not depend on it, though one of them needs more damping than the others."""
+    weight, hessian = problem()
+    hessian[1].diagonal().sub_(0.05 * hessian[1].diagonal().mean())
+    together, factorize, asked = solve(weight, hessian, scheme("int4-g32")), torch.linalg.cholesky_ex, list[int]()
+
+    def watched(matrix: torch.Tensor) -> Any:
+        asked.append(len(matrix))
+        return factorize(matrix)
+
+    monkeypatch.setattr(gptq, "_BATCHED", 128)
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", watched)
+    alone = solve(weight, hessian, scheme("int4-g32"))
+    assert len(asked) > len(weight) and set(asked) == {1}
+    assert together.damping.unique().numel() > 1
+    assert torch.equal(alone.damping, together.damping) and torch.equal(alone.qweight, together.qweight)
+
+
+@pytest.mark.parametrize("size", [64, 96, 101, 256])
+def test_a_triangle_is_inverted_by_halves(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gptq, "_SOLVED", 32)
+    _, hessian = problem(experts=2, columns=size)
+    upper = torch.linalg.cholesky(hessian).mT.contiguous()
+    found = gptq._triangular_inverse(upper, torch.zeros_like(upper))
+    want = torch.linalg.inv(upper.double())
+    assert torch.equal(found, found.triu())
+    assert (found - want).norm() < 1e-5 * want.norm()

@@ -1,0 +1,80 @@
+"""The solver stays within the bytes that a plan counts for it, by a count of what torch allocates."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from support.random_checkpoint import DEEPSEEK_V3
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from llmc.convert.families import family_of
+from llmc.convert.model.causal_lm import empty_layer
+from llmc.quant.assign import Assignment
+from llmc.quant.hessian import CalibrationStats
+from llmc.quant.layer_solver import SolveBatch, Solved, linears, solve_batches, solve_modules
+from llmc.quant.schemes import scheme
+
+LAYER = 1
+WIDE = {"hidden_size": 512, "moe_intermediate_size": 256}
+
+
+class Allocated(TorchDispatchMode):
+    """Counts the bytes of tensors that are made while it is entered; `most` is their peak."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most = 0
+        self._alive: dict[int, int] = {}
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self._alive:
+                    self._alive[storage._cdata] = storage.nbytes()
+                    weakref.finalize(storage, self._alive.pop, storage._cdata, None)
+                    self.most = max(self.most, sum(self._alive.values()))
+        return made
+
+
+def measured_inputs(modules: dict[str, Any], batch: SolveBatch, crossed: bool) -> CalibrationStats:
+    """Of every source of the batch, which all have inputs of their own."""
+    measured, generator = CalibrationStats(), torch.Generator().manual_seed(0)
+    for names in batch.members:
+        x = torch.randn(64, modules[names[0]].in_features, generator=generator)
+        measured.add(names[0].rpartition(".")[0] if "gate" in names[0] else names[0], x, x + 0.01 if crossed else None)
+    return measured
+
+
+@pytest.mark.parametrize("name", ["int4-g128", "int4-g128-asym", "fp8-block"])
+@pytest.mark.parametrize("method", ["gptq", "gptaq"])
+@pytest.mark.parametrize("projections", [("gate_proj", "up_proj"), ("down_proj",)])
+@pytest.mark.parametrize("matrices", [1, 3])
+def test_solving_takes_no_more_than_the_plan_counts(
+    name: str, method: str, projections: tuple[str, ...], matrices: int
+) -> None:
+    spec = family_of(DEEPSEEK_V3).spec(DEEPSEEK_V3 | WIDE)
+    layer = empty_layer(spec, LAYER).to_empty(device="cpu")
+    modules = linears(layer)
+    for module in modules.values():
+        torch.nn.init.normal_(module.weight)
+    assigned = {
+        each: Assignment(scheme(name), method) for each in modules if each.endswith(projections) and ".experts." in each
+    }
+    (batch, *_) = solve_batches(assigned, modules)
+    mine = {each: assigned[each] for names in batch.members for each in names}
+    one = replace(batch, members=batch.members[:1]).working_bytes(modules, 0, on_gpu=False)
+    room = matrices * one + one // 2
+    assert batch.together(modules, room, on_gpu=True) == min(matrices, len(batch.members)) == matrices
+    measured, solved = measured_inputs(modules, batch, method == "gptaq"), Solved()
+    with Allocated() as allocated:
+        solve_modules(modules, mine, measured, solved, room)
+    kept = sum(each.qweight.nbytes + each.scales.nbytes for each in solved.weights.values())
+    assert len(solved.weights) == len(mine)
+    assert one // 3 < allocated.most - 2 * kept <= room
