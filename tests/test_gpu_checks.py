@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 import sys
 from argparse import Namespace
@@ -134,3 +135,57 @@ def test_what_all_checks_runs() -> None:
     assert [command[1:] for command in given.values()] == [[str(FOLDER / "engine.py"), "somewhere"]]
     assert [found["verdict"](code) for code in (0, 5)] == ["passed", "no engine is for this GPU"]
     assert found["verdict"](1).startswith("FAILED") and found["verdict"](-11).startswith("FAILED")
+
+
+SHOWS = """
+from rich.table import Table
+from this_gpu import show
+table = Table("tokens", "ms", title="a title")
+table.add_row("1", "0.5")
+show(table)
+"""
+
+
+def test_a_run_is_kept_under_the_name_of_the_gpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One check passes, one fails, and one lacks a package."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    properties = Namespace(major=9, minor=0, multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(sys, "argv", ["all.py"])
+    monkeypatch.setenv("PYTHONPATH", f"{FOLDER}:{FOLDER.parents[1]}")
+    programs = {"gptq": SHOWS, "latent_attention": "1 / 0", "engine": ""}
+    main = script("all")["main"]
+    monkeypatch.setitem(main.__globals__, "RESULTS", tmp_path)
+    monkeypatch.setitem(main.__globals__, "ROOT", tmp_path)
+    needs = {name: ("no_such.package" if name == "engine" else "torch",) for name in programs}
+    monkeypatch.setitem(main.__globals__, "NEEDS", needs)
+    commands = {name: [sys.executable, "-P", "-c", program] for name, program in programs.items()}
+    monkeypatch.setitem(main.__globals__, "commands", lambda only, artifact: commands)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    found = json.loads((tmp_path / "nvidia-h100-80gb-hbm3.json").read_text())
+    results = {check["check"]: check["result"] for check in found["checks"]}
+    assert results == {
+        "gptq": "passed",
+        "latent_attention": "FAILED, exit code 1",
+        "engine": "skipped: no_such.package is not installed",
+    }
+    kept = {"title": "a title", "caption": "", "columns": ["tokens", "ms"], "rows": [["1", "0.5"]]}
+    assert (found["sm"], found["checks"][0]["tables"]) == (90, [kept])
+    monkeypatch.syspath_prepend(FOLDER.parent / "docs")
+    page = runpy.run_path(str(FOLDER.parent / "docs" / "gpu_results.py"))["page"]
+    assert "## NVIDIA H100 80GB HBM3" in page(tmp_path) and "| 1 | 0.5 |" in page(tmp_path)
+    assert "No run has been recorded" in page(tmp_path / "none")
+
+
+def test_a_check_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = script("all")
+    run, verdict = found["run"], found["verdict"]
+    monkeypatch.setitem(run.__globals__, "LIMIT", 0.1)
+    code = run([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path / "tables")
+    assert (code, verdict(code)) == (None, "FAILED, not done after 0.1 s")

@@ -8,12 +8,18 @@ from pathlib import Path
 
 import api_reference
 import cli_reference
+import gpu_results
 import recipe_reference
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 REPOSITORY = Path(__file__).parents[2]
-GENERATED = {"recipe.md": recipe_reference.page, "cli.md": cli_reference.page, "api.md": api_reference.page}
+GENERATED = {
+    "recipe.md": recipe_reference.page,
+    "cli.md": cli_reference.page,
+    "api.md": api_reference.page,
+    "gpu.md": gpu_results.page,
+}
 TAKEN = {"benchmarks.md": "ci/bench/README.md", "security.md": "SECURITY.md", "contributing.md": "CONTRIBUTING.md"}
 _LINK = re.compile(r"\[([^\]]+)\]\((?!https?:|#)([^)#\s]+)(#[^)\s]*)?\)")
 

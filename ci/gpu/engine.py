@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from rich.table import Table
-from this_gpu import DEVICE, console, current, require_gpu, title
+from this_gpu import DEVICE, console, current, require_gpu, show, title
 
 from llmc.errors import LlmcError
 from llmc.runtime import load
@@ -122,7 +122,7 @@ def report(arguments: argparse.Namespace) -> int:
     for each in found:
         row = (each["engine"], each["graph"], ", ".join(map(str, each["sm"])), each.get("release", "unknown"))
         table.add_row(*row, "yes" if sm in each["sm"] else "no")
-    console.print(table)
+    show(table)
     groups = {tuple(each["sm"]) for each in found}
     if not groups:
         print(f"{arguments.artifact} has no engines for {arguments.backend}", file=sys.stderr)

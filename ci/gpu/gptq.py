@@ -21,7 +21,7 @@ from functools import partial
 
 import torch
 from rich.table import Table
-from this_gpu import console, require_gpu, title
+from this_gpu import require_gpu, show, title
 
 from llmc.quant import gptq
 from llmc.quant.schemes import scheme
@@ -86,7 +86,7 @@ def time_factorizations() -> None:
         table.add_row(str(columns), *(f"{each:.2f}" for each in took))
         del matrices, upper
         torch.cuda.empty_cache()
-    console.print(table)
+    show(table)
 
 
 def one_by_one(matrices: torch.Tensor, upper: torch.Tensor) -> None:
@@ -160,7 +160,7 @@ def main() -> None:
             f"{found.error / args.experts:.5f}",
             f"{found.peak / 1e9:.1f}",
         )
-    console.print(table)
+    show(table)
     kernel, plain = (measured[way].error for way in WAYS)
     if not abs(kernel - plain) <= MOST_DIFFERENT * plain:
         raise SystemExit(f"errors of {kernel:.5g} with the kernel and {plain:.5g} without it: one of them is wrong")

@@ -27,6 +27,7 @@ from this_gpu import (
     on_tensors,
     require_gpu,
     resources,
+    show,
     title,
 )
 
@@ -117,7 +118,7 @@ def check_attention(attention: dict[str, LatentAttentionPlugin]) -> bool:
             found = difference(given, output, operation.shape.rank)
             right &= found <= TOLERANCE
             table.add_row(name, *map(str, shape), f"{found:.2e}" + ("" if found <= TOLERANCE else " WRONG"))
-    console.print(table)
+    show(table)
     return right
 
 
@@ -149,7 +150,7 @@ def check_append(operation: AppendFloat8Plugin) -> bool:
         differ = (output != want).double().mean().item()
         right &= differ <= most
         table.add_row(f"{scale}", f"{entries.numel():,}", f"{differ:.2e}" + ("" if differ <= most else " WRONG"))
-    console.print(table)
+    show(table)
     return right
 
 
@@ -194,7 +195,7 @@ def measure(attention: dict[str, LatentAttentionPlugin]) -> None:
                 *row, str(splits), f"{1e3 * seconds:.3f}", f"{bandwidth / 1e9:.0f}", f"{bandwidth / copied:.0%}",
                 f"{speed / 1e12:.0f}", f"{speed / multiplied:.0%}", "–" if peer is None else f"{peer:.3f}",
             )  # fmt: skip
-    console.print(table)
+    show(table)
 
 
 def main() -> None:

@@ -29,6 +29,7 @@ from this_gpu import (
     on_tensors,
     require_gpu,
     resources,
+    show,
     title,
 )
 from torch.nn import functional
@@ -127,7 +128,7 @@ def check(operations: dict[tuple[str, str], MixtureOfExpertsPlugin]) -> bool:
                 right &= found <= TOLERANCE
                 row.append(f"{found:.2e}" + ("" if found <= TOLERANCE else " WRONG"))
             table.add_row(widths, form, kind, *row)
-    console.print(table)
+    show(table)
     return right
 
 
@@ -207,7 +208,7 @@ def measure(operations: dict[tuple[str, str], MixtureOfExpertsPlugin]) -> None:
                     f"{speed / 1e12:.0f}", f"{speed / multiplied:.0%}", *(peers[name, tokens] for name in PEERS),
                 )  # fmt: skip
             del weights, call
-    console.print(table)
+    show(table)
 
 
 def main() -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.table import Table
 
 from llmc.convert.kernels.kernel_sets import KernelRequest, kernel_sets
 from llmc.runtime.plugins.kernel_set import KernelSet
@@ -15,6 +19,7 @@ from llmc.runtime.plugins.operation import Gpu, Operation
 
 DEVICE = "cuda"
 NO_GPU = 4  # exit code; that of llmc.errors.MachineError
+KEPT = "LLMC_GPU_TABLES"  # environment variable: the file that tables are kept in, too, each as a line of JSON
 TYPES = {
     "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32,
     "i8": torch.int8, "i32": torch.int32, "i64": torch.int64,
@@ -26,6 +31,20 @@ def require_gpu(script: str) -> None:
     if not torch.cuda.is_available():
         print(f"ci/gpu/{script} needs a CUDA device, and torch finds none here", file=sys.stderr)
         raise SystemExit(NO_GPU)
+
+
+def show(table: Table) -> None:
+    """Prints a table, and keeps it for `all.py`."""
+    console.print(table)
+    if file := os.environ.get(KEPT):
+        kept = {
+            "title": str(table.title or ""),
+            "caption": str(table.caption or ""),
+            "columns": [str(column.header) for column in table.columns],
+            "rows": [list(map(str, row)) for row in zip(*(column.cells for column in table.columns), strict=True)],
+        }
+        with Path(file).open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(kept) + "\n")
 
 
 def current() -> Gpu:
