@@ -67,28 +67,39 @@ def multiply(
     x: tl.tensor, weight: tl.tensor, up: tl.tensor, scales: tl.tensor, up_scales: tl.tensor,
     bias: tl.tensor, up_bias: tl.tensor, y: tl.tensor,
     tile_choices: tl.tensor, tile_expert: tl.tensor,
-    inputs: tl.tensor, outputs: tl.tensor, choices: tl.tensor, choices_of_row: tl.tensor,
+    inputs: tl.tensor, outputs: tl.tensor, choices: tl.tensor, choices_of_row: tl.tensor, portion: tl.tensor,
     FORM: tl.constexpr, GROUP: tl.constexpr, SHARING: tl.constexpr, PARTS: tl.constexpr, ACROSS: tl.constexpr,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr, SCALE_FIRST: tl.constexpr, ALPHA: tl.constexpr, LIMIT: tl.constexpr,
 ) -> None:  # fmt: skip
     """y[choice] = SwiGLU of its row of x by the expert's `weight` and `up`, or the product if there is no `up`. With a
-    LIMIT that is `ExpertsShape`'s other activation.
+    LIMIT that is `ExpertsShape`'s other activation. Without `tile_choices` there is one expert, and every row chose it.
+
+    With a `portion`, a multiple of a step, programs of the third axis take so many inputs each, and y is what each of
+    them summed up, one [choices, outputs] after the other.
 
     Programs of one tile follow each other, so that its inputs, and weights that the next tile shares, stay in L2.
     Weights as codes are exact in 16 bits; those of SCALE_FIRST are rounded, as they are where a checkpoint is decoded.
     """
     tile = tl.program_id(1)
-    expert = tl.load(tile_expert + tile).to(tl.int64)  # offsets pass 2^31
-    if expert < 0:
-        return
-    choice = tl.load(tile_choices + tile * ROWS + tl.arange(0, ROWS))
+    if tile_choices is None:
+        expert = (tile * 0).to(tl.int64)
+        choice = tile * ROWS + tl.arange(0, ROWS)
+    else:
+        expert = tl.load(tile_expert + tile).to(tl.int64)  # offsets pass 2^31
+        if expert < 0:
+            return
+        choice = tl.load(tile_choices + tile * ROWS + tl.arange(0, ROWS))
     channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     inside, real = channel < outputs, choice < choices
     across = tl.arange(0, ACROSS)  # inputs of a part
     step: tl.constexpr = ACROSS * PARTS
     steps = (inputs + step - 1) // step
     words = inputs if FORM == "plain" else steps * ACROSS  # of a row
-    at = (expert * outputs + channel[:, None]) * words + across[None, :]
+    begin, end = 0, steps * step
+    if portion is not None:
+        begin = tl.program_id(2) * portion
+        end = tl.minimum(begin + portion, end)
+    at = (expert * outputs + channel[:, None]) * words + begin // PARTS + across[None, :]
     x += (choice // choices_of_row).to(tl.int64)[None, :] * inputs + across[:, None]
     if FORM != "plain":
         span: tl.constexpr = min(GROUP, step)  # of inputs with one scale
@@ -96,12 +107,13 @@ def multiply(
         scaled = (outputs + SHARING - 1) // SHARING
         groups = (steps * step + GROUP - 1) // GROUP
         at_scale = expert * groups * scaled + channel // SHARING
-        scale = tl.load(scales + at_scale, mask=inside, other=0.0)
+        at_first = at_scale + begin // GROUP * scaled
+        scale = tl.load(scales + at_first, mask=inside, other=0.0)
         if up is not None:
-            up_scale = tl.load(up_scales + at_scale, mask=inside, other=0.0)
+            up_scale = tl.load(up_scales + at_first, mask=inside, other=0.0)
     total = tl.zeros((CHANNELS, ROWS), tl.float32)
     up_total = total
-    for first in range(0, steps * step, step):
+    for first in range(begin, end, step):
         if FORM == "plain":
             mask = inside[:, None] & (first + across < inputs)[None, :]
         else:
@@ -151,18 +163,24 @@ def multiply(
             total = tl.minimum(total, LIMIT)
             up_total = tl.minimum(tl.maximum(up_total, -LIMIT), LIMIT) + 1
         total = total * tl.sigmoid(ALPHA * total) * up_total
-    y += choice.to(tl.int64)[None, :] * outputs + channel[:, None]
+    row = choice.to(tl.int64)
+    if portion is not None:
+        row += tl.program_id(2).to(tl.int64) * choices
+    y += row[None, :] * outputs + channel[:, None]
     tl.store(y, total.to(y.dtype.element_ty), mask=inside[:, None] & real[None, :])
 
 
 def product_constants(
-    weights: ExpertWeights, tile: Tile, has_up: bool, bias: bool = False, alpha: float = 1.0, limit: float = 0.0
-) -> dict[str, Any]:
-    """What `multiply` is compiled for."""
+    weights: ExpertWeights, tile: Tile, has_up: bool, bias: bool = False, alpha: float = 1.0, limit: float = 0.0,
+    grouped: bool = True, portioned: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """What `multiply` is compiled for. grouped: whether there are several experts."""
     plain = weights.form == "plain"
     none = ["scales", "up_scales"] if plain else []
     none += [] if has_up else ["up", "up_scales", "up_bias"]
     none += [] if bias else ["bias", "up_bias"]
+    none += [] if grouped else ["tile_choices", "tile_expert"]
+    none += [] if portioned else ["portion"]
     return dict.fromkeys(none) | {
         "FORM": weights.form,
         "GROUP": weights.group,

@@ -19,6 +19,7 @@ from support.interpreted_kernels import (
     run,
 )
 from support.interpreter_process import run_interpreted
+from support.stored_weights import stored
 
 from llmc.convert.kernels.kernel_sets import CUBINS, KernelRequest
 from llmc.convert.quantized_weight import QuantizedWeight, QuantSpec
@@ -97,40 +98,21 @@ GPT_OSS = ExpertsShape(32, 4, 2880, 2880, "bf16", "bf16", INT4_64, INT4_64, True
 COMPILED += [(GPT_OSS, 80), (GPT_OSS, 120)]
 
 
-def stored(form: str, out: int, columns: int, case: Case, generator: torch.Generator) -> QuantizedWeight | None:
-    kind, _, shared = form.partition("-")
-    if kind == "plain":
-        return None
-    blocks = {"block": (128, 128), "channel": (1, columns), "tensor": (out, columns)}
-    rows, group = blocks[shared] if shared in blocks else (1, int(shared))
-    count = -(-out // rows), -(-columns // group)
-    if kind == "int4":
-        codes = torch.randint(-8, 8, (out, columns), generator=generator, dtype=torch.int8)
-        scales = (0.05 * torch.rand(count, generator=generator)).to(case.scales)
-        return QuantizedWeight(codes, scales, (rows, group), "int4")
-    codes = torch.randn(out, columns, generator=generator).to(torch.float8_e4m3fn)
-    return QuantizedWeight(codes, 0.1 * torch.rand(count, generator=generator), (rows, group), "float8_e4m3fn")
-
-
 def stack(
     case: Case, form: str, out: int, columns: int, generator: torch.Generator
 ) -> tuple[ExpertWeights, list[Any], torch.Tensor]:
     """How it is stored, as the kernels take it, and float64 [E, out, in]."""
     from llmc.convert.kernels import expert_weights
 
-    experts = [stored(form, out, columns, case, generator) for _ in range(case.experts)]
-    first = experts[0]
-    like = expert_weights.PLAIN
-    if first is not None:
-        found = expert_weights.stored_as(first.kind, columns, first.scales.dtype)
-        assert found is not None
-        like = found
-    if like.form == "plain":
+    if form == "plain":
         plain = (0.1 * torch.randn(case.experts, out, columns, generator=generator)).to(case.dtype)
-        return like, [plain], plain.double()
-    words = torch.stack([expert_weights.words(each, like) for each in experts if each])
-    scales = torch.stack([expert_weights.scales(each, like) for each in experts if each])
-    return like, [words, scales], torch.stack([each.dequantize(torch.float64) for each in experts if each])
+        return expert_weights.PLAIN, [plain], plain.double()
+    experts = [stored(form, out, columns, generator, case.scales) for _ in range(case.experts)]
+    like = expert_weights.stored_as(experts[0].kind, columns, experts[0].scales.dtype)
+    assert like is not None
+    words = torch.stack([expert_weights.words(each, like) for each in experts])
+    scales = torch.stack([expert_weights.scales(each, like) for each in experts])
+    return like, [words, scales], torch.stack([each.dequantize(torch.float64) for each in experts])
 
 
 def routing(tokens: int, top_k: int, experts: int, hot: bool = False) -> torch.Tensor:

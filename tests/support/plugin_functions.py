@@ -9,6 +9,7 @@ from llmc.convert.engines.plugins import Plugins
 from llmc.convert.graph.builder import FunctionBuilder
 from llmc.convert.graph.step import MASKED
 from llmc.convert.spec import Activation, ClampedSwiGLU, LatentAttentionSpec, ModelSpec
+from llmc.runtime.plugins.linear import LinearShape
 from llmc.runtime.plugins.mixture_of_experts import CODES, WORDS, ExpertsShape, ExpertWeights
 
 FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
@@ -21,6 +22,12 @@ def add_plugin_functions(model: ir.Model, spec: ModelSpec, plugins: Plugins) -> 
     shapes = {each.shape for node, each in plugins._waiting if node in nodes and each.operation == "MixtureOfExperts"}
     functions += [mixture_of_experts(shape) for shape in shapes]
     assert len(shapes) <= 1
+    for number, shape in enumerate({each.shape: None for _, each in plugins._waiting if each.operation == "Linear"}):
+        # A function has one body, and matrices differ: those of one shape get a name of their own.
+        functions.append(linear(shape, f"Linear{number}"))
+        for node, each in plugins._waiting:
+            if node in nodes and each.operation == "Linear" and each.shape == shape:
+                node.op_type = functions[-1].name
     attention = spec.attentions[0]
     if isinstance(attention, LatentAttentionSpec):
         functions.append(latent_attention(attention, spec.fp8_cache))
@@ -96,6 +103,15 @@ def mixture_of_experts(shape: ExpertsShape) -> ir.Function:
     inner = b.gated(projected(tokens, gate, 0), projected(tokens, up, 1), activation)
     outer = b.op("Mul", projected(inner, down, 2), b.op("Unsqueeze", shares, last))
     return b.function(b.op("ReduceSum", outer, b.constant([0]), keepdims=0))
+
+
+def linear(shape: LinearShape, name: str = "Linear") -> ir.Function:
+    """One product with the matrix decoded."""
+    b = FunctionBuilder(name, ["x", "words", "scales", *["bias"] * shape.bias], {"kernels": _STRING})
+    x, words, scales, *bias = b.inputs
+    weight = unpacked(b, [words, scales], shape.weight, shape.outputs, shape.inputs)
+    y = b.op("MatMul", x, b.op("Squeeze", weight, b.constant([0])))
+    return b.function(b.op("Add", y, *bias) if bias else y)
 
 
 def unpacked(b: FunctionBuilder, stack: list[ir.Value], form: ExpertWeights, out: int, columns: int) -> ir.Value:
