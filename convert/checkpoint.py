@@ -76,6 +76,7 @@ class Checkpoint:
     _parts: dict[str, dict[str, StoredTensor]]  # by logical name: last name component → stored tensor
     _formats: tuple[Format, ...]
     lost_mtp_layers: int = 0  # that its config.json counts, and `config` and `spec` do not
+    ranks: int = 1  # GPUs that hold the model together; of more than one, this is a part (engines/tensor_parallel.py)
 
     def __repr__(self) -> str:
         layers = (

@@ -21,6 +21,9 @@ A main graph with images has two more inputs, for the features that take the pla
 `mtp_graph` has one cache, that of its own layer, and one more input: previous_hidden [B, S, H], which is the
 `hidden` of either graph (ONNX forbids an input the name of an output). Its token i follows that of
 previous_hidden i.
+
+The graphs of one rank of several (engines/tensor_parallel.py) have the same inputs and outputs, with caches of fewer
+heads.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from llmc.convert.checkpoint import Checkpoint
+from llmc.convert.graph.across_ranks import joined
 from llmc.convert.graph.builder import GraphBuilder
 from llmc.convert.graph.decoder_layer import decoder_layer, multi_token_prediction
 from llmc.convert.graph.linear import linear
@@ -115,7 +119,7 @@ def _finish(b: GraphBuilder, normed: ir.Value, step: StepInputs, hidden: ir.Valu
         table = _embedding(b)
         logits = b.op("MatMul", chosen, b.transpose(b.cast(table, b.dtype, table.dtype), 1, 0))
     else:
-        logits = linear(b, chosen, "lm_head")
+        logits = joined(b, linear(b, chosen, "lm_head"), b.spec.vocab_size, "lm_head")
     presents = list(b.graph.outputs)
     b.graph.outputs.clear()
     logits = b.cast(logits, ir.DataType.FLOAT)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from llmc.convert import dataflow
+from llmc.convert.graph.across_ranks import summed
 from llmc.convert.graph.builder import GraphBuilder
 from llmc.convert.graph.dense_mlp import dense_mlp
 from llmc.convert.graph.grouped_query_attention import grouped_query_attention
@@ -56,16 +57,16 @@ class GraphOps:
     def attention(self, x: ir.Value) -> ir.Value:
         spec, path = self.b.spec.attentions[self.layer], f"{self.path}.self_attn"
         if isinstance(spec, LatentAttentionSpec):
-            return latent_attention(self.b, x, path, spec, self.layer, self.step)
+            return summed(self.b, latent_attention(self.b, x, path, spec, self.layer, self.step), path)
         assert isinstance(spec, GroupedQueryAttentionSpec)  # see ModelSpec.graph_obstacle
-        return grouped_query_attention(self.b, x, path, spec, self.layer, self.step)
+        return summed(self.b, grouped_query_attention(self.b, x, path, spec, self.layer, self.step), path)
 
     def mlp(self, x: ir.Value) -> ir.Value:
         spec, path = self.b.spec.mlps[self.layer], f"{self.path}.mlp"
         if isinstance(spec, MixtureOfExpertsSpec):
-            return mixture_of_experts(self.b, x, path, spec)
+            return summed(self.b, mixture_of_experts(self.b, x, path, spec), path)
         assert isinstance(spec, DenseMLPSpec)
-        return dense_mlp(self.b, x, path, spec)
+        return summed(self.b, dense_mlp(self.b, x, path, spec), path)
 
     def add(self, x: ir.Value, y: ir.Value) -> ir.Value:
         total: ir.Value = self.b.op("Add", x, y)

@@ -1,0 +1,233 @@
+"""One rank's part of a model that several GPUs hold together (Megatron-LM, Shoeybi et al. 2019, section 3).
+
+Attention is divided by heads, MLPs by their inner channels; what reads a block's input is cut by rows then, and what
+makes its output by columns, so that the ranks' outputs only have to be added up. Of latent attention every rank keeps
+the whole latent, which belongs to no head, and of embedding, norms and routers everything. The head is divided by
+vocabulary.
+
+Routed experts are divided by inner channels, too, not among the ranks: however few tokens there are and whichever
+experts they choose, every rank reads the same share of the same experts. A group or block of channels that share a
+scale and lie in two ranks becomes smaller ones of the same scale in each, so all numbers stay what they are.
+
+The part is a `Checkpoint` of a smaller model: what makes graphs and engines of one makes them of the other. A tensor is
+cut when it is read, from what is stored.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import cache
+
+import torch
+
+from llmc.convert.checkpoint import Checkpoint
+from llmc.convert.formats import Format, Parts
+from llmc.convert.graph.build import EMBEDDING
+from llmc.convert.layer_modules import weight_shapes
+from llmc.convert.quantized_weight import QuantizedWeight, QuantSpec
+from llmc.convert.safetensors_file import StoredTensor
+from llmc.convert.spec import (
+    AttentionSpec,
+    DenseMLPSpec,
+    GroupedQueryAttentionSpec,
+    LatentAttentionSpec,
+    MixtureOfExpertsSpec,
+    MLPSpec,
+    ModelSpec,
+)
+from llmc.errors import InputError
+
+HEAD = "lm_head.weight"
+_ADDED = (".o_proj.bias", ".down_proj.bias")
+# Groups of channels that share a scale become no smaller: the compiler and the kernels read none that are.
+LEAST_GROUP = 32
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Of one axis of a tensor, the entries [start, stop)."""
+
+    axis: int
+    start: int
+    stop: int
+
+    @property
+    def size(self) -> int:
+        return self.stop - self.start
+
+    def of(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.narrow(self.axis, self.start, self.size)
+
+    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (*shape[: self.axis], self.size, *shape[self.axis + 1 :])
+
+    def kind(self, kind: QuantSpec, shape: tuple[int, ...]) -> QuantSpec:
+        """What `kind`, of a matrix of `shape`, becomes: its blocks smaller where one would lie in two ranks."""
+        block = list(kind.block)
+        if block[self.axis] >= shape[self.axis]:
+            block[self.axis] = self.size
+        elif not (kind.g_idx and self.axis):  # groups of scattered channels stay what they are
+            block[self.axis] = math.gcd(block[self.axis], self.start, self.size)
+        return kind._replace(block=(block[0], block[1]))
+
+    def weight(self, weight: QuantizedWeight) -> QuantizedWeight:
+        axis, old, new = self.axis, weight.block, self.kind(weight.kind, weight.shape).block
+
+        def blockwise(scales: torch.Tensor) -> torch.Tensor:
+            if old[axis] >= weight.shape[axis] or (weight.g_idx is not None and axis):
+                return scales
+            if new[axis] != old[axis]:
+                scales = scales.repeat_interleave(old[axis] // new[axis], axis)
+            first = self.start // new[axis]
+            return scales.narrow(axis, first, -(-self.stop // new[axis]) - first)
+
+        two_level, g_idx = weight.two_level, weight.g_idx
+        return replace(
+            weight,
+            qweight=self.of(weight.qweight),
+            scales=blockwise(weight.scales),
+            block=new,
+            zero_points=None if weight.zero_points is None else blockwise(weight.zero_points),
+            g_idx=g_idx if g_idx is None or not axis else g_idx[self.start : self.stop],
+            two_level=two_level and replace(two_level, codes=blockwise(two_level.codes)),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class RankCheckpoint(Checkpoint):
+    """What one of `ranks` holds of the checkpoint `whole`. Biases of what is added up are the first rank's alone."""
+
+    rank: int = field(kw_only=True)
+    whole: Checkpoint = field(kw_only=True)
+    cuts: Mapping[str, Cut] = field(kw_only=True)
+    absent: frozenset[str] = field(kw_only=True)  # of zeros here
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.whole or name in self.cuts
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        shape = self.whole.shape(self._source(name))
+        return self.cuts[name].shape(shape) if name in self.cuts else shape
+
+    def tensor(self, name: str, dtype: torch.dtype | None = torch.float32) -> torch.Tensor:
+        if weight := self.quantized_tensor(name):
+            return weight.dequantize(dtype or torch.float32)
+        tensor = self.whole.tensor(self._source(name), dtype)
+        if name in self.absent:
+            return torch.zeros_like(tensor)
+        return self.cuts[name].of(tensor) if name in self.cuts else tensor
+
+    def quantized_tensor(self, name: str) -> QuantizedWeight | None:
+        weight = self.whole.quantized_tensor(self._source(name))
+        return self.cuts[name].weight(weight) if weight and name in self.cuts else weight
+
+    def kind(self, name: str) -> QuantSpec | None:
+        source = self._source(name)
+        kind = self.whole.kind(source)
+        return self.cuts[name].kind(kind, self.whole.shape(source)) if kind and name in self.cuts else kind
+
+    def format_of(self, name: str) -> Format | None:
+        return self.whole.format_of(self._source(name))
+
+    def stored(self, name: str) -> StoredTensor:
+        """Where the whole tensor lies."""
+        return self.whole.stored(self._source(name))
+
+    def parts(self, name: str) -> Parts:
+        return self.whole.parts(self._source(name))
+
+    def _source(self, name: str) -> str:
+        """A rank has a part of the head, also where the head is the embedding."""
+        return EMBEDDING if name == HEAD and self.whole.spec.tie_word_embeddings else name
+
+
+def rank_of(checkpoint: Checkpoint, rank: int, ranks: int) -> Checkpoint:
+    """The part of `rank`, counted from 0. InputError for a model that cannot be divided among `ranks`."""
+    if ranks == 1:
+        return checkpoint
+    spec = divided(checkpoint.spec, ranks)
+    whole, part = weight_shapes(checkpoint.spec), weight_shapes(spec)
+    cuts = {
+        name: _cut(shape, whole[name], rank, ranks)
+        for name, shape in part.items()
+        if name in whole and shape != whole[name]
+    }
+    if divides_head(spec, ranks):
+        size = spec.vocab_size // ranks
+        cuts[HEAD] = Cut(0, rank * size, (rank + 1) * size)
+    for name, cut in cuts.items():
+        if cut.axis == 1 and checkpoint.kind(name) is not None:
+            require_groups(name, cut.size)
+    given = {each.name: getattr(checkpoint, each.name) for each in fields(Checkpoint)}
+    return RankCheckpoint(
+        **given | {"spec": spec, "ranks": ranks},
+        rank=rank,
+        whole=checkpoint,
+        cuts=cuts,
+        absent=frozenset(name for name in part if rank and name.endswith(_ADDED)),
+    )
+
+
+def divides_head(spec: ModelSpec, ranks: int) -> bool:
+    """Whether every rank has a part of the head; if not, each has all of it."""
+    return ranks > 1 and spec.vocab_size % ranks == 0
+
+
+def require_groups(name: str, channels: int) -> None:
+    """InputError if a rank's part of a quantized matrix, so many input channels, would end within a group of scales."""
+    if channels % LEAST_GROUP:
+        raise InputError(
+            f"{name}: is quantized, and a rank would have {channels} of its input channels, which is no multiple of "
+            f"{LEAST_GROUP}; choose another `tensor_parallel`, or leave the module as it is"
+        )
+
+
+def divided(spec: ModelSpec, ranks: int) -> ModelSpec:
+    """What one rank computes; the same for all. InputError if that cannot be done."""
+
+    @cache  # one object for all layers that are alike
+    def attention(whole: AttentionSpec) -> AttentionSpec:
+        if isinstance(whole, LatentAttentionSpec):
+            return replace(whole, num_heads=_share("attention heads", whole.num_heads, ranks))
+        if not isinstance(whole, GroupedQueryAttentionSpec):
+            raise InputError(f"tensor_parallel: there is no division of the attention of {spec.family}; leave it out")
+        if whole.qk_norm is not None and whole.qk_norm.over == "all":
+            raise InputError(
+                f"tensor_parallel: {spec.family} norms the queries of all heads as one, and a rank has some of them; "
+                "leave it out"
+            )
+        heads = _share("attention heads", whole.num_heads, ranks)
+        # Of fewer than there are ranks, each has one, that of its queries.
+        key_value = 1 if ranks % whole.num_kv_heads == 0 else _share("key heads", whole.num_kv_heads, ranks)
+        return replace(whole, num_heads=heads, num_kv_heads=key_value)
+
+    @cache
+    def mlp(whole: MLPSpec) -> MLPSpec:
+        if isinstance(whole, DenseMLPSpec):
+            return replace(whole, intermediate_size=_share("inner channels of MLPs", whole.intermediate_size, ranks))
+        if not isinstance(whole, MixtureOfExpertsSpec):
+            return whole
+        return replace(
+            whole,
+            intermediate_size=_share("inner channels of experts", whole.intermediate_size, ranks),
+            shared_intermediate_size=_share("inner channels of shared experts", whole.shared_intermediate_size, ranks),
+        )
+
+    attentions, mlps = tuple(map(attention, spec.attentions)), tuple(map(mlp, spec.mlps))
+    tied = spec.tie_word_embeddings and not divides_head(spec, ranks)
+    return replace(spec, attentions=attentions, mlps=mlps, tie_word_embeddings=tied)
+
+
+def _share(what: str, count: int, ranks: int) -> int:
+    if count % ranks:
+        raise InputError(f"tensor_parallel: {count} {what} cannot be divided among {ranks} GPUs; choose another number")
+    return count // ranks
+
+
+def _cut(part: tuple[int, ...], whole: tuple[int, ...], rank: int, ranks: int) -> Cut:
+    """The axis on which a rank has less, and where its part begins: several ranks share one where there are too few."""
+    (axis,) = (i for i, (here, there) in enumerate(zip(part, whole, strict=True)) if here != there)
+    start = rank * whole[axis] // ranks // part[axis] * part[axis]
+    return Cut(axis, start, start + part[axis])
