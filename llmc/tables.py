@@ -154,8 +154,8 @@ def _kernels(path: Path) -> Report:
         path.name, "operation", "SM", "kernel", "registers", "spilled bytes", "shared memory", "threads",
     )  # fmt: skip
     for each in sets.values():
-        for sm, compiled in each.description.sm.items():
-            for name, said in compiled.kernels.items():
-                numbers = (said.registers, said.stack_bytes, said.shared_bytes, said.threads)
+        for sm, compiled in each.told["sm"].items():
+            for name, said in compiled["kernels"].items():
+                numbers = (said[number] for number in ("registers", "stack_bytes", "shared_bytes", "threads"))
                 shown.add_row(each.operation, sm, name, *map(str, numbers))
-    return Report({key: each.description.to_json() for key, each in sets.items()}, [shown])
+    return Report({key: each.told for key, each in sets.items()}, [shown])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
+import subprocess
 import sys
 from argparse import Namespace
 from dataclasses import replace
@@ -135,6 +137,29 @@ def test_what_all_checks_runs() -> None:
     assert [command[1:] for command in given.values()] == [[str(FOLDER / "engine.py"), "somewhere"]]
     assert [found["verdict"](code) for code in (0, 5)] == ["passed", "no engine is for this GPU"]
     assert found["verdict"](1).startswith("FAILED") and found["verdict"](-11).startswith("FAILED")
+
+
+WITHOUT = """
+import importlib, sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {lacking}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Missing())
+for name in {scripts}:
+    importlib.import_module(name)
+from llmc.convert.kernels.kernel_sets import KernelRequest, kernel_set
+from llmc.runtime.plugins.append_float8 import EntryShape
+assert kernel_set(KernelRequest("AppendFloat8", EntryShape(16, "bf16")), {{}}).key
+"""
+LACKING = ("pydantic", "pydantic_core", "tensorrt", "tensorrt_rtx", "compressed_tensors", "transformers")
+
+
+def test_a_bare_machine_can_run_what_needs_no_more_than_torch_and_triton() -> None:
+    program = WITHOUT.format(lacking=LACKING, scripts=SCRIPTS)
+    environment = os.environ | {"PYTHONPATH": f"{FOLDER}:{FOLDER.parents[1]}"}
+    done = subprocess.run([sys.executable, "-P", "-c", program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 SHOWS = """

@@ -60,8 +60,8 @@ def compiled(wanted: Sequence[KernelRequest]) -> list[KernelSet]:
 
 def resources(kernels: KernelSet) -> str:
     """Registers of a thread and bytes that it spills, by kernel."""
-    ((_, each),) = kernels.description.sm.items()
-    return ", ".join(f"{name} {it.registers}/{it.stack_bytes}" for name, it in each.kernels.items())
+    (each,) = kernels.told["sm"].values()
+    return ", ".join(f"{name} {it['registers']}/{it['stack_bytes']}" for name, it in each["kernels"].items())
 
 
 def on_tensors(operation: Operation, *inputs: torch.Tensor) -> tuple[Callable[[], None], torch.Tensor]:

@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llmc.contracts.kernels import KernelArgument, KernelDescription
-from llmc.runtime.plugins.cubin import ALIGNMENT
+from llmc.runtime.plugins.cubin import ALIGNMENT, KernelDescription
 
 # Bytes of shared memory that a block may have (CUDA C++ Programming Guide, "Technical Specifications per Compute
 # Capability").
@@ -76,7 +75,7 @@ def compile_kernel(source: KernelSource, sm: int) -> Compiled:
         threads=32 * source.warps,
         shared_bytes=found.shared,
         alignment=ALIGNMENT,
-        arguments=[KernelArgument(name=name, type=kind) for name, kind in arguments.items()],
+        arguments=arguments,
         # Triton's own launcher ends with the addresses of two scratch memories, null where there are none.
         null_pointers=2,
         registers=registers,

@@ -12,7 +12,6 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from llmc.contracts.kernels import CompiledFor, KernelSetDescription, StoredKernel
 from llmc.convert.kernels.ahead_of_time import Compiled, compile_kernel
 from llmc.runtime.plugins.kernel_set import KernelSet
 
@@ -63,22 +62,20 @@ def kernel_sets(
 def kernel_set(wanted: KernelRequest, compiled: Mapping[int, CompiledKernels]) -> KernelSet:
     cubins: dict[str, bytes] = {}
 
-    def stored(kernel: Compiled) -> StoredKernel:
+    def stored(kernel: Compiled) -> dict[str, Any]:
         digest = hashlib.sha256(kernel.cubin).hexdigest()
         cubins[digest] = kernel.cubin
-        return StoredKernel.model_validate(kernel.description.to_json() | {"cubin": digest})
+        return kernel.description.to_json() | {"cubin": digest}
 
-    described = KernelSetDescription(
-        operation=wanted.operation,
-        shape=asdict(wanted.shape),
-        sm={
-            str(sm): CompiledFor(
-                layout=each.layout, kernels={name: stored(kernel) for name, kernel in each.kernels.items()}
-            )
+    told = {
+        "operation": wanted.operation,
+        "shape": asdict(wanted.shape),
+        "sm": {
+            str(sm): {"layout": each.layout, "kernels": {name: stored(it) for name, it in each.kernels.items()}}
             for sm, each in sorted(compiled.items())
         },
-    )
-    return KernelSet(described, cubins.__getitem__)
+    }
+    return KernelSet(told, cubins.__getitem__)
 
 
 def _compiled(task: tuple[KernelRequest, int]) -> tuple[KernelRequest, int, CompiledKernels]:

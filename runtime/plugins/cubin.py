@@ -1,7 +1,7 @@
 """Kernels that were compiled ahead of time, launched through the CUDA driver.
 
-What a cubin's kernel takes stands in its `llmc.contracts.kernels.KernelDescription`, which
-`llmc.convert.kernels.ahead_of_time` writes.
+What launching takes is written by `llmc.convert.kernels.ahead_of_time`; `llmc.contracts.kernels` says how it looks in a
+file. Nothing here needs pydantic: a machine that only checks kernels need not have it.
 """
 
 from __future__ import annotations
@@ -10,17 +10,44 @@ import ctypes
 import struct
 import threading
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
 from llmc.errors import MachineError
 
-if TYPE_CHECKING:
-    from llmc.contracts.kernels import KernelDescription
-
 ALIGNMENT = 16  # of every address, in bytes: kernels are compiled to load so many at once
 _PACKED = {"i32": "i4x", "i64": "q", "fp32": "f4x"}  # as `struct` calls them, each filled up to 8 bytes
+
+
+@dataclass(frozen=True)
+class KernelDescription:
+    """What launching a kernel takes; see `llmc.contracts.kernels`, which the fields are called after.
+
+    Attributes:
+        arguments: their names and types, in the order of the kernel
+    """
+
+    name: str
+    sm: int
+    threads: int
+    shared_bytes: int
+    alignment: int
+    arguments: Mapping[str, str]
+    null_pointers: int
+    registers: int
+    stack_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        arguments = [{"name": name, "type": kind} for name, kind in self.arguments.items()]
+        return asdict(self) | {"arguments": arguments}
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> KernelDescription:
+        """From JSON, which may say more."""
+        arguments = {each["name"]: each["type"] for each in told["arguments"]}
+        return cls(**{name: told[name] for name in cls.__dataclass_fields__} | {"arguments": arguments})
 
 
 class KernelParams:
@@ -28,7 +55,7 @@ class KernelParams:
 
     def __init__(self, description: KernelDescription) -> None:
         self._name, self._alignment = description.name, description.alignment
-        self.types = {each.name: each.type for each in description.arguments}
+        self.types = dict(description.arguments)
         nulls = description.null_pointers
         packed = "".join("Q" if kind.startswith("*") else _PACKED[kind] for kind in self.types.values())
         self._struct = struct.Struct(f"={packed}{8 * nulls}x")

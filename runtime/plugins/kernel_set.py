@@ -12,39 +12,36 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from llmc.errors import InputError, MachineError
 from llmc.files import parse_json
-from llmc.runtime.plugins.cubin import CubinKernel
-
-if TYPE_CHECKING:
-    from llmc.contracts.kernels import KernelSetDescription
+from llmc.runtime.plugins.cubin import CubinKernel, KernelDescription
 
 METADATA = "llmc"
 
 
 class KernelSet:
-    """description: as in the file. cubin: the bytes of a SHA-256."""
+    """told: as in the file. cubin: the bytes of a SHA-256."""
 
-    def __init__(self, description: KernelSetDescription, cubin: Callable[[str], bytes]) -> None:
-        self.description = description
-        self.operation, self.shape = description.operation, description.shape
-        self._sm = {int(sm): each for sm, each in description.sm.items()}
+    def __init__(self, told: dict[str, Any], cubin: Callable[[str], bytes]) -> None:
+        self.told = told
+        self.operation, self.shape = told["operation"], told["shape"]
+        self._sm: dict[int, dict[str, Any]] = {int(sm): each for sm, each in told["sm"].items()}
         self._cubin = cubin
         self._loaded: dict[tuple[int, int, str], CubinKernel] = {}
 
     @property
     def key(self) -> str:
-        return hashlib.sha256(json.dumps(self.description.to_json(), sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.told, sort_keys=True).encode()).hexdigest()
 
     @property
     def layouts(self) -> dict[int, dict[str, Any]]:
         """By the compute capability, times ten, that kernels were compiled for."""
-        return {sm: each.layout for sm, each in self._sm.items()}
+        return {sm: each["layout"] for sm, each in self._sm.items()}
 
     def fitting(self, sm: int) -> int:
         """Which of them a GPU of compute capability `sm` runs: the nearest of its generation that is not newer."""
@@ -56,15 +53,15 @@ class KernelSet:
 
     def load(self, sm: int, device: int = 0) -> None:
         """All of them: loading may have to wait for the GPU, which a graph that is being captured does not allow."""
-        for name in self._sm[self.fitting(sm)].kernels:
+        for name in self._sm[self.fitting(sm)]["kernels"]:
             self.kernel(name, sm, device)
 
     def kernel(self, name: str, sm: int, device: int = 0) -> CubinKernel:
         """Loaded into the current context, which is that of the GPU number `device`, and kept."""
         fitting = self.fitting(sm)
         if (device, fitting, name) not in self._loaded:
-            description = self._sm[fitting].kernels[name]
-            self._loaded[device, fitting, name] = CubinKernel(self._cubin(description.cubin), description)
+            told = self._sm[fitting]["kernels"][name]
+            self._loaded[device, fitting, name] = CubinKernel(self._cubin(told["cubin"]), KernelDescription.of(told))
         return self._loaded[device, fitting, name]
 
 
@@ -79,7 +76,7 @@ def read(file: Path) -> dict[str, KernelSet]:
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise InputError(f"{file}: no kernels of llmc ({error!r}); build or download the artifact again") from error
     described = checked(KernelSets, {"sets": told}, f"{file}: no kernels of llmc")
-    sets = [KernelSet(each, partial(_cubin, file)) for each in described.sets]
+    sets = [KernelSet(each.to_json(), partial(_cubin, file)) for each in described.sets]
     return {each.key: each for each in sets}
 
 
@@ -87,13 +84,13 @@ def write(file: Path, sets: list[KernelSet]) -> None:
     import numpy as np
 
     cubins = {
-        kernel.cubin: each._cubin(kernel.cubin)
+        kernel["cubin"]: each._cubin(kernel["cubin"])
         for each in sets
-        for compiled in each.description.sm.values()
-        for kernel in compiled.kernels.values()
+        for compiled in each.told["sm"].values()
+        for kernel in compiled["kernels"].values()
     }
     tensors = {digest: np.frombuffer(cubin, np.uint8) for digest, cubin in sorted(cubins.items())}
-    metadata = {METADATA: json.dumps([each.description.to_json() for each in sets], sort_keys=True)}
+    metadata = {METADATA: json.dumps([each.told for each in sets], sort_keys=True)}
     file.write_bytes(save(tensors, metadata))  # small, and `save_file` would let nobody else read it
 
 

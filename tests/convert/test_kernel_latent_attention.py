@@ -15,7 +15,6 @@ import torch
 from support.interpreted_kernels import compiled_alike, let_the_interpreter_multiply_bfloat16, run
 from support.interpreter_process import run_interpreted
 
-from llmc.contracts.kernels import CompiledFor, KernelSetDescription
 from llmc.convert.kernels.kernel_sets import KernelRequest
 from llmc.convert.kernels.latent_attention_tiles import FEW_HEADS, LARGEST_RANK, LARGEST_ROPE, SMS
 from llmc.runtime.plugins.kernel_set import KernelSet
@@ -229,8 +228,8 @@ def test_the_workspace_suffices_on_every_gpu() -> None:
     """It is asked for where engines are compiled, which need not have the GPU that they run on."""
     for shape in (LatentShape(128, 512, 64, "bf16"), LatentShape(5, 24, 8, "bf16", True)):
         layouts = {sm: layout_for(shape, sm) for sm in SMS}
-        compiled = {str(sm): CompiledFor(layout=dict(vars(each)), kernels={}) for sm, each in layouts.items()}
-        described = KernelSetDescription(operation="LatentAttention", shape=dict(vars(shape)), sm=compiled)
+        compiled = {str(sm): {"layout": dict(vars(each)), "kernels": {}} for sm, each in layouts.items()}
+        described = {"operation": "LatentAttention", "shape": dict(vars(shape)), "sm": compiled}
         kernels = KernelSet(described, lambda _: b"")
         most = LatentAttentionPlugin(kernels, 1.0).workspace_bytes([])
         for layout in layouts.values():

@@ -131,10 +131,10 @@ def test_a_kernel_file_that_was_changed_is_refused(built: tuple[Checkpoint, Targ
     data[-100:] = bytes(100)
     damaged.write_bytes(data)
     digests = {
-        kernel.cubin
+        kernel["cubin"]
         for each in kernel_set.read(damaged).values()
-        for compiled in each.description.sm.values()
-        for kernel in compiled.kernels.values()
+        for compiled in each.told["sm"].values()
+        for kernel in compiled["kernels"].values()
     }
     refused = 0
     for digest in digests:

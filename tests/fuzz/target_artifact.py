@@ -18,7 +18,6 @@ from damage import damaged_bytes, damaged_file, damaged_json
 from harness import Case, Target
 from hypothesis import strategies as st
 
-from llmc.contracts.kernels import KernelSetDescription
 from llmc.errors import LlmcError
 from llmc.runtime import load
 from llmc.runtime.artifact import REFERENCE, Artifact
@@ -203,7 +202,7 @@ def add_engine(artifact: Path) -> None:
     (artifact / "engines").mkdir()
     (artifact / ENGINE).write_bytes(b"engine")
     told = [kernels(operation.name) for operation in operations.all.values()]
-    sets = [kernel_set.KernelSet(KernelSetDescription.model_validate(each), lambda _: b"cubin") for each in told]
+    sets = [kernel_set.KernelSet(each, lambda _: b"cubin") for each in told]
     kernel_set.write(artifact / KERNELS, sets)
     shape = [-1, 1, 64, 48]
     description = {

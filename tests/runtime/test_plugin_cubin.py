@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import re
 import subprocess
 import sys
@@ -15,10 +16,10 @@ import pytest
 from cuda.bindings import driver as real_driver
 from safetensors.numpy import save
 
-from llmc.contracts.kernels import KernelArgument, KernelDescription
+from llmc.contracts import kernels as contract
 from llmc.errors import InputError, MachineError
 from llmc.runtime.plugins import kernel_set
-from llmc.runtime.plugins.cubin import CubinKernel, KernelParams
+from llmc.runtime.plugins.cubin import CubinKernel, KernelDescription, KernelParams
 
 DESCRIPTION = KernelDescription(
     name="_attend",
@@ -26,12 +27,7 @@ DESCRIPTION = KernelDescription(
     threads=256,
     shared_bytes=200_000,
     alignment=16,
-    arguments=[
-        KernelArgument(name="query", type="*bf16"),
-        KernelArgument(name="scale", type="fp32"),
-        KernelArgument(name="tokens", type="i32"),
-        KernelArgument(name="capacity", type="i64"),
-    ],
+    arguments={"query": "*bf16", "scale": "fp32", "tokens": "i32", "capacity": "i64"},
     null_pointers=2,
     registers=128,
     stack_bytes=0,
@@ -104,6 +100,13 @@ def test_launches_with_shared_memory_and_parameters(driver: Driver) -> None:
         ("function", 4, 2, 1, 256, 1, 1, 200_000, 7, seen, 0),
         "module",
     ]
+
+
+def test_a_description_in_a_file_is_the_contract_s() -> None:
+    told = DESCRIPTION.to_json()
+    assert contract.KernelDescription.model_validate(told).to_json() == told
+    assert list(told) == list(contract.KernelDescription.model_fields)
+    assert KernelDescription.of(json.loads(json.dumps(told | {"later": 1}))) == DESCRIPTION
 
 
 def test_says_which_kernel_does_not_load(driver: Driver) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from llmc.contracts.kernels import CompiledFor, KernelSetDescription
 from llmc.convert.kernels.ahead_of_time import KernelSource
 from llmc.convert.kernels.kernel_sets import KernelRequest
 from llmc.runtime.plugins.kernel_set import KernelSet
@@ -27,9 +26,9 @@ DTYPES = {
 class InterpretedKernels(KernelSet):
     def __init__(self, wanted: KernelRequest, sm: int) -> None:
         layout = asdict(wanted.module().layout_for(wanted.shape, sm))
-        compiled = {str(sm): CompiledFor(layout=layout, kernels={})}
-        described = KernelSetDescription(operation=wanted.operation, shape=asdict(wanted.shape), sm=compiled)
-        super().__init__(described, lambda _: b"")
+        compiled = {str(sm): {"layout": layout, "kernels": {}}}
+        told = {"operation": wanted.operation, "shape": asdict(wanted.shape), "sm": compiled}
+        super().__init__(told, lambda _: b"")
         self.sources: dict[str, KernelSource] = wanted.module().sources(wanted.shape, sm)
         self.memory: list[torch.Tensor] = []
         self.launched: list[str] = []
