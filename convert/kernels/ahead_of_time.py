@@ -13,8 +13,9 @@ from llmc.runtime.plugins.cubin import ALIGNMENT, KernelDescription
 
 # Bytes of shared memory that a block may have (CUDA C++ Programming Guide, "Technical Specifications per Compute
 # Capability").
-SHARED_LIMIT = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
-TENSOR_MEMORY_COLUMNS = 512  # sm_100; Triton asks for more without a word, and such a kernel does nothing
+SHARED_LIMIT = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10}
+SHARED_LIMIT |= {90: 227 << 10, 100: 227 << 10, 103: 227 << 10, 120: 99 << 10, 121: 99 << 10}
+TENSOR_MEMORY_COLUMNS = 512  # sm_100 and sm_103; Triton asks for more without a word, and such a kernel does nothing
 
 
 @dataclass(frozen=True)

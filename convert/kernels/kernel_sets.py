@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from llmc.convert.kernels.ahead_of_time import Compiled, compile_kernel
-from llmc.runtime.plugins.kernel_set import KernelSet
+from llmc.errors import InputError
+from llmc.runtime.plugins.kernel_set import KernelSet, serves
 
-CUBINS = (80, 86, 89, 90, 100, 120)
+CUBINS = (80, 86, 89, 90, 100, 103, 120, 121)
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,12 @@ class CompiledKernels:
 
 
 def cubin_sm(sm: int) -> int:
-    """For which SM kernels are compiled that run on `sm`: cubins serve later GPUs of the same generation."""
-    return max(each for each in CUBINS if each <= sm)
+    """For which SM kernels are compiled that are to run on `sm`: itself, or an earlier one that serves it."""
+    found = [each for each in CUBINS if serves(each, sm)]
+    if not found:
+        known = ", ".join(map(str, CUBINS))
+        raise InputError(f"the plugins have kernels for SM {known}, not for SM {sm}; say `plugins: false`")
+    return max(found)
 
 
 def kernel_sets(

@@ -27,7 +27,9 @@ _FLOAT = {
     89: Tiles(32, 16, 4, 3),
     90: Tiles(64, 64, 8, 2),
     100: Tiles(64, 32, 8, 2),
+    103: Tiles(64, 32, 8, 2),
     120: Tiles(32, 16, 4, 3),
+    121: Tiles(32, 16, 4, 3),
 }
 # Codes are unpacked into registers, which leaves room for half as many rows.
 _FLOAT8 = {
@@ -36,7 +38,9 @@ _FLOAT8 = {
     89: Tiles(32, 32, 8, 3),
     90: Tiles(32, 32, 8, 3),
     100: Tiles(32, 32, 8, 3),
+    103: Tiles(32, 32, 8, 3),
     120: Tiles(32, 32, 8, 3),
+    121: Tiles(32, 32, 8, 3),
 }
 # More rows than heads would leave some empty when one token is decoded; few rows fit everywhere.
 FEW_HEADS = 16

@@ -22,6 +22,16 @@ from llmc.files import parse_json
 from llmc.runtime.plugins.cubin import CubinKernel, KernelDescription
 
 METADATA = "llmc"
+EXACT = 90  # the first SM whose kernels are of one architecture alone, "sm_90a"
+
+
+def serves(compiled: int, sm: int) -> bool:
+    """Whether a GPU of compute capability `sm`, times ten, runs kernels that were compiled for another one.
+
+    CUDA promises it within a generation, for a GPU that is newer. Triton uses what only one architecture has from SM 90
+    on, and a driver loads such code there and nowhere else.
+    """
+    return compiled == sm or (sm < EXACT and compiled // 10 == sm // 10 and compiled < sm)
 
 
 class KernelSet:
@@ -44,8 +54,8 @@ class KernelSet:
         return {sm: each["layout"] for sm, each in self._sm.items()}
 
     def fitting(self, sm: int) -> int:
-        """Which of them a GPU of compute capability `sm` runs: the nearest of its generation that is not newer."""
-        found = [each for each in self._sm if each <= sm and each // 10 == sm // 10]
+        """Which of them a GPU of SM `sm` runs: the nearest that serves it. MachineError if none does."""
+        found = [each for each in self._sm if serves(each, sm)]
         if not found:
             known = ", ".join(map(str, sorted(self._sm)))
             raise MachineError(f"{self.operation}: kernels are for SM {known}, this GPU is SM {sm}; add it to `sm`")

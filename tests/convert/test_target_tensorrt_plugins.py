@@ -72,8 +72,8 @@ def description(built: tuple[Checkpoint, TargetResult], stem: str) -> dict[str, 
     return json.loads((built[0].path / f"engines/{stem}.json").read_text())
 
 
-@pytest.mark.parametrize(("sm", "cubin"), [(80, 80), (121, 120)])
-def test_engines_hold_plugins(built: tuple[Checkpoint, TargetResult], sm: int, cubin: int) -> None:
+@pytest.mark.parametrize("sm", [80, 121])
+def test_engines_hold_plugins(built: tuple[Checkpoint, TargetResult], sm: int) -> None:
     for graph, layers in (("", 2), ("-mtp", 1)):
         said = description(built, f"rtx-sm{sm}{graph}")
         assert said["plugins"] == ["llmc.AppendFloat8", "llmc.LatentAttention", "llmc.MixtureOfExperts"]
@@ -90,7 +90,7 @@ def test_engines_hold_plugins(built: tuple[Checkpoint, TargetResult], sm: int, c
         assert {f"llmc.{each.operation}" for each in needed.values()} == set(said["plugins"])
         for key, each in needed.items():
             assert key.encode() in data  # that is how the engine finds them
-            assert list(each.layouts) == [cubin] and each.fitting(sm) == cubin
+            assert list(each.layouts) == [sm] and each.fitting(sm) == sm
 
 
 SMALL = {"hidden_size": 128, "intermediate_size": 256}

@@ -1,0 +1,61 @@
+"""A GPU is given kernels that its driver loads: from SM 90 on, those of its own architecture."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from llmc.contracts.kernels import CompiledFor, KernelSetDescription
+from llmc.convert.kernels.kernel_sets import CUBINS, cubin_sm
+from llmc.errors import InputError, MachineError
+from llmc.runtime.plugins.append_float8 import EntryShape
+from llmc.runtime.plugins.kernel_set import KernelSet
+
+pytest.importorskip("triton", reason="Triton, which comes with torch for NVIDIA GPUs, is not installed")
+
+
+@pytest.mark.parametrize("sm", CUBINS)
+def test_a_cubin_is_for_the_gpu_that_was_asked_for(sm: int, tmp_path: Path) -> None:
+    from triton import knobs
+
+    from llmc.convert.kernels.ahead_of_time import compile_kernel
+    from llmc.convert.kernels.append_float8 import sources
+
+    file = tmp_path / "append.cubin"
+    made = compile_kernel(sources(EntryShape(576, "bf16"), cubin_sm(sm))["append"], cubin_sm(sm))
+    file.write_bytes(made.cubin)
+    told = subprocess.run([knobs.nvidia.cuobjdump.path, "-elf", file], capture_output=True, text=True, check=True)
+    assert re.findall(r"elf: .* sm=(\w+),", told.stdout, re.IGNORECASE) == [f"{sm}a" if sm >= 90 else str(sm)]
+
+
+def kernels(*sms: int) -> KernelSet:
+    compiled = {str(sm): CompiledFor(layout={}, kernels={}) for sm in sms}
+    return KernelSet(KernelSetDescription(operation="AppendFloat8", shape={}, sm=compiled), lambda _: b"")
+
+
+@pytest.mark.parametrize(
+    ("compiled", "gpu", "fitting"),
+    [
+        ((80, 86), 86, 86), ((80,), 86, 80), ((80, 86), 87, 86), ((80, 86), 89, 86), ((86,), 80, None),
+        ((80,), 75, None), ((90,), 90, 90), ((89,), 90, None), ((100,), 103, None), ((100, 103), 103, 103),
+        ((103,), 100, None), ((120,), 121, None), ((120, 121), 121, 121), ((121,), 120, None), ((100,), 110, None),
+    ],
+)  # fmt: skip
+def test_a_gpu_runs_its_own_kernels_or_before_sm_90_earlier_ones(
+    compiled: tuple[int, ...], gpu: int, fitting: int | None
+) -> None:
+    if fitting is None:
+        with pytest.raises(MachineError, match=rf"kernels are for SM [\d, ]+, this GPU is SM {gpu}; add it to `sm`"):
+            kernels(*compiled).fitting(gpu)
+    else:
+        assert kernels(*compiled).fitting(gpu) == fitting
+
+
+@pytest.mark.parametrize("sm", [75, 101, 110])
+def test_a_gpu_that_there_are_no_kernels_for(sm: int) -> None:
+    assert (cubin_sm(87), cubin_sm(90), cubin_sm(121)) == (86, 90, 121)
+    with pytest.raises(InputError, match=rf"have kernels for SM 80, .*, not for SM {sm}; say `plugins: false`"):
+        cubin_sm(sm)
