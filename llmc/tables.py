@@ -133,6 +133,8 @@ def _engine(path: Path) -> Report:
     overview = table(engine.engine, "property", "value", numbers=False)
     for key in ("graph", "package", "release", "sm", "context", "batch", "plugins", "kernels"):
         overview.add_row(key, _joined(getattr(engine, key)))
+    if engine.ranks > 1:
+        overview.add_row("rank", f"{engine.rank} of {engine.ranks} GPUs that hold the model together")
     overview.add_row("size", f"{size(engine.bytes)}, of which {size(engine.text_bytes)} program text")
     for kind, count in engine.weight_bytes.items():
         overview.add_row(f"weights, {kind}", size(count))

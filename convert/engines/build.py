@@ -15,12 +15,14 @@ from pathlib import Path
 import onnx_ir as ir
 from pydantic import BaseModel, Field
 
+from llmc.contracts.engine import EngineDescription
 from llmc.contracts.progress import ProgressFunction
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.engines.contents import Contents, check
 from llmc.convert.engines.engine import Steps, build_engine
 from llmc.convert.engines.lowering import allow_decomposition, lower
 from llmc.convert.engines.plugins import Plugins, require_triton
+from llmc.convert.engines.tensor_parallel import rank_notes, rank_of
 from llmc.convert.engines.windows import windows
 from llmc.convert.graph.build import graphs
 from llmc.convert.graph.write import write
@@ -44,6 +46,13 @@ class EngineOptions(BaseModel, extra="forbid"):
     prefill: int = Field(
         default=512, ge=16, le=1 << 20, description="most tokens per row of a step; a longer prompt takes several steps"
     )
+    tensor_parallel: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="GPUs that hold the model together, each with an engine of its own: heads, inner channels of MLPs "
+        "and experts, and the vocabulary are divided among them",
+    )
     plugins: bool = Field(default=True, description="false: only what TensorRT has of its own")
     timeout: float = Field(default=3600, gt=0, le=1e6, description="seconds that compiling one engine may take")
 
@@ -59,10 +68,12 @@ def build(
     """Write engines/<prefix>-sm<sm>….engine, its .json, and the same for the multi-token-prediction layer.
 
     The engines of one call differ in the GPUs they are for: together they serve all of `sms`, compute capabilities
-    times ten.
+    times ten. With `tensor_parallel` there is one of each for every rank.
     """
     spec = checkpoint.spec
     check(package.name, spec, options, {})
+    ranks = options.tensor_parallel
+    parts = [rank_of(checkpoint, rank, ranks) for rank in range(ranks)]
     context = options.context or min(spec.max_position_embeddings, 4096)
     # A token per row, or two when a drafted one is verified with it.
     widths = (1, 2) if spec.num_mtp_layers else (1,)
@@ -70,51 +81,62 @@ def build(
     prefill = min(options.prefill, context)
     steps = Steps(context, max(2, options.batch), widths, prefill, windows(context, prefill))
 
-    contents = Contents(checkpoint, options.plugins)
+    contents = Contents(parts[0], options.plugins)
     groups = contents.groups(sms)
-    notes = contents.notes(steps, options.batch, groups)
+    notes = contents.notes(steps, options.batch, groups) + rank_notes(spec, ranks)
     result = TargetResult(package.name, files={}, weight_bytes=0, file_bytes=0, notes=notes)
     engines = directory / "engines"
     work = engines / ".lowered"  # always the same: what a killed build left there is cleared away
     for sm, code_types in groups:
         name = f"{package.prefix}-" + "-".join(f"sm{n}" for n in sm)
-        models = graphs(checkpoint, DTYPE, context, images=True)
-        models.pop("vision", None)  # the tower is run by ONNX Runtime
         plugins = Plugins() if options.plugins else None
-        for model in models.values():
-            lower(model, spec, DTYPE, code_types, widths, options.batch, plugins, len(steps.windows) > 1)
-            allow_decomposition(model)
-        shutil.rmtree(work, ignore_errors=True)
+        models_of = []
+        for part in parts:
+            models = graphs(part, DTYPE, context, images=True)
+            models.pop("vision", None)  # the tower is run by ONNX Runtime
+            for model in models.values():
+                lower(model, part.spec, DTYPE, code_types, widths, options.batch, plugins, len(steps.windows) > 1)
+                allow_decomposition(model)
+            models_of.append(models)
         kernels = None
         if plugins:
             require_triton(package)
             engines.mkdir(exist_ok=True)
-            kernels = engines / f"{name}.kernels.safetensors"
+            kernels = engines / f"{name}{f'-of{ranks}' if ranks > 1 else ''}.kernels.safetensors"
             kernel_set.write(kernels, plugins.compile(sm, partial(progress, f"{name}: compiling kernels")))
             result.files[kernels.name] = kernels.relative_to(directory).as_posix()
             result.file_bytes += kernels.stat().st_size
-        onnx = {role: f"{role}.onnx" for role in models}
-        write(result.name, models, work, onnx, partial(progress, f"{name}: writing weights"))
-        for role, model in models.items():
-            engine = engines / (f"{name}.engine" if role == "main" else f"{name}-{role}.engine")
-            description = build_engine(
-                package,
-                model,
-                work / onnx[role],
-                engine,
-                sm,
-                steps,
-                options.timeout,
-                partial(progress, f"{engine.stem}: compiling"),
-                kernels,
-            )
-            for path in (engine, engine.with_suffix(".json")):
-                result.files[path.name] = path.relative_to(directory).as_posix()
-                result.file_bytes += path.stat().st_size
-            result.weight_bytes += sum(description.weight_bytes.values())
-            written = description.to_json()
-            result.details[engine.stem] = {
-                key: written[key] for key in ("sm", "bytes", "text_bytes", "weight_bytes", "programs")
-            }
-        shutil.rmtree(work)
+        for rank, models in enumerate(models_of):
+            stem = f"{name}-rank{rank}of{ranks}" if ranks > 1 else name
+            shutil.rmtree(work, ignore_errors=True)
+            onnx = {role: f"{role}.onnx" for role in models}
+            write(result.name, models, work, onnx, partial(progress, f"{stem}: writing weights"))
+            for role, model in models.items():
+                engine = engines / (f"{stem}.engine" if role == "main" else f"{stem}-{role}.engine")
+                description = build_engine(
+                    package,
+                    model,
+                    work / onnx[role],
+                    engine,
+                    sm,
+                    steps,
+                    options.timeout,
+                    partial(progress, f"{engine.stem}: compiling"),
+                    kernels,
+                    rank,
+                    ranks,
+                )
+                _note(result, description, directory, engine)
+            shutil.rmtree(work)
     return result
+
+
+def _note(result: TargetResult, description: EngineDescription, directory: Path, engine: Path) -> None:
+    """What the manifest says of an engine."""
+    for path in (engine, engine.with_suffix(".json")):
+        result.files[path.name] = path.relative_to(directory).as_posix()
+        result.file_bytes += path.stat().st_size
+    result.weight_bytes += sum(description.weight_bytes.values())
+    written = description.to_json()
+    keys = ("sm", "ranks", "rank", "bytes", "text_bytes", "weight_bytes", "programs")
+    result.details[engine.stem] = {key: written[key] for key in keys if key in written}

@@ -86,8 +86,14 @@ def build_engine(
     timeout: float,
     progress: Callable[[float], None],
     kernels: Path | None = None,
+    rank: int = 0,
+    ranks: int = 1,
 ) -> EngineDescription:
-    """Compile `model`, which lies in the file `onnx`, and return what the .json says. kernels: of its plugins.
+    """Compile `model`, which lies in the file `onnx`, and return what the .json says.
+
+    Args:
+        kernels: of its plugins
+        rank: whose part of a model it is that `ranks` GPUs hold together
 
     MachineError if codes did not arrive in the engine as codes.
     """
@@ -105,6 +111,7 @@ def build_engine(
         package=package.module,
         release=compiled.version,
         sm=list(sm),
+        **({"ranks": ranks, "rank": rank} if ranks > 1 else {}),
         context=steps.context,
         batch=steps.batch,
         profiles=profiles,

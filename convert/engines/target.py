@@ -9,10 +9,10 @@ from typing import ClassVar, TypeVar
 
 from llmc.contracts.progress import ProgressFunction
 from llmc.convert.checkpoint import Checkpoint
-from llmc.convert.engines import contents
+from llmc.convert.engines import contents, tensor_parallel
 from llmc.convert.engines.build import EngineOptions, build
 from llmc.convert.spec import ModelSpec
-from llmc.convert.targets import Target, TargetResult
+from llmc.convert.targets import PlannedWeights, Target, TargetResult
 from llmc.tensorrt_package import TensorRTPackage
 
 _Options = TypeVar("_Options", bound=EngineOptions)
@@ -27,9 +27,14 @@ class EngineTarget(Target[_Options]):
 
     def check(self, spec: ModelSpec, options: _Options, schemes: Mapping[str, str]) -> None:
         contents.check(self.name, spec, options, schemes)
+        tensor_parallel.check(self.name, spec, options.tensor_parallel, schemes)
 
     def build(
         self, checkpoint: Checkpoint, options: _Options, directory: Path, progress: ProgressFunction
     ) -> TargetResult:
         self.package.require()
+        tensor_parallel.check(self.name, checkpoint.spec, options.tensor_parallel, {})
         return build(self.package, checkpoint, self.gpus(options), options, directory, progress)
+
+    def estimate_bytes(self, weights: PlannedWeights, options: _Options) -> int:
+        return weights.nbytes + tensor_parallel.repeated_bytes(weights.spec, options.tensor_parallel)

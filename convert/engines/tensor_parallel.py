@@ -170,6 +170,46 @@ def rank_of(checkpoint: Checkpoint, rank: int, ranks: int) -> Checkpoint:
     )
 
 
+def check(target: str, spec: ModelSpec, ranks: int, schemes: Mapping[str, str]) -> None:
+    """InputError for a model that `rank_of` would refuse. schemes: by module, of what is to be quantized."""
+    if ranks == 1:
+        return
+    try:
+        shapes = weight_shapes(spec)
+        for name, part in weight_shapes(divided(spec, ranks)).items():
+            if name.removesuffix(".weight") in schemes and len(part) == 2 and part[1] != shapes[name][1]:
+                require_groups(name, part[1])
+    except InputError as error:
+        raise InputError(f"target {target}: {error}") from error
+
+
+def rank_notes(spec: ModelSpec, ranks: int) -> list[str]:
+    """What whoever chooses the engines should know."""
+    if ranks == 1:
+        return []
+    notes = [
+        f"{ranks} GPUs together take these engines, each that of its rank; llmc builds such engines and does not run "
+        "them yet"
+    ]
+    if not divides_head(spec, ranks):
+        notes.append(f"{spec.vocab_size} tokens cannot be divided among {ranks} GPUs: each has the whole head")
+    return notes
+
+
+def repeated_bytes(spec: ModelSpec, ranks: int) -> int:
+    """How many bytes more than one engine the ranks' together have, as bfloat16: what each of them holds."""
+    if ranks == 1:
+        return 0
+    count = ranks * _parameters(divided(spec, ranks)) - _parameters(spec)
+    if divides_head(spec, ranks):
+        count -= (ranks - 1) * spec.vocab_size * spec.hidden_size
+    return 2 * count
+
+
+def _parameters(spec: ModelSpec) -> int:
+    return sum(math.prod(shape) for shape in weight_shapes(spec).values())
+
+
 def divides_head(spec: ModelSpec, ranks: int) -> bool:
     """Whether every rank has a part of the head; if not, each has all of it."""
     return ranks > 1 and spec.vocab_size % ranks == 0

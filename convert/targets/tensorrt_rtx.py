@@ -46,7 +46,9 @@ class TensorRTRTX(EngineTarget[TensorRTRTXOptions]):
         """GPUs without FP8 get engines of their own, in which FP8 is bfloat16, apart from what plugins decode."""
         wide = weights.in_fp8() - (weights.in_fp8("experts") if options.plugins else 0)
         widened = {wide if sm < FP8_SM else 0 for sm in options.sm}
-        return sum(weights.nbytes + more + _PROGRAMS for more in widened)
+        ranks = options.tensor_parallel
+        held = super().estimate_bytes(weights, options) + ranks * _PROGRAMS
+        return sum(held + more for more in widened)
 
 
 TARGET = TensorRTRTX()

@@ -58,6 +58,8 @@ class EngineDescription(Part):
     sm: Annotated[list[Count], Field(min_length=1)] = Field(
         description="compute capabilities, times ten, that it runs on"
     )
+    ranks: AxisSize = Field(default=1, description="GPUs that hold the model together, each with an engine of its own")
+    rank: Count = Field(default=0, description="which of them this engine is for, counted from 0")
     context: AxisSize = Field(description="cache entries per row")
     batch: AxisSize = Field(description="most rows in a step")
     profiles: Annotated[list[EngineProfile], Field(min_length=1)] = Field(
@@ -79,6 +81,8 @@ class EngineDescription(Part):
     def _has_what_plugins_need(self) -> EngineDescription:
         if self.plugins and self.kernels is None:
             raise ValueError("plugins without kernels")
+        if self.rank >= self.ranks:
+            raise ValueError(f"rank {self.rank} of {self.ranks}")
         if missing := {"input_ids", "cache_position", "logits_index"} - {each.name for each in self.inputs}:
             raise ValueError(f"no input {min(missing)!r}")
         if "logits" not in {each.name for each in self.outputs}:

@@ -25,6 +25,8 @@ class EngineFactory(BackendFactory):
         built = tensorrt_engine.built_engines(package, artifact)
         if not built:
             return f"the artifact has no engines; add `{package.name}` to the recipe's targets"
+        if ranks := min(each.description.ranks for each in built) - 1:
+            return f"its engines are for {ranks + 1} GPUs together, which this llmc builds and does not run yet"
         if not package.installed or importlib.util.find_spec("cuda") is None:
             return f"the packages are not installed; {install(package.module)}"
         sm = tensorrt_engine.compute_capability()

@@ -88,6 +88,7 @@ def test_why_engines_cannot_run(dense, tmp_path, monkeypatch):
     monkeypatch.setattr(backend, "compute_capability", lambda: 86)
     other = add_engines(dense, tmp_path / "b", release="1.2.3")
     assert f"need release 1.2.3, {RELEASE} is installed; pip install tensorrt-rtx-cu13==1.2.3" in reason(other)
+    assert "engines are for 2 GPUs together" in reason(add_engines(dense, tmp_path / "d", ranks=2))
     broken = add_engines(dense, tmp_path / "c")
     (broken / "main.json").write_text((broken / "main.json").read_text().replace('"batch"', '"Batch"'))
     list_files(broken, "main.json")
@@ -106,6 +107,7 @@ def test_why_engines_cannot_run(dense, tmp_path, monkeypatch):
         ({"plugins": ["llmc.LatentAttention"], "kernels": "other.kernels"}, r"refers to 'other\.kernels'"),
         ({"plugins": ["llmc.LatentAttention"]}, r"main\.json: broken \(plugins without kernels\)"),
         ({"sm": "86"}, r"main\.json: broken \(sm: "),
+        ({"ranks": 2, "rank": 2}, r"main\.json: broken \(rank 2 of 2\)"),
         ({"batch": 0}, r"main\.json: broken \(batch: "),
         ({"profiles": []}, r"main\.json: broken \(profiles: "),
         ({"inputs": []}, r"main\.json: broken \(no input "),
