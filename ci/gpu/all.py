@@ -47,12 +47,13 @@ NEEDS = {  # modules, by check
     "build": (*PACKAGES, *KERNELS, "tensorrt_rtx"),
     "engine": (*PACKAGES, *KERNELS, "tensorrt_rtx"),
 }
+ARGUMENTS = {"gptq": ("--experts", "32")}  # enough to time them; a whole layer takes minutes without the kernel
 LIMIT = 300  # seconds of a check
 
 
 def commands(only: list[str], artifact: str | None) -> dict[str, list[str]]:
     """What is run, by name; the artifact is built where engine.py needs one."""
-    scripts = {name: [sys.executable, str(FOLDER / f"{name}.py")] for name in only}
+    scripts = {name: [sys.executable, str(FOLDER / f"{name}.py"), *ARGUMENTS.get(name, ())] for name in only}
     if "engine" not in only:
         return scripts
     build = {} if artifact else {"build": [sys.executable, "-m", "llmc.cli", "build", "recipes/quickstart.yaml"]}
