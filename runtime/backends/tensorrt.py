@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 
+from llmc.errors import MachineError
 from llmc.extras import install
 from llmc.runtime.artifact import Artifact
 from llmc.runtime.backends import BackendFactory, tensorrt_engine
+from llmc.runtime.plugins import kernel_set
 from llmc.runtime.plugins import tensorrt as plugins
 from llmc.tensorrt_package import TENSORRT, TENSORRT_RTX, TensorRTPackage
 
@@ -44,7 +46,7 @@ class EngineFactory(BackendFactory):
             version = min(others)
             need = f"pip install {package.distribution}=={version}"
             return f"its engines need release {version}, {installed} is installed; {need}"
-        return None
+        return _without_kernels(artifact, [each for each in built if each.description in matching], sm)
 
     def start(
         self, artifact: Artifact, threads: int | None, provider: str | None = None
@@ -55,6 +57,20 @@ class EngineFactory(BackendFactory):
             if each.kernels:
                 artifact.verified(each.kernels)
         return tensorrt_engine.EngineBackend(self.package, artifact, found)
+
+
+def _without_kernels(artifact: Artifact, engines: list[tensorrt_engine.BuiltEngine], sm: int) -> str | None:
+    """Which of their plugins has no kernels that a GPU of `sm` loads."""
+    for each in engines:
+        if each.kernels:
+            sets = kernel_set.read(artifact.file(each.kernels))
+            for key in each.description.kernel_sets:
+                try:
+                    if key in sets:  # what is missing is told where the engine is loaded
+                        sets[key].fitting(sm)
+                except MachineError as error:
+                    return str(error)
+    return None
 
 
 BACKENDS = (EngineFactory(TENSORRT, preference=2), EngineFactory(TENSORRT_RTX, preference=1))

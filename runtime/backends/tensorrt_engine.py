@@ -37,6 +37,7 @@ from llmc.runtime.backends import (
 )
 from llmc.runtime.backends.vision_tower import VisionTower
 from llmc.runtime.plugins import tensorrt as plugins
+from llmc.runtime.plugins.operation import Gpu
 from llmc.tensorrt_package import TensorRTPackage
 
 if TYPE_CHECKING:
@@ -182,6 +183,7 @@ class _Engine:
             kernels = artifact.file(built.kernels)
             if set(description.kernel_sets) - plugins.register(trt, kernels):
                 raise InputError(f"{kernels}: other kernels than {self._path} needs; download it again")
+            plugins.load(description.kernel_sets, Gpu.current())
         with self._path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             if hashlib.sha256(data).hexdigest() != description.sha256:  # the library trusts what it reads
                 raise InputError(f"{self._path}: not the engine that was built; download it again")
@@ -243,8 +245,10 @@ class _Engine:
         capture = narrow and step in self._graphs
         if capture:
             self._device.begin_capture()
+        told = len(plugins.failures)
         if not context.execute_async_v3(self._device.stream):
-            raise MachineError(f"{self._path}: the engine failed; its reason is on standard error")
+            reason = next(iter(plugins.failures[told:]), "its reason is on standard error")
+            raise MachineError(f"{self._path}: the engine failed; {reason}")
         if capture:
             self._graphs[step] = self._device.end_capture()
             self._device.launch(self._graphs[step])

@@ -58,7 +58,9 @@ class KernelSet:
         found = [each for each in self._sm if serves(each, sm)]
         if not found:
             known = ", ".join(map(str, sorted(self._sm)))
-            raise MachineError(f"{self.operation}: kernels are for SM {known}, this GPU is SM {sm}; add it to `sm`")
+            raise MachineError(
+                f"{self.operation}: its kernels are for SM {known}, this GPU is SM {sm}; build again with this SM"
+            )
         return max(found)
 
     def load(self, sm: int, device: int = 0) -> None:

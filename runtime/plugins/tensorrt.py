@@ -6,16 +6,16 @@ set, as attributes. An engine holds the same; whoever deserializes it registers 
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from llmc.errors import MachineError
 from llmc.registry import Registry
 from llmc.runtime.plugins.kernel_set import KernelSet, read
 from llmc.runtime.plugins.operation import Gpu, Operation
@@ -49,6 +49,16 @@ def register(trt: ModuleType, kernels: Path) -> set[str]:
             raise RuntimeError(f"{trt.__name__} does not take the plugin {NAMESPACE}.{creator.name}")
     _creators[trt.__name__] = creators
     return set(found)
+
+
+def load(keys: Iterable[str], gpu: Gpu) -> None:
+    """The kernels of registered sets, into the current context, which is that of `gpu`.
+
+    Raises:
+        MachineError: There are none for this GPU, or the driver does not take them.
+    """
+    for key in keys:
+        _kernels[key].load(gpu.sm, gpu.device)
 
 
 def _creator_class(trt: Any) -> type:
@@ -97,13 +107,14 @@ def _plugin_class(trt: Any) -> type:
             self.plugin_name, self.plugin_namespace, self.plugin_version = operation.name, NAMESPACE, VERSION
             self.num_outputs = len(operation.outputs)
             self.input_types = [each.type for each in operation.inputs]  # until TensorRT says what they are
+            self.failure = ""  # why its kernels cannot run here
 
         def get_capability_interface(self, kind: Any) -> Any:
             return self
 
         def clone(self) -> Any:
             copied = Plugin(self.operation)
-            copied.input_types = self.input_types
+            copied.input_types, copied.failure = self.input_types, self.failure
             return copied
 
         # What it computes
@@ -160,12 +171,16 @@ def _plugin_class(trt: Any) -> type:
 
         def attach_to_context(self, context: Any) -> Any:
             """Called while compiling, too, without a GPU or on another one than the engine is for; what is raised here
-            ends the process. What cannot be loaded is said when it is to be run.
+            ends the process. What cannot be loaded is said when it is to be run, and is not tried again then: a stream
+            that is being captured allows no loading.
             """
-            with contextlib.suppress(Exception):
+            attached = self.clone()
+            try:
                 gpu = Gpu.current()
                 self.operation.kernels.load(gpu.sm, gpu.device)
-            return self.clone()
+            except Exception as error:
+                attached.failure = str(error) or repr(error)
+            return attached
 
         def set_tactic(self, tactic: int) -> None:
             """There is one."""
@@ -184,6 +199,8 @@ def _plugin_class(trt: Any) -> type:
             workspace: int,
             stream: int,
         ) -> None:
+            if self.failure:
+                raise MachineError(self.failure)
             shapes = [tuple(each.dims) for each in input_desc]
             self.operation.launch(Gpu.current(), shapes, inputs, outputs, workspace, stream)
 

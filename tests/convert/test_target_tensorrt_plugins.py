@@ -245,6 +245,46 @@ def test_an_engine_gives_plugins_what_it_was_told(attention_kernels: tuple[str, 
     assert done.returncode == 0, done.stderr
 
 
+REFUSED = """
+import sys
+from pathlib import Path
+import numpy as np
+import tensorrt_rtx as trt
+from llmc.errors import MachineError
+from llmc.runtime.plugins import tensorrt as plugins
+from llmc.runtime.plugins.operation import Gpu
+
+(key,) = plugins.register(trt, Path(sys.argv[1]))
+(creator,) = (each for each in plugins._creators["tensorrt_rtx"] if each.name == "LatentAttention")
+given = [trt.PluginField("kernels", np.frombuffer(key.encode(), np.int8), trt.PluginFieldType.CHAR)]
+for name in ("scale", "cache_scale"):
+    given.append(trt.PluginField(name, np.ones(1, np.float32), trt.PluginFieldType.FLOAT32))
+made = creator.create_plugin("a", trt.PluginFieldCollection(given), trt.TensorRTPhase.RUNTIME)
+asked = []
+made.operation.launch = lambda *arguments: asked.append(arguments)
+Gpu.current = classmethod(lambda kind: Gpu(sm=90, multiprocessors=132))
+attached = made.attach_to_context(None).clone()
+for _ in range(2):
+    try:
+        attached.enqueue([], [], [], [], 0, 0)
+    except MachineError as error:
+        print(error)
+assert not asked and len(plugins.failures) == 2
+Gpu.current = classmethod(lambda kind: Gpu(sm=89, multiprocessors=142))
+made.operation.kernels.load = lambda sm, device: asked.append((sm, device))
+made.attach_to_context(None).enqueue([], [], [], [], 0, 0)
+assert asked[0] == (89, 0) and len(asked) == 2
+"""
+
+
+def test_a_plugin_says_at_its_first_step_why_its_kernels_were_not_loaded(attention_kernels: tuple[str, Path]) -> None:
+    """Where they were to be loaded, an exception would end the process."""
+    done = subprocess.run([sys.executable, "-c", REFUSED, str(attention_kernels[1])], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    reason = "its kernels are for SM 89, this GPU is SM 90; build again with this SM"
+    assert done.stdout.splitlines() == [f"LatentAttention: {reason}"] * 2
+
+
 def test_without_triton(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     find = plugin_nodes.importlib.util.find_spec
     monkeypatch.setattr(

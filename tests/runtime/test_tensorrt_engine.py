@@ -17,12 +17,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cuda.bindings import driver as real_driver
 from cuda.bindings import runtime as real_cuda
 from support.listed_files import list_files
 
 import llmc.runtime.backends.tensorrt_engine as backend
+from llmc.contracts.kernels import CompiledFor, KernelSetDescription, StoredKernel
 from llmc.errors import InputError, MachineError
 from llmc.runtime import load
+from llmc.runtime.plugins import kernel_set
+from llmc.runtime.plugins import tensorrt as plugins
+from llmc.runtime.plugins.kernel_set import KernelSet
 from llmc.runtime.quiet_onnxruntime import onnxruntime
 
 RELEASE = importlib.metadata.version("tensorrt-rtx-cu13")
@@ -119,6 +124,52 @@ def test_descriptions_that_describe_no_engine_of_the_artifact(dense, tmp_path, c
         load(add_engines(dense, tmp_path, **changes), backend="tensorrt-rtx")
 
 
+def add_kernels(artifact: Path, sm: int) -> None:
+    """Plugins of both engines, with kernels for one SM alone. The driver is asked to load their "cubin"."""
+    digest = hashlib.sha256(b"cubin").hexdigest()
+    kernel = StoredKernel(
+        name="_append", sm=sm, threads=128, shared_bytes=0, alignment=16, arguments=[], null_pointers=2,
+        registers=32, stack_bytes=0, cubin=digest,
+    )  # fmt: skip
+    compiled = {str(sm): CompiledFor(layout={}, kernels={"append": kernel})}
+    described = KernelSetDescription(operation="AppendFloat8", shape={"channels": 16, "dtype": "bf16"}, sm=compiled)
+    made = KernelSet(described.to_json(), {digest: b"cubin"}.__getitem__)
+    kernel_set.write(artifact / "a.kernels.safetensors", [made])
+    plugin = {"plugins": ["llmc.AppendFloat8"], "kernels": "a.kernels.safetensors", "kernel_sets": [made.key]}
+    names = [path.name for path in artifact.glob("m*.json") if path.stem in ("main", "mtp")]
+    for name in names:
+        (artifact / name).write_text(json.dumps(json.loads((artifact / name).read_text()) | plugin))
+    manifest = json.loads((artifact / "llmc.json").read_text())
+    manifest["targets"]["tensorrt-rtx"]["files"]["kernels"] = "a.kernels.safetensors"
+    (artifact / "llmc.json").write_text(json.dumps(manifest))
+    list_files(artifact, *names, "a.kernels.safetensors")
+
+
+def test_engines_whose_kernels_are_for_another_architecture(dense, tmp_path, monkeypatch):
+    """SM 103 and 121 load none that were compiled for 100 and 120."""
+    monkeypatch.setattr(backend, "compute_capability", lambda: 121)
+    artifact = add_engines(dense, tmp_path, sm=[120, 121])
+    add_kernels(artifact, 120)
+    with pytest.raises(MachineError, match=r"AppendFloat8: its kernels are for SM 120, this GPU is SM 121; build agai"):
+        load(artifact, backend="tensorrt-rtx")
+    with load(artifact) as model:
+        assert model.backend_info.startswith("onnxruntime (tensorrt-rtx: AppendFloat8: its kernels are for SM 120")
+
+
+def test_kernels_that_the_driver_does_not_load_are_told_when_the_engine_is(dense, tmp_path, gpu, monkeypatch):
+    artifact = add_engines(dense, tmp_path)
+    add_kernels(artifact, 86)
+    driver = types.SimpleNamespace(
+        CUresult=real_driver.CUresult,
+        cuModuleLoadData=lambda cubin: (real_driver.CUresult.CUDA_ERROR_NO_BINARY_FOR_GPU, None),
+    )
+    monkeypatch.setitem(sys.modules, "cuda.bindings", types.SimpleNamespace(runtime=gpu, driver=driver))
+    monkeypatch.setitem(plugins._creators, "tensorrt_rtx", [])
+    monkeypatch.setattr(sys.modules["tensorrt_rtx"], "__name__", "tensorrt_rtx", raising=False)
+    with pytest.raises(MachineError, match=r"_append, a kernel for SM 86: cuModuleLoadData says CUDA_ERROR_NO_BINARY"):
+        load(artifact, backend="tensorrt-rtx")
+
+
 class HostMemory:
     """The functions of cuda.bindings.runtime that the backend calls. New memory holds NaN."""
 
@@ -136,6 +187,9 @@ class HostMemory:
 
     def cudaGetDeviceCount(self):
         return self.fine, 1
+
+    def cudaGetDevice(self):
+        return self.fine, 0
 
     def cudaDeviceGetAttribute(self, attribute, device):
         return self.fine, 8 if attribute == self.cudaDeviceAttr.cudaDevAttrComputeCapabilityMajor else 6
