@@ -11,7 +11,6 @@ import hashlib
 import importlib
 import json
 import mmap
-import threading
 import weakref
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +34,7 @@ from llmc.runtime.backends import (
     kernel_cache,
     step_inputs,
 )
+from llmc.runtime.backends.cuda_device import Device, call, reason
 from llmc.runtime.backends.vision_tower import VisionTower
 from llmc.runtime.plugins import tensorrt as plugins
 from llmc.runtime.plugins.operation import Gpu
@@ -58,10 +58,10 @@ def compute_capability() -> int | str:
 
     error, count = cuda.cudaGetDeviceCount()
     if error != cuda.cudaError_t.cudaSuccess or not count:
-        return f"there is no GPU that CUDA can use ({_reason(cuda, error)})"
+        return f"there is no GPU that CUDA can use ({reason(cuda, error)})"
     attributes = cuda.cudaDeviceAttr
     major, minor = (
-        _call(cuda, "cudaDeviceGetAttribute", attribute, 0)
+        call(cuda, "cudaDeviceGetAttribute", attribute, 0)
         for attribute in (attributes.cudaDevAttrComputeCapabilityMajor, attributes.cudaDevAttrComputeCapabilityMinor)
     )
     return 10 * int(major) + int(minor)
@@ -117,26 +117,29 @@ class EngineBackend:
             artifact, self._width, None, "CPUExecutionProvider"
         )  # the GPU's memory is the engine's
         self.has_vision = self._tower.available
-        self._device, self._lock = _Device(), threading.Lock()
-        self._engines = {graph: _Engine(package, artifact, self._device, each) for graph, each in engines.items()}
+        self._device = Device()
+        with self._device.used():
+            self._engines = {graph: _Engine(package, artifact, self._device, each) for graph, each in engines.items()}
         kinds = [kind for engine in self._engines.values() for kind in engine.caches.values()]
         self.cache_bytes = sum(shape[1] * shape[3] * np.dtype(dtype).itemsize for shape, dtype in kinds)
 
     def new_cache(self, batch: int) -> EngineCache:
         cache = EngineCache(batch)
-        weakref.finalize(cache, self._device.free, cache.buffers)
-        for engine in self._engines.values():
-            for name, (shape, dtype) in engine.caches.items():
-                cache.buffers[name] = self._device.zeros(batch * int(np.prod(shape[1:])) * np.dtype(dtype).itemsize)
+        weakref.finalize(cache, self._device.drop, cache.buffers)
+        with self._device.used():
+            for engine in self._engines.values():
+                for name, (shape, dtype) in engine.caches.items():
+                    cache.buffers[name] = self._device.zeros(batch * int(np.prod(shape[1:])) * np.dtype(dtype).itemsize)
         return cache
 
     def copy(self, source: EngineCache, rows: Sequence[int], length: int, target: EngineCache) -> None:
         """Whole rows: entries behind `length` are not seen."""
-        for engine in self._engines.values():
-            for name, (shape, dtype) in engine.caches.items():
-                size = int(np.prod(shape[1:])) * np.dtype(dtype).itemsize
-                for row, taken in enumerate(rows):
-                    self._device.copy(target.buffers[name] + row * size, source.buffers[name] + taken * size, size)
+        with self._device.used():
+            for engine in self._engines.values():
+                for name, (shape, dtype) in engine.caches.items():
+                    size = int(np.prod(shape[1:])) * np.dtype(dtype).itemsize
+                    for row, taken in enumerate(rows):
+                        self._device.copy(target.buffers[name] + row * size, source.buffers[name] + taken * size, size)
 
     def forward(
         self,
@@ -154,7 +157,7 @@ class EngineBackend:
         inputs = step_inputs(input_ids, cache_position, logits_index, hidden, long, self.original_context)
         if self._width and graph == "main":
             inputs |= image_inputs(images, self._width)
-        with self._lock:  # buffers and contexts are shared
+        with self._device.used():  # buffers and contexts are shared
             if graph not in self._engines:
                 raise InputError(CLOSED)
             found = self._engines[graph].run(inputs, cache)
@@ -165,7 +168,7 @@ class EngineBackend:
 
     def close(self) -> None:
         self._tower.close()
-        with self._lock:
+        with self._device.used():
             for engine in self._engines.values():
                 engine.close()
             self._engines.clear()
@@ -174,7 +177,7 @@ class EngineBackend:
 class _Engine:
     """One deserialized engine, with a context for each profile that is used and buffers for the largest step."""
 
-    def __init__(self, package: TensorRTPackage, artifact: Artifact, device: _Device, built: BuiltEngine) -> None:
+    def __init__(self, package: TensorRTPackage, artifact: Artifact, device: Device, built: BuiltEngine) -> None:
         trt, description = importlib.import_module(package.module), built.description
         self._jit, self._device, self._path = package.jit, device, built.path
         self._logger = trt.Logger(trt.Logger.ERROR)
@@ -200,6 +203,7 @@ class _Engine:
                 self._kernels.deserialize(kept)  # what it cannot use, it compiles
             self._config.set_runtime_cache(self._kernels)
         self._contexts: dict[int, Any] = {}
+        self._capturable = True
         self._graphs: dict[Hashable, Any] = {}  # None: that step has been made, and will be captured the next time
         self._spans = [tuple(profile.tokens) for profile in description.profiles]
         self._windows = [profile.window for profile in description.profiles]
@@ -242,29 +246,42 @@ class _Engine:
         if graph := self._graphs.get(step) if narrow else None:
             self._device.launch(graph)
             return
-        capture = narrow and step in self._graphs
-        if capture:
-            self._device.begin_capture()
-        told = len(plugins.failures)
-        if not context.execute_async_v3(self._device.stream):
-            reason = next(iter(plugins.failures[told:]), "its reason is on standard error")
-            raise MachineError(f"{self._path}: the engine failed; {reason}")
-        if capture:
-            self._graphs[step] = self._device.end_capture()
-            self._device.launch(self._graphs[step])
-        elif narrow:
+        if narrow and step in self._graphs and (graph := self._captured(context)):
+            self._graphs[step] = graph
+            self._device.launch(graph)
+            return
+        self._enqueue(context)
+        if narrow and self._capturable:
             if len(self._graphs) == _MOST_GRAPHS:
                 self._device.forget(self._graphs.pop(next(iter(self._graphs))))
             self._graphs[step] = None
 
+    def _captured(self, context: Any) -> Any:
+        """None if this engine's steps cannot be captured; they run as they are from then on."""
+        try:
+            return self._device.captured(lambda: self._enqueue(context))
+        except MachineError:
+            self._capturable = False
+            self._forget_graphs()
+            return None
+
+    def _enqueue(self, context: Any) -> None:
+        told = len(plugins.failures)
+        if not context.execute_async_v3(self._device.stream):
+            why = next(iter(plugins.failures[told:]), "its reason is on standard error")
+            raise MachineError(f"{self._path}: the engine failed; {why}")
+
     def close(self) -> None:
         if self._contexts and self._jit:
             kernel_cache.write(self._kernel_file, bytes(memoryview(self._kernels.serialize())))
-        while self._graphs:
-            self._device.forget(self._graphs.popitem()[1])
+        self._forget_graphs()
         self._contexts.clear()
         self._engine = self._runtime = self._config = self._kernels = None
         self._device.free(self._buffers)
+
+    def _forget_graphs(self) -> None:
+        while self._graphs:
+            self._device.forget(self._graphs.popitem()[1])
 
     def _context(self, length: int, end: int) -> tuple[Any, int]:
         """That of the profile for steps of `length` tokens a row that look at `end` cache entries, and its window."""
@@ -301,79 +318,3 @@ def _kernel_file(description: EngineDescription) -> str:
     """Under which name the library's kernels for an engine are kept: for its hash, on this kind of GPU."""
     told = json.dumps({"engine": description.sha256, "release": description.release, "gpu": compute_capability()})
     return f"{hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]}.bin"
-
-
-class _Device:
-    """Memory of the current GPU, and one stream for everything."""
-
-    def __init__(self) -> None:
-        from cuda.bindings import runtime as cuda
-
-        self._cuda = cuda
-        self.stream = int(_call(cuda, "cudaStreamCreate"))
-
-    def zeros(self, size: int) -> int:
-        """Zeros, since a cache entry that is masked still must not be infinite."""
-        error, address = self._cuda.cudaMalloc(size)
-        if error == self._cuda.cudaError_t.cudaErrorMemoryAllocation:
-            raise MachineError(
-                f"no {size:,} bytes left on the GPU; build with a smaller `context`, or give fewer prompts at once"
-            )
-        _check(self._cuda, error)
-        _call(self._cuda, "cudaMemsetAsync", address, 0, size, self.stream)
-        return int(address)
-
-    def free(self, buffers: dict[str, int]) -> None:
-        for address in buffers.values():
-            self._cuda.cudaFree(address)  # waits for work under way; an error would only repeat an earlier one
-        buffers.clear()
-
-    def copy(self, target: int, source: int, size: int) -> None:
-        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
-        _call(self._cuda, "cudaMemcpyAsync", target, source, size, kind, self.stream)
-
-    def upload(self, address: int, array: Array) -> None:
-        kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
-        _call(self._cuda, "cudaMemcpyAsync", address, array.ctypes.data, array.nbytes, kind, self.stream)
-
-    def download(self, array: Array, address: int) -> None:
-        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        _call(self._cuda, "cudaMemcpyAsync", array.ctypes.data, address, array.nbytes, kind, self.stream)
-
-    def begin_capture(self) -> None:
-        mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        _call(self._cuda, "cudaStreamBeginCapture", self.stream, mode)
-
-    def end_capture(self) -> Any:
-        """What was enqueued since, to be launched as often as wanted."""
-        graph = _call(self._cuda, "cudaStreamEndCapture", self.stream)
-        launchable = _call(self._cuda, "cudaGraphInstantiate", graph, 0)
-        _call(self._cuda, "cudaGraphDestroy", graph)
-        return launchable
-
-    def launch(self, graph: Any) -> None:
-        _call(self._cuda, "cudaGraphLaunch", graph, self.stream)
-
-    def forget(self, graph: Any) -> None:
-        if graph is not None:
-            self._cuda.cudaGraphExecDestroy(graph)
-
-    def synchronize(self) -> None:
-        _call(self._cuda, "cudaStreamSynchronize", self.stream)
-
-
-def _call(cuda: Any, name: str, *arguments: Any) -> Any:
-    """What the function returns besides its error code."""
-    error, *results = getattr(cuda, name)(*arguments)
-    _check(cuda, error)
-    return results[0] if results else None
-
-
-def _check(cuda: Any, error: Any) -> None:
-    if error != cuda.cudaError_t.cudaSuccess:
-        raise MachineError(f"the GPU failed: {_reason(cuda, error)}")
-
-
-def _reason(cuda: Any, error: Any) -> str:
-    _, text = cuda.cudaGetErrorString(error)
-    return text.decode() if isinstance(text, bytes) else str(text)

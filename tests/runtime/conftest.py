@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.gpu_stand_in import HostMemory, gpu_stand_in
 from support.nvlm import nvlm
 from support.random_checkpoint import LLAMA, random_checkpoint
 from support.runnable_artifact import lower, make_artifact
@@ -48,3 +49,8 @@ def dense(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(small_model / "tokenizer.json", source)
     text = torch.randint(2, 258, (3, 40), generator=torch.Generator().manual_seed(0))
     return make_artifact(source, [Rule("dense_mlp", "int4-g32", "rtn")], text, tmp_path_factory.mktemp("dense"))
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> HostMemory:
+    return gpu_stand_in(monkeypatch, tmp_path)

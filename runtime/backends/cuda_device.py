@@ -1,0 +1,135 @@
+"""A GPU through the CUDA runtime: its memory, and one stream for everything.
+
+While a stream is captured, nothing else may be enqueued on it, and memory may be neither allocated nor freed. So one
+thread at a time has the device, in `with device.used()`. Memory is also freed by the garbage collector, which runs in
+any thread at any place: `drop` never waits, and what cannot be freed at once is when the device is given back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from numpy.typing import NDArray
+
+from llmc.errors import MachineError
+
+Array = NDArray[Any]
+
+
+class Device:
+    """The current GPU. Its methods are called in `used`, apart from `drop`, which may be called anywhere."""
+
+    def __init__(self) -> None:
+        from cuda.bindings import runtime as cuda
+
+        self._cuda, self._lock = cuda, threading.Lock()
+        self._dropped: deque[int] = deque()
+        self.stream = int(call(cuda, "cudaStreamCreate"))
+
+    @contextlib.contextmanager
+    def used(self) -> Iterator[None]:
+        """Waits until no other thread has the device."""
+        with self._lock:
+            self._free_dropped()
+            try:
+                yield
+            finally:
+                self._free_dropped()
+        self._free_if_idle()
+
+    def zeros(self, size: int) -> int:
+        """Zeros, since a cache entry that is masked still must not be infinite."""
+        error, address = self._cuda.cudaMalloc(size)
+        if error == self._cuda.cudaError_t.cudaErrorMemoryAllocation:
+            raise MachineError(
+                f"no {size:,} bytes left on the GPU; build with a smaller `context`, or give fewer prompts at once"
+            )
+        check(self._cuda, error)
+        call(self._cuda, "cudaMemsetAsync", address, 0, size, self.stream)
+        return int(address)
+
+    def drop(self, buffers: dict[str, int]) -> None:
+        """Frees them: now, or when the thread that has the device gives it back."""
+        self._dropped.extend(buffers.values())
+        buffers.clear()
+        self._free_if_idle()
+
+    def free(self, buffers: dict[str, int]) -> None:
+        """At once."""
+        self._dropped.extend(buffers.values())
+        buffers.clear()
+        self._free_dropped()
+
+    def copy(self, target: int, source: int, size: int) -> None:
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        call(self._cuda, "cudaMemcpyAsync", target, source, size, kind, self.stream)
+
+    def upload(self, address: int, array: Array) -> None:
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
+        call(self._cuda, "cudaMemcpyAsync", address, array.ctypes.data, array.nbytes, kind, self.stream)
+
+    def download(self, array: Array, address: int) -> None:
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        call(self._cuda, "cudaMemcpyAsync", array.ctypes.data, address, array.nbytes, kind, self.stream)
+
+    def captured(self, enqueue: Callable[[], None]) -> Any:
+        """What it enqueues, to be launched as often as wanted. If it raises, the capture ends all the same."""
+        mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        call(self._cuda, "cudaStreamBeginCapture", self.stream, mode)
+        try:
+            enqueue()
+        except BaseException:
+            error, graph = self._cuda.cudaStreamEndCapture(self.stream)
+            if error == self._cuda.cudaError_t.cudaSuccess:
+                self._cuda.cudaGraphDestroy(graph)
+            self._cuda.cudaGetLastError()  # a capture that failed leaves its error behind, for whoever asks next
+            raise
+        graph = call(self._cuda, "cudaStreamEndCapture", self.stream)
+        try:
+            return call(self._cuda, "cudaGraphInstantiate", graph, 0)
+        finally:
+            self._cuda.cudaGraphDestroy(graph)
+
+    def launch(self, graph: Any) -> None:
+        call(self._cuda, "cudaGraphLaunch", graph, self.stream)
+
+    def forget(self, graph: Any) -> None:
+        if graph is not None:
+            self._cuda.cudaGraphExecDestroy(graph)
+
+    def synchronize(self) -> None:
+        call(self._cuda, "cudaStreamSynchronize", self.stream)
+
+    def _free_if_idle(self) -> None:
+        """Whoever has the device, be it this thread, frees when giving it back what was dropped before."""
+        while self._dropped and self._lock.acquire(blocking=False):
+            try:
+                self._free_dropped()
+            finally:
+                self._lock.release()
+
+    def _free_dropped(self) -> None:
+        while self._dropped:
+            # It waits for work under way; an error would only repeat an earlier one.
+            self._cuda.cudaFree(self._dropped.popleft())
+
+
+def call(cuda: Any, name: str, *arguments: Any) -> Any:
+    """What the function returns besides its error code."""
+    error, *results = getattr(cuda, name)(*arguments)
+    check(cuda, error)
+    return results[0] if results else None
+
+
+def check(cuda: Any, error: Any) -> None:
+    if error != cuda.cudaError_t.cudaSuccess:
+        raise MachineError(f"the GPU failed: {reason(cuda, error)}")
+
+
+def reason(cuda: Any, error: Any) -> str:
+    _, text = cuda.cudaGetErrorString(error)
+    return text.decode() if isinstance(text, bytes) else str(text)
