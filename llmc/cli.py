@@ -100,6 +100,9 @@ Backend = Annotated[
 Speculative = Annotated[bool, typer.Option(help="Use the MTP layer, where there is one.")]
 DraftTokens = Annotated[int, typer.Option(min=0, help="How far the MTP layer looks ahead.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")]
+Device = Annotated[
+    int | None, typer.Option(min=0, help="Which GPU, as CUDA counts them from 0 on; default: the current one.")
+]
 Verify = Annotated[bool, typer.Option("--verify", help="Compare the sha256 of every file with the manifest first.")]
 
 
@@ -262,6 +265,7 @@ def check(
     verify: Verify = False,
     backend: Backend = None,
     threads: Threads = None,
+    device: Device = None,
     as_json: Json = False,
 ) -> None:
     """Compare an artifact with what the original said, on this machine. Needs neither torch nor the original.
@@ -277,7 +281,7 @@ def check(
     from llmc.summary import check_rows, missed_line
 
     _verify(artifact, verify)
-    with load(artifact, backend, threads) as model:
+    with load(artifact, backend, threads, device=device) as model:
         found = Checks.model_validate(model.check(reference=reference).to_json())
     if as_json:
         terminal.print_json(found.to_json() | {"backend": model.backend_info})
@@ -325,6 +329,7 @@ def run(
     verify: Verify = False,
     backend: Backend = None,
     threads: Threads = None,
+    device: Device = None,
     as_json: Json = False,
 ) -> None:
     """Generate text, printed as it comes. Ctrl-C stops an answer.
@@ -350,7 +355,9 @@ def run(
     prompt, system = streams.argument(prompt), streams.argument(system)
     stop = [text for each in stop or [] if (text := streams.argument(each)) is not None]
     template = None if chat_template is None else _text(chat_template)
-    with load(artifact, backend, threads, speculative, draft_tokens, chat_template=template, add_bos=add_bos) as model:
+    with load(
+        artifact, backend, threads, speculative, draft_tokens, chat_template=template, add_bos=add_bos, device=device
+    ) as model:
         images = [str(path) for path in image or []]
         chat = ((prompt is None or bool(images)) and model.has_chat_template) if chat is None else chat
         if system and not chat:
@@ -395,6 +402,7 @@ def bench(
     verify: Verify = False,
     backend: Backend = None,
     threads: Threads = None,
+    device: Device = None,
     as_json: Json = False,
 ) -> None:
     """Measure how fast an artifact is on this machine: prefill, decode, drafts, memory.
@@ -408,7 +416,7 @@ def bench(
     from llmc.bench import bench as run_bench
 
     _verify(artifact, verify)
-    found = run_bench(artifact, prompt_tokens, new_tokens, batch or [1], draft_tokens, rounds, backend, threads)
+    found = run_bench(artifact, prompt_tokens, new_tokens, batch or [1], draft_tokens, rounds, backend, threads, device)
     if as_json:
         terminal.print_json(found.data)
     else:

@@ -69,6 +69,7 @@ class ArtifactLM(TemplateLM):
         super().__init__()
         options.pop("max_batch_size", None), options.pop("device", None)  # the harness gives these to every model
         known = [] if isinstance(artifact, Model) else [*inspect.signature(load).parameters][1:]
+        known = [name for name in known if name != "device"]
         if others := options.keys() - set(known):
             raise InputError(unknown("option", min(others), ["batch_size", "max_gen_toks", *known]))
         self.model = artifact if isinstance(artifact, Model) else load(artifact, **options)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from llmc.contracts.progress import ProgressFunction
 
 _MOST_THREADS = 1024
+_MOST_DEVICES = 1023
 _SPACES = ("Ġ", "▁")  # how byte-level and SentencePiece vocabularies write a token that is one space
 
 
@@ -322,6 +323,7 @@ def load(
     verify: bool = False,
     chat_template: str | None = None,
     add_bos: bool | None = None,
+    device: int | None = None,
 ) -> Model:
     """Opens an artifact directory.
 
@@ -336,6 +338,7 @@ def load(
             that is not as it was built is refused
         add_bos: whether texts begin with the beginning-of-text token; None: as when it was built
             (`Model.tokenizer.because` says who wants it so)
+        device: the number of the GPU, as CUDA counts them; None: the current one
 
     InputError for a broken artifact or an argument of the wrong type, MachineError when nothing here can run it.
     """
@@ -345,6 +348,7 @@ def load(
     threads = None if threads is None else arguments.whole("threads", threads, 1, _MOST_THREADS)
     draft_tokens = arguments.whole("draft_tokens", draft_tokens, 0)
     speculative, verify = arguments.flag("speculative", speculative), arguments.flag("verify", verify)
+    device = None if device is None else arguments.whole("device", device, 0, _MOST_DEVICES)
     add_bos = None if add_bos is None else arguments.flag("add_bos", add_bos)
     if chat_template is not None and not isinstance(chat_template, str):
         arguments.refuse("chat_template", chat_template, "the text of a template")
@@ -353,7 +357,7 @@ def load(
         opened.verify()
     tokenizer = Tokenizer(opened, opened.vocab_size, opened.add_bos if add_bos is None else add_bos)
     opened = replace(opened, eos_token_ids=opened.eos_token_ids | set(tokenizer.eos_token_ids))
-    started, reason = start(opened, backend, threads)
+    started, reason = start(opened, backend, threads, device)
     model = Model(opened, tokenizer, started, reason, speculative, draft_tokens)
     model.chat_template = chat_template
     return model

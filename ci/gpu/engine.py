@@ -40,7 +40,7 @@ COMPILE = "compile"  # an attempt; others are an SM to run the engine of
 
 def run_as(artifact: str, backend: str, sm: int) -> int:
     """Loads, checks and asks, taking the GPU for one of SM `sm`; prints each step before it is done."""
-    tensorrt_engine.compute_capability = lambda: sm
+    tensorrt_engine.compute_capability = lambda device=None: sm
     print(f"  loading the engine for SM {sm} …", flush=True)
     with load(artifact, backend=backend) as model:
         print("  loaded; checking …", flush=True)

@@ -83,16 +83,19 @@ class BackendFactory(ABC):
     preference: int
 
     @abstractmethod
-    def unavailable(self, artifact: Artifact, provider: str | None = None) -> str | None:
+    def unavailable(self, artifact: Artifact, provider: str | None = None, device: int | None = None) -> str | None:
         """Return why it cannot run this artifact here; None: it can.
 
         Args:
             artifact: What is to be run.
             provider: What the user wrote behind a colon, as in `onnxruntime:cuda`.
+            device: The GPU's number; None: the backend's own choice.
         """
 
     @abstractmethod
-    def start(self, artifact: Artifact, threads: int | None, provider: str | None = None) -> Backend:
+    def start(
+        self, artifact: Artifact, threads: int | None, provider: str | None = None, device: int | None = None
+    ) -> Backend:
         """Load the artifact's graphs; `threads` None: as many as it likes."""
 
 
@@ -145,20 +148,22 @@ def image_inputs(images: ImageFeatures | None, width: int) -> dict[str, NDArray[
 backends: Registry[BackendFactory] = Registry("backend", __name__, "BACKENDS")
 
 
-def start(artifact: Artifact, name: str | None = None, threads: int | None = None) -> tuple[Backend, str]:
+def start(
+    artifact: Artifact, name: str | None = None, threads: int | None = None, device: int | None = None
+) -> tuple[Backend, str]:
     """The backend named, `name` or `name:provider`, or else the fastest that is available; and why it and no other.
-    MachineError when the one named, or every one, cannot run here.
+    MachineError when the one named, or every one, cannot run here, or not on GPU number `device`.
     """
     name, _, provider = (name or "").partition(":")
     reasons: list[str] = []
     known = sorted(backends.all.values(), key=lambda factory: -factory.preference)
     built = [factory for factory in known if factory.name in artifact.manifest.targets]
     for candidate in [backends.get(name)] if name else built or known:
-        reason = candidate.unavailable(artifact, provider or None)
+        reason = candidate.unavailable(artifact, provider or None, device)
         if reason is None:
             chosen = candidate.name + (f":{provider}" if provider else "")
             why = f" ({'; '.join(reasons)})" if reasons else ""
-            backend = candidate.start(artifact, threads, provider or None)
+            backend = candidate.start(artifact, threads, provider or None, device)
             watch(backend, lose)
             return backend, chosen + why
         reasons.append(f"{candidate.name}: {reason}")

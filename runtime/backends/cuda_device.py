@@ -21,24 +21,39 @@ Array = NDArray[Any]
 
 
 class Device:
-    """The current GPU. Its methods are called in `used`, apart from `drop`, which may be called anywhere."""
+    """Its methods are called in `used`, apart from `drop`, which may be called anywhere.
 
-    def __init__(self) -> None:
+    Attributes:
+        number: As CUDA counts; the current GPU's, if none is given.
+        stream: The one that everything is enqueued on.
+    """
+
+    def __init__(self, number: int | None = None) -> None:
         from cuda.bindings import runtime as cuda
 
         self._cuda, self._lock = cuda, threading.Lock()
         self._dropped: deque[int] = deque()
-        self.stream = int(call(cuda, "cudaStreamCreate"))
+        self.number = int(call(cuda, "cudaGetDevice")) if number is None else number
+        with self.used():
+            self.stream = int(call(cuda, "cudaStreamCreate"))
 
     @contextlib.contextmanager
     def used(self) -> Iterator[None]:
-        """Waits until no other thread has the device."""
+        """Waits until no other thread has the device, which is the calling thread's current one until the end.
+
+        CUDA keeps the current device for each thread, and starts every thread with the first.
+        """
         with self._lock:
+            before = int(call(self._cuda, "cudaGetDevice"))
+            if before != self.number:
+                call(self._cuda, "cudaSetDevice", self.number)
             self._free_dropped()
             try:
                 yield
             finally:
                 self._free_dropped()
+                if before != self.number:
+                    self._cuda.cudaSetDevice(before)  # an error would hide one of the work itself
         self._free_if_idle()
 
     def zeros(self, size: int) -> int:

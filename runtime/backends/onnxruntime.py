@@ -37,6 +37,7 @@ _CPU = "CPUExecutionProvider"
 _BATCH, _PREFILL, _SCORES = 32, 256, 1 << 22  # bound the memory that a step takes
 _NEEDED = (1, 32)  # the first release with all operators of the graphs
 _FIRST_CAPACITY = 256
+_NUMBERED = {"cuda", "tensorrt", "nvtensorrtrtx", "migraphx", "rocm", "dml"}  # providers with an option `device_id`
 _MOST_FOLDED = 1 << 20  # bytes of a constant, where memory is short
 _STEP = 64  # attention runs over whole steps of the cache, not over what is never written
 
@@ -79,7 +80,7 @@ class OnnxRuntimeCache:
 
 
 class OnnxRuntimeBackend:
-    def __init__(self, artifact: Artifact, threads: int | None, provider: str) -> None:
+    def __init__(self, artifact: Artifact, threads: int | None, provider: str, device: int | None = None) -> None:
         from llmc.runtime.quiet_onnxruntime import onnxruntime
 
         self._value = onnxruntime.OrtValue.ortvalue_from_numpy  # on the CPU a view of the array
@@ -90,12 +91,12 @@ class OnnxRuntimeBackend:
         graphs: tuple[Graph, Graph] = ("main", "mtp")
         for graph in graphs:
             if name := artifact.target_file(NAME, graph):
-                self._sessions[graph] = open_session(artifact.graph(name), threads, provider)
+                self._sessions[graph] = open_session(artifact.graph(name), threads, provider, device=device)
                 _check(artifact, graph, self._sessions[graph])
         self.has_mtp = "mtp" in self._sessions
         shapes = {node.name: node.shape for node in self._sessions["main"].get_inputs()}
         self._width = shapes["image_features"][-1] if "image_features" in shapes else 0
-        self._tower = VisionTower(artifact, self._width, threads, provider)
+        self._tower = VisionTower(artifact, self._width, threads, provider, device)
         self.has_vision = self._tower.available
         self._caches = {
             graph: [node for node in session.get_inputs() if node.name.startswith("past.")]
@@ -224,9 +225,11 @@ def _check(artifact: Artifact, graph: Graph, session: Any) -> None:
         raise InputError(f"{artifact.path}: its graph knows {width} tokens, its manifest {artifact.vocab_size}")
 
 
-def open_session(path: Path, threads: int | None, provider: str, frugal: bool = False) -> Any:
+def open_session(
+    path: Path, threads: int | None, provider: str, frugal: bool = False, device: int | None = None
+) -> Any:
     """frugal: of a graph that runs seldom and over much at once: its weights are converted in every pass, which takes
-    little of the time, and memory is given back behind it.
+    little of the time, and memory is given back behind it. device: the GPU's number, for a provider that has several.
     """
     from llmc.runtime.quiet_onnxruntime import onnxruntime
 
@@ -242,7 +245,8 @@ def open_session(path: Path, threads: int | None, provider: str, frugal: bool = 
     if threads:
         options.intra_op_num_threads = threads
     try:
-        providers = list(dict.fromkeys([provider, _CPU]))
+        first = provider if device is None else (provider, {"device_id": str(device)})
+        providers = [first] if provider == _CPU else [first, _CPU]
         # What fails is told; falling back would print to standard output and go on elsewhere than was asked for.
         return onnxruntime.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
@@ -253,7 +257,7 @@ def open_session(path: Path, threads: int | None, provider: str, frugal: bool = 
 class OnnxRuntimeFactory(BackendFactory):
     name, preference = NAME, 0
 
-    def unavailable(self, artifact: Artifact, provider: str | None = None) -> str | None:
+    def unavailable(self, artifact: Artifact, provider: str | None = None, device: int | None = None) -> str | None:
         if artifact.target_file(NAME, "main") is None:
             return "the artifact has no onnxruntime graph; add `onnxruntime` to the recipe's targets"
         if importlib.util.find_spec("onnxruntime") is None:
@@ -267,10 +271,16 @@ class OnnxRuntimeFactory(BackendFactory):
                 return (
                     f"it has no provider {provider!r} here, only {', '.join(known)}; install its package of onnxruntime"
                 )
+        if device is not None and (provider or "cpu").lower() not in _NUMBERED:
+            return (
+                f"its provider {provider or 'cpu'} knows no GPU {device}; leave `device` out, or name another provider"
+            )
         return None
 
-    def start(self, artifact: Artifact, threads: int | None, provider: str | None = None) -> OnnxRuntimeBackend:
-        return OnnxRuntimeBackend(artifact, threads, _providers()[provider.lower()] if provider else _CPU)
+    def start(
+        self, artifact: Artifact, threads: int | None, provider: str | None = None, device: int | None = None
+    ) -> OnnxRuntimeBackend:
+        return OnnxRuntimeBackend(artifact, threads, _providers()[provider.lower()] if provider else _CPU, device)
 
 
 BACKENDS = (OnnxRuntimeFactory(),)

@@ -20,7 +20,7 @@ class EngineFactory(BackendFactory):
     def __init__(self, package: TensorRTPackage, preference: int) -> None:
         self.package, self.name, self.preference = package, package.name, preference
 
-    def unavailable(self, artifact: Artifact, provider: str | None = None) -> str | None:
+    def unavailable(self, artifact: Artifact, provider: str | None = None, device: int | None = None) -> str | None:
         package = self.package
         if provider:
             return f"it has no providers; leave out {provider!r}"
@@ -31,7 +31,7 @@ class EngineFactory(BackendFactory):
             return f"its engines are for {ranks + 1} GPUs together, which this llmc builds and does not run yet"
         if not package.installed or importlib.util.find_spec("cuda") is None:
             return f"the packages are not installed; {install(package.module)}"
-        sm = tensorrt_engine.compute_capability()
+        sm = tensorrt_engine.compute_capability(device)
         if isinstance(sm, str):
             return sm
         matching = [each.description for each in built if sm in each.description.sm]
@@ -49,14 +49,14 @@ class EngineFactory(BackendFactory):
         return _without_kernels(artifact, [each for each in built if each.description in matching], sm)
 
     def start(
-        self, artifact: Artifact, threads: int | None, provider: str | None = None
+        self, artifact: Artifact, threads: int | None, provider: str | None = None, device: int | None = None
     ) -> tensorrt_engine.EngineBackend:
-        sm, built = tensorrt_engine.compute_capability(), tensorrt_engine.built_engines(self.package, artifact)
+        sm, built = tensorrt_engine.compute_capability(device), tensorrt_engine.built_engines(self.package, artifact)
         found = {each.description.graph: each for each in built if sm in each.description.sm}
         for each in found.values():
             if each.kernels:
                 artifact.verified(each.kernels)
-        return tensorrt_engine.EngineBackend(self.package, artifact, found)
+        return tensorrt_engine.EngineBackend(self.package, artifact, found, device)
 
 
 def _without_kernels(artifact: Artifact, engines: list[tensorrt_engine.BuiltEngine], sm: int) -> str | None:

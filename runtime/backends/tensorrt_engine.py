@@ -52,16 +52,20 @@ _NUMPY = {
 }  # fmt: skip
 
 
-def compute_capability() -> int | str:
-    """Of the GPU that CUDA lists first, times ten; or why there is none."""
+def compute_capability(device: int | None = None) -> int | str:
+    """Of a GPU, by its number, or of the current one, times ten; or why there is none."""
     from cuda.bindings import runtime as cuda
 
     error, count = cuda.cudaGetDeviceCount()
     if error != cuda.cudaError_t.cudaSuccess or not count:
         return f"there is no GPU that CUDA can use ({reason(cuda, error)})"
+    if device is not None and device >= count:
+        return f"there is no GPU {device}: CUDA counts {count}, from 0 on"
+    if device is None:
+        device = call(cuda, "cudaGetDevice")
     attributes = cuda.cudaDeviceAttr
     major, minor = (
-        call(cuda, "cudaDeviceGetAttribute", attribute, 0)
+        call(cuda, "cudaDeviceGetAttribute", attribute, device)
         for attribute in (attributes.cudaDevAttrComputeCapabilityMajor, attributes.cudaDevAttrComputeCapabilityMinor)
     )
     return 10 * int(major) + int(minor)
@@ -102,9 +106,15 @@ class EngineCache:
 
 
 class EngineBackend:
-    """engines: of graph "main" and, where the model has it, "mtp"."""
+    """engines: of graph "main" and, where the model has it, "mtp". device: the GPU's number; None: the current one."""
 
-    def __init__(self, package: TensorRTPackage, artifact: Artifact, engines: Mapping[Graph, BuiltEngine]) -> None:
+    def __init__(
+        self,
+        package: TensorRTPackage,
+        artifact: Artifact,
+        engines: Mapping[Graph, BuiltEngine],
+        device: int | None = None,
+    ) -> None:
         main = engines["main"].description
         self.context, self.batch = main.context, main.batch
         self.original_context = artifact.manifest.model.original_context
@@ -117,7 +127,7 @@ class EngineBackend:
             artifact, self._width, None, "CPUExecutionProvider"
         )  # the GPU's memory is the engine's
         self.has_vision = self._tower.available
-        self._device = Device()
+        self._device = Device(device)
         with self._device.used():
             self._engines = {graph: _Engine(package, artifact, self._device, each) for graph, each in engines.items()}
         kinds = [kind for engine in self._engines.values() for kind in engine.caches.values()]
@@ -195,7 +205,7 @@ class _Engine:
             raise MachineError(f"{self._path}: {package.module} {trt.__version__} cannot load it on this GPU")
         self._config = self._engine.create_runtime_config()
         self._config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE)
-        self._kernel_file = _kernel_file(description)
+        self._kernel_file = _kernel_file(description, device.number)
         if self._jit:
             self._config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
             self._kernels = self._config.create_runtime_cache()
@@ -314,7 +324,7 @@ class _Engine:
         return self._buffers[name]
 
 
-def _kernel_file(description: EngineDescription) -> str:
+def _kernel_file(description: EngineDescription, device: int) -> str:
     """Under which name the library's kernels for an engine are kept: for its hash, on this kind of GPU."""
-    told = json.dumps({"engine": description.sha256, "release": description.release, "gpu": compute_capability()})
+    told = json.dumps({"engine": description.sha256, "release": description.release, "gpu": compute_capability(device)})
     return f"{hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]}.bin"

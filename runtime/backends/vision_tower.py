@@ -15,8 +15,11 @@ _TARGET = "onnxruntime"  # whose graph it is
 class VisionTower:
     """Loaded for the first image. width: that of the features that the decoder takes; 0: it takes none."""
 
-    def __init__(self, artifact: Artifact, width: int, threads: int | None, provider: str) -> None:
-        self._artifact, self._width, self._threads, self._provider = artifact, width, threads, provider
+    def __init__(
+        self, artifact: Artifact, width: int, threads: int | None, provider: str, device: int | None = None
+    ) -> None:
+        self._artifact, self._width = artifact, width
+        self._threads, self._provider, self._device = threads, provider, device
         self._session: Any = None
         self._closed = False
 
@@ -48,7 +51,7 @@ class VisionTower:
 
         name, record = self._artifact.target_file(_TARGET, "vision"), self._artifact.manifest.model.images
         assert name is not None
-        session = open_session(self._artifact.graph(name), self._threads, self._provider, frugal=True)
+        session = open_session(self._artifact.graph(name), self._threads, self._provider, True, self._device)
         inputs = {node.name: node.shape[1:] for node in session.get_inputs()}
         outputs = {node.name: node.shape[1:] for node in session.get_outputs()}
         side = record.tile_size if record else 0

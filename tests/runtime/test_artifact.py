@@ -102,6 +102,7 @@ class Started:
     name: str
     threads: int | None = None
     provider: str | None = None
+    device: int | None = None
 
 
 def test_the_preferred_backend_that_can_run_it_is_picked(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,8 +110,8 @@ def test_the_preferred_backend_that_can_run_it_is_picked(copy: Path, monkeypatch
         return types.SimpleNamespace(
             name=name,
             preference=preference,
-            unavailable=lambda artifact, provider: reason,
-            start=lambda artifact, threads, provider: Started(name, threads, provider),
+            unavailable=lambda artifact, provider, device: reason,
+            start=lambda artifact, threads, provider, device: Started(name, threads, provider, device),
         )
 
     fast, slow = backend("fast", 2, None), backend("slow", 1, None)
@@ -118,7 +119,8 @@ def test_the_preferred_backend_that_can_run_it_is_picked(copy: Path, monkeypatch
     assert start(Artifact.open(copy)) == (Started("fast"), "fast")
     assert start(Artifact.open(copy), "slow", 2) == (Started("slow", 2), "slow")
     assert start(Artifact.open(copy), "slow:cuda") == (Started("slow", None, "cuda"), "slow:cuda")
-    fast.unavailable = lambda artifact, provider: "no GPU"
+    assert start(Artifact.open(copy), "slow", device=3) == (Started("slow", device=3), "slow")
+    fast.unavailable = lambda artifact, provider, device: "no GPU"
     assert start(Artifact.open(copy)) == (Started("slow"), "slow (fast: no GPU)")
     with pytest.raises(MachineError, match="fast: no GPU"):
         start(Artifact.open(copy), "fast")
@@ -129,6 +131,23 @@ def test_without_onnx_runtime(copy: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else found(name))
     with pytest.raises(MachineError, match=r"pip install .*\[cpu\]'"):
         load(copy)
+
+
+def test_a_provider_of_onnx_runtime_is_told_which_gpu(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, asked = onnxruntime.InferenceSession, list[Any]()
+
+    def opened(path: str, options: Any, providers: list[Any], enable_fallback: int) -> Any:
+        asked.append(providers)
+        return session(path, options, providers=["CPUExecutionProvider"])
+
+    names = ["CUDAExecutionProvider", "OpenVINOExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", opened)
+    with load(copy, backend="onnxruntime:cuda", device=1):
+        assert asked == [[("CUDAExecutionProvider", {"device_id": "1"}), "CPUExecutionProvider"]] * len(asked) and asked
+    for backend, provider in (("onnxruntime", "cpu"), ("onnxruntime:openvino", "openvino")):
+        with pytest.raises(MachineError, match=f"provider {provider} knows no GPU 1; leave `device` out, or name anot"):
+            load(copy, backend=backend, device=1)
 
 
 def test_other_providers_of_onnx_runtime_and_older_releases(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import importlib.util
 import re
 import shutil
 import sys
+import threading
 import types
 
 import numpy as np
@@ -35,7 +36,7 @@ def test_without_a_gpu_the_cpu_runs_it_and_the_reason_is_told(dense, tmp_path):
 
 
 def test_why_engines_cannot_run(dense, tmp_path, monkeypatch):
-    monkeypatch.setattr(backend, "compute_capability", lambda: 90)
+    monkeypatch.setattr(backend, "compute_capability", lambda device=None: 90)
 
     def reason(artifact):
         with pytest.raises(MachineError) as caught:
@@ -44,7 +45,7 @@ def test_why_engines_cannot_run(dense, tmp_path, monkeypatch):
 
     assert "the artifact has no engines; add `tensorrt-rtx`" in reason(dense)
     assert "engines are for SM 80, 86, this GPU is SM 90" in reason(add_engines(dense, tmp_path / "a"))
-    monkeypatch.setattr(backend, "compute_capability", lambda: 86)
+    monkeypatch.setattr(backend, "compute_capability", lambda device=None: 86)
     other = add_engines(dense, tmp_path / "b", release="1.2.3")
     assert f"need release 1.2.3, {RELEASE} is installed; pip install tensorrt-rtx-cu13==1.2.3" in reason(other)
     assert "engines are for 2 GPUs together" in reason(add_engines(dense, tmp_path / "d", ranks=2))
@@ -80,7 +81,7 @@ def test_descriptions_that_describe_no_engine_of_the_artifact(dense, tmp_path, c
 
 def test_engines_whose_kernels_are_for_another_architecture(dense, tmp_path, monkeypatch):
     """SM 103 and 121 load none that were compiled for 100 and 120."""
-    monkeypatch.setattr(backend, "compute_capability", lambda: 121)
+    monkeypatch.setattr(backend, "compute_capability", lambda device=None: 121)
     artifact = add_engines(dense, tmp_path, sm=[120, 121])
     add_kernels(artifact, 120)
     with pytest.raises(MachineError, match=r"AppendFloat8: its kernels are for SM 120, this GPU is SM 121; build agai"):
@@ -190,3 +191,35 @@ def test_images_with_an_engine(seeing, tmp_path, gpu):
     assert found == expected and found[0] != found[1]
     with pytest.raises(InputError, match="closed"):
         model.backend.image_features(image)
+
+
+def test_a_gpu_that_is_not_the_first(trained, tmp_path, gpu):
+    """Everything is done there, in threads too, which CUDA starts with the first; the caller's current one stays."""
+    gpu.count = 2
+    artifact = add_engines(trained, tmp_path)
+
+    def ask(model):
+        model.session(PROMPTS[0]).fork().generate(PROMPTS[0] + " a", max_new_tokens=4)
+
+    with load(artifact, backend="tensorrt-rtx", device=1) as model:
+        ask(model)
+        worker = threading.Thread(target=ask, args=(model,))
+        worker.start()
+        worker.join()
+    assert gpu.asked == gpu.worked == {1} and gpu.cudaGetDevice() == (gpu.fine, 0)
+    with pytest.raises(MachineError, match="tensorrt-rtx: there is no GPU 2: CUDA counts 2, from 0 on"):
+        load(artifact, backend="tensorrt-rtx", device=2)
+    with pytest.raises(InputError, match="device is -1; it has to be at least 0"):
+        load(artifact, device=-1)
+
+
+def test_the_current_gpu_is_the_default(trained, tmp_path, gpu):
+    gpu.count = 2
+    gpu.cudaSetDevice(1)
+    with load(add_engines(trained, tmp_path), backend="tensorrt-rtx", speculative=False) as model:
+        worker = threading.Thread(target=lambda: model.generate("a", max_new_tokens=4))
+        worker.start()
+        worker.join()
+        gpu.cudaSetDevice(0)
+        model.generate("a", max_new_tokens=4)
+    assert gpu.asked == gpu.worked == {1} and gpu.cudaGetDevice() == (gpu.fine, 0)

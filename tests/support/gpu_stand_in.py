@@ -9,6 +9,7 @@ import importlib.util
 import json
 import shutil
 import sys
+import threading
 import types
 from pathlib import Path
 
@@ -94,24 +95,39 @@ class HostMemory:
         self.blocks: dict[int, ctypes.Array[ctypes.c_char]] = {}
         self.graphs: list[list] = []  # that can be launched
         self.runs = lambda: True  # asked before each step that is enqueued
+        self.count, self.thread = 1, threading.local()
+        self.asked, self.worked = set(), set()  # devices: whose attributes were asked for, on which work was done
 
     def cudaGetErrorString(self, error):
         return real_cuda.cudaGetErrorString(error)
 
+    # The current device is that of the thread, which starts with the first.
+
     def cudaGetDeviceCount(self):
-        return self.fine, 1
+        return self.fine, self.count
 
     def cudaGetDevice(self):
-        return self.fine, 0
+        return self.fine, getattr(self.thread, "device", 0)
+
+    def cudaSetDevice(self, device):
+        self.thread.device = device
+        return (self.fine,)
+
+    def work(self):
+        """Is done on the current device."""
+        self.worked.add(self.cudaGetDevice()[1])
 
     def cudaDeviceGetAttribute(self, attribute, device):
+        self.asked.add(device)
         return self.fine, 8 if attribute == self.cudaDeviceAttr.cudaDevAttrComputeCapabilityMajor else 6
 
     def cudaStreamCreate(self):
+        self.work()
         return self.fine, 7
 
     def cudaMalloc(self, size):
         assert self.captured is None, "memory is allocated while the stream is captured"
+        self.work()
         if size + sum(map(len, self.blocks.values())) > self.limit:
             return self.cudaError_t.cudaErrorMemoryAllocation, None
         block = ctypes.create_string_buffer(b"\xff" * size, size)
@@ -125,11 +141,13 @@ class HostMemory:
 
     def cudaMemsetAsync(self, address, value, size, stream):
         assert self.captured is None, "zeros are written when the graph is run"
+        self.work()
         ctypes.memset(address, value, size)
         return (self.fine,)
 
     def cudaMemcpyAsync(self, to, source, size, kind, stream):
         assert self.captured is None, "a copy is made when the graph is run"
+        self.work()
         ctypes.memmove(to, source, size)
         return (self.fine,)
 
@@ -204,6 +222,7 @@ class Context:
         return (*self.shapes["input_ids"], hidden)
 
     def execute_async_v3(self, stream):
+        self.memory.work()
         if not self.memory.runs():
             return False
         bound = dict(self.shapes), dict(self.addresses)
