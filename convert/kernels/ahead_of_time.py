@@ -35,6 +35,7 @@ class KernelSource:
         types: of its arguments that are no constants; may name others too
         constants: values of the others
         multiples: numbers that are multiples of 16, as all addresses are
+        registers: that a thread may have; None: as the compiler finds best, which may be too few, with spills
     """
 
     kernel: Any
@@ -43,6 +44,7 @@ class KernelSource:
     warps: int = 4
     stages: int = 1
     multiples: tuple[str, ...] = ()
+    registers: int | None = None
 
 
 def compile_kernel(source: KernelSource, sm: int) -> Compiled:
@@ -59,7 +61,7 @@ def compile_kernel(source: KernelSource, sm: int) -> Compiled:
         if kind[0] == "*" or name in source.multiples
     }
     parsed = triton.compiler.ASTSource(source.kernel, signature, constants, aligned)
-    options = {"num_warps": source.warps, "num_stages": source.stages}
+    options = {"num_warps": source.warps, "num_stages": source.stages, "maxnreg": source.registers}
     with knobs.compilation.scope():
         knobs.compilation.disable_line_info = True  # which would write this machine's paths into the cubin
         made = triton.compile(parsed, GPUTarget("cuda", sm, 32), options)

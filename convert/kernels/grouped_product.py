@@ -12,7 +12,9 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from llmc.runtime.plugins.mixture_of_experts import CODES, FEW, WORDS, ExpertWeights
+from llmc.convert.kernels.ahead_of_time import SHARED_LIMIT
+from llmc.convert.kernels.decoding import decode, factor
+from llmc.runtime.plugins.mixture_of_experts import CODES, FEW, LEAST, WORDS, ExpertWeights
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Tile:
     channels: int
     warps: int
     stages: int
+    registers: int | None = None
 
     @classmethod
     def of(cls, rows: int, has_up: bool, sm: int) -> Tile:
@@ -35,8 +38,10 @@ class Tile:
         word, until it is full. What is smaller goes to the older instructions.
         """
         wide = 1 if has_up else 2
-        if rows == FEW:
-            return cls(rows, 32 * wide, 2, 6)
+        if rows <= FEW:
+            # Where a multiprocessor has little shared memory, as many programs as come to it have to fit.
+            stages = 4 if SHARED_LIMIT[sm] < 100 << 10 else 6
+            return cls(rows, 32 * wide, 2, stages, 128 if rows == LEAST else None)
         return cls(rows, 32, 4, 3) if sm // 10 == 10 else cls(rows, 64 * wide, 4 * wide, 3)
 
     @property
@@ -48,18 +53,12 @@ class Tile:
 
 
 @triton.jit
-def _decode(word: tl.tensor, FORM: tl.constexpr, PART: tl.constexpr) -> tl.tensor:
-    """One code of each word as float32, exact. By integer arithmetic: GPUs before sm_89 cannot convert FP8."""
-    if FORM == "fp8":
-        # The sign, copied down by the shift, stays in its place; four bits of exponent are 120 too small. Subnormal
-        # numbers come out right by the same multiplication. NaN, which no weight is, would become 480.
-        bits = (word << (24 - 8 * PART) >> 4) & -0x78100000
-        return bits.to(tl.float32, bitcast=True) * 2.0**120
-    # A code ORed into the mantissa of 2^23, where it lies: 2^23 + code 2^place. Half the codes need no shift for it.
-    place: tl.constexpr = 4 * (PART % 4)
-    half = word if PART < 4 else word >> 16
-    bits = half & (15 << place) | 0x4B000000
-    return bits.to(tl.float32, bitcast=True) * (1.0 / (1 << place)) - ((1 << (23 - place)) + 8)
+def _ready(scale: tl.tensor, TYPE: tl.constexpr, FACTOR: tl.constexpr, SCALE_FIRST: tl.constexpr) -> tl.tensor:
+    """Scales as float32. If the compiler is shown that they have no more than 16 bits, it scales codes in these, which
+    rounds once, as well.
+    """
+    ready = scale[:, None].to(tl.float32) * FACTOR
+    return ready.to(TYPE).to(tl.float32) if SCALE_FIRST and scale.dtype == TYPE else ready
 
 
 @triton.jit
@@ -70,6 +69,7 @@ def multiply(
     inputs: tl.tensor, outputs: tl.tensor, choices: tl.tensor, choices_of_row: tl.tensor, portion: tl.tensor,
     FORM: tl.constexpr, GROUP: tl.constexpr, SHARING: tl.constexpr, PARTS: tl.constexpr, ACROSS: tl.constexpr,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr, SCALE_FIRST: tl.constexpr, ALPHA: tl.constexpr, LIMIT: tl.constexpr,
+    EVEN: tl.constexpr, PAIRS: tl.constexpr,
 ) -> None:  # fmt: skip
     """y[choice] = SwiGLU of its row of x by the expert's `weight` and `up`, or the product if there is no `up`. With a
     LIMIT that is `ExpertsShape`'s other activation. Without `tile_choices` there is one expert, and every row chose it.
@@ -91,6 +91,8 @@ def multiply(
         choice = tl.load(tile_choices + tile * ROWS + tl.arange(0, ROWS))
     channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     inside, real = channel < outputs, choice < choices
+    # What is not there is read from where something is, and not written: masks would cost more.
+    known = tl.minimum(channel, outputs - 1)
     across = tl.arange(0, ACROSS)  # inputs of a part
     step: tl.constexpr = ACROSS * PARTS
     steps = (inputs + step - 1) // step
@@ -99,32 +101,34 @@ def multiply(
     if portion is not None:
         begin = tl.program_id(2) * portion
         end = tl.minimum(begin + portion, end)
-    at = (expert * outputs + channel[:, None]) * words + begin // PARTS + across[None, :]
-    x += (choice // choices_of_row).to(tl.int64)[None, :] * inputs + across[:, None]
+    at = (expert * outputs + known[:, None]) * words + begin // PARTS + across[None, :]
+    x += (tl.minimum(choice, choices - 1) // choices_of_row).to(tl.int64)[None, :] * inputs + begin + across[:, None]
     if FORM != "plain":
+        BF16: tl.constexpr = x.dtype.element_ty == tl.bfloat16
+        FACTOR: tl.constexpr = factor(FORM, "bf16" if BF16 else "fp16")
         span: tl.constexpr = min(GROUP, step)  # of inputs with one scale
         group: tl.constexpr = span // ACROSS
         scaled = (outputs + SHARING - 1) // SHARING
         groups = (steps * step + GROUP - 1) // GROUP
-        at_scale = expert * groups * scaled + channel // SHARING
-        at_first = at_scale + begin // GROUP * scaled
-        scale = tl.load(scales + at_first, mask=inside, other=0.0)
+        at_scale = expert * groups * scaled + known // SHARING
+        scale = tl.load(scales + at_scale + begin // GROUP * scaled)
         if up is not None:
-            up_scale = tl.load(up_scales + at_first, mask=inside, other=0.0)
+            up_scale = tl.load(up_scales + at_scale + begin // GROUP * scaled)
     total = tl.zeros((CHANNELS, ROWS), tl.float32)
     up_total = total
     for first in range(begin, end, step):
-        if FORM == "plain":
-            mask = inside[:, None] & (first + across < inputs)[None, :]
-        else:
-            mask = inside[:, None]
-        word = tl.load(weight + at, mask=mask, other=0)
+        mask = None if EVEN or FORM != "plain" else (first + across < inputs)[None, :]
+        zero: tl.constexpr = None if EVEN or FORM != "plain" else 0
+        word = tl.load(weight + at, mask=mask, other=zero)
         if up is not None:
-            up_word = tl.load(up + at, mask=mask, other=0)
+            up_word = tl.load(up + at, mask=mask, other=zero)
         at += ACROSS
         for part in tl.static_range(PARTS):
             here = first + part * ACROSS
-            some = tl.load(x + here, mask=(here + across < inputs)[:, None] & real[None, :], other=0.0)
+            if EVEN:
+                some = tl.load(x + part * ACROSS)
+            else:
+                some = tl.load(x + part * ACROSS, mask=(here + across < inputs)[:, None], other=0.0)
             if FORM == "plain":
                 total = tl.dot(word, some, total)
                 if up is not None:
@@ -132,28 +136,31 @@ def multiply(
             else:
                 if part % group == 0:
                     # Loaded a group ahead, since the compiler only pipelines what products are made of.
-                    ready = scale.to(tl.float32)[:, None]
-                    more = inside & (here + span < steps * step)
-                    following = at_scale + (here + span) // GROUP * scaled
-                    scale = tl.load(scales + following, mask=more, other=0.0)
+                    ready = _ready(scale, x.dtype.element_ty, FACTOR, SCALE_FIRST)
+                    following = at_scale + tl.minimum((here + span) // GROUP, groups - 1) * scaled
+                    scale = tl.load(scales + following)
                     if up is not None:
-                        up_ready = up_scale.to(tl.float32)[:, None]
-                        up_scale = tl.load(up_scales + following, mask=more, other=0.0)
+                        up_ready = _ready(up_scale, x.dtype.element_ty, FACTOR, SCALE_FIRST)
+                        up_scale = tl.load(up_scales + following)
+                codes = decode(word, FORM, part, BF16, PAIRS)
+                if up is not None:
+                    up_codes = decode(up_word, FORM, part, BF16, PAIRS)
                 if SCALE_FIRST:
-                    total = tl.dot((_decode(word, FORM, part) * ready).to(some.dtype), some, total)
+                    total = tl.dot((codes.to(tl.float32) * ready).to(some.dtype), some, total)
                     if up is not None:
-                        up_total = tl.dot((_decode(up_word, FORM, part) * up_ready).to(some.dtype), some, up_total)
+                        up_total = tl.dot((up_codes.to(tl.float32) * up_ready).to(some.dtype), some, up_total)
                 else:
                     if part % group == 0:
                         product = tl.zeros((CHANNELS, ROWS), tl.float32)
                         up_product = product
-                    product = tl.dot(_decode(word, FORM, part).to(some.dtype), some, product)
+                    product = tl.dot(codes, some, product)
                     if up is not None:
-                        up_product = tl.dot(_decode(up_word, FORM, part).to(some.dtype), some, up_product)
+                        up_product = tl.dot(up_codes, some, up_product)
                     if part % group == group - 1:
                         total += product * ready
                         if up is not None:
                             up_total += up_product * up_ready
+        x += step
     if bias is not None:
         total += tl.load(bias + expert * outputs + channel, mask=inside, other=0.0).to(tl.float32)[:, None]
         if up is not None:
@@ -172,10 +179,17 @@ def multiply(
 
 def product_constants(
     weights: ExpertWeights, tile: Tile, has_up: bool, bias: bool = False, alpha: float = 1.0, limit: float = 0.0,
-    grouped: bool = True, portioned: bool = False,
+    grouped: bool = True, portioned: bool = False, inputs: int = 1,
 ) -> dict[str, Any]:  # fmt: skip
-    """What `multiply` is compiled for. grouped: whether there are several experts."""
+    """What `multiply` is compiled for.
+
+    Args:
+        grouped: whether there are several experts
+        portioned: whether a program takes a portion of the inputs
+        inputs: how many there are; without masks, if they fill all steps
+    """
     plain = weights.form == "plain"
+    across, parts = (64, 1) if plain else (WORDS, CODES[weights.form])
     none = ["scales", "up_scales"] if plain else []
     none += [] if has_up else ["up", "up_scales", "up_bias"]
     none += [] if bias else ["bias", "up_bias"]
@@ -185,11 +199,13 @@ def product_constants(
         "FORM": weights.form,
         "GROUP": weights.group,
         "SHARING": weights.rows,
-        "PARTS": 1 if plain else CODES[weights.form],
-        "ACROSS": 64 if plain else WORDS,
+        "PARTS": parts,
+        "ACROSS": across,
         "ROWS": tile.rows,
         "CHANNELS": tile.channels,
         "SCALE_FIRST": tile.scale_first,
         "ALPHA": alpha,
         "LIMIT": limit,
+        "EVEN": inputs % (across * parts) == 0,
+        "PAIRS": not triton.knobs.runtime.interpret,
     }

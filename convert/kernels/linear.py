@@ -8,7 +8,7 @@ import triton.language as tl
 from llmc.convert.kernels.ahead_of_time import KernelSource
 from llmc.convert.kernels.grouped_product import Tile, multiply, product_constants
 from llmc.runtime.plugins.linear import LinearLaunch, LinearShape
-from llmc.runtime.plugins.mixture_of_experts import FEW, MANY
+from llmc.runtime.plugins.mixture_of_experts import HEIGHTS, MANY
 
 SUMS = 512  # that one program makes
 
@@ -30,11 +30,11 @@ def _add(
 
 
 def layout_for(shape: LinearShape, sm: int) -> LinearLaunch:
-    return LinearLaunch({str(rows): Tile.of(rows, False, sm).channels for rows in (FEW, MANY)}, SUMS)
+    return LinearLaunch({str(rows): Tile.of(rows, False, sm).channels for rows in HEIGHTS}, SUMS)
 
 
 def sources(shape: LinearShape, sm: int) -> dict[str, KernelSource]:
-    """One "product" for few rows, one for many, with the rows of a tile; "portions" and "add" for few outputs."""
+    """A "product" for each height of a tile, "portions" for those of few rows, both with its rows; "add" for these."""
     types = dict.fromkeys(("x", "y", "bias"), f"*{shape.dtype}")
     types |= {"weight": "*i32", "scales": f"*{shape.weight.scales}", "parts": "*fp32"}
     types |= dict.fromkeys(("inputs", "outputs", "choices", "portion", "count", "portions"), "i32")
@@ -44,14 +44,13 @@ def sources(shape: LinearShape, sm: int) -> dict[str, KernelSource]:
 
     def product(rows: int, portioned: bool) -> KernelSource:
         tile, bias = Tile.of(rows, False, sm), shape.bias and not portioned
-        constants = product_constants(shape.weight, tile, False, bias, grouped=False, portioned=portioned)
+        constants = product_constants(
+            shape.weight, tile, False, bias, grouped=False, portioned=portioned, inputs=shape.inputs
+        )
         constants["choices_of_row"] = 1
         stored = {"y": "*fp32"} if portioned else {}
         multiples = (*aligned, *["portion"] * portioned)
-        return KernelSource(multiply, types | stored, constants, tile.warps, tile.stages, multiples)
+        return KernelSource(multiply, types | stored, constants, tile.warps, tile.stages, multiples, tile.registers)
 
-    return found | {
-        "portions": product(FEW, True),
-        f"product_{FEW}": product(FEW, False),
-        f"product_{MANY}": product(MANY, False),
-    }
+    found |= {f"portions_{rows}": product(rows, True) for rows in HEIGHTS if rows != MANY}
+    return found | {f"product_{rows}": product(rows, False) for rows in HEIGHTS}

@@ -8,7 +8,7 @@ import triton.language as tl
 from llmc.convert.kernels.ahead_of_time import KernelSource
 from llmc.convert.kernels.grouped_product import Tile, multiply, product_constants
 from llmc.convert.kernels.token_groups import WARPS, group_constants, group_tokens
-from llmc.runtime.plugins.mixture_of_experts import FEW, MANY, ExpertsLaunch, ExpertsShape
+from llmc.runtime.plugins.mixture_of_experts import HEIGHTS, ExpertsLaunch, ExpertsShape
 
 COLUMNS = 1024  # of a token that one program adds up
 
@@ -34,13 +34,13 @@ def _combine(
 
 def layout_for(shape: ExpertsShape, sm: int) -> ExpertsLaunch:
     def channels(has_up: bool) -> dict[str, int]:
-        return {str(rows): Tile.of(rows, has_up, sm).channels for rows in (FEW, MANY)}
+        return {str(rows): Tile.of(rows, has_up, sm).channels for rows in HEIGHTS}
 
     return ExpertsLaunch(channels(True), channels(False), COLUMNS)
 
 
 def sources(shape: ExpertsShape, sm: int) -> dict[str, KernelSource]:
-    """Besides "combine", each for few tokens and for many: "group", "gate_up" and "down" with the rows of a tile."""
+    """Besides "combine", each for every height of a tile: "group", "gate_up" and "down" with its rows."""
     kind = f"*{shape.dtype}"
     types = dict.fromkeys(("x", "y", "outer", "bias", "up_bias"), kind) | dict.fromkeys(
         ("tile_choices", "tile_expert"), "*i32"
@@ -50,14 +50,17 @@ def sources(shape: ExpertsShape, sm: int) -> dict[str, KernelSource]:
     types |= dict.fromkeys(sizes, "i32")
     aligned = ("inputs", "outputs") if shape.hidden % 16 == 0 == shape.inner % 16 else ()
     found = {"combine": KernelSource(_combine, types, {"COLUMNS": COLUMNS, "EXPERTS": shape.experts})}
-    for rows in (FEW, MANY):
+    for rows in HEIGHTS:
         found[f"group_{rows}"] = KernelSource(group_tokens, types, group_constants(shape.experts, rows), WARPS)
         for name, weights in (("gate_up", shape.gate_up), ("down", shape.down)):
             stack = kind if weights.form == "plain" else "*i32"
             stored = {"weight": stack, "up": stack} | dict.fromkeys(("scales", "up_scales"), f"*{weights.scales}")
             tile = Tile.of(rows, name == "gate_up", sm)
-            constants = product_constants(weights, tile, name == "gate_up", shape.bias, shape.alpha, shape.limit)
+            inputs = shape.hidden if name == "gate_up" else shape.inner
+            constants = product_constants(
+                weights, tile, name == "gate_up", shape.bias, shape.alpha, shape.limit, inputs=inputs
+            )
             found[f"{name}_{rows}"] = KernelSource(
-                multiply, types | stored, constants, tile.warps, tile.stages, aligned
+                multiply, types | stored, constants, tile.warps, tile.stages, aligned, tile.registers
             )
     return found

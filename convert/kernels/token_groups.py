@@ -12,7 +12,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from llmc.runtime.plugins.mixture_of_experts import FEW, MANY
+from llmc.runtime.plugins.mixture_of_experts import MANY
 
 CHOICES = 4096  # looked at in one go
 WARPS = 8
@@ -59,5 +59,5 @@ def group_tokens(
 
 def group_constants(experts: int, rows: int) -> dict[str, Any]:
     """What `group_tokens` is compiled for."""
-    choices = CHOICES if rows == MANY else min(CHOICES, triton.next_power_of_2(FEW // 2 * experts))
+    choices = CHOICES if rows == MANY else min(CHOICES, triton.next_power_of_2(rows // 2 * experts))
     return {"EXPERTS": experts, "BINS": max(2, triton.next_power_of_2(experts)), "ROWS": rows, "CHOICES": choices}

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmc.runtime.plugins.kernel_set import KernelSet
-from llmc.runtime.plugins.mixture_of_experts import CODES, FEW, MANY, WORDS, ExpertWeights
+from llmc.runtime.plugins.mixture_of_experts import CODES, FEW, LEAST, MANY, WORDS, ExpertWeights
 from llmc.runtime.plugins.operation import Addresses, Gpu, InputSpec, Operation, OutputSpec, Shape
 
 TWICE = 2 * FEW  # rows up to which weights are read again, from the L2 cache, rather than by larger and fewer programs
@@ -59,20 +59,20 @@ class LinearPlan:
     multiprocessors: int
 
     @property
-    def few(self) -> bool:
-        return self.rows <= TWICE
+    def tile(self) -> int:
+        """Rows of a tile."""
+        return LEAST if self.rows <= LEAST else FEW if self.rows <= TWICE else MANY
 
     @property
     def grid(self) -> tuple[int, int, int]:
         """Of the product."""
-        tile = FEW if self.few else MANY
-        return -(-self.shape.outputs // self.layout.channels[str(tile)]), -(-self.rows // tile), self.portions
+        return *self._programs, self.portions
 
     @property
     def portion(self) -> int:
         """Inputs that a program takes."""
-        wide = -(-self.shape.outputs // self.layout.channels[str(FEW)]) * -(-self.rows // FEW)
-        wanted = BUSY * min(self.multiprocessors, MOST_MULTIPROCESSORS) // wide if self.few else 1
+        across, tiles = self._programs
+        wanted = BUSY * min(self.multiprocessors, MOST_MULTIPROCESSORS) // (across * tiles) if self.tile != MANY else 1
         portions = max(1, min(wanted, MOST_PORTIONS, self._steps // LEAST_STEPS))
         return -(-self._steps // portions) * self._step
 
@@ -84,6 +84,10 @@ class LinearPlan:
     def workspace(self) -> int:
         """Bytes of [portions, N, outputs], float32."""
         return 4 * self.portions * self.rows * self.shape.outputs if self.portions > 1 else 0
+
+    @property
+    def _programs(self) -> tuple[int, int]:
+        return -(-self.shape.outputs // self.layout.channels[str(self.tile)]), -(-self.rows // self.tile)
 
     @property
     def _step(self) -> int:
@@ -126,7 +130,7 @@ class LinearPlugin(Operation):
         return max(
             LinearPlan(self.shape, layout, min(rows, few), MOST_MULTIPROCESSORS).workspace
             for layout in layouts
-            for few in range(FEW, TWICE + 1, FEW)
+            for few in (LEAST, *range(FEW, TWICE + 1, FEW))
         )
 
     def launch(
@@ -143,11 +147,10 @@ class LinearPlugin(Operation):
         }  # fmt: skip
         biases = dict(zip(("bias",), bias, strict=False))
         if plan.portions == 1:
-            name = f"product_{FEW if plan.few else MANY}"
-            self.kernels.kernel(name, gpu.sm, gpu.device).launch(plan.grid, stream, **given | biases)
+            self.kernels.kernel(f"product_{plan.tile}", gpu.sm, gpu.device).launch(plan.grid, stream, **given | biases)
             return
         given |= {"y": workspace, "portion": plan.portion}
-        self.kernels.kernel("portions", gpu.sm, gpu.device).launch(plan.grid, stream, **given)
+        self.kernels.kernel(f"portions_{plan.tile}", gpu.sm, gpu.device).launch(plan.grid, stream, **given)
         count = plan.rows * self.shape.outputs
         self.kernels.kernel("add", gpu.sm, gpu.device).launch(
             (-(-count // layout.sums), 1, 1), stream, parts=workspace, y=outputs[0], **biases,

@@ -16,7 +16,8 @@ from llmc.runtime.plugins.kernel_set import KernelSet
 from llmc.runtime.plugins.operation import Addresses, Gpu, InputSpec, Operation, OutputSpec, Shape
 
 ALIGNMENT = 256  # bytes, of each tensor in the workspace
-FEW, MANY = 16, 64  # choices of a tile: of kernels for few tokens, which read weights, and for many, which multiply
+# Choices of a tile: of kernels for few tokens, which read weights, and for many, which multiply.
+LEAST, FEW, MANY = HEIGHTS = 8, 16, 64
 WORDS = 16  # of a block
 CODES = {"int4": 8, "fp8": 4}  # of a word
 
@@ -93,8 +94,11 @@ class ExpertsPlan:
 
     @property
     def rows(self) -> int:
-        """Choices of a tile. While there are few, most experts have one tile, and weights are read once."""
-        return FEW if self.choices <= FEW // 2 * self.shape.experts else MANY
+        """Choices of a tile. While there are few, most experts have one tile, and weights are read once. Artifacts
+        that were built earlier have no tiles of 8.
+        """
+        *low, high = sorted(map(int, self.layout.gate_up))
+        return min((rows for rows in low if self.choices <= rows // 2 * self.shape.experts), default=high)
 
     @property
     def tiles(self) -> int:
@@ -174,8 +178,8 @@ class MixtureOfExpertsPlugin(Operation):
         """Fewer tokens may have more tiles, as those are lower."""
         layout = ExpertsLaunch(**next(iter(self.kernels.layouts.values())))
         tokens = most[0][0]
-        last_of_few = max(1, min(tokens, FEW // 2 * self.shape.experts // self.shape.top_k))
-        plans = [ExpertsPlan(self.shape, layout, n).workspace for n in (tokens, last_of_few)]
+        last = [rows // 2 * self.shape.experts // self.shape.top_k for rows in (LEAST, FEW)]
+        plans = [ExpertsPlan(self.shape, layout, max(1, min(tokens, n))).workspace for n in (tokens, *last)]
         return sum(max(plan[name] for plan in plans) for name in plans[0])
 
     def launch(

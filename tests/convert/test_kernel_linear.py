@@ -29,7 +29,7 @@ from llmc.convert.engines.compiler import compile_engine
 from llmc.convert.kernels.kernel_sets import CUBINS, KernelRequest, kernel_sets
 from llmc.runtime.plugins import kernel_set
 from llmc.runtime.plugins.linear import MOST_MULTIPROCESSORS, LinearLaunch, LinearPlan, LinearPlugin, LinearShape
-from llmc.runtime.plugins.mixture_of_experts import FEW, MANY, ExpertWeights
+from llmc.runtime.plugins.mixture_of_experts import HEIGHTS, ExpertWeights
 from llmc.runtime.plugins.operation import Gpu
 from llmc.runtime.quiet_onnxruntime import onnxruntime as ort
 from llmc.tensorrt_package import TENSORRT_RTX
@@ -54,21 +54,21 @@ class Case(NamedTuple):
     dtype: torch.dtype = BF16
     multiprocessors: int = 1
     bias: bool = False
-    kernels: tuple[str, ...] = (f"product_{FEW}",)
+    kernels: tuple[str, ...] = ("product_8",)
 
 
-IN_PORTIONS, MANY_ROWS = ("portions", "add"), (f"product_{MANY}",)
+IN_PORTIONS, FEW_ROWS, MANY_ROWS = ("portions_8", "add"), ("product_16",), ("product_64",)
 CASES = [
     Case("int4-128", 1, 256, 128),
-    Case("int4-32", 16, 160, 72, FP16, bias=True),
-    Case("int4-64", 17, 200, 130),
+    Case("int4-32", 9, 160, 72, FP16, bias=True, kernels=FEW_ROWS),
+    Case("int4-64", 17, 200, 130, kernels=FEW_ROWS),
     Case("int4-128", 2, 1536, 40, BF16, 16, True, IN_PORTIONS),
     Case("int4-256", 1, 2048, 64, FP16, 16, False, IN_PORTIONS),
     Case("int4-channel", 3, 1400, 24, FP16, 30, False, IN_PORTIONS),
     Case("int4-128", 33, 384, 72, kernels=MANY_ROWS),
     Case("fp8-block", 1, 256, 136, FP16),
-    Case("fp8-block", 32, 200, 264),
-    Case("fp8-block", 18, 1152, 200, FP16, 24, True, IN_PORTIONS),
+    Case("fp8-block", 32, 200, 264, kernels=FEW_ROWS),
+    Case("fp8-block", 18, 1152, 200, FP16, 24, True, ("portions_16", "add")),
     Case("fp8-channel", 1, 1024, 32, BF16, 100, False, IN_PORTIONS),
     Case("fp8-block", 65, 264, 136, bias=True, kernels=MANY_ROWS),
     Case("fp8-tensor", 4, 72, 40, FP16),
@@ -158,7 +158,7 @@ def test_few_outputs_are_made_in_portions_that_are_as_many_as_there_is_room_for(
 def test_compiles_without_spills(shape: LinearShape, sm: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))  # what is cached is not compiled
     made = compiled_alike(KernelRequest("Linear", shape), sm)
-    assert sorted(made) == ["add", "portions", f"product_{FEW}", f"product_{MANY}"]
+    assert sorted(made) == sorted(["add", "portions_8", "portions_16", *(f"product_{rows}" for rows in HEIGHTS)])
     for name, kernel in made.items():
         assert kernel.description.stack_bytes == 0, name
 

@@ -25,6 +25,8 @@ from llmc.convert.kernels.kernel_sets import CUBINS, KernelRequest
 from llmc.convert.quantized_weight import QuantizedWeight, QuantSpec
 from llmc.runtime.plugins.mixture_of_experts import (
     FEW,
+    HEIGHTS,
+    LEAST,
     MANY,
     ExpertsLaunch,
     ExpertsPlan,
@@ -86,7 +88,14 @@ CASES = [
     Case("fp8-block+plain", 65, 2, 3, 72, 200, FP16, clamped=True),
     Case("plain", 33, 2, 5, 136, 88, clamped=True),
 ]
-ROUTINGS = [(1, 1, 2, FEW), (17, 4, 16, FEW), (65, 8, 64, FEW), (600, 8, 5, MANY), (3, 1, 1, MANY)]  # N, K, E, rows
+ROUTINGS = [
+    (1, 1, 2, LEAST),
+    (9, 4, 16, LEAST),
+    (17, 4, 16, FEW),
+    (65, 8, 64, FEW),
+    (600, 8, 5, MANY),
+    (3, 1, 1, MANY),
+]  # N, K, E, rows
 R1 = ExpertsShape(256, 8, 7168, 2048, "bf16", "bf16", ExpertWeights("plain"), ExpertWeights("plain"))  # DeepSeek-R1
 QWEN3 = replace(R1, experts=128, hidden=2048, inner=768)  # Qwen3-30B-A3B
 INT4, FP8 = ExpertWeights("int4", 128, 1, "bf16"), ExpertWeights("fp8", 128, 128, "fp32")
@@ -215,7 +224,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
 def test_agrees_with_the_function(results: dict[Any, Any], case: Case) -> None:
     _, _, want = problem(case)
     found, launched = results[tuple(case)]
-    rows = FEW if case.tokens * case.top_k <= FEW // 2 * case.experts else MANY
+    rows = height(case)
     assert launched == [f"group_{rows}", f"gate_up_{rows}", f"down_{rows}", "combine"]
     assert found.dtype == case.dtype
     assert (found.double() - want).norm() < LARGEST_ERROR[case.dtype] * want.norm()
@@ -223,8 +232,13 @@ def test_agrees_with_the_function(results: dict[Any, Any], case: Case) -> None:
     assert ((found.double() - want).norm(dim=1) < 2 * LARGEST_ERROR[case.dtype] * want.norm(dim=1)).all()
 
 
-def test_tiles_of_either_height_are_tried() -> None:
-    assert {case.tokens * case.top_k <= FEW // 2 * case.experts for case in CASES} == {True, False}
+def height(case: Case) -> int:
+    choices = case.tokens * case.top_k
+    return LEAST if choices <= 4 * case.experts else FEW if choices <= 8 * case.experts else MANY
+
+
+def test_tiles_of_every_height_are_tried() -> None:
+    assert {height(case) for case in CASES} == set(HEIGHTS)
 
 
 def test_two_runs_agree_bit_for_bit(results: dict[Any, Any]) -> None:
@@ -238,7 +252,7 @@ def test_choices_of_no_expert_count_nothing(results: dict[Any, Any]) -> None:
 
 
 @pytest.mark.parametrize("form", ["int4", "fp8"])
-@pytest.mark.parametrize("rows", [FEW, MANY])
+@pytest.mark.parametrize("rows", HEIGHTS)
 def test_codes_are_exact(results: dict[Any, Any], form: str, rows: int) -> None:
     codes = every_code(form)
     want = codes.float() - 8 if form == "int4" else codes.to(torch.uint8).view(torch.float8_e4m3fn).float()
@@ -285,6 +299,13 @@ def test_the_workspace_suffices_for_fewer_tokens(shape: ExpertsShape) -> None:
     assert operation.workspace_bytes([(512, shape.hidden)]) < 2 * 512 * shape.top_k * (shape.hidden + shape.inner) * 1.1
 
 
+def test_artifacts_built_earlier_have_fewer_heights() -> None:
+    earlier = ExpertsLaunch({"16": 32, "64": 64}, {"16": 64, "64": 128}, 1024)
+    now = ExpertsLaunch({"8": 32, "16": 32, "64": 64}, {"8": 64, "16": 64, "64": 128}, 1024)
+    for tokens, old, new in ((1, 16, 8), (32 * 4, 16, 8), (32 * 4 + 1, 16, 16), (32 * 8, 16, 16), (32 * 8 + 1, 64, 64)):
+        assert ExpertsPlan(R1, earlier, tokens).rows == old and ExpertsPlan(R1, now, tokens).rows == new
+
+
 def test_what_there_is_no_kernel_for() -> None:
     from llmc.convert.kernels.expert_weights import stored_as
 
@@ -304,7 +325,7 @@ def test_what_there_is_no_kernel_for() -> None:
 def test_compiles_without_spills(shape: ExpertsShape, sm: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))  # what is cached is not compiled
     made = compiled_alike(KernelRequest("MixtureOfExperts", shape), sm)
-    assert len(made) == 7
+    assert len(made) == 10
     for name, kernel in made.items():
         assert kernel.description.stack_bytes == 0, name
         assert kernel.description.registers > 20, name
@@ -323,6 +344,6 @@ if __name__ == "__main__":
         for is_hot in (False, True):
             made[counts, is_hot] = grouped(routing(*counts[:3], is_hot), *counts[2:])
     for name in ("int4", "fp8"):
-        for height in (FEW, MANY):
-            made[name, height] = decoded(name, height)
+        for tile_rows in HEIGHTS:
+            made[name, tile_rows] = decoded(name, tile_rows)
     torch.save(made, sys.argv[1])
