@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ import torch
 from llmc.convert.quantized_weight import QuantizedWeight
 from llmc.quant.schemes.base import QuantParams, Scheme
 
+_LOG = logging.getLogger(__name__)
 Wide = tuple[torch.Tensor, torch.Tensor | None]  # [E, columns, out], scales and zeros
 
 BLOCK = 128  # columns whose updates to the rest are applied together
@@ -216,6 +218,26 @@ def _fix_strip(
             target[:, i + 1 :].baddbmm_(hinv_cholesky[:, i, i + 1 :, None], now[:, None], alpha=-1)
 
 
+@cache
+def _launches(device: torch.device) -> bool:
+    """Whether Triton can run the kernel there: when one is first run, it builds a launcher with a C compiler, which not
+    every machine has. That is tried here, before anything depends on it.
+    """
+    from llmc.quant.kernels.fix_columns import fix_block
+
+    inverse = torch.eye(BLOCK, device=device)[None]
+    target, steps, lost = (torch.ones((1, BLOCK, BLOCK), device=device) for _ in range(3))
+    try:
+        fix_block(target, inverse, torch.ones_like(target), None, steps, lost, lowest=-8, highest=7)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        why = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        _LOG.warning("GPTQ goes on without its Triton kernel, in plain PyTorch, which is slower: %s", why)
+        return False
+    return True
+
+
 def _kernel(scheme: Scheme, target: torch.Tensor) -> Callable[..., None] | None:
     """What does the same as `_fix_strip` for a whole block in one kernel, on a GPU where Triton is installed."""
     if not (USE_KERNEL and target.is_cuda):
@@ -223,6 +245,8 @@ def _kernel(scheme: Scheme, target: torch.Tensor) -> Callable[..., None] | None:
     try:
         from llmc.quant.kernels.fix_columns import fix_block
     except ImportError:  # PyTorch brings it to Linux only
+        return None
+    if not _launches(target.device):
         return None
     float8 = scheme.code_type == "float8_e4m3fn"
     return partial(fix_block, lowest=scheme.lowest, highest=scheme.highest, float8=float8)

@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field
 from llmc.contracts.engine import EngineDescription
 from llmc.contracts.progress import ProgressFunction
 from llmc.convert.checkpoint import Checkpoint
-from llmc.convert.engines.contents import Contents, check
+from llmc.convert.engines.contents import Contents, check, default_context
 from llmc.convert.engines.engine import Steps, build_engine
 from llmc.convert.engines.lowering import allow_decomposition, lower
 from llmc.convert.engines.plugins import Plugins, require_triton
@@ -74,7 +74,7 @@ def build(
     check(package.name, spec, options, {})
     ranks = options.tensor_parallel
     parts = [rank_of(checkpoint, rank, ranks) for rank in range(ranks)]
-    context = options.context or min(spec.max_position_embeddings, 4096)
+    context = default_context(spec, options.context)
     # A token per row, or two when a drafted one is verified with it.
     widths = (1, 2) if spec.num_mtp_layers else (1,)
     # At least two rows: for one, the compiler sees matrix times vector, which it does not fuse with FP8 weights.

@@ -21,7 +21,9 @@ from llmc.convert.tensor_names import ModuleName
 from llmc.errors import InputError
 
 FP8_SM = 89
+USUAL_CONTEXT = 4096
 INTEGERS = {"int4", "int8"}
+MOST_OFFSETS = 2**31  # inside of a row, see `llmc.runtime.plugins.latent_attention.plan`
 MOST_DENSE_EXPERTS = 64  # that a step may compute for the sake of the chosen ones
 
 
@@ -29,7 +31,14 @@ class ExpectedContents(Protocol):
     """What of a recipe's options decides whether there can be an engine."""
 
     context: int | None
+    prefill: int
     plugins: bool
+    tensor_parallel: int
+
+
+def default_context(spec: ModelSpec, context: int | None) -> int:
+    """Cache entries per row: as the recipe says, or the model's limit, up to a usual length."""
+    return context or min(spec.max_position_embeddings, USUAL_CONTEXT)
 
 
 def router(spec: ModelSpec) -> RouterSpec | None:
@@ -58,6 +67,7 @@ def check(target: str, spec: ModelSpec, options: ExpectedContents, schemes: Mapp
                 f"target {target}: its plugin takes a `kv_lora_rank` of at most {LARGEST_RANK} and a "
                 f"`qk_rope_head_dim` of at most {LARGEST_ROPE}, not {rank} and {rope}; say `plugins: false`"
             )
+        _check_offsets(target, spec, attention, options)
     for module in schemes:
         name = ModuleName.parse(module)
         fellow = {"gate_proj": "up_proj", "up_proj": "gate_proj"}.get(name.projection)
@@ -66,6 +76,24 @@ def check(target: str, spec: ModelSpec, options: ExpectedContents, schemes: Mapp
                 f"target {target}: {module} is to become {schemes[module]}, and {fellow} is not, which an engine "
                 "computes together with it; let one line of the recipe's `quantize` match both"
             )
+
+
+def _check_offsets(target: str, spec: ModelSpec, attention: LatentAttentionSpec, options: ExpectedContents) -> None:
+    """The kernels of latent attention count the numbers of a row's query, and those of its cache, in 31 bits."""
+    heads = attention.num_heads // options.tensor_parallel
+    channels = attention.kv_lora_rank + attention.qk_rope_head_dim
+    context = default_context(spec, options.context)
+    tokens, most = min(options.prefill, context), (MOST_OFFSETS - 1) // channels
+    if tokens * heads > most:
+        raise InputError(
+            f"target {target}: a step of {tokens} tokens and {heads} heads is more than its plugin counts; lower "
+            f"`prefill` to {most // heads}, or say `plugins: false`"
+        )
+    if context > most:
+        raise InputError(
+            f"target {target}: {context} cache entries of {channels} numbers are more than its plugin counts; lower "
+            f"`context` to {most}, or say `plugins: false`"
+        )
 
 
 class Contents:

@@ -29,7 +29,8 @@ def _append(
     code = tl.where(size < 0.015625, small, normal) | (number.to(tl.int32, bitcast=True) >> 24 & 0x80)
     code = tl.where(number != number, 0x7F, code)
     place = tl.load(cache_position + batch) + token
-    written = inside & (place < capacity)
+    # Positions are garbage where a compiler tries the plugin on any numbers.
+    written = inside & (place >= 0) & (place < capacity)
     tl.store(cache + (batch * capacity + place) * CHANNELS + channel, code.to(tl.uint8), mask=written)
 
 

@@ -22,6 +22,7 @@ NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 UNTOUCHED = 0xAB
 SCALE = 0.3
 STARTS, CAPACITY = [0, 5, 30], 32  # of the last row, two tokens do not fit
+BELOW = [4, -2, -40]  # places before a row, which are another row's or nobody's
 
 
 def halfway() -> torch.Tensor:
@@ -71,6 +72,13 @@ def test_writes_its_place_alone(results: dict[str, torch.Tensor], dtype: torch.d
     assert torch.equal(results[str(dtype)], want)
 
 
+def test_writes_nothing_before_the_cache(results: dict[str, torch.Tensor]) -> None:
+    given = (entries(torch.bfloat16).float() / SCALE).to(torch.float8_e4m3fn).view(torch.uint8)
+    want = torch.full((3, 1, CAPACITY, 20), UNTOUCHED, dtype=torch.uint8)
+    want[0, 0, 4:8], want[1, 0, :2] = given[0, 0], given[1, 0, 2:]
+    assert torch.equal(results["below"], want)
+
+
 @pytest.mark.parametrize("sm", [80, 120])
 def test_compiles(sm: int) -> None:
     made = compiled_alike(KernelRequest("AppendFloat8", EntryShape(576, "bf16")), sm)
@@ -79,6 +87,7 @@ def test_compiles(sm: int) -> None:
 
 if __name__ == "__main__":
     found = {"halfway": in_kernel(halfway()[None, None, None], [0], 1, 1.0)}
+    found["below"] = in_kernel(entries(torch.bfloat16), BELOW, CAPACITY, SCALE)
     for kind in (torch.bfloat16, torch.float16):
         found[str(kind)] = in_kernel(entries(kind), STARTS, CAPACITY, SCALE)
     torch.save(found, sys.argv[1])

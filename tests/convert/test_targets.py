@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from support.random_checkpoint import LLAMA
 
+from llmc.convert.engines.contents import MOST_OFFSETS
 from llmc.convert.families import family_of
 from llmc.convert.quantized_weight import QuantSpec
 from llmc.convert.targets import PlannedWeights, target
+from llmc.errors import InputError
+from llmc.runtime.plugins.latent_attention import LatentLaunch, LatentShape, plan
 
 FP8, INT4 = QuantSpec("float8_e4m3fn", (1, 0), False, False, None), QuantSpec("int4", (1, 32), False, False, None)
 STORED = 1_000_000
@@ -38,3 +43,45 @@ PROGRAMS = 48 << 20
 def test_a_target_estimates_its_own_bytes(name: str, options: dict[str, Any], expected: int) -> None:
     chosen, weights = target(name), PlannedWeights(family_of(LLAMA).spec(LLAMA), STORED, PARAMETERS)
     assert chosen.estimate_bytes(weights, chosen.Options(**options)) == expected
+
+
+DEEPSEEK_V3 = json.loads((Path(__file__).parents[1] / "data/configs/deepseek-ai--DeepSeek-V3.json").read_text())
+CHANNELS, HEADS = 512 + 64, 128
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"context": 60_000, "prefill": 29_127}, None),
+        (
+            {"context": 60_000, "prefill": 29_128},
+            "a step of 29128 tokens and 128 heads .*; lower `prefill` to 29127, or",
+        ),
+        ({"context": 60_000, "prefill": 60_000}, "lower `prefill` to 29127, or say `plugins: false`$"),
+        ({"context": 60_000, "prefill": 58_000, "tensor_parallel": 2}, None),
+        ({"context": 60_000, "prefill": 60_000, "tensor_parallel": 2}, "60000 tokens and 64 heads .* to 58254, or"),
+        ({"prefill": 60_000}, None),  # a step has no more tokens than the context, 4,096
+        ({"context": 3_728_270}, None),
+        ({"context": 3_728_271}, "3728271 cache entries of 576 numbers .*; lower `context` to 3728270, or"),
+    ],
+)
+@pytest.mark.parametrize("name", ["tensorrt", "tensorrt-rtx"])
+def test_what_the_plugins_do_not_count_is_refused_before_any_work(
+    name: str, options: dict[str, Any], message: str | None
+) -> None:
+    chosen, config = target(name), DEEPSEEK_V3 | {"max_position_embeddings": 1 << 22}
+    given, spec = chosen.Options(**options), family_of(config).spec(config)
+    if message is None:
+        chosen.check(spec, given, {})
+        return
+    with pytest.raises(InputError, match=message):
+        chosen.check(spec, given, {})
+
+
+def test_the_limit_of_the_plugins_is_the_one_that_is_checked() -> None:
+    shape, layout = LatentShape(HEADS, 512, 64, "bf16"), LatentLaunch(64, 32, 128)
+    tokens, entries = (MOST_OFFSETS - 1) // CHANNELS // HEADS, (MOST_OFFSETS - 1) // CHANNELS
+    plan(shape, layout, 132, 1, tokens, entries)
+    for more in ((tokens + 1, entries), (tokens, entries + 1)):
+        with pytest.raises(ValueError, match="32 bits"):
+            plan(shape, layout, 132, 1, *more)

@@ -112,7 +112,7 @@ def in_kernel(name: str, given: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
 
 def kernel_of(choose: Callable[..., Any], chosen: Scheme, target: torch.Tensor) -> Callable[..., None] | None:
     """What `solve` would choose if the tensor were on a GPU."""
-    return choose(chosen, SimpleNamespace(is_cuda=True))
+    return choose(chosen, SimpleNamespace(is_cuda=True, device=target.device))
 
 
 def in_torch(name: str, given: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
@@ -177,6 +177,32 @@ def test_solve_with_the_kernel_is_solve_without(results: Results, name: str) -> 
     plain = solve(*to_solve(), scheme(name))
     assert (codes == plain.qweight).float().mean() > 0.99
     torch.testing.assert_close(error, plain.error, rtol=1e-3, atol=0)
+
+
+class WithoutCompiler:
+    """A kernel where Triton finds none to build its launcher with."""
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        def launch(*arguments: Any, **constants: Any) -> None:
+            raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.")
+
+        return launch
+
+
+def test_without_a_c_compiler_torch_computes_and_it_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from llmc.quant.kernels import fix_columns
+
+    plain = [solve(*to_solve(), scheme(name)) for name in SOLVED]
+    monkeypatch.setattr(fix_columns, "_fix_block", WithoutCompiler())
+    monkeypatch.setattr(gptq, "_kernel", partial(kernel_of, gptq._kernel))
+    gptq._launches.cache_clear()
+    for name, want in zip(SOLVED, plain, strict=True):
+        assert torch.equal(solve(*to_solve(), scheme(name)).qweight, want.qweight)
+    (said,) = (record.message for record in caplog.records)
+    assert said.endswith("which is slower: Failed to find C compiler. Please specify via CC environment variable.")
+    gptq._launches.cache_clear()
 
 
 @pytest.mark.parametrize("capability", [80, 86, 89, 90, 100, 120])
