@@ -214,7 +214,9 @@ class _Engine:
             self._config.set_runtime_cache(self._kernels)
         self._contexts: dict[int, Any] = {}
         self._capturable = True
-        self._graphs: dict[Hashable, Any] = {}  # None: that step has been made, and will be captured the next time
+        # By profile and addresses. None: that step has been made, and will be captured the next time.
+        self._graphs: dict[tuple[int, ...], Any] = {}
+        self._shapes: dict[int, Hashable] = {}  # of each profile's last step
         self._spans = [tuple(profile.tokens) for profile in description.profiles]
         self._windows = [profile.window for profile in description.profiles]
         self._narrow = max((most for least, most in self._spans if least == most), default=0)
@@ -229,9 +231,10 @@ class _Engine:
 
     def run(self, inputs: dict[str, Array], cache: EngineCache) -> dict[str, Array]:
         length = inputs["input_ids"].shape[1]
-        context, window = self._context(length, int(inputs["cache_position"].max()) + length)
+        profile = self._profile(length, int(inputs["cache_position"].max()) + length)
+        context = self._context(profile)
         if "window" in self._inputs:
-            inputs = {**inputs, "window": np.zeros(window, np.int8)}  # only its length counts
+            inputs = {**inputs, "window": np.zeros(self._windows[profile], np.int8)}  # only its length counts
         for name, dtype in self._inputs.items():
             array: Array = np.ascontiguousarray(inputs[name], dtype)
             self._device.upload(self._buffer(name, array.nbytes), array)
@@ -242,26 +245,33 @@ class _Engine:
         found = {name: np.empty(tuple(context.get_tensor_shape(name)), dtype) for name, dtype in self._outputs.items()}
         for name, array in found.items():
             self._bind(context, name, self._buffer(name, array.nbytes))
-        self._execute(context, inputs, cache)
+        self._execute(profile, inputs, cache)
         for name, array in found.items():
             self._device.download(array, self._buffers[name])
         self._device.synchronize()
         return found
 
-    def _execute(self, context: Any, inputs: dict[str, Array], cache: EngineCache) -> None:
-        """A graph serves steps of the same shapes on the same memory; wide steps hardly gain by one."""
-        addresses = (*self._buffers.values(), *cache.buffers.values())
-        step = (addresses, *(array.shape for array in inputs.values()))
-        narrow = inputs["input_ids"].shape[1] <= self._narrow and not self._jit
-        if graph := self._graphs.get(step) if narrow else None:
-            self._device.launch(graph)
+    def _execute(self, profile: int, inputs: dict[str, Array], cache: EngineCache) -> None:
+        """A graph serves steps of the same shapes on the same memory; wide steps hardly gain by one.
+
+        It also holds what the context was when it was captured. So new shapes end the graphs of the old ones, and are
+        enqueued once before they are captured, as NVIDIA wants it: the first time writes what depends on the shapes.
+        """
+        context = self._contexts[profile]
+        if self._jit or not self._capturable or inputs["input_ids"].shape[1] > self._narrow:
+            self._enqueue(context)
             return
-        if narrow and step in self._graphs and (graph := self._captured(context)):
+        shapes = (cache.batch, *(array.shape for array in inputs.values()))
+        if shapes != self._shapes.get(profile):
+            self._forget_graphs(profile)
+            self._shapes[profile] = shapes
+        step = (profile, *self._buffers.values(), *cache.buffers.values())
+        if step in self._graphs and (graph := self._graphs[step] or self._captured(context)):
             self._graphs[step] = graph
             self._device.launch(graph)
             return
         self._enqueue(context)
-        if narrow and self._capturable:
+        if self._capturable:
             if len(self._graphs) == _MOST_GRAPHS:
                 self._device.forget(self._graphs.pop(next(iter(self._graphs))))
             self._graphs[step] = None
@@ -289,26 +299,25 @@ class _Engine:
         self._engine = self._runtime = self._config = self._kernels = None
         self._device.free(self._buffers)
 
-    def _forget_graphs(self) -> None:
-        while self._graphs:
-            self._device.forget(self._graphs.popitem()[1])
+    def _forget_graphs(self, profile: int | None = None) -> None:
+        """Those of a profile, or all."""
+        for step in [step for step in self._graphs if profile in (step[0], None)]:
+            self._device.forget(self._graphs.pop(step))
 
-    def _context(self, length: int, end: int) -> tuple[Any, int]:
-        """That of the profile for steps of `length` tokens a row that look at `end` cache entries, and its window."""
-        fitting = (
-            i
-            for i, ((least, most), window) in enumerate(zip(self._spans, self._windows, strict=True))
-            if least <= length <= most and end <= window
-        )
-        index = next(fitting, None)
-        if index is None:
-            raise InputError(f"{self._path}: has no profile for {length} tokens that end at {end}; build it again")
-        if index not in self._contexts:
+    def _profile(self, length: int, end: int) -> int:
+        """For steps of `length` tokens a row that look at `end` cache entries."""
+        for profile, ((least, most), window) in enumerate(zip(self._spans, self._windows, strict=True)):
+            if least <= length <= most and end <= window:
+                return profile
+        raise InputError(f"{self._path}: has no profile for {length} tokens that end at {end}; build it again")
+
+    def _context(self, profile: int) -> Any:
+        if profile not in self._contexts:
             context = self._engine.create_execution_context(self._config)
-            if context is None or not context.set_optimization_profile_async(index, self._device.stream):
+            if context is None or not context.set_optimization_profile_async(profile, self._device.stream):
                 raise MachineError(f"{self._path}: no memory on the GPU to run it")
-            self._contexts[index] = context
-        return self._contexts[index], self._windows[index]
+            self._contexts[profile] = context
+        return self._contexts[profile]
 
     def _bind(self, context: Any, name: str, address: int, shape: tuple[int, ...] | None = None) -> None:
         if (shape and not context.set_input_shape(name, shape)) or not context.set_tensor_address(name, address):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 
+import numpy as np
 import pytest
 from support.gpu_stand_in import add_engines
 
@@ -97,3 +98,27 @@ def test_a_step_that_fails_while_captured_ends_the_capture(capturing, gpu, error
         assert gpu.captured is None
         gpu.runs = lambda: True
         assert model.generate("a", max_new_tokens=4).token_ids == expected
+
+
+def test_a_step_is_enqueued_once_after_each_change_of_shapes_before_it_is_captured(capturing, gpu):
+    """Also when its shapes were seen before: a context has state that depends on them, and a graph holds it."""
+    done = []
+    gpu.runs = lambda: done.append("enqueued" if gpu.captured is None else "captured") or True
+
+    def step(rows):
+        launches = gpu.launches
+        zeros = np.zeros(rows, np.int64)
+        model.backend.forward("main", caches[rows], zeros[:, None] + 5, zeros, zeros[:, None])
+        made = done.copy()
+        done.clear()
+        return [*made, *["launched"] * (gpu.launches - launches)]
+
+    with load(capturing, speculative=False) as model:
+        caches = {rows: model.backend.new_cache(rows) for rows in (1, 2)}
+        assert [step(1) for _ in range(3)] == [["enqueued"], ["captured", "launched"], ["launched"]]
+        assert step(2) == ["enqueued"]
+        assert [step(1) for _ in range(3)] == [["enqueued"], ["captured", "launched"], ["launched"]]
+        assert len(gpu.graphs) == 1  # the old ones are gone
+        caches[1] = model.backend.new_cache(1)  # other addresses need no other state
+        assert [step(1) for _ in range(3)] == [["enqueued"], ["captured", "launched"], ["launched"]]
+        assert len(gpu.graphs) == 2
