@@ -53,6 +53,12 @@ def run_as(artifact: str, backend: str, sm: int) -> int:
         )
         answer = model.generate(PROMPT, max_new_tokens=48)
         print(f"  {PROMPT!r} → {answer.text!r}, {answer.accepted} of {answer.drafted} drafts accepted", flush=True)
+        if isinstance(model.backend, tensorrt_engine.EngineBackend):
+            for steps, found in model.backend.capturable().items():
+                print(
+                    f"  {'can be captured as CUDA graphs' if found else 'CANNOT be captured as CUDA graphs'}: {steps}",
+                    flush=True,
+                )
     return 0 if report.passed else 1
 
 

@@ -51,6 +51,9 @@ def main() -> None:
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # routers are float32 because they must be exact
     config.set_preview_feature(trt.PreviewFeature.ALIASED_PLUGIN_IO_10_03, True)  # FP8 caches are written in place
+    # No memory is asked for in the middle of a step, which could not be captured as a CUDA graph then.
+    if own_memory := getattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION", None):
+        config.set_flag(own_memory)
     config.progress_monitor = monitor = Monitor(send)
     if targets := request["sm"]:
         config.num_compute_capabilities = len(targets)

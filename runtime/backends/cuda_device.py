@@ -61,7 +61,8 @@ class Device:
         error, address = self._cuda.cudaMalloc(size)
         if error == self._cuda.cudaError_t.cudaErrorMemoryAllocation:
             raise MachineError(
-                f"no {size:,} bytes left on the GPU; build with a smaller `context`, or give fewer prompts at once"
+                f"no {size:,} bytes left on the GPU; build with a smaller `context` or `prefill`, or give fewer "
+                "prompts at once"
             )
         check(self._cuda, error)
         call(self._cuda, "cudaMemsetAsync", address, 0, size, self.stream)

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 _MOST_GRAPHS = 32  # of an engine; each takes some memory of the GPU
+_LEAST_WIDE = 16  # what the lengths of wide steps are multiples of
 # How the description calls types. bfloat16 is carried around as its bits.
 _NUMPY = {
     "bool": np.bool_, "int8": np.int8,
@@ -128,8 +129,14 @@ class EngineBackend:
         )  # the GPU's memory is the engine's
         self.has_vision = self._tower.available
         self._device = Device(device)
+        self._scratch: dict[str, int] = {}
+        weakref.finalize(self, self._device.drop, self._scratch)
         with self._device.used():
             self._engines = {graph: _Engine(package, artifact, self._device, each) for graph, each in engines.items()}
+            size = max(1, *(engine.scratch_bytes for engine in self._engines.values()))
+            self._scratch["scratch"] = address = self._device.zeros(size)
+            for engine in self._engines.values():
+                engine.scratch = address, size
         kinds = [kind for engine in self._engines.values() for kind in engine.caches.values()]
         self.cache_bytes = sum(shape[1] * shape[3] * np.dtype(dtype).itemsize for shape, dtype in kinds)
 
@@ -173,6 +180,15 @@ class EngineBackend:
             found = self._engines[graph].run(inputs, cache)
         return found["logits"], found.get("hidden")
 
+    def capturable(self) -> dict[str, bool]:
+        """Whether steps that were made can be captured as CUDA graphs, by graph and profile."""
+        with self._device.used():
+            return {
+                f"{graph}, {least} to {most} tokens, {window} entries": found
+                for graph, engine in self._engines.items()
+                for (least, most, window), found in engine.capturable().items()
+            }
+
     def image_features(self, pixels: FloatArray) -> FloatArray:
         return self._tower.features(pixels)
 
@@ -182,10 +198,18 @@ class EngineBackend:
             for engine in self._engines.values():
                 engine.close()
             self._engines.clear()
+            self._device.free(self._scratch)
 
 
 class _Engine:
-    """One deserialized engine, with a context for each profile that is used and buffers for the largest step."""
+    """One deserialized engine, with a context for each profile that is used and buffers for the largest step.
+
+    Attributes:
+        caches: Shape and type of the inputs that are caches.
+        scratch_bytes: What a step needs besides, whatever its profile.
+        scratch: Address and bytes of that memory. All contexts share it, since one step is made at a time; a library
+            that had to ask for it in the middle of a step could not capture it.
+    """
 
     def __init__(self, package: TensorRTPackage, artifact: Artifact, device: Device, built: BuiltEngine) -> None:
         trt, description = importlib.import_module(package.module), built.description
@@ -203,22 +227,28 @@ class _Engine:
             self._engine = self._runtime.deserialize_cuda_engine(data)
         if self._engine is None:
             raise MachineError(f"{self._path}: {package.module} {trt.__version__} cannot load it on this GPU")
-        self._config = self._engine.create_runtime_config()
-        self._config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE)
+        self.scratch_bytes, self.scratch = int(self._engine.device_memory_size_v2), (0, 0)
         self._kernel_file = _kernel_file(description, device.number)
+        self._narrow_config, self._wide_config = (self._engine.create_runtime_config() for _ in range(2))
+        for config in (self._narrow_config, self._wide_config):
+            config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if self._jit:
-            self._config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-            self._kernels = self._config.create_runtime_cache()
+            # Prompts have many lengths, each of which would be captured; what they gain by it is little.
+            self._narrow_config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            self._wide_config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED
+            self._kernels = self._narrow_config.create_runtime_cache()
             if kept := kernel_cache.read(self._kernel_file):
                 self._kernels.deserialize(kept)  # what it cannot use, it compiles
-            self._config.set_runtime_cache(self._kernels)
+            for config in (self._narrow_config, self._wide_config):
+                config.set_runtime_cache(self._kernels)
         self._contexts: dict[int, Any] = {}
         self._capturable = True
         # By profile and addresses. None: that step has been made, and will be captured the next time.
         self._graphs: dict[tuple[int, ...], Any] = {}
         self._shapes: dict[int, Hashable] = {}  # of each profile's last step
-        self._spans = [tuple(profile.tokens) for profile in description.profiles]
+        self._spans = [(profile.tokens[0], profile.tokens[1]) for profile in description.profiles]
         self._windows = [profile.window for profile in description.profiles]
+        self._widest = max(most for _, most in self._spans)
         self._narrow = max((most for least, most in self._spans if least == most), default=0)
         io = {each.name: (tuple(each.shape), _NUMPY[each.dtype]) for each in description.inputs}
         self.caches = {name: kind for name, kind in io.items() if name.startswith("past.")}
@@ -230,8 +260,10 @@ class _Engine:
         self._sizes: dict[str, int] = {}
 
     def run(self, inputs: dict[str, Array], cache: EngineCache) -> dict[str, Array]:
-        length = inputs["input_ids"].shape[1]
-        profile = self._profile(length, int(inputs["cache_position"].max()) + length)
+        length, start = inputs["input_ids"].shape[1], int(inputs["cache_position"].max())
+        if self._jit and length > self._narrow:
+            inputs = _padded(inputs, min(_usual(length), self._widest, max(self._windows) - start))
+        profile = self._profile(inputs["input_ids"].shape[1], start + inputs["input_ids"].shape[1])
         context = self._context(profile)
         if "window" in self._inputs:
             inputs = {**inputs, "window": np.zeros(self._windows[profile], np.int8)}  # only its length counts
@@ -249,7 +281,19 @@ class _Engine:
         for name, array in found.items():
             self._device.download(array, self._buffers[name])
         self._device.synchronize()
+        if "hidden" in found:
+            found["hidden"] = found["hidden"][:, :length]
         return found
+
+    def capturable(self) -> dict[tuple[int, int, int], bool]:
+        """By the least and most tokens and the window of each profile that was used."""
+        stream = self._device.stream
+        return {
+            (*self._spans[profile], self._windows[profile]): bool(
+                context.is_stream_capturable(stream) if self._jit else self._capturable
+            )
+            for profile, context in self._contexts.items()
+        }
 
     def _execute(self, profile: int, inputs: dict[str, Array], cache: EngineCache) -> None:
         """A graph serves steps of the same shapes on the same memory; wide steps hardly gain by one.
@@ -296,7 +340,7 @@ class _Engine:
             kernel_cache.write(self._kernel_file, bytes(memoryview(self._kernels.serialize())))
         self._forget_graphs()
         self._contexts.clear()
-        self._engine = self._runtime = self._config = self._kernels = None
+        self._engine = self._runtime = self._narrow_config = self._wide_config = self._kernels = None
         self._device.free(self._buffers)
 
     def _forget_graphs(self, profile: int | None = None) -> None:
@@ -313,9 +357,11 @@ class _Engine:
 
     def _context(self, profile: int) -> Any:
         if profile not in self._contexts:
-            context = self._engine.create_execution_context(self._config)
+            narrow = self._spans[profile][1] <= self._narrow
+            context = self._engine.create_execution_context(self._narrow_config if narrow else self._wide_config)
             if context is None or not context.set_optimization_profile_async(profile, self._device.stream):
                 raise MachineError(f"{self._path}: no memory on the GPU to run it")
+            context.set_device_memory(*self.scratch)
             self._contexts[profile] = context
         return self._contexts[profile]
 
@@ -331,6 +377,27 @@ class _Engine:
                 self._device.free({name: self._buffers.pop(name)})
             self._buffers[name], self._sizes[name] = self._device.zeros(size), size
         return self._buffers[name]
+
+
+def _usual(length: int) -> int:
+    """Of a wide step of that many tokens, up to a quarter more: four lengths for each power of two, since kernels are
+    compiled for each that occurs.
+    """
+    step = max(_LEAST_WIDE, 1 << max(0, length.bit_length() - 3))
+    return -(-length // step) * step
+
+
+def _padded(inputs: dict[str, Array], length: int) -> dict[str, Array]:
+    """With the last token of each row again and again. What they write into the cache lies behind what counts."""
+    more = length - inputs["input_ids"].shape[1]
+    if more <= 0:
+        return inputs
+
+    def pad(name: str, array: Array) -> Array:
+        per_token = name in ("input_ids", "position_ids", "previous_hidden")
+        return np.pad(array, [(0, 0), (0, more), (0, 0)][: array.ndim], "edge") if per_token else array
+
+    return {name: pad(name, array) for name, array in inputs.items()}
 
 
 def _kernel_file(description: EngineDescription, device: int) -> str:

@@ -15,7 +15,7 @@ import types
 import numpy as np
 import pytest
 from cuda.bindings import driver as real_driver
-from support.gpu_stand_in import PACKAGES, PREFILL, RELEASE, add_engines, add_kernels
+from support.gpu_stand_in import PACKAGES, PREFILL, RELEASE, SCRATCH, add_engines, add_kernels
 from support.listed_files import list_files
 
 import llmc.runtime.backends.tensorrt_engine as backend
@@ -223,3 +223,34 @@ def test_the_current_gpu_is_the_default(trained, tmp_path, gpu):
         gpu.cudaSetDevice(0)
         model.generate("a", max_new_tokens=4)
     assert gpu.asked == gpu.worked == {1} and gpu.cudaGetDevice() == (gpu.fine, 0)
+
+
+@pytest.mark.parametrize("target", PACKAGES)
+def test_what_can_be_captured_is_told(trained, tmp_path, gpu, target):
+    """All contexts share the memory that a step needs besides; a library that asked for it could not be captured."""
+    gpu.module = PACKAGES[target]
+    with load(add_engines(trained, tmp_path, target)) as model:
+        assert sum(len(block) == SCRATCH for block in gpu.blocks.values()) == 1
+        model.generate(PROMPTS[0], max_new_tokens=8)
+        told = model.backend.capturable()
+        assert {name.partition(",")[0] for name in told} == {"main", "mtp"}
+        narrow = {"2 to 2 tokens": True, "3 to 48 tokens": target == "tensorrt"}
+        assert {f"main, {name}, 160 entries": found for name, found in narrow.items()}.items() <= told.items()
+        assert sum(len(block) == SCRATCH for block in gpu.blocks.values()) == 1
+    assert SCRATCH not in map(len, gpu.blocks.values())
+
+
+def test_prompts_have_few_lengths(dense, tmp_path, gpu):
+    """TensorRT-RTX compiles kernels for each, and what is computed for nothing is behind what counts."""
+    text = "a quick brown fox jumps over the lazy dog " * 5
+    prompts = [text[:length] for length in (5, 9, 16, 17, 20, 31, 47, 48, 60, 148)]
+    with load(dense, backend="onnxruntime") as model:
+        expected = [model.generate(prompt, max_new_tokens=5).token_ids for prompt in prompts]
+        scores = [[each.logprob for each in row] for row in model.score(prompts)]
+    profiles = [{"tokens": tokens, "window": 155} for tokens in ([1, 1], [2, 2], [3, PREFILL])]
+    with load(add_engines(dense, tmp_path, context=155, profiles=profiles), backend="tensorrt-rtx") as model:
+        assert [model.generate(prompt, max_new_tokens=5).token_ids for prompt in prompts] == expected
+        for row, want in zip(model.score(prompts), scores, strict=True):
+            np.testing.assert_allclose([each.logprob for each in row], want, atol=1e-4)
+    assert {length for length in gpu.lengths if length > 2} == {16, 32, 48, 11}  # there is no room for more at the end
+    assert [backend._usual(n) for n in (3, 64, 65, 100, 128, 129, 511, 513)] == [16, 64, 80, 112, 128, 160, 512, 640]

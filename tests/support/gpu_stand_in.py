@@ -25,6 +25,7 @@ from support.listed_files import list_files
 RELEASE = importlib.metadata.version("tensorrt-rtx-cu13")
 PACKAGES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 PREFILL = 48
+SCRATCH = 12_345  # bytes
 
 
 def describe(graph: str, onnx: Path, sm: list[int], context: int) -> dict[str, object]:
@@ -96,6 +97,7 @@ class HostMemory:
         self.graphs: list[list] = []  # that can be launched
         self.runs = lambda: True  # asked before each step that is enqueued
         self.count, self.thread = 1, threading.local()
+        self.lengths = set()  # of steps
         self.asked, self.worked = set(), set()  # devices: whose attributes were asked for, on which work was done
 
     def cudaGetErrorString(self, error):
@@ -196,8 +198,8 @@ class Context:
 
     SPANS = ((1, 1), (2, 2), (3, PREFILL))
 
-    def __init__(self, path: str, memory: HostMemory) -> None:
-        self.memory = memory
+    def __init__(self, path: str, memory: HostMemory, graphs: str | None) -> None:
+        self.memory, self.graphs, self.scratch = memory, graphs, None
         self.session = onnxruntime.InferenceSession(path)
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
@@ -205,7 +207,16 @@ class Context:
     def set_optimization_profile_async(self, index, stream):
         self.memory.profiles.add(index)
         self.span = self.SPANS[index // self.memory.windows]
+        if self.memory.module == "tensorrt_rtx":  # which captures by itself
+            assert self.graphs == ("none" if self.span[1] == PREFILL else "whole graph")
         return True
+
+    def set_device_memory(self, address, size):
+        assert size == len(self.memory.blocks[address]) == SCRATCH
+        self.scratch = address
+
+    def is_stream_capturable(self, stream):
+        return self.graphs == "whole graph"
 
     def set_input_shape(self, name, shape):
         self.shapes[name] = shape
@@ -223,6 +234,8 @@ class Context:
 
     def execute_async_v3(self, stream):
         self.memory.work()
+        assert self.scratch in self.memory.blocks
+        self.memory.lengths.add(self.shapes["input_ids"][1])
         if not self.memory.runs():
             return False
         bound = dict(self.shapes), dict(self.addresses)
@@ -257,28 +270,33 @@ def gpu_stand_in(monkeypatch, tmp_path):
 
     def engine(data):
         kernels = types.SimpleNamespace(deserialize=memory.kernels.append, serialize=lambda: b"kernels")
-        config = types.SimpleNamespace(
-            set_execution_context_allocation_strategy=lambda strategy: None,
-            create_runtime_cache=lambda: kernels,
-            set_runtime_cache=lambda cache: setattr(config, "cache", cache),
-        )
 
-        def context(given):
-            assert given is config
+        def configuration():
+            config = types.SimpleNamespace(
+                set_execution_context_allocation_strategy=lambda strategy: setattr(config, "strategy", strategy),
+                create_runtime_cache=lambda: kernels,
+                set_runtime_cache=lambda cache: setattr(config, "cache", cache),
+            )
+            return config
+
+        def context(config):
+            assert config.strategy == "user"
             if memory.module == "tensorrt_rtx":
-                assert config.cache is kernels and config.cuda_graph_strategy == "whole graph"
+                assert config.cache is kernels
             else:
-                assert not hasattr(config, "cache")
-            return Context(data.decode(), memory)
+                assert not hasattr(config, "cache") and not hasattr(config, "cuda_graph_strategy")
+            return Context(data.decode(), memory, getattr(config, "cuda_graph_strategy", None))
 
-        return types.SimpleNamespace(create_runtime_config=lambda: config, create_execution_context=context)
+        return types.SimpleNamespace(
+            create_runtime_config=configuration, create_execution_context=context, device_memory_size_v2=SCRATCH
+        )
 
     package = types.SimpleNamespace(
         __version__=RELEASE,
         Logger=type("Logger", (), {"ERROR": 1, "__init__": lambda self, severity: None}),
         Runtime=lambda logger: types.SimpleNamespace(deserialize_cuda_engine=lambda data: engine(data[:])),
-        ExecutionContextAllocationStrategy=types.SimpleNamespace(ON_PROFILE_CHANGE=1),
-        CudaGraphStrategy=types.SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole graph"),
+        ExecutionContextAllocationStrategy=types.SimpleNamespace(USER_MANAGED="user"),
+        CudaGraphStrategy=types.SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole graph", DISABLED="none"),
     )
     for module in PACKAGES.values():
         monkeypatch.setitem(sys.modules, module, package)
