@@ -59,6 +59,7 @@ def bench(
     backend: str | None,
     threads: int | None,
     device: int | None = None,
+    ranks: int = 1,
 ) -> Report:
     """Greedy answers to pieces of the check text; the median of `rounds`, after one that does not count.
 
@@ -66,7 +67,7 @@ def bench(
         prompt_tokens: None for 32 and 512, as far as they fit the context with the answer
     """
     start = time.perf_counter()
-    with load(artifact, backend, threads, device=device) as model:
+    with load(artifact, backend, threads, device=device, ranks=ranks) as model:
         loaded, after_load = time.perf_counter() - start, peak_memory()
         text = _text(model)
         drafts = list(draft_tokens) if draft_tokens else [0] + [model.draft_tokens] * (model.draft_tokens > 0)

@@ -103,6 +103,7 @@ Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: 
 Device = Annotated[
     int | None, typer.Option(min=0, help="Which GPU, as CUDA counts them from 0 on; default: the current one.")
 ]
+Ranks = Annotated[int, typer.Option(min=1, help="GPUs that hold the model together, each in a process of its own.")]
 Verify = Annotated[bool, typer.Option("--verify", help="Compare the sha256 of every file with the manifest first.")]
 
 
@@ -266,6 +267,7 @@ def check(
     backend: Backend = None,
     threads: Threads = None,
     device: Device = None,
+    ranks: Ranks = 1,
     as_json: Json = False,
 ) -> None:
     """Compare an artifact with what the original said, on this machine. Needs neither torch nor the original.
@@ -281,7 +283,7 @@ def check(
     from llmc.summary import check_rows, missed_line
 
     _verify(artifact, verify)
-    with load(artifact, backend, threads, device=device) as model:
+    with load(artifact, backend, threads, device=device, ranks=ranks) as model:
         found = Checks.model_validate(model.check(reference=reference).to_json())
     if as_json:
         terminal.print_json(found.to_json() | {"backend": model.backend_info})
@@ -330,6 +332,7 @@ def run(
     backend: Backend = None,
     threads: Threads = None,
     device: Device = None,
+    ranks: Ranks = 1,
     as_json: Json = False,
 ) -> None:
     """Generate text, printed as it comes. Ctrl-C stops an answer.
@@ -346,6 +349,8 @@ def run(
     `llmc run build/quickstart --prompt "import " --temperature 0.8 --seed 1 --max-new-tokens 200`
 
     `llmc run build/NVLM-D-72B --image photo.jpg --prompt "What is this?"`
+
+    `llmc run build/deepseek-r1 --ranks 8`
     """
     from llmc.conversation import answer, converse, with_images
     from llmc.conversation import parameters as over_the_models_own
@@ -355,9 +360,7 @@ def run(
     prompt, system = streams.argument(prompt), streams.argument(system)
     stop = [text for each in stop or [] if (text := streams.argument(each)) is not None]
     template = None if chat_template is None else _text(chat_template)
-    with load(
-        artifact, backend, threads, speculative, draft_tokens, chat_template=template, add_bos=add_bos, device=device
-    ) as model:
+    with load(artifact, backend, threads, speculative, draft_tokens, False, template, add_bos, device, ranks) as model:
         images = [str(path) for path in image or []]
         chat = ((prompt is None or bool(images)) and model.has_chat_template) if chat is None else chat
         if system and not chat:
@@ -403,6 +406,7 @@ def bench(
     backend: Backend = None,
     threads: Threads = None,
     device: Device = None,
+    ranks: Ranks = 1,
     as_json: Json = False,
 ) -> None:
     """Measure how fast an artifact is on this machine: prefill, decode, drafts, memory.
@@ -416,7 +420,8 @@ def bench(
     from llmc.bench import bench as run_bench
 
     _verify(artifact, verify)
-    found = run_bench(artifact, prompt_tokens, new_tokens, batch or [1], draft_tokens, rounds, backend, threads, device)
+    given = batch or [1], draft_tokens, rounds, backend, threads, device, ranks
+    found = run_bench(artifact, prompt_tokens, new_tokens, *given)
     if as_json:
         terminal.print_json(found.data)
     else:

@@ -22,6 +22,7 @@ DISTRIBUTIONS = {
     "PIL": "pillow",
     "cuda": "cuda-bindings",
     "google": "protobuf",
+    "nccl": "nccl4py",
     "tensorrt": "tensorrt-cu13",
     "tensorrt_rtx": "tensorrt-rtx-cu13",
 }

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _MOST_THREADS = 1024
 _MOST_DEVICES = 1023
+_MOST_RANKS = 64
 _SPACES = ("Ġ", "▁")  # how byte-level and SentencePiece vocabularies write a token that is one space
 
 
@@ -324,6 +325,7 @@ def load(
     chat_template: str | None = None,
     add_bos: bool | None = None,
     device: int | None = None,
+    ranks: int = 1,
 ) -> Model:
     """Opens an artifact directory.
 
@@ -339,6 +341,9 @@ def load(
         add_bos: whether texts begin with the beginning-of-text token; None: as when it was built
             (`Model.tokenizer.because` says who wants it so)
         device: the number of the GPU, as CUDA counts them; None: the current one
+        ranks: GPUs that hold the model together, if it was built with `tensor_parallel`. A process for each of the
+            others is started here; or a launcher did so, such as torchrun: then these stay in `load`, and end with
+            SystemExit when the first closes its model
 
     InputError for a broken artifact or an argument of the wrong type, MachineError when nothing here can run it.
     """
@@ -347,6 +352,7 @@ def load(
         arguments.refuse("backend", backend, "a name, such as 'onnxruntime'")
     threads = None if threads is None else arguments.whole("threads", threads, 1, _MOST_THREADS)
     draft_tokens = arguments.whole("draft_tokens", draft_tokens, 0)
+    ranks = arguments.whole("ranks", ranks, 1, _MOST_RANKS)
     speculative, verify = arguments.flag("speculative", speculative), arguments.flag("verify", verify)
     device = None if device is None else arguments.whole("device", device, 0, _MOST_DEVICES)
     add_bos = None if add_bos is None else arguments.flag("add_bos", add_bos)
@@ -357,7 +363,14 @@ def load(
         opened.verify()
     tokenizer = Tokenizer(opened, opened.vocab_size, opened.add_bos if add_bos is None else add_bos)
     opened = replace(opened, eos_token_ids=opened.eos_token_ids | set(tokenizer.eos_token_ids))
-    started, reason = start(opened, backend, threads, device)
+    if ranks > 1:
+        if device is not None:
+            raise InputError(f"device is {device}, and {ranks} ranks have a GPU each; leave out one of the two")
+        from llmc.runtime import distributed
+
+        started, reason = distributed.start(opened, backend, ranks)
+    else:
+        started, reason = start(opened, backend, threads, device)
     model = Model(opened, tokenizer, started, reason, speculative, draft_tokens)
     model.chat_template = chat_template
     return model

@@ -188,8 +188,8 @@ def rank_notes(spec: ModelSpec, ranks: int) -> list[str]:
     if ranks == 1:
         return []
     notes = [
-        f"{ranks} GPUs together take these engines, each that of its rank; llmc builds such engines and does not run "
-        "them yet"
+        f"{ranks} GPUs together take these engines, each that of its rank: `llmc run ARTIFACT --ranks {ranks}` on a "
+        "machine that has them"
     ]
     if not divides_head(spec, ranks):
         notes.append(f"{spec.vocab_size} tokens cannot be divided among {ranks} GPUs: each has the whole head")

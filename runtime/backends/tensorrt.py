@@ -15,20 +15,22 @@ from llmc.tensorrt_package import TENSORRT, TENSORRT_RTX, TensorRTPackage
 
 
 class EngineFactory(BackendFactory):
-    """The backend of one package."""
+    """The backend of one package; of a model that several GPUs hold together, that of one rank."""
 
-    def __init__(self, package: TensorRTPackage, preference: int) -> None:
+    def __init__(self, package: TensorRTPackage, preference: int, rank: int = 0, ranks: int = 1) -> None:
         self.package, self.name, self.preference = package, package.name, preference
+        self.part = rank, ranks
 
     def unavailable(self, artifact: Artifact, provider: str | None = None, device: int | None = None) -> str | None:
         package = self.package
         if provider:
             return f"it has no providers; leave out {provider!r}"
-        built = tensorrt_engine.built_engines(package, artifact)
+        built = tensorrt_engine.built_engines(package, artifact, self.part)
+        if not built and (divided := tensorrt_engine.built_engines(package, artifact, None)):
+            ranks = min(each.description.ranks for each in divided)
+            return f"its engines are for {ranks} GPUs together; say `--ranks {ranks}`, or load(…, ranks={ranks})"
         if not built:
             return f"the artifact has no engines; add `{package.name}` to the recipe's targets"
-        if ranks := min(each.description.ranks for each in built) - 1:
-            return f"its engines are for {ranks + 1} GPUs together, which this llmc builds and does not run yet"
         if not package.installed or importlib.util.find_spec("cuda") is None:
             return f"the packages are not installed; {install(package.module)}"
         sm = tensorrt_engine.compute_capability(device)
@@ -51,7 +53,8 @@ class EngineFactory(BackendFactory):
     def start(
         self, artifact: Artifact, threads: int | None, provider: str | None = None, device: int | None = None
     ) -> tensorrt_engine.EngineBackend:
-        sm, built = tensorrt_engine.compute_capability(device), tensorrt_engine.built_engines(self.package, artifact)
+        sm = tensorrt_engine.compute_capability(device)
+        built = tensorrt_engine.built_engines(self.package, artifact, self.part)
         found = {each.description.graph: each for each in built if sm in each.description.sm}
         for each in found.values():
             if each.kernels:

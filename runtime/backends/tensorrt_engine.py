@@ -12,7 +12,7 @@ import importlib
 import json
 import mmap
 import weakref
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,8 +81,14 @@ class BuiltEngine:
     kernels: str | None
 
 
-def built_engines(package: TensorRTPackage, artifact: Artifact) -> list[BuiltEngine]:
-    """The engines that the artifact has for a package, by the .json of each; InputError for broken ones."""
+def built_engines(
+    package: TensorRTPackage, artifact: Artifact, part: tuple[int, int] | None = (0, 1)
+) -> list[BuiltEngine]:
+    """The engines that the artifact has for a package, by the .json of each; InputError for broken ones.
+
+    Args:
+        part: a rank, and of how many; None: all engines
+    """
     from llmc.contracts.engine import EngineDescription
     from llmc.contracts.part import checked
 
@@ -93,6 +99,8 @@ def built_engines(package: TensorRTPackage, artifact: Artifact) -> list[BuiltEng
             engine = artifact.beside(name, said.engine)
             if artifact.files[engine].sha256 != said.sha256:
                 raise InputError(f"{artifact.path / engine}: not the engine that was built; download it again")
+            if part not in (None, (said.rank, said.ranks)):
+                continue
             kernels = artifact.beside(name, said.kernels) if said.plugins and said.kernels else None
             found.append(BuiltEngine(said, artifact.file(engine), kernels))
     return found
@@ -139,6 +147,11 @@ class EngineBackend:
                 engine.scratch = address, size
         kinds = [kind for engine in self._engines.values() for kind in engine.caches.values()]
         self.cache_bytes = sum(shape[1] * shape[3] * np.dtype(dtype).itemsize for shape, dtype in kinds)
+
+    def give_to_contexts(self, give: Callable[[Any], None]) -> None:
+        """Call `give` with every context of the engines before its first use."""
+        for engine in self._engines.values():
+            engine.prepare = give
 
     def new_cache(self, batch: int) -> EngineCache:
         cache = EngineCache(batch)
@@ -242,6 +255,7 @@ class _Engine:
             for config in (self._narrow_config, self._wide_config):
                 config.set_runtime_cache(self._kernels)
         self._contexts: dict[int, Any] = {}
+        self.prepare: Callable[[Any], None] = lambda _: None  # for each context before its use
         self._capturable = True
         # By profile and addresses. None: that step has been made, and will be captured the next time.
         self._graphs: dict[tuple[int, ...], Any] = {}
@@ -362,6 +376,7 @@ class _Engine:
             if context is None or not context.set_optimization_profile_async(profile, self._device.stream):
                 raise MachineError(f"{self._path}: no memory on the GPU to run it")
             context.set_device_memory(*self.scratch)
+            self.prepare(context)
             self._contexts[profile] = context
         return self._contexts[profile]
 

@@ -32,6 +32,7 @@ OPTIONAL = {
     "tensorrt_rtx": "rtx",
     "tensorrt": "tensorrt",
     "cuda": "rtx",
+    "nccl": "ranks",
     "PIL": "images",
     "huggingface_hub": "hub",
     "tiktoken": "tokenizers",
