@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 import onnx_ir as ir
 
+from llmc.convert.engines.grouped_topk import grouped_topk_plugin
 from llmc.convert.engines.latent_attention import latent_attention, latent_attention_plugin
 from llmc.convert.engines.mixture_of_experts import mixture_of_experts, mixture_of_experts_plugin
 from llmc.convert.engines.phases import Phases
@@ -73,6 +74,11 @@ def lower(
             mixture_of_experts_plugin(b, node, experts.activation, dtype, plugins)
         else:
             mixture_of_experts(b, node, experts.activation, weights, phases, batch)
+    if plugins is not None:
+        for node in b.nodes("GroupedTopK", DOMAIN):
+            experts = spec.mlps[layer_of(node)]
+            assert isinstance(experts, MixtureOfExpertsSpec)
+            grouped_topk_plugin(b, node, experts.router, plugins)
     weights.decode()
     b.clean()
 

@@ -9,7 +9,7 @@ from typing import Any
 import onnx_ir as ir
 
 from llmc.convert.graph.builder import DOMAIN
-from llmc.convert.graph.rewrite import Rewriter
+from llmc.convert.graph.rewrite import Rewriter, producer
 from llmc.convert.kernels.kernel_sets import KernelRequest, kernel_sets
 from llmc.errors import MissingPackageError
 from llmc.extras import install
@@ -39,13 +39,18 @@ class Plugins:
 
     def add(self, b: Rewriter, wanted: KernelRequest, *inputs: ir.Value, **scalars: float) -> ir.Value:
         """The output of a new node. A function of its name goes: the parser would prefer it to the plugin."""
+        return self.add_all(b, wanted, 1, *inputs, **scalars)[0]
+
+    def add_all(
+        self, b: Rewriter, wanted: KernelRequest, outputs: int, *inputs: ir.Value, **scalars: float
+    ) -> Sequence[ir.Value]:
+        """The same where there are several outputs."""
         b.model.functions.pop((DOMAIN, wanted.operation, ""), None)
         attributes: dict[str, Any] = {"kernels": "", **scalars}
-        value: ir.Value = b.op(wanted.operation, *inputs, domain=DOMAIN, **attributes)
-        node = value.producer()
-        assert node is not None
-        self._waiting.append((node, wanted))
-        return value
+        found = b.op(wanted.operation, *inputs, domain=DOMAIN, outputs=outputs, **attributes)
+        values: Sequence[ir.Value] = found if outputs > 1 else (found,)
+        self._waiting.append((producer(values[0]), wanted))
+        return values
 
     def compile(self, sms: Sequence[int], progress: Callable[[float], None]) -> list[KernelSet]:
         """The kernels; the nodes get their keys."""

@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import multiprocessing
 import os
+import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -28,7 +29,7 @@ class KernelRequest:
 
     def module(self) -> Any:
         """That has `sources(shape, sm)` and `layout_for(shape, sm)`."""
-        name = "".join(f"_{c.lower()}" if c.isupper() else c for c in self.operation).lstrip("_")
+        name = re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", "_", self.operation).lower()
         return importlib.import_module(f"llmc.convert.kernels.{name}")
 
 

@@ -81,5 +81,5 @@ def test_the_same_network_compiles_for_the_gpu_that_is_there(monkeypatch: pytest
     assert list(result.files) == ["trt-sm90.kernels.safetensors", "trt-sm90.engine", "trt-sm90.json"]
     said = json.loads((checkpoint.path / "engines/trt-sm90.json").read_text())
     assert (said["package"], said["sm"], said["programs"]) == ("tensorrt", [90], [])
-    assert said["plugins"] == ["llmc.LatentAttention", "llmc.MixtureOfExperts"]
+    assert said["plugins"] == ["llmc.GroupedTopK", "llmc.LatentAttention", "llmc.MixtureOfExperts"]
     assert said["weight_bytes"]["float8e4m3fn"] and said["weight_bytes"]["int32"]  # SM 90 knows FP8

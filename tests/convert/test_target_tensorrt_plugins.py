@@ -76,11 +76,12 @@ def description(built: tuple[Checkpoint, TargetResult], stem: str) -> dict[str, 
 def test_engines_hold_plugins(built: tuple[Checkpoint, TargetResult], sm: int) -> None:
     for graph, layers in (("", 2), ("-mtp", 1)):
         said = description(built, f"rtx-sm{sm}{graph}")
-        assert said["plugins"] == ["llmc.AppendFloat8", "llmc.LatentAttention", "llmc.MixtureOfExperts"]
+        operations = ("AppendFloat8", "GroupedTopK", "LatentAttention", "MixtureOfExperts")
+        assert said["plugins"] == [f"llmc.{name}" for name in operations]
         assert said["kernels"] == f"rtx-sm{sm}.kernels.safetensors" in built[1].files
         # Cut where the cache is written: what lies between is a program of its own.
         assert [program["parts"] for program in said["programs"]] == [layers + 1] * 3
-        assert all(program["kernels"]["custom_layer"] == layers + 1 for program in said["programs"])
+        assert all(program["kernels"]["custom_layer"] == layers + 2 for program in said["programs"])
         cache = {io["name"]: (io["dtype"], io["shape"]) for io in (*said["inputs"], *said["outputs"])}
         layer = 2 if graph else 1
         assert cache[f"past.{layer}.latent"] == cache[f"present.{layer}.latent"] == ("int8", [-1, 1, 32, 80])

@@ -71,22 +71,36 @@ def run(
     gpu: Gpu,
     **scalars: float,
 ) -> tuple[torch.Tensor, list[str]]:
-    """The first output, and the names of the kernels that made it."""
+    """The output, and the names of the kernels that made it."""
+    (output,), launched = run_all(operation, wanted, inputs, [output_shape], gpu, **scalars)
+    return output, launched
+
+
+def run_all(
+    operation: Callable[..., Operation],
+    wanted: KernelRequest,
+    inputs: Sequence[torch.Tensor],
+    output_shapes: Sequence[Sequence[int]],
+    gpu: Gpu,
+    **scalars: float,
+) -> tuple[list[torch.Tensor], list[str]]:
+    """All outputs, and the names of the kernels that made them."""
     kernels = InterpretedKernels(wanted, gpu.sm)
     made = operation(kernels, **scalars)
     names = {dtype: name for name, dtype in DTYPES.items()}
     shapes = [tuple(x.shape) for x in inputs]
     made.check(shapes, [names[x.dtype] for x in inputs])
-    dtype, aliased = DTYPES[made.outputs[0].type], made.outputs[0].aliased
-    output = torch.full((int(np.prod(output_shape)) * dtype.itemsize,), 0xFF, dtype=torch.uint8).view(dtype)
-    if aliased is not None:
-        output = inputs[aliased]
+    outputs = []
+    for spec, shape in zip(made.outputs, output_shapes, strict=True):
+        dtype = DTYPES[spec.type]
+        unwritten = torch.full((int(np.prod(shape)) * dtype.itemsize,), 0xFF, dtype=torch.uint8).view(dtype)
+        outputs.append(unwritten if spec.aliased is None else inputs[spec.aliased])
     workspace = torch.full((made.workspace_bytes(shapes) + 256,), 0xFF, dtype=torch.uint8)
-    kernels.memory = [*inputs, output, workspace]
+    kernels.memory = [*inputs, *outputs, workspace]
     assert all(x.is_contiguous() for x in kernels.memory)
     place = -(-workspace.data_ptr() // 256) * 256
-    made.launch(gpu, shapes, [x.data_ptr() for x in inputs], [output.data_ptr()], place, 0)
-    return output.view(*output_shape), kernels.launched
+    made.launch(gpu, shapes, [x.data_ptr() for x in inputs], [x.data_ptr() for x in outputs], place, 0)
+    return [x.view(*shape) for x, shape in zip(outputs, output_shapes, strict=True)], kernels.launched
 
 
 def let_the_interpreter_multiply_bfloat16() -> None:

@@ -7,8 +7,16 @@ import torch
 
 from llmc.convert.engines.plugins import Plugins
 from llmc.convert.graph.builder import FunctionBuilder
+from llmc.convert.graph.grouped_topk import grouped_topk_function
 from llmc.convert.graph.step import MASKED
-from llmc.convert.spec import Activation, ClampedSwiGLU, LatentAttentionSpec, ModelSpec
+from llmc.convert.spec import (
+    Activation,
+    ClampedSwiGLU,
+    LatentAttentionSpec,
+    MixtureOfExpertsSpec,
+    ModelSpec,
+    RouterSpec,
+)
 from llmc.runtime.plugins.linear import LinearShape
 from llmc.runtime.plugins.mixture_of_experts import CODES, WORDS, ExpertsShape, ExpertWeights
 
@@ -28,12 +36,26 @@ def add_plugin_functions(model: ir.Model, spec: ModelSpec, plugins: Plugins) -> 
         for node, each in plugins._waiting:
             if node in nodes and each.operation == "Linear" and each.shape == shape:
                 node.op_type = functions[-1].name
+    for router in {mlp.router for mlp in spec.mlps if isinstance(mlp, MixtureOfExpertsSpec)}:
+        functions.append(grouped_topk_function(router))
+        for node in nodes:
+            if node.op_type == "GroupedTopK":  # means what it meant before
+                node.attributes.clear()
+                node.attributes.update(ir.Node("", "", [], routed(router)).attributes)
     attention = spec.attentions[0]
     if isinstance(attention, LatentAttentionSpec):
         functions.append(latent_attention(attention, spec.fp8_cache))
     for function in functions:
         if any((node.domain, node.op_type) == (function.domain, function.name) for node in model.graph):
             model.functions[function.identifier()] = function
+
+
+def routed(router: RouterSpec) -> list[ir.Attr]:
+    """The attributes of a node that calls `grouped_topk_function`."""
+    integers = {name: getattr(router, name) for name in ("top_k", "num_groups", "top_k_groups")}
+    found = [ir.AttrInt64(name, value) for name, value in (integers | {"normalize": int(router.normalize)}).items()]
+    found.append(ir.AttrFloat32("scaling_factor", router.scaling_factor))
+    return [*found, ir.AttrString("scoring", router.scoring)]
 
 
 def latent_attention(spec: LatentAttentionSpec, float8: bool) -> ir.Function:
