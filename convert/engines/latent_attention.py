@@ -51,31 +51,49 @@ def latent_attention_plugin(
 
 
 def latent_attention(b: Rewriter, node: ir.Node, spec: LatentAttentionSpec, phases: Phases) -> None:
-    """Replace `llmc.LatentAttention`, the product before it that takes the query through the key half of
-    kv_b_proj, and the one after it that takes the mixed latents through the value half.
+    """Replace `llmc.LatentAttention` and all between it and the projections before and behind it: the product that
+    takes the query through the key half of kv_b_proj, and the one that takes the mixed latents through the value half.
     """
     query, cached, mask = node.inputs
     assert query and cached and mask
-    absorbed, query_rope = _inputs(query)
-    query_nope, key_weight = _inputs(absorbed)
-    (expand,) = node.outputs[0].consumers()
+    absorbed, query_rope = producer(query).inputs
+    product = _before(absorbed, "Transpose", "Reshape")
+    turned, key_weight = product.inputs
+    query_nope = _before(turned, "Transpose", "Reshape").outputs[0]
+    expand = _behind(node, "Transpose", "Reshape", "MatMul")
+    end = _behind(expand, "Transpose", "Reshape")
     value_weight = expand.inputs[1]
-    assert value_weight
-    with b.before(expand):
+    assert query_rope and key_weight and value_weight
+    with b.before(end):
         attention = _Attention(b, spec, cached, key_weight, value_weight)
-        decode, prefill = zip(*(phases.split(x, 2) for x in (query_nope, query_rope, mask)), strict=True)
-        b.replace(expand, b.concat(attention.absorbed(*decode), attention.expanded(*prefill), axis=2))
+        split = phases.split(query_nope, 1), phases.split(query_rope, 2), phases.split(mask, 2)
+        decode, prefill = zip(*split, strict=True)
+        b.replace(end, b.concat(attention.absorbed(*decode), attention.expanded(*prefill), axis=1))
 
 
-def _inputs(value: ir.Value) -> tuple[ir.Value, ...]:
-    node = value.producer()
-    assert node is not None
-    return tuple(x for x in node.inputs if x is not None)
+def _before(value: ir.Value | None, *op_types: str) -> ir.Node:
+    """The node before those, of which the last named is the first to come."""
+    for op_type in op_types:
+        node = producer(value)
+        assert node.op_type == op_type, node
+        value = node.inputs[0]
+    return producer(value)
+
+
+def _behind(node: ir.Node, *op_types: str) -> ir.Node:
+    """The last of those that follow."""
+    for op_type in op_types:
+        (node,) = node.outputs[0].consumers()
+        assert node.op_type == op_type, node
+    return node
 
 
 @dataclass(frozen=True)
 class _Attention:
-    """query_nope [B, heads, S, N], query_rope [B, heads, S, P], mask [B, 1, S, T] -> [B, heads, S, V]."""
+    """query_nope [B, S, heads, N], query_rope [B, heads, S, P], mask [B, 1, S, T] -> [B, S, heads * V].
+
+    Weights are multiplied heads first, [heads, B * S, N] times [heads, N, R], so that no row has a copy of them.
+    """
 
     b: Rewriter
     spec: LatentAttentionSpec
@@ -89,21 +107,29 @@ class _Attention:
         No shape is left to be inferred: that cannot be done for a part that has no tokens.
         """
         b, spec = self.b, self.spec
-        query = b.concat(b.op("MatMul", query_nope, self.key_weight), query_rope)
+        batch, tokens = b.dimension(query_nope, 0), b.dimension(query_nope, 1)
+        all_tokens, count = b.op("Mul", batch, tokens), b.constant([spec.num_heads])
+        rank, capacity, channels = b.constant([spec.kv_lora_rank]), b.dimension(self.cached, 2), self._channels
+
+        def reshape(x: ir.Value, *shape: ir.Value) -> ir.Value:
+            return b.op("Reshape", x, b.concat(*shape), allowzero=1)
+
+        query = reshape(query_nope, all_tokens, count, b.constant([spec.qk_nope_head_dim]))
+        query = b.op("MatMul", b.transpose(query, 1, 0, 2), self.key_weight)
+        query = b.transpose(reshape(query, count, batch, tokens, rank), 1, 0, 2, 3)
+        query = b.concat(query, query_rope)
         query = b.op("Mul", query, b.cast_like(b.constant(spec.softmax_scale, ir.DataType.FLOAT), query))
-        heads = b.op("Shape", query, start=0, end=3)
-        rows = b.op("Mul", b.dimension(query, 2), b.constant([spec.num_heads]))
-        rows = b.concat(b.dimension(query, 0), b.constant([1]), rows)
-        capacity, channels = b.dimension(self.cached, 2), b.dimension(self.cached, 3)
+        rows = batch, b.constant([1]), b.op("Mul", tokens, count)
 
-        def reshape(x: ir.Value, lead: ir.Value, last: ir.Value) -> ir.Value:
-            return b.op("Reshape", x, b.concat(lead, last), allowzero=1)
-
-        scores = b.op("MatMul", reshape(query, rows, channels), b.transpose(self.cached, 0, 1, 3, 2))
-        weights = b.op("Softmax", b.op("Add", reshape(scores, heads, capacity), mask), axis=-1)
-        mixed = b.op("MatMul", reshape(weights, rows, capacity), self.cached)
-        latent, _ = b.split(reshape(mixed, heads, channels), spec.kv_lora_rank, spec.qk_rope_head_dim)
-        return b.op("MatMul", latent, self.value_weight)
+        scores = b.op("MatMul", reshape(query, *rows, channels), b.transpose(self.cached, 0, 1, 3, 2))
+        scores = b.op("Add", reshape(scores, batch, count, tokens, capacity), mask)
+        weights = b.op("Softmax", scores, axis=-1)
+        mixed = b.op("MatMul", reshape(weights, *rows, capacity), self.cached)
+        mixed = reshape(mixed, batch, count, tokens, channels)
+        latent, _ = b.split(mixed, spec.kv_lora_rank, spec.qk_rope_head_dim)
+        latent = reshape(b.transpose(latent, 1, 0, 2, 3), count, all_tokens, rank)
+        value = b.transpose(b.op("MatMul", latent, self.value_weight), 1, 0, 2)
+        return reshape(value, batch, tokens, b.constant([spec.num_heads * spec.v_head_dim]))
 
     def expanded(self, query_nope: ir.Value, query_rope: ir.Value, mask: ir.Value) -> ir.Value:
         """The fused kernel wants keys and values equally long: the shorter are padded with zeros."""
@@ -116,10 +142,25 @@ class _Attention:
 
         latent, key_rope = b.split(self.cached, spec.kv_lora_rank, spec.qk_rope_head_dim)
         key = b.concat(
-            b.op("MatMul", latent, b.transpose(self.key_weight, 0, 2, 1)),
+            self._of_all_heads(latent, b.transpose(self.key_weight, 0, 2, 1), spec.qk_nope_head_dim),
             b.op("Expand", key_rope, b.constant([1, spec.num_heads, 1, 1])),
         )
-        value = padded(b.op("MatMul", latent, self.value_weight), padding)
-        query = padded(b.concat(query_nope, query_rope), more)
+        value = padded(self._of_all_heads(latent, self.value_weight, spec.v_head_dim), padding)
+        query = padded(b.concat(b.transpose(query_nope, 0, 2, 1, 3), query_rope), more)
         mixed = b.op("Attention", query, padded(key, more), value, mask, scale=spec.softmax_scale)
-        return b.split(mixed, spec.v_head_dim, padding)[0] if padding else mixed
+        mixed = b.split(mixed, spec.v_head_dim, padding)[0] if padding else mixed
+        lead = b.op("Shape", query_nope, end=2)
+        shape = b.concat(lead, b.constant([spec.num_heads * spec.v_head_dim]))
+        return b.op("Reshape", b.transpose(mixed, 0, 2, 1, 3), shape, allowzero=1)
+
+    @property
+    def _channels(self) -> ir.Value:
+        return self.b.constant([self.spec.kv_lora_rank + self.spec.qk_rope_head_dim])
+
+    def _of_all_heads(self, latent: ir.Value, weight: ir.Value, channels: int) -> ir.Value:
+        """[B, 1, T, R] times [heads, R, n] -> [B, heads, T, n]."""
+        b, heads = self.b, self.spec.num_heads
+        product = b.op("MatMul", b.reshape(latent, 1, -1, self.spec.kv_lora_rank), weight)
+        batch, capacity = b.dimension(self.cached, 0), b.dimension(self.cached, 2)
+        shape = b.concat(b.constant([heads]), batch, capacity, b.constant([channels]))
+        return b.transpose(b.op("Reshape", product, shape), 1, 0, 2, 3)

@@ -43,6 +43,9 @@ def latent_attention(
 
     kv_b_proj never meets the cache: its key half is folded into the query, its value half into the output
     (section 2.1.2), so the cache holds R + P numbers per token: the normalized latent, then the rotated key.
+
+    Both are products over heads, [Hq, B * S, n] times [Hq, n, R]: over rows and heads, compilers would first copy the
+    weights for every row.
     """
     rank, nope, rope = spec.kv_lora_rank, spec.qk_nope_head_dim, spec.qk_rope_head_dim
     with b.at(path):
@@ -52,8 +55,8 @@ def latent_attention(
             normed = NormSpec(spec.q_lora_rank, spec.norm_eps)
             query = rms_norm(b, linear(b, x, f"{path}.q_a_proj"), f"{path}.q_a_layernorm", normed)
             query = linear(b, query, f"{path}.q_b_proj")
-        query = b.transpose(b.reshape(query, 0, 0, spec.num_heads, nope + rope), 0, 2, 1, 3)
-        query_nope, query_rope = b.split(query, nope, rope)
+        query_nope, query_rope = b.split(b.reshape(query, 0, 0, spec.num_heads, nope + rope), nope, rope)
+        query_rope = b.transpose(query_rope, 0, 2, 1, 3)
 
         entry = b.op("Unsqueeze", linear(b, x, f"{path}.kv_a_proj_with_mqa"), b.constant([1]))
         latent, key_rope = b.split(entry, rank, rope)
@@ -63,7 +66,11 @@ def latent_attention(
         kv_b = f"{path}.kv_b_proj.weight"
         key_layout = WeightView(transposed=False, heads=spec.num_heads, rows=(0, nope))
         value_layout = WeightView(heads=spec.num_heads, rows=(nope, nope + spec.v_head_dim))
+        rows = b.op("Shape", x, end=2)
+        query_nope = b.transpose(b.reshape(query_nope, -1, spec.num_heads, nope), 1, 0, 2)
         absorbed = b.op("MatMul", query_nope, b.weight(kv_b, key_layout, name=f"{kv_b}.key"))
+        absorbed = b.op("Reshape", absorbed, b.concat(b.constant([spec.num_heads]), rows, b.constant([rank])))
+        absorbed = b.transpose(absorbed, 1, 0, 2, 3)
         mixed = b.call(
             latent_attention_function(),
             b.concat(absorbed, rotary(b, query_rope, rope, spec.rope, step.angles)),
@@ -73,6 +80,8 @@ def latent_attention(
             kv_lora_rank=rank,
             scale=spec.softmax_scale,
         )
+        mixed = b.reshape(b.transpose(mixed, 1, 0, 2, 3), spec.num_heads, -1, rank)
         value = b.op("MatMul", mixed, b.weight(kv_b, value_layout, name=f"{kv_b}.value"))
-        value = b.reshape(b.transpose(value, 0, 2, 1, 3), 0, 0, spec.num_heads * spec.v_head_dim)
+        channels = b.constant([spec.num_heads * spec.v_head_dim])
+        value = b.op("Reshape", b.transpose(value, 1, 0, 2), b.concat(rows, channels))
         return linear(b, value, f"{path}.o_proj")
