@@ -43,7 +43,7 @@ def test_programs_of_a_multiprocessor(bench: Any) -> None:
 def test_the_slowest_part_is_the_limit(bench: Any) -> None:
     """4 KiB a step at 14.46 bytes a clock: 308 clocks at the best. 1,000 instructions of two warps take 769."""
     (h100,) = (gpu for gpu in bench["GPUS"] if gpu.name == "H100")
-    case = bench["Case"]("a case", None, "split", 4096, 4096, 4096)
+    case = bench["Case"]("a case", None, "attend", 4096, 4096, 4096)
     few, many = made(bench, *["IMAD"] * 100), made(bench, *["IMAD"] * 1000)
     assert (bench["estimate"](case, few, h100).limit, round(bench["estimate"](case, few, h100).share, 2)) == (
         "memory",

@@ -168,7 +168,7 @@ def peer_milliseconds(batch: int, context: int) -> float | None:
 def measure(attention: dict[str, LatentAttentionPlugin]) -> None:
     copied, multiplied, gpu = copied_bytes_per_second(), multiplied_flops_per_second(), current()
     table = Table(
-        "cache", "batch", "tokens", "context", "splits", "ms", "cache GB/s", "of a copy", "TFLOP/s", "of a matmul",
+        "cache", "batch", "tokens", "context", "workers", "ms", "cache GB/s", "of a copy", "TFLOP/s", "of a matmul",
         "torch ms",
         title=title(f"a copy moves {copied / 1e9:.0f} GB/s", f"a matmul does {multiplied / 1e12:.0f} TFLOP/s"),
     )  # fmt: skip
@@ -185,14 +185,14 @@ def measure(attention: dict[str, LatentAttentionPlugin]) -> None:
             except torch.OutOfMemoryError:
                 table.add_row(*row, "out of memory")
                 continue
-            splits = plan(shape, layout, gpu.multiprocessors, batch, tokens, given.cache.shape[2]).splits
+            workers = plan(shape, layout, gpu.multiprocessors, batch, tokens, given.cache.shape[2]).workers
             bandwidth = read_bytes(given.lengths, shape) / seconds
             speed = flops(given.lengths, tokens, shape) / seconds
             del given, call
             torch.cuda.empty_cache()
             peer = peer_milliseconds(batch, context) if tokens == 1 else None
             table.add_row(
-                *row, str(splits), f"{1e3 * seconds:.3f}", f"{bandwidth / 1e9:.0f}", f"{bandwidth / copied:.0%}",
+                *row, str(workers), f"{1e3 * seconds:.3f}", f"{bandwidth / 1e9:.0f}", f"{bandwidth / copied:.0%}",
                 f"{speed / 1e12:.0f}", f"{speed / multiplied:.0%}", "–" if peer is None else f"{peer:.3f}",
             )  # fmt: skip
     show(table)

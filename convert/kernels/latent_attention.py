@@ -2,8 +2,13 @@
 
 All heads attend to the same cache entries, so the rows of a tile are heads of one token, then those of the next: with
 many heads a tile reads no entry that only a later token sees. The softmax is computed on the way (Milakov and
-Gimelshein, "Online normalizer calculation for softmax", 2018); where there are few tiles, several programs take a part
-of the entries each, and a second kernel joins their results ("Flash-Decoding", Dao and others, 2023).
+Gimelshein, "Online normalizer calculation for softmax", 2018).
+
+Where there are few tiles of rows, several programs, the workers, take the entries of all sequences. They lie in one
+row, tile behind tile of entries, and each worker takes an even part of it, whatever the sequences' lengths: the end of
+one, perhaps, some in whole, and the beginning of another. What is only a part of a sequence goes to the workspace, and
+a second kernel joins the parts ("Flash-Decoding", Dao and others, 2023). Lengths are known on the GPU alone; every
+program finds its part from all of them.
 
 Tensors are contiguous: query [B, Hq, S, R + P], cache [B, 1, T, R + P], output [B, Hq, S, R]. An FP8 cache is passed as
 its codes, and its scale as `cache_scale`; what the cache holds is code * scale. For other caches that is 1.
@@ -17,174 +22,220 @@ import triton
 import triton.language as tl
 
 from llmc.convert.kernels.ahead_of_time import KernelSource
-from llmc.convert.kernels.latent_attention_tiles import tiles_for
-from llmc.runtime.plugins.latent_attention import MOST_SPLITS, LatentLaunch, LatentShape
+from llmc.convert.kernels.decoding import decode_float8
+from llmc.convert.kernels.latent_attention_tiles import Tiles, tiles_for
+from llmc.runtime.plugins.latent_attention import MOST_WORKERS, LatentLaunch, LatentShape
 
 JOINED_CHANNELS = 128  # of a program of the second kernel, so that few rows make enough programs
-JOINED_SPLITS = 16  # that it reads the values of together
+JOINED_PARTS = 16  # that it reads the values of together
+SEQUENCES = 128  # looked at in one go
+
+
+@triton.jit
+def _tiles(
+    cache_position: tl.tensor, sequence: tl.tensor, batch: tl.tensor, token: tl.tensor, capacity: tl.tensor,
+    ENTRIES: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """Of the entries that a token of each sequence sees."""
+    position = tl.load(cache_position + sequence, mask=sequence < batch, other=-1).to(tl.int32)
+    visible = tl.where(sequence < batch, tl.minimum(position + token + 1, capacity), 0)
+    return tl.cdiv(tl.maximum(visible, 0), ENTRIES)
+
+
+@triton.jit
+def _all_tiles(
+    cache_position: tl.tensor, batch: tl.tensor, token: tl.tensor, capacity: tl.tensor,
+    ENTRIES: tl.constexpr, SEQUENCES: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    total = 0
+    for start in range(0, batch, SEQUENCES):
+        sequence = start + tl.arange(0, SEQUENCES)
+        total += tl.sum(_tiles(cache_position, sequence, batch, token, capacity, ENTRIES), 0)
+    return total
 
 
 @triton.jit
 def _attend(
-    query: tl.tensor, cache: tl.tensor, cache_position: tl.tensor, mixed: tl.tensor, logsum: tl.tensor,
-    scale: tl.tensor, cache_scale: tl.tensor, tokens: tl.tensor, capacity: tl.tensor,
+    query: tl.tensor, cache: tl.tensor, cache_position: tl.tensor, output: tl.tensor, mixed: tl.tensor,
+    logsum: tl.tensor, scale: tl.tensor, cache_scale: tl.tensor, batch: tl.tensor, tokens: tl.tensor,
+    capacity: tl.tensor,
     HEADS: tl.constexpr, RANK: tl.constexpr, ROPE: tl.constexpr, RANK_TILE: tl.constexpr, ROPE_TILE: tl.constexpr,
-    ROWS: tl.constexpr, ENTRIES: tl.constexpr, PARTIAL: tl.constexpr, FLOAT8: tl.constexpr, CONVERTS: tl.constexpr,
+    ROWS: tl.constexpr, ENTRIES: tl.constexpr, FLOAT8: tl.constexpr, PAIRS: tl.constexpr, SEQUENCES: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Grid: row tiles, splits, B. One program takes a tile of the S * Hq rows and one of the splits of their entries.
+    """Grid: row tiles, workers. A program takes a tile of the S * Hq rows, and a part of the entries of all sequences.
 
-    PARTIAL: mixed is [B, splits, S * Hq, R] float32, each split's own average, and logsum [B, splits, S * Hq] float32
-    the base-2 logarithm of its sum of weights; of a split without entries only logsum is written, as -inf.
-    Otherwise there is one split, mixed is the output and logsum is None.
+    A worker has up to two sequences of which it takes a part. Their rows go to mixed [workers, 2, S * Hq, R] float32,
+    each part's own average, that of a sequence which another worker began first; and to logsum [workers, 2, S * Hq]
+    float32 the base-2 logarithm of its sum of weights, -inf for rows that see nothing of it.
     """
     CHANNELS: tl.constexpr = RANK + ROPE
-    batch = tl.program_id(2).to(tl.int64)  # offsets pass 2^31; inside of one sequence they do not
-    rows = tokens * HEADS
+    rows, worker = tokens * HEADS, tl.program_id(1)
     # The last tokens see most entries: begun first, they do not keep the GPU waiting at the end.
     end_row = (tl.num_programs(0) - tl.program_id(0)) * ROWS
-    row = end_row - ROWS + tl.arange(0, ROWS)
-    inside = row < rows
-    token, head = row // HEADS, row % HEADS
-
-    position = tl.load(cache_position + batch).to(tl.int32)
     last_token = (tl.minimum(end_row, rows) - 1) // HEADS
-    visible = tl.minimum(position + last_token + 1, capacity)
-    share = tl.cdiv(tl.cdiv(visible, ENTRIES), tl.num_programs(1)) * ENTRIES
-    begin = tl.program_id(1) * share
-    end = tl.minimum(begin + share, visible)
-    end_of_row = tl.minimum(position + token + 1, end)
+
+    share = tl.cdiv(_all_tiles(cache_position, batch, last_token, capacity, ENTRIES, SEQUENCES), tl.num_programs(1))
+    begin = worker * share
+    # The sequences that the part begins and ends in, and how many tiles lie before the first.
+    first, last, before, total = 0, 0, 0, 0
+    for start in range(0, batch, SEQUENCES):
+        sequence = start + tl.arange(0, SEQUENCES)
+        tiles = _tiles(cache_position, sequence, batch, last_token, capacity, ENTRIES)
+        ends = total + tl.cumsum(tiles, 0)
+        first += tl.sum((ends <= begin).to(tl.int32), 0)
+        last += tl.sum((ends < begin + share).to(tl.int32), 0)
+        before += tl.sum(tl.where(ends <= begin, tiles, 0), 0)
+        total = tl.max(ends, 0)
+    last = tl.minimum(last, batch - 1)
 
     rank, rope = tl.arange(0, RANK_TILE), RANK + tl.arange(0, ROPE_TILE)
     in_rank, in_rope = rank < RANK, rope < CHANNELS
-    query += batch * rows * CHANNELS + (head * tokens + token)[:, None] * CHANNELS
-    wanted = (inside & (begin < end))[:, None]
-    query_latent = tl.load(query + rank, mask=wanted & in_rank, other=0.0)
-    query_rope = tl.load(query + rope, mask=wanted & in_rope, other=0.0)
-
-    cache += batch * capacity * CHANNELS
     to_exponent = scale * cache_scale * 1.4426950408889634  # powers of 2 are cheaper than those of e
-    largest = tl.full((ROWS,), -1e30, tl.float32)  # finite, so that a row that sees nothing yet makes no inf - inf
-    total = tl.zeros((ROWS,), tl.float32)
-    value = tl.zeros((ROWS, RANK_TILE), tl.float32)
-    for first in range(begin, end, ENTRIES):
-        entry = first + tl.arange(0, ENTRIES)
-        written = (entry < end)[:, None]  # what lies beyond may be NaN, which a weight of 0 would not hide
-        latent = tl.load(cache + entry[:, None] * CHANNELS + rank, mask=written & in_rank, other=0.0)
-        rotated = tl.load(cache + entry[:, None] * CHANNELS + rope, mask=written & in_rope, other=0.0)
-        if FLOAT8:
-            latent = _decode(latent, query_latent.dtype, CONVERTS)
-            rotated = _decode(rotated, query_latent.dtype, CONVERTS)
-        scores = tl.dot(query_rope, rotated.T, tl.dot(query_latent, latent.T))
-        scores = tl.where(entry < end_of_row[:, None], scores * to_exponent, float("-inf"))
-        larger = tl.maximum(largest, tl.max(scores, 1))
-        weights = tl.exp2(scores - larger[:, None])
-        shrink = tl.exp2(largest - larger)
-        total = total * shrink + tl.sum(weights, 1)
-        value = tl.dot(weights.to(latent.dtype), latent, value * shrink[:, None])
-        largest = larger
+    for sequence in tl.range(first, last + 1, disable_licm=True):  # what is the same for all would fill registers
+        number = tl.cast(sequence, tl.int64)  # offsets pass 2^31; inside of one sequence they do not
+        position = tl.load(cache_position + sequence).to(tl.int32)
+        visible = tl.minimum(position + last_token + 1, capacity)
+        tiles = tl.cdiv(visible, ENTRIES)
+        first_tile, last_tile = tl.maximum(begin - before, 0), tl.minimum(begin + share - before, tiles)
+        before += tiles
+        end = tl.minimum(last_tile * ENTRIES, visible)
 
-    nothing = total == 0.0  # NaN is not nothing
-    total = tl.where(nothing, 1.0, total)
-    value = value * (cache_scale / total)[:, None]
-    # Counted down: in the terms of above, the compiler would keep places in registers that the loop needs.
-    row = end_row - (ROWS - tl.arange(0, ROWS))
-    inside = row < rows
-    if PARTIAL:
-        place, sequence = row, batch * tl.num_programs(1) + tl.program_id(1)
-        exponent = tl.where(nothing, float("-inf"), largest + tl.log2(total))
-        tl.store(logsum + sequence * rows + row, exponent, mask=inside)
-        inside &= ~nothing
-    else:
-        place, sequence = row % HEADS * tokens + row // HEADS, batch
-    tl.store(
-        mixed + sequence * rows * RANK + (place[:, None] * RANK + rank),
-        value.to(mixed.dtype.element_ty),
-        mask=inside[:, None] & in_rank,
-    )
+        # These are zeros, which the compiler cannot know. Without them, places of rows would be the same before and
+        # after the loop, and be kept in registers that it needs.
+        early, late = (visible < 0).to(tl.int32), (last_tile < 0).to(tl.int32)
+        row = end_row - ROWS + tl.arange(0, ROWS) + early
+        inside = row < rows
+        token, head = row // HEADS, row % HEADS
+        end_of_row = tl.minimum(position + token + 1, end)
+        asked = query + number * rows * CHANNELS + (head * tokens + token)[:, None] * CHANNELS
+        query_latent = tl.load(asked + rank, mask=inside[:, None] & in_rank, other=0.0)
+        query_rope = tl.load(asked + rope, mask=inside[:, None] & in_rope, other=0.0)
+        held = cache + number * capacity * CHANNELS
+        largest = tl.full((ROWS,), -1e30, tl.float32)  # finite, so that a row that sees nothing yet makes no inf - inf
+        total_weight = tl.zeros((ROWS,), tl.float32)
+        value = tl.zeros((ROWS, RANK_TILE), tl.float32)
+        for start in range(first_tile * ENTRIES, end, ENTRIES):
+            entry = start + tl.arange(0, ENTRIES)
+            # What lies beyond may be NaN, which a weight of 0 would not hide: the last one is read instead.
+            known = tl.minimum(entry, end - 1)[:, None] * CHANNELS
+            if RANK == RANK_TILE:
+                latent = tl.load(held + known + rank)
+            else:
+                latent = tl.load(held + known + rank, mask=in_rank[None, :], other=0.0)
+            if ROPE == ROPE_TILE:
+                rotated = tl.load(held + known + rope)
+            else:
+                rotated = tl.load(held + known + rope, mask=in_rope[None, :], other=0.0)
+            if FLOAT8:
+                latent = decode_float8(latent, query_latent.dtype == tl.bfloat16, PAIRS)
+                rotated = decode_float8(rotated, query_latent.dtype == tl.bfloat16, PAIRS)
+            scores = tl.dot(query_rope, rotated.T, tl.dot(query_latent, latent.T))
+            scores = tl.where(entry < end_of_row[:, None], scores * to_exponent, float("-inf"))
+            larger = tl.maximum(largest, tl.max(scores, 1))
+            weights = tl.exp2(scores - larger[:, None])
+            shrink = tl.exp2(largest - larger)
+            total_weight = total_weight * shrink + tl.sum(weights, 1)
+            value = tl.dot(weights.to(latent.dtype), latent, value * shrink[:, None])
+            largest = larger
 
-
-@triton.jit
-def _decode(codes: tl.tensor, dtype: tl.constexpr, CONVERTS: tl.constexpr) -> tl.tensor:
-    """E4M3 codes as numbers, exactly."""
-    if CONVERTS:
-        return codes.to(tl.float8e4nv, bitcast=True).to(dtype)
-    # By hand, since GPUs before sm_89 cannot convert: moved to float16's place, exponents read as 8 less than they are,
-    # those of the smallest numbers too. (The code of NaN becomes 480; a cache that saturates has none.)
-    half = (((codes.to(tl.int16) << 8) >> 1) & -0x4080).to(tl.float16, bitcast=True)
-    return (half * 256.0).to(dtype)
+        nothing = total_weight == 0.0  # NaN is not nothing
+        total_weight = tl.where(nothing, 1.0, total_weight)
+        value = value * (cache_scale / total_weight)[:, None]
+        found = end_row - ROWS + tl.arange(0, ROWS) + late
+        inside = found < rows
+        if (first_tile == 0) & (last_tile == tiles):
+            place = found % HEADS * tokens + found // HEADS
+            tl.store(
+                output + number * rows * RANK + (place[:, None] * RANK + rank),
+                value.to(output.dtype.element_ty),
+                mask=inside[:, None] & in_rank,
+            )
+        else:
+            part = (2 * worker + (first_tile == 0).to(tl.int32)).to(tl.int64) * rows
+            exponent = tl.where(nothing, float("-inf"), largest + tl.log2(total_weight))
+            tl.store(logsum + part + found, exponent, mask=inside)
+            written = (inside & ~nothing)[:, None] & in_rank
+            tl.store(mixed + part * RANK + (found[:, None] * RANK + rank), value, mask=written)
 
 
 @triton.jit
 def _join(
-    mixed: tl.tensor, logsum: tl.tensor, output: tl.tensor, tokens: tl.tensor, splits: tl.tensor,
-    HEADS: tl.constexpr, RANK: tl.constexpr,
-    MOST_SPLITS: tl.constexpr, SPLITS: tl.constexpr, CHANNELS: tl.constexpr,
+    mixed: tl.tensor, logsum: tl.tensor, cache_position: tl.tensor, output: tl.tensor,
+    batch: tl.tensor, tokens: tl.tensor, capacity: tl.tensor, workers: tl.tensor,
+    HEADS: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, ENTRIES: tl.constexpr, SEQUENCES: tl.constexpr,
+    MOST_WORKERS: tl.constexpr, PARTS: tl.constexpr, CHANNELS: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Grid: S * Hq, tiles of R, B. Averages what the splits found by their sums of weights; output [B, Hq, S, R]."""
-    row, batch = tl.program_id(0), tl.program_id(2).to(tl.int64)
+    """Grid: S * Hq, tiles of R, B. Averages the parts of a sequence, if it has several, by their sums of weights."""
+    row, number = tl.program_id(0), tl.program_id(2).to(tl.int64)
     rows = tokens * HEADS
+    last_token = (tl.minimum((row // ROWS + 1) * ROWS, rows) - 1) // HEADS
+    share = tl.cdiv(_all_tiles(cache_position, batch, last_token, capacity, ENTRIES, SEQUENCES), workers)
+    before = _all_tiles(cache_position, tl.program_id(2), last_token, capacity, ENTRIES, SEQUENCES)
+    tiles = _tiles(cache_position, tl.program_id(2), batch, last_token, capacity, ENTRIES)
+    first, last = before // tl.maximum(share, 1), (before + tiles - 1) // tl.maximum(share, 1)  # workers
+    if first == last:  # which is done then
+        return
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     inside = channel < RANK
-    first_place = batch * splits * rows + row
 
-    every = tl.arange(0, MOST_SPLITS)
-    sums = tl.load(logsum + first_place + every * rows, mask=every < splits, other=float("-inf"))
+    # The first of them began this sequence, after the one that it perhaps took the end of; the others went on.
+    every = first + tl.arange(0, MOST_WORKERS)
+    place = (2 * every + (every == first).to(tl.int32)) * rows + row
+    sums = tl.load(logsum + place, mask=every <= last, other=float("-inf"))
     largest = tl.max(sums, 0)
     total = tl.sum(tl.exp2(sums - largest), 0)
     value = tl.zeros((CHANNELS,), tl.float32)
-    for first in range(0, splits, SPLITS):
-        split = first + tl.arange(0, SPLITS)
-        place = first_place + split * rows
-        weight = tl.exp2(tl.load(logsum + place, mask=split < splits, other=float("-inf")) - largest)
-        found = (weight > 0.0)[:, None] & inside  # only there something was written
-        part = tl.load(mixed + place[:, None] * RANK + channel, mask=found, other=0.0)
-        value += tl.sum(weight[:, None] * part, 0)
-    place = (batch * HEADS + row % HEADS) * tokens + row // HEADS
-    tl.store(output + place * RANK + channel, (value / total).to(output.dtype.element_ty), mask=inside)
+    for start in range(first, last + 1, PARTS):
+        some = start + tl.arange(0, PARTS)
+        of_some = ((2 * some + (some == first).to(tl.int32)) * rows + row).to(tl.int64)
+        weight = tl.exp2(tl.load(logsum + of_some, mask=some <= last, other=float("-inf")) - largest)
+        written = (weight > 0.0)[:, None] & inside
+        found = tl.load(mixed + of_some[:, None] * RANK + channel, mask=written, other=0.0)
+        value += tl.sum(weight[:, None] * found, 0)
+    at = (number * HEADS + row % HEADS) * tokens + row // HEADS
+    tl.store(output + at * RANK + channel, (value / total).to(output.dtype.element_ty), mask=inside)
 
 
-def attend_constants(shape: LatentShape, sm: int, partial: bool) -> dict[str, Any]:
+def attend_constants(shape: LatentShape, sm: int) -> dict[str, Any]:
     """What `_attend` is compiled for."""
     tiles = tiles_for(shape, sm)
-    return {
+    return _schedule_constants(tiles) | {
         "HEADS": shape.heads,
         "RANK": shape.rank,
         "ROPE": shape.rope,
         "RANK_TILE": max(16, triton.next_power_of_2(shape.rank)),  # what a matrix instruction takes at least
         "ROPE_TILE": max(16, triton.next_power_of_2(shape.rope)),
-        "ROWS": tiles.rows,
-        "ENTRIES": tiles.entries,
-        "PARTIAL": partial,
         "FLOAT8": shape.float8,
-        "CONVERTS": sm >= 89,
-    } | ({} if partial else {"logsum": None})
+        "PAIRS": not triton.knobs.runtime.interpret,
+    }
 
 
-def join_constants(shape: LatentShape) -> dict[str, Any]:
-    return {
+def _schedule_constants(tiles: Tiles) -> dict[str, Any]:
+    return {"ROWS": tiles.rows, "ENTRIES": tiles.entries, "SEQUENCES": SEQUENCES}
+
+
+def join_constants(shape: LatentShape, sm: int) -> dict[str, Any]:
+    return _schedule_constants(tiles_for(shape, sm)) | {
         "HEADS": shape.heads,
         "RANK": shape.rank,
-        "MOST_SPLITS": MOST_SPLITS,
-        "SPLITS": JOINED_SPLITS,
+        "MOST_WORKERS": MOST_WORKERS,
+        "PARTS": JOINED_PARTS,
         "CHANNELS": JOINED_CHANNELS,
     }
 
 
 def sources(shape: LatentShape, sm: int) -> dict[str, KernelSource]:
-    """By what they are for: "whole" takes all entries in one split; "split" leaves its parts to "join"."""
+    """The kernel "attend", and "join" for what several workers have of one sequence."""
     kind, tiles = f"*{shape.dtype}", tiles_for(shape, sm)
-    types = {"query": kind, "cache": "*u8" if shape.float8 else kind, "cache_position": "*i64", "logsum": "*fp32"}
-    types |= {"output": kind, "scale": "fp32", "cache_scale": "fp32"}
-    types |= dict.fromkeys(("tokens", "capacity", "splits"), "i32")
-    found = {}
-    for name, partial in (("whole", False), ("split", True)):
-        constants = attend_constants(shape, sm, partial)
-        written = types | {"mixed": "*fp32" if partial else kind}
-        found[name] = KernelSource(_attend, written, constants, tiles.warps, tiles.stages)
-    found["join"] = KernelSource(_join, types | {"mixed": "*fp32"}, join_constants(shape))
-    return found
+    types = {"query": kind, "cache": "*u8" if shape.float8 else kind, "cache_position": "*i64", "output": kind}
+    types |= {"mixed": "*fp32", "logsum": "*fp32", "scale": "fp32", "cache_scale": "fp32"}
+    types |= dict.fromkeys(("batch", "tokens", "capacity", "workers"), "i32")
+    return {
+        "attend": KernelSource(_attend, types, attend_constants(shape, sm), tiles.warps, tiles.stages),
+        "join": KernelSource(_join, types, join_constants(shape, sm)),
+    }
 
 
 def layout_for(shape: LatentShape, sm: int) -> LatentLaunch:
     tiles = tiles_for(shape, sm)
-    return LatentLaunch(tiles.rows, tiles.entries, JOINED_CHANNELS)
+    return LatentLaunch(tiles.rows, tiles.entries, JOINED_CHANNELS, tiles.programs)

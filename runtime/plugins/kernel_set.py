@@ -72,7 +72,11 @@ class KernelSet:
         """Loaded into the current context, which is that of the GPU number `device`, and kept."""
         fitting = self.fitting(sm)
         if (device, fitting, name) not in self._loaded:
-            told = self._sm[fitting]["kernels"][name]
+            told = self._sm[fitting]["kernels"].get(name)
+            if told is None:
+                raise InputError(
+                    f"{self.operation}: its kernels are of another release of llmc; build the engines again"
+                )
             self._loaded[device, fitting, name] = CubinKernel(self._cubin(told["cubin"]), KernelDescription.of(told))
         return self._loaded[device, fitting, name]
 

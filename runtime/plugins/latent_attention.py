@@ -1,4 +1,4 @@
-"""`llmc.LatentAttention`: absorbed MLA over the latent cache, split over its entries where there are few tokens."""
+"""`llmc.LatentAttention`: absorbed MLA over the latent cache; where there are few tokens, workers share its entries."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from llmc.runtime.plugins.cubin import ALIGNMENT
 from llmc.runtime.plugins.kernel_set import KernelSet
 from llmc.runtime.plugins.operation import Addresses, Gpu, InputSpec, Operation, OutputSpec, Shape
 
-MOST_SPLITS = 128  # the kernel that joins them holds as many sums at once
-MOST_MULTIPROCESSORS = 256  # that programs are spread over: what the workspace must suffice for on any GPU
+MOST_WORKERS = 256  # the kernel that joins their parts holds as many sums at once; no GPU has as many multiprocessors
 
 
 @dataclass(frozen=True)
@@ -31,12 +30,13 @@ class LatentShape:
 @dataclass(frozen=True)
 class LatentLaunch:
     """Of the kernels for one SM: a program takes so many rows of the query and entries at a time, and one of the kernel
-    that joins splits so many channels.
+    that joins parts so many channels; a multiprocessor holds so many programs.
     """
 
     rows: int
     entries: int
     channels: int
+    programs: int = 1
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class LatentPlan:
     layout: LatentLaunch
     batch: int
     tokens: int
-    splits: int
+    workers: int
 
     @property
     def rows(self) -> int:
@@ -55,41 +55,39 @@ class LatentPlan:
 
     @property
     def grid(self) -> tuple[int, int, int]:
-        return -(-self.rows // self.layout.rows), self.splits, self.batch
+        return -(-self.rows // self.layout.rows), self.workers, 1
 
     @property
     def join_grid(self) -> tuple[int, int, int]:
-        """Of the kernel that joins; needed for more than one split."""
+        """Of the kernel that joins; needed for more than one worker."""
         return self.rows, -(-self.shape.rank // self.layout.channels), self.batch
 
     @property
     def mixed_bytes(self) -> int:
-        """Of the splits' values [B, splits, S * Hq, R] float32, filled up so that what follows is aligned."""
+        """Of the parts' values [workers, 2, S * Hq, R] float32, filled up so that what follows is aligned."""
         return -(-self._sums_bytes * self.shape.rank // ALIGNMENT) * ALIGNMENT
 
     @property
     def workspace_bytes(self) -> int:
-        """Of the values and, behind them, of the logarithms [B, splits, S * Hq] float32."""
+        """Of the values and, behind them, of the logarithms [workers, 2, S * Hq] float32."""
         return self.mixed_bytes + self._sums_bytes
 
     @property
     def _sums_bytes(self) -> int:
-        return 4 * self.batch * self.splits * self.rows if self.splits > 1 else 0
+        return 4 * 2 * self.workers * self.rows if self.workers > 1 else 0
 
 
 def plan(
     shape: LatentShape, layout: LatentLaunch, multiprocessors: int, batch: int, tokens: int, capacity: int
 ) -> LatentPlan:
-    """As many splits as still run at once: a program fills a multiprocessor, and every split costs workspace traffic.
-
-    The splits are even parts of the entries that there are, whatever the capacity: it only bounds their number.
+    """As many workers for each tile of rows as run at once. How long the sequences are is known on the GPU alone, where
+    every worker takes an even part of their entries.
     """
     if max(tokens * shape.heads, capacity) * shape.channels >= 2**31:
         raise ValueError(f"{tokens} tokens, capacity {capacity}: offsets inside of a sequence must fit 32 bits")
-    programs = batch * -(-tokens * shape.heads // layout.rows)
-    at_once = min(multiprocessors, MOST_MULTIPROCESSORS) // programs
-    splits = max(1, min(at_once, -(-capacity // layout.entries), MOST_SPLITS))
-    return LatentPlan(shape, layout, batch, tokens, splits)
+    at_once = layout.programs * min(multiprocessors, MOST_WORKERS) // -(-tokens * shape.heads // layout.rows)
+    workers = max(1, min(at_once, batch * -(-capacity // layout.entries), MOST_WORKERS))
+    return LatentPlan(shape, layout, batch, tokens, workers)
 
 
 class LatentAttentionPlugin(Operation):
@@ -122,9 +120,9 @@ class LatentAttentionPlugin(Operation):
         return (OutputSpec(self.shape.dtype, ((0, 0), (0, 1), (0, 2), self.shape.rank)),)
 
     def workspace_bytes(self, most: Sequence[Shape]) -> int:
-        """Splits are so few that their programs run at once: their rows are bounded by the multiprocessors."""
-        rows = max(layout["rows"] for layout in self.kernels.layouts.values())
-        return 4 * MOST_MULTIPROCESSORS * rows * (self.shape.rank + 1) + ALIGNMENT
+        """Workers are so few that all run at once: their rows are bounded by the multiprocessors."""
+        rows = max(layout["rows"] * layout.get("programs", 1) for layout in self.kernels.layouts.values())
+        return 4 * 2 * MOST_WORKERS * rows * (self.shape.rank + 1) + ALIGNMENT
 
     def launch(
         self, gpu: Gpu, shapes: Sequence[Shape], inputs: Addresses, outputs: Addresses, workspace: int, stream: int
@@ -132,20 +130,16 @@ class LatentAttentionPlugin(Operation):
         layout = LatentLaunch(**self.kernels.layouts[self.kernels.fitting(gpu.sm)])
         (batch, _, tokens, _), (_, _, capacity, _), _ = shapes
         chosen = plan(self.shape, layout, gpu.multiprocessors, batch, tokens, capacity)
-        given = dict(zip(("query", "cache", "cache_position"), inputs, strict=True)) | {
-            "scale": self.scale,
-            "cache_scale": self.cache_scale,
-            "tokens": tokens,
-            "capacity": capacity,
-        }
-        if chosen.splits == 1:
-            whole = self.kernels.kernel("whole", gpu.sm, gpu.device)
-            whole.launch(chosen.grid, stream, **given, mixed=outputs[0])
-            return
+        query, cache, cache_position = inputs
         parts = {"mixed": workspace, "logsum": workspace + chosen.mixed_bytes}
-        split, join = (self.kernels.kernel(name, gpu.sm, gpu.device) for name in ("split", "join"))
-        split.launch(chosen.grid, stream, **given, **parts)
-        join.launch(chosen.join_grid, stream, **parts, output=outputs[0], tokens=tokens, splits=chosen.splits)
+        sizes = {"batch": batch, "tokens": tokens, "capacity": capacity}
+        given = parts | sizes | {"cache_position": cache_position, "output": outputs[0]}
+        attend = self.kernels.kernel("attend", gpu.sm, gpu.device)
+        scales = {"scale": self.scale, "cache_scale": self.cache_scale}
+        attend.launch(chosen.grid, stream, query=query, cache=cache, **given, **scales)
+        if chosen.workers > 1:
+            join = self.kernels.kernel("join", gpu.sm, gpu.device)
+            join.launch(chosen.join_grid, stream, **given, workers=chosen.workers)
 
 
 OPERATION = LatentAttentionPlugin

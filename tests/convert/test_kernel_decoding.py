@@ -20,8 +20,8 @@ pytest.importorskip("triton", reason="Triton, which comes with torch for NVIDIA 
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def computed(text: str, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """What a text of PTX leaves in $0, of uint32 in $1 and $2."""
+def computed(text: str, first: np.ndarray, second: np.ndarray, found: str = "$0") -> np.ndarray:
+    """What a text of PTX leaves in `found`, of uint32 in $1 and $2."""
     registers: dict[str, np.ndarray] = {"$1": first, "$2": second}
 
     def value(name: str) -> np.ndarray:
@@ -35,7 +35,7 @@ def computed(text: str, first: np.ndarray, second: np.ndarray) -> np.ndarray:
             continue
         target, *names = (each.strip() for each in rest.split(","))
         registers[target] = INSTRUCTIONS[name](*map(value, names))
-    return registers["$0"]
+    return registers[found]
 
 
 def prmt(a: np.ndarray, b: np.ndarray, select: np.ndarray) -> np.ndarray:
@@ -104,6 +104,20 @@ def test_every_code_is_exact_whatever_lies_next_to_it(form: str, part: int, dtyp
     halves = torch.from_numpy(found.view(np.int16).copy()).view(TYPES[dtype]).double() * factor(form, dtype)
     assert torch.equal(halves[:, 0::2], want.expand(500, -1))
     assert torch.equal(halves[:, 1::2], want.flip(0).expand(500, -1))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_four_codes_of_a_word_stay_in_order(dtype: str) -> None:
+    from llmc.convert.kernels.decoding import quad
+
+    codes = np.array([code for code in range(256) if code & 0x7F != 0x7F], np.uint8)
+    given = np.random.default_rng(0).choice(codes, (500, 4))
+    given[: len(codes)] = codes[:, None]
+    words = given.view(np.uint32)[:, 0]
+    nothing = np.zeros_like(words)
+    halves = [computed(quad(dtype), nothing, words, found) for found in ("$0", "$1")]
+    numbers = torch.from_numpy(np.stack(halves, 1).view(np.int16)).view(TYPES[dtype]).double()
+    assert torch.equal(numbers, torch.from_numpy(given).view(torch.float8_e4m3fn).double())
 
 
 def test_the_emulator_reads_all_there_is() -> None:

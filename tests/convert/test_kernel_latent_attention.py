@@ -14,6 +14,7 @@ import pytest
 import torch
 from support.interpreted_kernels import compiled_alike, let_the_interpreter_multiply_bfloat16, run
 from support.interpreter_process import run_interpreted
+from support.sass import innermost_loop
 
 from llmc.convert.kernels.kernel_sets import KernelRequest
 from llmc.convert.kernels.latent_attention_tiles import FEW_HEADS, LARGEST_RANK, LARGEST_ROPE, SMS
@@ -37,7 +38,7 @@ class Case:
 
     lengths: tuple[int, ...]
     tokens: int = 1
-    splits: int = 1
+    workers: int = 1
     dtype: str = "bf16"
     float8: bool = False
     sm: int = 86
@@ -52,21 +53,26 @@ class Case:
 
 
 CASES = [Case((length,)) for length in (1, 15, 17, 64, 257)]
-CASES += [Case((257, 3, 64, 40), tokens, splits=2, heads=heads) for tokens, heads in ((1, 5), (2, 17), (3, 5), (3, 20))]
-CASES += [Case((70, 8), 8, splits=3, heads=16, rank=16, rope=16)]
-CASES += [Case((113,), splits=splits) for splits in range(2, 8)]
-CASES += [Case((15, 1), splits=7), Case((33, 18), 2, splits=7)]  # most splits have no entries
-CASES += [Case((4097, 1025), splits=4, heads=2, rank=5, rope=3), Case((4097,), heads=1, rank=1, rope=1)]
+CASES += [
+    Case((257, 3, 64, 40), tokens, workers=2, heads=heads) for tokens, heads in ((1, 5), (2, 17), (3, 5), (3, 20))
+]
+CASES += [Case((70, 8), 8, workers=3, heads=16, rank=16, rope=16)]
+CASES += [Case((113,), workers=workers) for workers in range(2, 8)]
+CASES += [Case((15, 1), workers=7), Case((33, 18), 2, workers=7)]  # most workers have no entries
+CASES += [Case((4097, 1025), workers=4, heads=2, rank=5, rope=3), Case((4097,), heads=1, rank=1, rope=1)]
 CASES += [
     Case((tokens + before,), tokens) for tokens, before in ((1, 30), (5, 0), (16, 17), (33, 1), (70, 0), (70, 61))
 ]
 CASES += [Case((90, 71), 70, dtype="fp16", heads=3), Case((20, 9), 7, heads=33)]
-CASES += [Case((65, 20), 2, splits, "fp16") for splits in (1, 3)]
+CASES += [Case((65, 20), 2, workers, "fp16") for workers in (1, 3)]
 FLOAT8 = ((1, "bf16", 86, 5), (3, "fp16", 86, 18), (3, "bf16", 120, 18), (1, "fp16", 120, 5))
-CASES += [Case((65, 20), 3, splits, dtype, True, sm, heads) for splits, dtype, sm, heads in FLOAT8]
-CASES += [Case((40, 9), 2, splits=2, sm=90, heads=40, rank=48, rope=20)]  # tiles of several heads and tokens
-CASES += [Case((40, 9), 2, splits=2, heads=3, rank=512, rope=64)]
-CASES += [Case((200, 7), 2, splits=3, scale=40.0)]  # nearly all weight on one entry
+CASES += [Case((65, 20), 3, workers, dtype, True, sm, heads) for workers, dtype, sm, heads in FLOAT8]
+CASES += [Case((40, 9), 2, workers=2, sm=90, heads=40, rank=48, rope=20)]  # tiles of several heads and tokens
+CASES += [Case((40, 9), 2, workers=2, heads=3, rank=512, rope=64)]
+CASES += [Case((200, 7), 2, workers=3, scale=40.0)]  # nearly all weight on one entry
+CASES += [Case((600, *[17] * 9, 33), workers=workers) for workers in (2, 5, 16)]  # one is much longer than the others
+CASES += [Case((3,) * 150 + (400,) + (20,) * 20, workers=7, heads=2, rank=16)]  # more than are looked at in one go
+CASES += [Case((32,) * 6, workers=3), Case((32, 16, 48), workers=6)]  # workers that begin where sequences do
 
 
 LAUNCHED = (Case((200, 7), 2, heads=17), Case((90, 71, 3), 2, float8=True))
@@ -110,19 +116,20 @@ def in_kernel(case: Case, given: Inputs, cache_scale: float) -> torch.Tensor:
     from llmc.convert.kernels import latent_attention as kernels
 
     batch, _, tokens, _ = given.query.shape
-    capacity, rows, partial = given.cache.shape[2], tokens * case.heads, case.splits > 1
-    constants = kernels.attend_constants(case.shape, case.sm, partial)
+    capacity, rows = given.cache.shape[2], tokens * case.heads
+    constants = kernels.attend_constants(case.shape, case.sm)
     output = torch.full((batch, case.heads, tokens, case.rank), torch.nan, dtype=given.query.dtype)
-    mixed = torch.full((batch, case.splits, rows, case.rank), torch.nan) if partial else output
-    logsum = torch.full((batch, case.splits, rows), torch.nan) if partial else None
-    grid = -(-rows // constants["ROWS"]), case.splits, batch
-    kernels._attend[grid](
-        given.query, given.cache, given.cache_position, mixed, scale=case.scale, cache_scale=cache_scale,
-        tokens=tokens, capacity=capacity, **{"logsum": logsum} | constants,
+    mixed = torch.full((case.workers, 2, rows, case.rank), torch.nan)
+    logsum = torch.full((case.workers, 2, rows), torch.nan)
+    kernels._attend[-(-rows // constants["ROWS"]), case.workers](
+        given.query, given.cache, given.cache_position, output, mixed, logsum, case.scale, cache_scale,
+        batch, tokens, capacity, **constants,
     )  # fmt: skip
-    if partial:
-        grid = rows, -(-case.rank // kernels.JOINED_CHANNELS), batch
-        kernels._join[grid](mixed, logsum, output, tokens, case.splits, **kernels.join_constants(case.shape))
+    if case.workers > 1:
+        kernels._join[rows, -(-case.rank // kernels.JOINED_CHANNELS), batch](
+            mixed, logsum, given.cache_position, output, batch, tokens, capacity, case.workers,
+            **kernels.join_constants(case.shape, case.sm),
+        )  # fmt: skip
     return output
 
 
@@ -167,31 +174,37 @@ def test_reads_every_code_of_fp8(results: dict[Any, torch.Tensor], sm: int) -> N
 @pytest.mark.parametrize("number", range(2))
 @pytest.mark.parametrize("multiprocessors", [1, 84])
 def test_is_launched_as_planned(results: dict[Any, Any], number: int, multiprocessors: int) -> None:
-    """As a plugin launches it: whole where programs are enough for the GPU, split where they are not."""
+    """As a plugin launches it: joined where a tile of rows has several workers."""
     case = LAUNCHED[number]
     found, launched = results[f"launched {number} {multiprocessors}"]
-    assert launched == (["whole"] if multiprocessors == 1 else ["split", "join"])
+    assert launched == (["attend"] if multiprocessors == 1 else ["attend", "join"])
     torch.testing.assert_close(found.double(), in_float64(case, inputs(case)), rtol=2**-6, atol=2**-6)
 
 
 def test_nan_that_is_seen_is_not_hidden(results: dict[Any, torch.Tensor]) -> None:
-    """Neither by the sums of a split nor where splits are joined."""
+    """Neither by the sums of a part nor where parts are joined."""
     assert results["nan"].isnan().all()
 
 
 @pytest.mark.parametrize("float8", [False, True], ids=["bf16", "fp8"])
-@pytest.mark.parametrize(("sm", "heads"), [*((sm, 128) for sm in SMS), (86, FEW_HEADS), (90, FEW_HEADS)])
-def test_compiles_without_spills(
+@pytest.mark.parametrize(
+    ("sm", "heads"), [*((sm, 128) for sm in SMS), *((sm, heads) for sm in (86, 90) for heads in (FEW_HEADS, 20))]
+)
+def test_compiles_and_keeps_its_registers(
     sm: int, heads: int, float8: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """At the size of DeepSeek-V3, and V2-Lite's heads. Shared memory's limit is asserted where kernels are compiled."""
+    """At the size of DeepSeek-V3, and V2-Lite's and GLM-4.7-Flash's heads. Shared memory's limit is asserted where
+    kernels are compiled.
+    """
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))  # what is cached is not compiled
     found = compiled_alike(
         KernelRequest("LatentAttention", LatentShape(heads, LARGEST_RANK, LARGEST_ROPE, "bf16", float8)), sm
     )
-    assert list(found) == ["whole", "split", "join"]
+    assert list(found) == ["attend", "join"]
+    assert found["join"].description.stack_bytes == 0
+    loop = innermost_loop(found["attend"].cubin, tmp_path)
+    assert sum(name.startswith(("LDL", "STL")) for name in loop) <= 0.07 * len(loop)
     for name, kernel in found.items():
-        assert kernel.description.stack_bytes == 0, name
         assert kernel.description.registers > (32 if name == "join" else 100), (
             f"{name} holds no values: it was optimized away"
         )
@@ -204,24 +217,35 @@ def layout_for(shape: LatentShape, sm: int) -> LatentLaunch:
     return layout_for(shape, sm)
 
 
-def test_splits_fill_the_gpu_and_no_more() -> None:
+def test_workers_fill_the_gpu_and_no_more() -> None:
     deepseek = LatentShape(128, 512, 64, "bf16")
     layout = layout_for(deepseek, 90)
-    assert [plan(deepseek, layout, 132, batch, 1, 32768).splits for batch in (1, 8, 32, 128)] == [66, 8, 2, 1]
-    assert plan(deepseek, layout, 132, 1, 1, 100).splits == 2  # tiles of entries that there can be
-    assert plan(deepseek, layout, 132, 1, 4096, 32768).splits == 1
+    assert [plan(deepseek, layout, 132, batch, 1, 32768).workers for batch in (1, 8, 32, 128)] == [66] * 4
+    assert plan(deepseek, layout, 132, 1, 1, 100).workers == 2  # tiles of entries that there can be
+    assert plan(deepseek, layout, 132, 1, 4096, 32768).workers == 1
     decode, prefill = plan(deepseek, layout, 132, 8, 2, 32768), plan(deepseek, layout, 132, 1, 4096, 32768)
-    assert decode.grid == (4, 4, 8) and decode.join_grid == (256, 4, 8)
-    assert decode.workspace_bytes == 4 * 8 * 4 * 256 * (512 + 1) and prefill.workspace_bytes == 0
+    assert decode.grid == (4, 33, 1) and decode.join_grid == (256, 4, 8)
+    assert decode.workspace_bytes == 4 * 33 * 2 * 256 * (512 + 1) and prefill.workspace_bytes == 0
     odd = LatentShape(1, 5, 3, "fp16")
     chosen = plan(odd, layout_for(odd, 90), 132, 1, 1, 256)
-    assert (chosen.splits, chosen.mixed_bytes, chosen.workspace_bytes) == (8, 160, 192)
+    assert (chosen.workers, chosen.mixed_bytes, chosen.workspace_bytes) == (8, 320, 384)
     with pytest.raises(ValueError, match="32 bits"):
         plan(deepseek, layout, 132, 1, 32768, 32768)
     with pytest.raises(ValueError, match="SM 75"):
         layout_for(deepseek, 75)
     with pytest.raises(ValueError, match="512"):
         layout_for(LatentShape(128, 576, 64, "bf16"), 80)
+
+
+@pytest.mark.parametrize("lengths", [(131072, *[1024] * 31), (32768,) * 40, (32768,) * 67, (8192,), (70, 131000, 5)])
+def test_no_worker_has_more_to_do_than_the_others(lengths: tuple[int, ...]) -> None:
+    """DeepSeek-R1 on an H100: what the last to end has read is hardly more than an even part of everything."""
+    deepseek = LatentShape(128, 512, 64, "bf16")
+    layout = layout_for(deepseek, 90)
+    chosen = plan(deepseek, layout, 132, len(lengths), 1, 131072)
+    tiles, _, _ = chosen.grid
+    share = -(-sum(-(-length // layout.entries) for length in lengths) // chosen.workers) * layout.entries
+    assert share <= 1.03 * sum(lengths) * tiles / 132 + 2 * layout.entries
 
 
 def test_the_workspace_suffices_on_every_gpu() -> None:
@@ -248,7 +272,7 @@ if __name__ == "__main__":
         made[f"codes {way}"] = in_kernel(Case(**vars(one_entry) | {"sm": way}), codes, 1.0)
     spoilt = inputs(CASES[1])
     spoilt.cache[:, :, 2] = torch.nan
-    made["nan"] = in_kernel(Case((15,), splits=2), spoilt, 1.0)
+    made["nan"] = in_kernel(Case((15,), workers=2), spoilt, 1.0)
     for index, each in enumerate(LAUNCHED):
         data, wanted = inputs(each), KernelRequest("LatentAttention", each.shape)
         cache = data.cache.view(torch.int8) if each.float8 else data.cache
