@@ -14,8 +14,16 @@ from llmc.convert.graph.build import graphs
 from llmc.convert.graph.rewrite import Rewriter
 from llmc.convert.graph.weight import WeightTensor
 from llmc.convert.kernels.expert_weights import PLAIN
+from llmc.convert.kernels.grouped_query_attention_tiles import MOST_CHANNELS
 from llmc.convert.kernels.latent_attention_tiles import LARGEST_RANK, LARGEST_ROPE
-from llmc.convert.spec import LatentAttentionSpec, MixtureOfExpertsSpec, ModelSpec, RouterSpec
+from llmc.convert.spec import (
+    AttentionSpec,
+    GroupedQueryAttentionSpec,
+    LatentAttentionSpec,
+    MixtureOfExpertsSpec,
+    ModelSpec,
+    RouterSpec,
+)
 from llmc.convert.targets import rounding_notes
 from llmc.convert.tensor_names import ModuleName
 from llmc.errors import InputError
@@ -59,15 +67,10 @@ def check(target: str, spec: ModelSpec, options: ExpectedContents, schemes: Mapp
             f"{MOST_DENSE_EXPERTS}; leave out `plugins: false`"
         )
     for attention in dict.fromkeys(spec.attentions) if options.plugins else ():
-        if not isinstance(attention, LatentAttentionSpec):
-            continue
-        rank, rope = attention.kv_lora_rank, attention.qk_rope_head_dim
-        if rank > LARGEST_RANK or rope > LARGEST_ROPE:
-            raise InputError(
-                f"target {target}: its plugin takes a `kv_lora_rank` of at most {LARGEST_RANK} and a "
-                f"`qk_rope_head_dim` of at most {LARGEST_ROPE}, not {rank} and {rope}; say `plugins: false`"
-            )
-        _check_offsets(target, spec, attention, options)
+        if told := _too_wide(attention):
+            raise InputError(f"target {target}: its plugin takes {told}; say `plugins: false`")
+        if isinstance(attention, LatentAttentionSpec):
+            _check_offsets(target, spec, attention, options)
     for module in schemes:
         name = ModuleName.parse(module)
         fellow = {"gate_proj": "up_proj", "up_proj": "gate_proj"}.get(name.projection)
@@ -94,6 +97,22 @@ def _check_offsets(target: str, spec: ModelSpec, attention: LatentAttentionSpec,
             f"target {target}: {context} cache entries of {channels} numbers are more than its plugin counts; lower "
             f"`context` to {most}, or say `plugins: false`"
         )
+
+
+def _too_wide(attention: AttentionSpec) -> str | None:
+    """What the plugin for it takes, if that is less."""
+    if isinstance(attention, GroupedQueryAttentionSpec):
+        found = max(attention.head_dim, attention.value_size)
+        return f"heads of at most {MOST_CHANNELS} channels, not {found}" if found > MOST_CHANNELS else None
+    if not isinstance(attention, LatentAttentionSpec):
+        return None
+    rank, rope = attention.kv_lora_rank, attention.qk_rope_head_dim
+    if rank <= LARGEST_RANK and rope <= LARGEST_ROPE:
+        return None
+    return (
+        f"a `kv_lora_rank` of at most {LARGEST_RANK} and a `qk_rope_head_dim` of at most {LARGEST_ROPE}, "
+        f"not {rank} and {rope}"
+    )
 
 
 class Contents:

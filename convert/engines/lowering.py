@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 import onnx_ir as ir
 
+from llmc.convert.engines.grouped_query_attention import grouped_query_attention_plugin
 from llmc.convert.engines.grouped_topk import grouped_topk_plugin
 from llmc.convert.engines.latent_attention import latent_attention, latent_attention_plugin
 from llmc.convert.engines.mixture_of_experts import mixture_of_experts, mixture_of_experts_plugin
@@ -14,6 +15,7 @@ from llmc.convert.engines.plugins import Plugins
 from llmc.convert.engines.weights import EngineWeights, in_groups
 from llmc.convert.engines.windows import add_window
 from llmc.convert.graph.builder import DOMAIN
+from llmc.convert.graph.grouped_query_attention import NAME as GROUPED
 from llmc.convert.graph.rewrite import Rewriter, layer_of, producer, weight_of
 from llmc.convert.spec import GroupedQueryAttentionSpec, LatentAttentionSpec, MixtureOfExpertsSpec, ModelSpec
 from llmc.errors import InputError
@@ -37,12 +39,11 @@ def lower(
         widths: tokens per row of the decode profiles
         batch: rows of the largest step
         plugins: where to note those that are used; None: there are to be none
-        windowed: whether steps may see less than the whole cache; the plugin of latent attention does so by itself
+        windowed: whether steps may see less than the whole cache; plugins do so by themselves
     """
     b = Rewriter(model)
     weights, phases = EngineWeights(b, dtype, code_types), Phases(b, widths)
-    latent = all(isinstance(attention, LatentAttentionSpec) for attention in spec.attentions)
-    if windowed and (plugins is None or not latent):
+    if windowed and plugins is None:
         add_window(b)
     for node in b.nodes("LatentAttention", DOMAIN):
         attention = spec.attentions[layer_of(node)]
@@ -51,9 +52,13 @@ def lower(
             latent_attention_plugin(b, node, attention, dtype, plugins)
         else:
             latent_attention(b, node, attention, phases)
-    for node in b.nodes("Attention"):
+    for node in b.nodes("Attention") + (b.nodes(GROUPED, DOMAIN) if plugins is not None else []):
         grouped = spec.attentions[layer_of(node)]
-        if isinstance(grouped, GroupedQueryAttentionSpec) and grouped.value_size != grouped.head_dim:
+        if not isinstance(grouped, GroupedQueryAttentionSpec):
+            continue
+        if plugins is not None:
+            grouped_query_attention_plugin(b, node, grouped, dtype, plugins)
+        elif grouped.value_size != grouped.head_dim:
             _widen_values(b, node, grouped)
     rounding = b.nodes("RoundActivations", DOMAIN)  # the compiler wants scales to be constants
     rounding += [

@@ -1,4 +1,4 @@
-"""Attention over as much of the cache as there can be anything in.
+"""Attention over as much of the cache as there can be anything in, without plugins: these look no further anyway.
 
 A cache is as long as the context that the engine was compiled for, and TensorRT's attention reads all of it. A graph
 input `window`, of which only the length counts, cuts off what lies behind the first entries; there are profiles for

@@ -17,6 +17,7 @@ from llmc.convert.spec import (
     ModelSpec,
     RouterSpec,
 )
+from llmc.runtime.plugins.grouped_query_attention import GroupedQueryShape
 from llmc.runtime.plugins.linear import LinearShape
 from llmc.runtime.plugins.mixture_of_experts import CODES, WORDS, ExpertsShape, ExpertWeights
 
@@ -42,6 +43,12 @@ def add_plugin_functions(model: ir.Model, spec: ModelSpec, plugins: Plugins) -> 
             if node.op_type == "GroupedTopK":  # means what it meant before
                 node.attributes.clear()
                 node.attributes.update(ir.Node("", "", [], routed(router)).attributes)
+    shapes_of_heads = {each.shape: None for _, each in plugins._waiting if each.operation == "GroupedQueryAttention"}
+    for number, heads in enumerate(shapes_of_heads):
+        functions.append(grouped_query_attention(heads, f"GroupedQueryAttention{number}"))
+        for node, each in plugins._waiting:
+            if node in nodes and each.shape == heads:
+                node.op_type = functions[-1].name
     attention = spec.attentions[0]
     if isinstance(attention, LatentAttentionSpec):
         functions.append(latent_attention(attention, spec.fp8_cache))
@@ -71,6 +78,34 @@ def latent_attention(spec: LatentAttentionSpec, float8: bool) -> ir.Function:
     weights = b.op("Softmax", b.op("Add", scores, mask), axis=-1)
     value = b.op("Slice", cache, b.constant([0]), b.constant([spec.kv_lora_rank]), b.constant([3]))
     return b.function(b.op("MatMul", weights, value))
+
+
+def grouped_query_attention(shape: GroupedQueryShape, name: str) -> ir.Function:
+    attributes = {"kernels": _STRING, "scale": _NUMBER, "softcap": _NUMBER}
+    names = ["query", "key", "value", "position", *["sinks"] * shape.sinks]
+    b = FunctionBuilder(name, names, attributes)
+    query, key, value, position, *sinks = b.inputs
+    grouped = b.op("Reshape", query, b.constant([0, shape.groups, -1, shape.channels]))
+    heads = b.concat(b.op("Shape", query, end=3), b.constant([-1]), axis=0)
+    scores = b.op("MatMul", grouped, b.transpose(key, 0, 1, 3, 2))
+    scores = b.op("Mul", b.op("Reshape", scores, heads), b.attribute("scale"))
+    if shape.softcap:
+        scores = b.op("Mul", b.op("Tanh", b.op("Div", scores, b.attribute("softcap"))), b.attribute("softcap"))
+    entries, last = b.arange(b.dimension(key, 2)), b.arange(b.dimension(query, 2))
+    last = b.op("Unsqueeze", b.op("Add", b.op("Unsqueeze", position, b.constant([1])), last), b.constant([1, 3]))
+    seen = b.op("LessOrEqual", entries, last)
+    if shape.window:
+        seen = b.op("And", seen, b.op("Greater", entries, b.op("Sub", last, b.constant(shape.window))))
+    scores = b.op("Where", seen, scores, b.constant(MASKED, FLOAT))
+    if sinks:
+        lead = b.op("Shape", scores, end=3)
+        sink = b.op("Reshape", sinks[0], b.constant([1, -1, 1, 1]))
+        scores = b.concat(scores, b.op("Expand", sink, b.concat(lead, b.constant([1]), axis=0)))
+    weights = b.op("Softmax", scores, axis=-1)
+    weights = b.op("Slice", weights, b.constant([0]), b.dimension(key, 2), b.constant([3]))
+    rows = b.concat(b.constant([0, shape.groups, -1]), b.dimension(key, 2), axis=0)
+    mixed = b.op("MatMul", b.op("Reshape", weights, rows), value)
+    return b.function(b.op("Reshape", mixed, heads))
 
 
 def append_float8() -> ir.Function:
