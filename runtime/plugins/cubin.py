@@ -9,9 +9,10 @@ from __future__ import annotations
 import ctypes
 import struct
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -57,21 +58,30 @@ class KernelParams:
         self._name, self._alignment = description.name, description.alignment
         self.types = dict(description.arguments)
         nulls = description.null_pointers
-        packed = "".join("Q" if kind.startswith("*") else _PACKED[kind] for kind in self.types.values())
-        self._struct = struct.Struct(f"={packed}{8 * nulls}x")
+        self._struct = struct.Struct(f"={''.join(map(_format, self.types.values()))}{8 * nulls}x")
         self.values = ctypes.create_string_buffer(self._struct.size)
         count = len(self.types) + nulls
         self.addresses = ctypes.addressof(self.values) + 8 * np.arange(count, dtype=np.uint64)
 
     def fill(self, values: Mapping[str, float]) -> None:
         """values: by name; addresses are integers."""
-        if values.keys() != self.types.keys():
-            raise ValueError(f"{self._name} takes {', '.join(self.types)}; not {', '.join(values)}")
+        self.check(values)
         ordered = [values[name] for name in self.types]
         for value, (name, kind) in zip(ordered, self.types.items(), strict=True):
             if kind.startswith("*") and value % self._alignment:
                 raise ValueError(f"{name}: {int(value):#x} is no multiple of {self._alignment}")
         self._struct.pack_into(self.values, 0, *ordered)
+
+    def check(self, values: Mapping[str, float]) -> None:
+        if values.keys() != self.types.keys():
+            raise ValueError(f"{self._name} takes {', '.join(self.types)}; not {', '.join(values)}")
+
+
+class LaunchTape(int):
+    """Given in place of a stream: launches are written down, each with its kernel, grid and values, and not made."""
+
+    def __init__(self) -> None:
+        self.launches: list[tuple[CubinKernel, tuple[int, int, int], dict[str, float]]] = []
 
 
 class CubinKernel:
@@ -91,11 +101,36 @@ class CubinKernel:
 
     def launch(self, grid: tuple[int, int, int], stream: int, **values: float) -> None:
         """Does not wait. values: by name of the argument; addresses are integers."""
+        if isinstance(stream, LaunchTape):
+            self._parameters.check(values)
+            stream.launches.append((self, grid, values))
+            return
         shared_bytes = self._description.shared_bytes
         with self._lock:  # the call copies the values
             self._parameters.fill(values)
             addresses = int(self._parameters.addresses.ctypes.data)
             self._call("cuLaunchKernel", self._function, *grid, *self._block, shared_bytes, stream, addresses, 0)
+
+    def enqueuing(self, grid: tuple[int, int, int], addresses: ctypes.Array[Any]) -> Callable[[Any], Any]:
+        """What launches it with the parameters at these addresses, given a CUstream, and returns an error code."""
+        launch = partial(
+            self._driver.cuLaunchKernel, self._function, *grid, *self._block, self._description.shared_bytes
+        )
+        place = ctypes.addressof(addresses)
+
+        def enqueue(stream: Any, addresses: ctypes.Array[Any] = addresses) -> Any:  # it keeps them, which must live on
+            return launch(stream, place, 0)[0]
+
+        return enqueue
+
+    @property
+    def types(self) -> dict[str, str]:
+        """Of its arguments, by name."""
+        return self._parameters.types
+
+    @property
+    def null_pointers(self) -> int:
+        return self._description.null_pointers
 
     def close(self) -> None:
         self._call("cuModuleUnload", self._module)
@@ -104,6 +139,19 @@ class CubinKernel:
         """What the function returns besides its error code."""
         error, *found = getattr(self._driver, name)(*arguments)
         if error != self._driver.CUresult.CUDA_SUCCESS:
-            kernel, sm = self._description.name, self._description.sm
-            raise MachineError(f"{kernel}, a kernel for SM {sm}: {name} says {error.name}")
+            self.fail(name, error)
         return found[0] if found else None
+
+    def fail(self, name: str, error: Any) -> NoReturn:
+        """Raise MachineError for what a function of the driver says."""
+        kernel, sm = self._description.name, self._description.sm
+        raise MachineError(f"{kernel}, a kernel for SM {sm}: {name} says {error.name}")
+
+
+def packed(kind: str, value: float) -> bytes:
+    """The eight bytes of a parameter."""
+    return struct.pack(f"={_format(kind)}", value)
+
+
+def _format(kind: str) -> str:
+    return "Q" if kind.startswith("*") else _PACKED[kind]

@@ -86,7 +86,11 @@ class Operation(ABC):
     def launch(
         self, gpu: Gpu, shapes: Sequence[Shape], inputs: Addresses, outputs: Addresses, workspace: int, stream: int
     ) -> None:
-        """Does not wait. shapes: of the inputs; addresses are multiples of 16, that of the workspace of 256."""
+        """Does not wait. shapes: of the inputs; addresses are multiples of 16, that of the workspace of 256.
+
+        All that it does is launch kernels on `stream`, with addresses that lie in what it is given: this is done once
+        for some shapes, and then again with other addresses without asking (see prepared.py).
+        """
 
     def check(self, shapes: Sequence[Sequence[int | None]], types: Sequence[str]) -> None:
         """ValueError unless the inputs are what kernels were compiled for. shapes: None where not yet known."""

@@ -19,10 +19,13 @@ from llmc.errors import MachineError
 from llmc.registry import Registry
 from llmc.runtime.plugins.kernel_set import KernelSet, read
 from llmc.runtime.plugins.operation import Gpu, Operation
+from llmc.runtime.plugins.prepared import PreparedLaunch
 from llmc.visible import visible
 
 NAMESPACE, VERSION = "llmc", "1"
 operations: Registry[type[Operation]] = Registry("operation", "llmc.runtime.plugins", "OPERATION")
+
+_MOST_PREPARED = 64  # shapes of a plugin in one context; a kilobyte or two each
 
 _types = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "i8": "int8", "i32": "int32", "i64": "int64"}
 _kernels: dict[str, KernelSet] = {}  # of all artifacts of this process
@@ -108,13 +111,17 @@ def _plugin_class(trt: Any) -> type:
             self.num_outputs = len(operation.outputs)
             self.input_types = [each.type for each in operation.inputs]  # until TensorRT says what they are
             self.failure = ""  # why its kernels cannot run here
+            self.gpu: Gpu | None = None  # that it is attached to
+            axes = [[axis for axis, size in enumerate(each.shape) if size is None] for each in operation.inputs]
+            self._dynamic = [(i, each) for i, each in enumerate(axes) if each]
+            self._prepared: dict[tuple[int, ...], PreparedLaunch] = {}  # by the sizes of these axes
 
         def get_capability_interface(self, kind: Any) -> Any:
             return self
 
         def clone(self) -> Any:
             copied = Plugin(self.operation)
-            copied.input_types, copied.failure = self.input_types, self.failure
+            copied.input_types, copied.failure, copied.gpu = self.input_types, self.failure, self.gpu
             return copied
 
         # What it computes
@@ -176,7 +183,7 @@ def _plugin_class(trt: Any) -> type:
             """
             attached = self.clone()
             try:
-                gpu = Gpu.current()
+                attached.gpu = gpu = Gpu.current()
                 self.operation.kernels.load(gpu.sm, gpu.device)
             except Exception as error:
                 attached.failure = str(error) or repr(error)
@@ -201,7 +208,18 @@ def _plugin_class(trt: Any) -> type:
         ) -> None:
             if self.failure:
                 raise MachineError(self.failure)
-            shapes = [tuple(each.dims) for each in input_desc]
-            self.operation.launch(Gpu.current(), shapes, inputs, outputs, workspace, stream)
+            sizes = []  # one by one: to make a tuple of TensorRT's dimensions takes longer than all the rest
+            for i, axes in self._dynamic:
+                dims = input_desc[i].dims
+                sizes += [dims[axis] for axis in axes]
+            shapes = tuple(sizes)
+            if (prepared := self._prepared.get(shapes)) is None:
+                if len(self._prepared) == _MOST_PREPARED:
+                    self._prepared.clear()
+                prepared = PreparedLaunch(
+                    self.operation, self.gpu or Gpu.current(), [tuple(each.dims) for each in input_desc]
+                )
+                self._prepared[shapes] = prepared
+            prepared((*inputs, *outputs, workspace), stream)
 
     return Plugin

@@ -273,8 +273,15 @@ for _ in range(2):
 assert not asked and len(plugins.failures) == 2
 Gpu.current = classmethod(lambda kind: Gpu(sm=89, multiprocessors=142))
 made.operation.kernels.load = lambda sm, device: asked.append((sm, device))
-made.attach_to_context(None).enqueue([], [], [], [], 0, 0)
-assert asked[0] == (89, 0) and len(asked) == 2
+attached, gpu = made.attach_to_context(None), Gpu(sm=89, multiprocessors=142)
+Gpu.current = None  # is not asked for in a step
+shapes = ((1, 4, 2, 48), (1, 1, 64, 48), (1,)), ((1, 4, 1, 48), (1, 1, 64, 48), (1,))
+for shape in (shapes[0], shapes[0], shapes[1], shapes[0]):
+    described = [trt.PluginTensorDesc() for _ in shape]
+    for each, size in zip(described, shape):
+        each.dims = trt.Dims(size)
+    attached.enqueue(described, [], [256, 512, 768], [1024], 1280, 7)
+assert asked[0] == (89, 0) and [(on, tuple(sizes)) for on, sizes, *_ in asked[1:]] == [(gpu, each) for each in shapes]
 """
 
 
