@@ -41,12 +41,12 @@ class Device:
     def used(self) -> Iterator[None]:
         """Waits until no other thread has the device, which is the calling thread's current one until the end.
 
-        CUDA keeps the current device for each thread, and starts every thread with the first.
+        CUDA keeps the current device for each thread, and starts every thread with the first, but without its context,
+        which launching kernels takes.
         """
         with self._lock:
             before = int(call(self._cuda, "cudaGetDevice"))
-            if before != self.number:
-                call(self._cuda, "cudaSetDevice", self.number)
+            call(self._cuda, "cudaSetDevice", self.number)
             self._free_dropped()
             try:
                 yield

@@ -260,6 +260,7 @@ class _Engine:
         # By profile and addresses. None: that step has been made, and will be captured the next time.
         self._graphs: dict[tuple[int, ...], Any] = {}
         self._shapes: dict[int, Hashable] = {}  # of each profile's last step
+        self._bound: dict[int, dict[str, tuple[int, tuple[int, ...] | None]]] = {}  # what each profile's context knows
         self._spans = [(profile.tokens[0], profile.tokens[1]) for profile in description.profiles]
         self._windows = [profile.window for profile in description.profiles]
         self._widest = max(most for _, most in self._spans)
@@ -283,14 +284,16 @@ class _Engine:
             inputs = {**inputs, "window": np.zeros(self._windows[profile], np.int8)}  # only its length counts
         for name, dtype in self._inputs.items():
             array: Array = np.ascontiguousarray(inputs[name], dtype)
-            self._device.upload(self._buffer(name, array.nbytes), array)
-            self._bind(context, name, self._buffers[name], array.shape)
+            address = self._buffer(name, array.nbytes)
+            if name != "window":
+                self._device.upload(address, array)
+            self._bind(profile, name, address, array.shape)
         for name, (shape, _) in self.caches.items():  # written in place
-            self._bind(context, name, cache.buffers[name], (cache.batch, *shape[1:]))
-            self._bind(context, name.replace("past.", "present."), cache.buffers[name])
+            self._bind(profile, name, cache.buffers[name], (cache.batch, *shape[1:]))
+            self._bind(profile, name.replace("past.", "present."), cache.buffers[name])
         found = {name: np.empty(tuple(context.get_tensor_shape(name)), dtype) for name, dtype in self._outputs.items()}
         for name, array in found.items():
-            self._bind(context, name, self._buffer(name, array.nbytes))
+            self._bind(profile, name, self._buffer(name, array.nbytes))
         self._execute(profile, inputs, cache)
         for name, array in found.items():
             self._device.download(array, self._buffers[name])
@@ -380,9 +383,15 @@ class _Engine:
             self._contexts[profile] = context
         return self._contexts[profile]
 
-    def _bind(self, context: Any, name: str, address: int, shape: tuple[int, ...] | None = None) -> None:
+    def _bind(self, profile: int, name: str, address: int, shape: tuple[int, ...] | None = None) -> None:
+        """Unless its context knows already: a model has hundreds of caches, which stay from step to step."""
+        context, bound = self._contexts[profile], self._bound.setdefault(profile, {})
+        if bound.get(name) == (address, shape):
+            return
+        bound.pop(name, None)
         if (shape and not context.set_input_shape(name, shape)) or not context.set_tensor_address(name, address):
             raise MachineError(f"{self._path}: does not take {name} {list(shape or ())}")
+        bound[name] = address, shape
 
     def _buffer(self, name: str, size: int) -> int:
         """Grows when a step is larger than all before."""

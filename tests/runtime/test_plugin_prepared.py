@@ -17,6 +17,7 @@ from llmc.convert.kernels.kernel_sets import KernelRequest
 from llmc.errors import MachineError
 from llmc.runtime.plugins import tensorrt as plugins
 from llmc.runtime.plugins.append_float8 import EntryShape
+from llmc.runtime.plugins.grouped_topk import RoutingShape
 from llmc.runtime.plugins.kernel_set import KernelSet
 from llmc.runtime.plugins.latent_attention import LatentShape
 from llmc.runtime.plugins.linear import LinearShape
@@ -42,6 +43,7 @@ CASES: dict[str, tuple[str, Any, list[int]]] = {
     "few choices": ("MixtureOfExperts", EXPERTS, [1, 1, 1]),
     "many choices, plain": ("MixtureOfExperts", ExpertsShape(**vars(EXPERTS) | {"gate_up": PLAIN}), [700] * 3),
     "with biases": ("MixtureOfExperts", ExpertsShape(**vars(EXPERTS) | {"bias": True, "limit": 7.0}), [3] * 3),
+    "routing": ("GroupedTopK", RoutingShape(16, 2, 4, 2, "sigmoid", 2, True, 2.5, "fp32"), [3]),
     "linear, in portions": ("Linear", LinearShape(8192, 128, "bf16", INT4), [1]),
     "linear": ("Linear", LinearShape(128, 128, "bf16", INT4, True), [100]),
 }

@@ -254,3 +254,23 @@ def test_prompts_have_few_lengths(dense, tmp_path, gpu):
             np.testing.assert_allclose([each.logprob for each in row], want, atol=1e-4)
     assert {length for length in gpu.lengths if length > 2} == {16, 32, 48, 11}  # there is no room for more at the end
     assert [backend._usual(n) for n in (3, 64, 65, 100, 128, 129, 511, 513)] == [16, 64, 80, 112, 128, 160, 512, 640]
+
+
+def test_a_context_is_told_what_it_does_not_know(dense, tmp_path, gpu):
+    def step(rows, cache):
+        gpu.told = 0
+        zeros = np.zeros(rows, np.int64)
+        logits, _ = model.backend.forward("main", cache, zeros[:, None] + 5, zeros, zeros[:, None])
+        return gpu.told, logits
+
+    with load(add_engines(dense, tmp_path), backend="tensorrt-rtx") as model:
+        caches = [model.backend.new_cache(rows) for rows in (1, 2, 1)]
+        tensors = 2 * (len(caches[0].buffers) + 4) + len(caches[0].buffers) + 1  # with shapes; outputs
+        first = step(1, caches[0])
+        again = step(1, caches[0])
+        assert (first[0], again[0]) == (tensors, 0) and np.array_equal(first[1], again[1])
+        other = step(1, caches[2])
+        assert other[0] == 3 * len(caches[0].buffers) and np.array_equal(first[1], other[1])
+        two = step(2, caches[1])
+        assert two[0] > 0 and np.allclose(two[1], first[1], atol=1e-5)
+        assert np.array_equal(step(1, caches[0])[1], first[1])

@@ -98,6 +98,7 @@ class HostMemory:
         self.runs = lambda: True  # asked before each step that is enqueued
         self.count, self.thread = 1, threading.local()
         self.lengths = set()  # of steps
+        self.told = 0  # shapes and addresses
         self.asked, self.worked = set(), set()  # devices: whose attributes were asked for, on which work was done
 
     def cudaGetErrorString(self, error):
@@ -116,7 +117,8 @@ class HostMemory:
         return (self.fine,)
 
     def work(self):
-        """Is done on the current device."""
+        """Is done on the current device, by a thread that has its context."""
+        assert hasattr(self.thread, "device")
         self.worked.add(self.cudaGetDevice()[1])
 
     def cudaDeviceGetAttribute(self, attribute, device):
@@ -219,10 +221,12 @@ class Context:
         return self.graphs == "whole graph"
 
     def set_input_shape(self, name, shape):
+        self.memory.told += 1
         self.shapes[name] = shape
         return name != "input_ids" or (self.span[0] <= shape[1] <= self.span[1] and shape[0] <= 2)
 
     def set_tensor_address(self, name, address):
+        self.memory.told += 1
         self.addresses[name] = address
         return True
 
