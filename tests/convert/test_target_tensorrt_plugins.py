@@ -86,6 +86,7 @@ def test_engines_hold_plugins(built: tuple[Checkpoint, TargetResult], sm: int) -
         layer = 2 if graph else 1
         assert cache[f"past.{layer}.latent"] == cache[f"present.{layer}.latent"] == ("int8", [-1, 1, 32, 80])
         data = (built[0].path / f"engines/{said['engine']}").read_bytes()
+        assert b"userRunTime" not in data  # no memory is asked for in a step
         sets = kernel_set.read(built[0].path / f"engines/{said['kernels']}")
         needed = {key: sets[key] for key in said["kernel_sets"]}
         assert {f"llmc.{each.operation}" for each in needed.values()} == set(said["plugins"])

@@ -192,3 +192,9 @@ def test_bench(artifact: Path) -> None:
     # A context of 128 has no room for the usual 512.
     usual = CliRunner().invoke(app, ["bench", str(artifact), "--rounds", "1", "--new-tokens", "4", "--json"])
     assert {each["prompt_tokens"] for each in json.loads(usual.stdout)["timings"]} == {32}
+
+
+def test_a_gpu_that_is_asked_for_is_not_overlooked(artifact: Path) -> None:
+    for command in (["run", "--prompt", "a"], ["check"], ["bench"]):
+        refused = CliRunner().invoke(app, [*command, str(artifact), "--device", "3"])
+        assert refused.exit_code == 4 and "onnxruntime: its provider cpu knows no GPU 3; leave" in refused.stderr
