@@ -16,6 +16,7 @@ from rich.table import Table
 from llmc.convert.kernels.kernel_sets import KernelRequest, kernel_sets
 from llmc.runtime.plugins.kernel_set import KernelSet
 from llmc.runtime.plugins.operation import Gpu, Operation
+from llmc.runtime.plugins.prepared import PreparedLaunch
 
 DEVICE = "cuda"
 NO_GPU = 4  # exit code; that of llmc.errors.MachineError
@@ -65,7 +66,7 @@ def resources(kernels: KernelSet) -> str:
 
 
 def on_tensors(operation: Operation, *inputs: torch.Tensor) -> tuple[Callable[[], None], torch.Tensor]:
-    """What launches it on torch's current stream, and its only output.
+    """What launches it on torch's current stream, as an engine does, and its only output.
 
     Output and workspace are 0xFF before, NaN in every float type: what was not written is no number that looks right.
     """
@@ -80,11 +81,11 @@ def on_tensors(operation: Operation, *inputs: torch.Tensor) -> tuple[Callable[[]
     else:
         output = inputs[told.aliased]
     workspace = _undefined(operation.workspace_bytes(shapes))
+    prepared = PreparedLaunch(operation, gpu, shapes)
 
     def launch() -> None:
-        addresses = [x.data_ptr() for x in inputs]  # here, so that they live as long as this function
-        stream = torch.cuda.current_stream().cuda_stream
-        operation.launch(gpu, shapes, addresses, [output.data_ptr()], workspace.data_ptr(), stream)
+        tensors = (*inputs, output, workspace)  # here, so that they live as long as this function
+        prepared(tuple(x.data_ptr() for x in tensors), torch.cuda.current_stream().cuda_stream)
 
     return launch, output
 
