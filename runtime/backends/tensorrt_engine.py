@@ -272,6 +272,7 @@ class _Engine:
             each.name: _NUMPY[each.dtype] for each in description.outputs if not each.name.startswith("present.")
         }
         self._buffers: dict[str, int] = {}
+        weakref.finalize(self, device.drop, self._buffers)
         self._sizes: dict[str, int] = {}
 
     def run(self, inputs: dict[str, Array], cache: EngineCache) -> dict[str, Array]:

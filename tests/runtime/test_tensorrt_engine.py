@@ -274,3 +274,19 @@ def test_a_context_is_told_what_it_does_not_know(dense, tmp_path, gpu):
         two = step(2, caches[1])
         assert two[0] > 0 and np.allclose(two[1], first[1], atol=1e-5)
         assert np.array_equal(step(1, caches[0])[1], first[1])
+
+
+@pytest.mark.parametrize("how", ["forgotten", "failed"])
+def test_memory_is_given_back_without_being_asked_for(dense, tmp_path, gpu, how):
+    artifact = add_engines(dense, tmp_path)
+    if how == "failed":
+        gpu.limit = SCRATCH - 1
+        with pytest.raises(MachineError, match="bytes left on the GPU; build with a smaller `context` or `prefill`"):
+            load(artifact, backend="tensorrt-rtx")
+    else:
+        model = load(artifact, backend="tensorrt-rtx")
+        model.generate("a", max_new_tokens=3)
+        assert gpu.blocks
+        del model
+    gc.collect()
+    assert not gpu.blocks
