@@ -30,7 +30,8 @@ from this_gpu import DEVICE, console, current, require_gpu, show, title
 from llmc.errors import LlmcError
 from llmc.runtime import load
 from llmc.runtime.artifact import Artifact
-from llmc.runtime.backends import backends, tensorrt_engine
+from llmc.runtime.backends import backends, cuda_device
+from llmc.runtime.backends.tensorrt_engine import EngineBackend
 from llmc.tensorrt_package import TENSORRT, TENSORRT_RTX
 
 PROMPT = "def "
@@ -40,7 +41,7 @@ COMPILE = "compile"  # an attempt; others are an SM to run the engine of
 
 def run_as(artifact: str, backend: str, sm: int) -> int:
     """Loads, checks and asks, taking the GPU for one of SM `sm`; prints each step before it is done."""
-    tensorrt_engine.compute_capability = lambda device=None: sm
+    cuda_device.compute_capability = lambda device=None: sm
     print(f"  loading the engine for SM {sm} …", flush=True)
     with load(artifact, backend=backend) as model:
         print("  loaded; checking …", flush=True)
@@ -53,7 +54,7 @@ def run_as(artifact: str, backend: str, sm: int) -> int:
         )
         answer = model.generate(PROMPT, max_new_tokens=48)
         print(f"  {PROMPT!r} → {answer.text!r}, {answer.accepted} of {answer.drafted} drafts accepted", flush=True)
-        if isinstance(model.backend, tensorrt_engine.EngineBackend):
+        if isinstance(model.backend, EngineBackend):
             for steps, found in model.backend.capturable().items():
                 print(
                     f"  {'can be captured as CUDA graphs' if found else 'CANNOT be captured as CUDA graphs'}: {steps}",

@@ -134,6 +134,25 @@ class Device:
             self._cuda.cudaFree(self._dropped.popleft())
 
 
+def compute_capability(device: int | None = None) -> int | str:
+    """Of a GPU, by its number, or of the current one, times ten; or why there is none."""
+    from cuda.bindings import runtime as cuda
+
+    error, count = cuda.cudaGetDeviceCount()
+    if error != cuda.cudaError_t.cudaSuccess or not count:
+        return f"there is no GPU that CUDA can use ({reason(cuda, error)})"
+    if device is not None and device >= count:
+        return f"there is no GPU {device}: CUDA counts {count}, from 0 on"
+    if device is None:
+        device = call(cuda, "cudaGetDevice")
+    attributes = cuda.cudaDeviceAttr
+    major, minor = (
+        call(cuda, "cudaDeviceGetAttribute", attribute, device)
+        for attribute in (attributes.cudaDevAttrComputeCapabilityMajor, attributes.cudaDevAttrComputeCapabilityMinor)
+    )
+    return 10 * int(major) + int(minor)
+
+
 def call(cuda: Any, name: str, *arguments: Any) -> Any:
     """What the function returns besides its error code."""
     error, *results = getattr(cuda, name)(*arguments)

@@ -8,7 +8,9 @@ import importlib.util
 from llmc.errors import MachineError
 from llmc.extras import install
 from llmc.runtime.artifact import Artifact
-from llmc.runtime.backends import BackendFactory, tensorrt_engine
+from llmc.runtime.backends import BackendFactory, cuda_device
+from llmc.runtime.backends.built_engines import BuiltEngine, built_engines
+from llmc.runtime.backends.tensorrt_engine import EngineBackend
 from llmc.runtime.plugins import kernel_set
 from llmc.runtime.plugins import tensorrt as plugins
 from llmc.tensorrt_package import TENSORRT, TENSORRT_RTX, TensorRTPackage
@@ -25,15 +27,15 @@ class EngineFactory(BackendFactory):
         package = self.package
         if provider:
             return f"it has no providers; leave out {provider!r}"
-        built = tensorrt_engine.built_engines(package, artifact, self.part)
-        if not built and (divided := tensorrt_engine.built_engines(package, artifact, None)):
+        built = built_engines(package, artifact, self.part)
+        if not built and (divided := built_engines(package, artifact, None)):
             ranks = min(each.description.ranks for each in divided)
             return f"its engines are for {ranks} GPUs together; say `--ranks {ranks}`, or load(…, ranks={ranks})"
         if not built:
             return f"the artifact has no engines; add `{package.name}` to the recipe's targets"
         if not package.installed or importlib.util.find_spec("cuda") is None:
             return f"the packages are not installed; {install(package.module)}"
-        sm = tensorrt_engine.compute_capability(device)
+        sm = cuda_device.compute_capability(device)
         if isinstance(sm, str):
             return sm
         matching = [each.description for each in built if sm in each.description.sm]
@@ -52,17 +54,17 @@ class EngineFactory(BackendFactory):
 
     def start(
         self, artifact: Artifact, threads: int | None, provider: str | None = None, device: int | None = None
-    ) -> tensorrt_engine.EngineBackend:
-        sm = tensorrt_engine.compute_capability(device)
-        built = tensorrt_engine.built_engines(self.package, artifact, self.part)
+    ) -> EngineBackend:
+        sm = cuda_device.compute_capability(device)
+        built = built_engines(self.package, artifact, self.part)
         found = {each.description.graph: each for each in built if sm in each.description.sm}
         for each in found.values():
             if each.kernels:
                 artifact.verified(each.kernels)
-        return tensorrt_engine.EngineBackend(self.package, artifact, found, device)
+        return EngineBackend(self.package, artifact, found, device)
 
 
-def _without_kernels(artifact: Artifact, engines: list[tensorrt_engine.BuiltEngine], sm: int) -> str | None:
+def _without_kernels(artifact: Artifact, engines: list[BuiltEngine], sm: int) -> str | None:
     """Which of their plugins has no kernels that a GPU of `sm` loads."""
     for each in engines:
         if each.kernels:

@@ -15,8 +15,8 @@ from typing import NoReturn
 from llmc.errors import InputError, LlmcError, MachineError
 from llmc.runtime.artifact import Artifact
 from llmc.runtime.backends import Backend
+from llmc.runtime.backends.built_engines import built_engines
 from llmc.runtime.backends.tensorrt import EngineFactory
-from llmc.runtime.backends.tensorrt_engine import built_engines
 from llmc.runtime.distributed import nccl
 from llmc.runtime.distributed.channel import gather, join, listen
 from llmc.runtime.distributed.follower import Orders, follow

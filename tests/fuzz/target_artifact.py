@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from llmc.errors import LlmcError
 from llmc.runtime import load
 from llmc.runtime.artifact import REFERENCE, Artifact
-from llmc.runtime.backends import tensorrt_engine
+from llmc.runtime.backends.built_engines import built_engines
 from llmc.runtime.chat import ChatTemplate
 from llmc.runtime.plugins import kernel_set
 from llmc.runtime.plugins.tensorrt import operations
@@ -134,7 +134,7 @@ def tokenize(artifact: Artifact) -> None:
 
 
 def engines(artifact: Artifact) -> None:
-    for engine in tensorrt_engine.built_engines(TENSORRT_RTX, artifact):
+    for engine in built_engines(TENSORRT_RTX, artifact):
         if engine.kernels:
             file = artifact.verified(engine.kernels)
             for each in kernel_set.read(file).values():

@@ -18,15 +18,15 @@ from cuda.bindings import driver as real_driver
 from support.gpu_stand_in import PACKAGES, PREFILL, RELEASE, SCRATCH, add_engines, add_kernels
 from support.listed_files import list_files
 
-import llmc.runtime.backends.tensorrt_engine as backend
 from llmc.errors import InputError, MachineError
 from llmc.runtime import load
+from llmc.runtime.backends import cuda_device, loaded_engine
 from llmc.runtime.plugins import tensorrt as plugins
 
 PROMPTS = ["def add(a, b):\n    return", "import os\n" * 20, "class"]
 
 
-@pytest.mark.skipif(not isinstance(backend.compute_capability(), str), reason="there is a GPU here")
+@pytest.mark.skipif(not isinstance(cuda_device.compute_capability(), str), reason="there is a GPU here")
 def test_without_a_gpu_the_cpu_runs_it_and_the_reason_is_told(dense, tmp_path):
     artifact = add_engines(dense, tmp_path)
     with pytest.raises(MachineError, match=r"tensorrt-rtx: there is no GPU that CUDA can use \(.+\)$"):
@@ -36,7 +36,7 @@ def test_without_a_gpu_the_cpu_runs_it_and_the_reason_is_told(dense, tmp_path):
 
 
 def test_why_engines_cannot_run(dense, tmp_path, monkeypatch):
-    monkeypatch.setattr(backend, "compute_capability", lambda device=None: 90)
+    monkeypatch.setattr(cuda_device, "compute_capability", lambda device=None: 90)
 
     def reason(artifact):
         with pytest.raises(MachineError) as caught:
@@ -45,7 +45,7 @@ def test_why_engines_cannot_run(dense, tmp_path, monkeypatch):
 
     assert "the artifact has no engines; add `tensorrt-rtx`" in reason(dense)
     assert "engines are for SM 80, 86, this GPU is SM 90" in reason(add_engines(dense, tmp_path / "a"))
-    monkeypatch.setattr(backend, "compute_capability", lambda device=None: 86)
+    monkeypatch.setattr(cuda_device, "compute_capability", lambda device=None: 86)
     other = add_engines(dense, tmp_path / "b", release="1.2.3")
     assert f"need release 1.2.3, {RELEASE} is installed; pip install tensorrt-rtx-cu13==1.2.3" in reason(other)
     assert "engines are for 2 GPUs together" in reason(add_engines(dense, tmp_path / "d", ranks=2))
@@ -81,7 +81,7 @@ def test_descriptions_that_describe_no_engine_of_the_artifact(dense, tmp_path, c
 
 def test_engines_whose_kernels_are_for_another_architecture(dense, tmp_path, monkeypatch):
     """SM 103 and 121 load none that were compiled for 100 and 120."""
-    monkeypatch.setattr(backend, "compute_capability", lambda device=None: 121)
+    monkeypatch.setattr(cuda_device, "compute_capability", lambda device=None: 121)
     artifact = add_engines(dense, tmp_path, sm=[120, 121])
     add_kernels(artifact, 120)
     with pytest.raises(MachineError, match=r"AppendFloat8: its kernels are for SM 120, this GPU is SM 121; build agai"):
@@ -122,7 +122,7 @@ def test_an_engine_is_driven_like_any_backend(trained, tmp_path, gpu, target):
         ]
         with pytest.raises(InputError, match="do not fit the context of 160"):
             model.generate("a", max_new_tokens=200)
-        assert len(gpu.graphs) <= 2 * backend._MOST_GRAPHS
+        assert len(gpu.graphs) <= 2 * loaded_engine._MOST_GRAPHS
     gc.collect()
     assert not gpu.blocks and not gpu.graphs  # caches and buffers are given back
     assert (gpu.launches > 30) == (target == "tensorrt")  # TensorRT-RTX captures what it runs by itself
@@ -253,7 +253,16 @@ def test_prompts_have_few_lengths(dense, tmp_path, gpu):
         for row, want in zip(model.score(prompts), scores, strict=True):
             np.testing.assert_allclose([each.logprob for each in row], want, atol=1e-4)
     assert {length for length in gpu.lengths if length > 2} == {16, 32, 48, 11}  # there is no room for more at the end
-    assert [backend._usual(n) for n in (3, 64, 65, 100, 128, 129, 511, 513)] == [16, 64, 80, 112, 128, 160, 512, 640]
+    assert [loaded_engine.usual_length(n) for n in (3, 64, 65, 100, 128, 129, 511, 513)] == [
+        16,
+        64,
+        80,
+        112,
+        128,
+        160,
+        512,
+        640,
+    ]
 
 
 def test_a_context_is_told_what_it_does_not_know(dense, tmp_path, gpu):
