@@ -263,6 +263,8 @@ def pair():
                 ended.append("done")
             except MachineError as error:
                 ended.append(str(error))
+            finally:
+                orders.close()  # or it would end this process, as one that hangs
 
         thread = threading.Thread(target=run)
         thread.start()
