@@ -6,8 +6,9 @@ the whole latent, which belongs to no head, and of embedding, norms and routers 
 vocabulary.
 
 Routed experts are divided by inner channels, too, not among the ranks: however few tokens there are and whichever
-experts they choose, every rank reads the same share of the same experts. A group or block of channels that share a
-scale and lie in two ranks becomes smaller ones of the same scale in each, so all numbers stay what they are.
+experts they choose, every rank reads the same share of the same experts. Inner channels are divided in multiples of 32,
+of which some ranks may have one more. A group or block of channels that share a scale and lie in two ranks becomes
+smaller ones of the same scale in each, so all numbers stay what they are.
 
 The part is a `Checkpoint` of a smaller model: what makes graphs and engines of one makes them of the other. A tensor is
 cut when it is read, from what is stored.
@@ -37,6 +38,7 @@ from llmc.convert.spec import (
     MLPSpec,
     ModelSpec,
 )
+from llmc.convert.tensor_names import TensorName
 from llmc.errors import InputError
 
 HEAD = "lm_head.weight"
@@ -147,10 +149,10 @@ def rank_of(checkpoint: Checkpoint, rank: int, ranks: int) -> Checkpoint:
     """The part of `rank`, counted from 0. InputError for a model that cannot be divided among `ranks`."""
     if ranks == 1:
         return checkpoint
-    spec = divided(checkpoint.spec, ranks)
+    spec = divided(checkpoint.spec, ranks, rank)
     whole, part = weight_shapes(checkpoint.spec), weight_shapes(spec)
     cuts = {
-        name: _cut(shape, whole[name], rank, ranks)
+        name: _cut(name, shape, whole[name], rank, ranks)
         for name, shape in part.items()
         if name in whole and shape != whole[name]
     }
@@ -200,7 +202,7 @@ def repeated_bytes(spec: ModelSpec, ranks: int) -> int:
     """How many bytes more than one engine the ranks' together have, as bfloat16: what each of them holds."""
     if ranks == 1:
         return 0
-    count = ranks * _parameters(divided(spec, ranks)) - _parameters(spec)
+    count = sum(_parameters(divided(spec, ranks, rank)) for rank in range(ranks)) - _parameters(spec)
     if divides_head(spec, ranks):
         count -= (ranks - 1) * spec.vocab_size * spec.hidden_size
     return 2 * count
@@ -224,8 +226,12 @@ def require_groups(name: str, channels: int) -> None:
         )
 
 
-def divided(spec: ModelSpec, ranks: int) -> ModelSpec:
-    """What one rank computes; the same for all. InputError if that cannot be done."""
+def divided(spec: ModelSpec, ranks: int, rank: int = 0) -> ModelSpec:
+    """What one rank computes. InputError if that cannot be done."""
+
+    def inner(what: str, count: int) -> int:
+        start, stop = _inner(f"inner channels of {what}", count, rank, ranks)
+        return stop - start
 
     @cache  # one object for all layers that are alike
     def attention(whole: AttentionSpec) -> AttentionSpec:
@@ -246,13 +252,13 @@ def divided(spec: ModelSpec, ranks: int) -> ModelSpec:
     @cache
     def mlp(whole: MLPSpec) -> MLPSpec:
         if isinstance(whole, DenseMLPSpec):
-            return replace(whole, intermediate_size=_share("inner channels of MLPs", whole.intermediate_size, ranks))
+            return replace(whole, intermediate_size=inner("MLPs", whole.intermediate_size))
         if not isinstance(whole, MixtureOfExpertsSpec):
             return whole
         return replace(
             whole,
-            intermediate_size=_share("inner channels of experts", whole.intermediate_size, ranks),
-            shared_intermediate_size=_share("inner channels of shared experts", whole.shared_intermediate_size, ranks),
+            intermediate_size=inner("experts", whole.intermediate_size),
+            shared_intermediate_size=inner("shared experts", whole.shared_intermediate_size),
         )
 
     attentions, mlps = tuple(map(attention, spec.attentions)), tuple(map(mlp, spec.mlps))
@@ -266,8 +272,22 @@ def _share(what: str, count: int, ranks: int) -> int:
     return count // ranks
 
 
-def _cut(part: tuple[int, ...], whole: tuple[int, ...], rank: int, ranks: int) -> Cut:
-    """The axis on which a rank has less, and where its part begins: several ranks share one where there are too few."""
+def _inner(what: str, count: int, rank: int, ranks: int) -> tuple[int, int]:
+    """Which of so many channels a rank has, from the first to behind the last."""
+    units = count // LEAST_GROUP
+    if count % LEAST_GROUP or units < ranks or units % ranks == 0:
+        size = _share(what, count, ranks)
+        return rank * size, (rank + 1) * size
+    each, more = divmod(units, ranks)
+    start, stop = (LEAST_GROUP * (each * n + min(n, more)) for n in (rank, rank + 1))
+    return start, stop
+
+
+def _cut(name: str, part: tuple[int, ...], whole: tuple[int, ...], rank: int, ranks: int) -> Cut:
+    """The axis on which a rank has less, and what it has of it."""
     (axis,) = (i for i, (here, there) in enumerate(zip(part, whole, strict=True)) if here != there)
+    if TensorName.parse(name).module.part_of_layer == "mlp":
+        return Cut(axis, *_inner(name, whole[axis], rank, ranks))
+    # Several ranks share a head of keys where these are too few.
     start = rank * whole[axis] // ranks // part[axis] * part[axis]
     return Cut(axis, start, start + part[axis])

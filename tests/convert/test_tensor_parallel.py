@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,16 @@ from support.ranks_together import together
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.engines.lowering import lower
 from llmc.convert.engines.plugins import Plugins
-from llmc.convert.engines.tensor_parallel import rank_of
+from llmc.convert.engines.tensor_parallel import check, divided, rank_of
+from llmc.convert.families import family_of
 from llmc.convert.graph.across_ranks import COLLECTIVE
 from llmc.convert.graph.build import EMBEDDING, graphs
 from llmc.convert.layer_modules import weight_shapes
 from llmc.errors import InputError
 from llmc.quant.layerwise import QuantizeOptions
 
-# Inner channels of which a rank of four has one and a half groups or blocks, that become three smaller ones.
+# Inner channels of which a rank of four has one and a half groups or blocks, that become three smaller ones; of 160 and
+# 288, some ranks have 32 more than others.
 UNEVEN = {"intermediate_size": 384, "moe_intermediate_size": 384}
 WIDE = DEEPSEEK | UNEVEN | {"num_attention_heads": 4, "num_key_value_heads": 4}
 DENSE = LLAMA | {"hidden_size": 128, "intermediate_size": 384}
@@ -38,8 +41,14 @@ CASES: dict[str, tuple[Any, ...]] = {
         {"experts": "int4-g64", "shared_experts": "int4-g64", "attention": "fp8-block", "kv_b_proj": "fp8-block"},
     ),
     "deepseek, fp8 and an FP8 cache": (
-        WIDE,
-        {"experts": "fp8-block", "dense_mlp": "fp8-block", "attention": "fp8-channel", "mtp": "int4-g32"},
+        WIDE | {"intermediate_size": 288, "moe_intermediate_size": 160},
+        {
+            "experts": "fp8-block",
+            "shared_experts": "fp8-block",
+            "dense_mlp": "fp8-block",
+            "attention": "fp8-channel",
+            "mtp": "int4-g32",
+        },
         QuantizeOptions(fp8_cache=True),
     ),
     "deepseek, dynamic groups": (
@@ -47,7 +56,7 @@ CASES: dict[str, tuple[Any, ...]] = {
         {"experts": "int4-g32", "shared_experts": "int4-g32-asym-actorder", "attention": "int8-g32"},
         QuantizeOptions(layout="gptq"),
     ),
-    "llama": (DENSE, {"dense_mlp": "int4-g64", "attention": "int4-g32"}),
+    "llama": (DENSE | {"intermediate_size": 160}, {"dense_mlp": "int4-g32", "attention": "int4-g32"}),
     "llama, biases and fp8": (
         DENSE | {"attention_bias": True},
         {"dense_mlp": "fp8-block", "attention": "fp8-channel"},
@@ -103,13 +112,14 @@ def test_ranks_have_every_number_once(case: Checkpoint, ranks: int) -> None:
     for name in weight_shapes(parts[0].spec):
         whole, shape = case.tensor(name) if name in case else case.tensor(EMBEDDING), parts[0].shape(name)
         here = [part.tensor(name) for part in parts]
-        assert {tuple(each.shape) for each in here} == {shape}
+        assert [tuple(each.shape) for each in here] == [part.shape(name) for part in parts]
         if shape == whole.shape:
             is_bias = name.endswith(("o_proj.bias", "down_proj.bias"))  # added up, and there once
             assert all(torch.equal(each, whole * 0 if is_bias and i else whole) for i, each in enumerate(here))
             continue
         (axis,) = (i for i in range(whole.dim()) if shape[i] != whole.shape[i])
-        once = here[:: ranks * shape[axis] // whole.shape[axis]]
+        repeated = ranks * shape[axis] // whole.shape[axis] if ".self_attn." in name else 1
+        once = here[::repeated]
         assert torch.equal(torch.cat(once, axis), whole)
         assert parts[0].kind(name) == (weight.kind if (weight := parts[0].quantized_tensor(name)) else None)
         cut += 1
@@ -157,7 +167,26 @@ def test_what_cannot_be_divided_is_refused(config: dict[str, Any], ranks: int, m
 
 @pytest.mark.slow
 def test_groups_that_would_become_too_small_are_refused(tmp_path: Path) -> None:
-    checkpoint = quantized_checkpoint(tmp_path, DENSE | {"intermediate_size": 320}, {"dense_mlp": "int4-g64"})
-    assert rank_of(checkpoint, 0, 2).kind("model.layers.0.mlp.down_proj.weight").block == (1, 32)
-    with pytest.raises(InputError, match=r"down_proj.weight: is quantized, .* have 80 of its input channels, .* of 32"):
-        rank_of(checkpoint, 0, 4)
+    checkpoint = quantized_checkpoint(tmp_path, DENSE | {"intermediate_size": 272}, {"dense_mlp": "fp8-block"})
+    with pytest.raises(InputError, match=r"down_proj.weight: is quantized, .* 136 of its input channels, .* of 32"):
+        rank_of(checkpoint, 0, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "ranks", "sizes"),
+    [
+        ("deepseek-ai--DeepSeek-R1", 8, {256}),
+        ("Qwen--Qwen3-30B-A3B", 4, {192}),
+        ("openai--gpt-oss-120b", 4, {736, 704}),  # 90 times 32
+        ("deepseek-ai--DeepSeek-V2-Lite-Chat", 8, {192, 160}),  # 44 times 32
+    ],
+)
+def test_published_models_are_divided(name: str, ranks: int, sizes: set[int]) -> None:
+    """Everything quantized, in groups of 32 or more."""
+    config = json.loads((Path(__file__).parents[1] / f"data/configs/{name}.json").read_text())
+    spec = family_of(config).spec(config)
+    schemes = {name.removesuffix(".weight"): "int4-g32" for name, shape in weight_shapes(spec).items() if shape[1:]}
+    check("tensorrt-rtx", spec, ranks, schemes)
+    parts = [divided(spec, ranks, rank).mlps[-1] for rank in range(ranks)]
+    assert sum(each.intermediate_size for each in parts) == spec.mlps[-1].intermediate_size
+    assert {each.intermediate_size for each in parts} == sizes

@@ -118,7 +118,7 @@ def test_inspect_names_the_rank(built: tuple[Checkpoint, TargetResult]) -> None:
     ],
 )
 def test_refused_before_any_work(ranks: int, schemes: dict[str, str], message: str, tmp_path: Path) -> None:
-    spec = quantized_checkpoint(tmp_path, DEEPSEEK, {}).spec
+    spec = quantized_checkpoint(tmp_path, DEEPSEEK | {"intermediate_size": 208}, {}).spec
     with pytest.raises(InputError, match=f"^{message}"):
         rtx.check(spec, rtx.Options(tensor_parallel=ranks), schemes)
-    rtx.check(spec, rtx.Options(tensor_parallel=2), schemes)
+    rtx.check(spec, rtx.Options(tensor_parallel=2), {})

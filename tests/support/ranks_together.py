@@ -18,13 +18,13 @@ def together(models: Sequence[ir.Model]) -> ir.Model:
         graph.remove(every[rank])
         if rank:
             _take_over(first.graph, graph, rank)
-            first.functions.update(model.functions)
+            _rename_functions(first, model, every[rank], f"rank{rank}")
             for node in every[rank]:
                 node.name = f"{node.name}@{rank}"
                 for output in node.outputs:
                     output.name = f"{output.name}@{rank}"
     for nodes in zip(*every, strict=True):
-        assert len({(node.domain, node.op_type) for node in nodes}) == 1
+        assert len({node.op_type for node in nodes}) == 1
         if nodes[0].op_type != COLLECTIVE:
             first.graph.extend(nodes)
             continue
@@ -59,3 +59,14 @@ def _take_over(graph: ir.Graph, other: ir.Graph, rank: int) -> None:
         assert value.const_value is not None
         value.name = value.const_value.name = f"{value.name}@{rank}"
         graph.register_initializer(value)
+
+
+def _rename_functions(first: ir.Model, model: ir.Model, nodes: Sequence[ir.Node], domain: str) -> None:
+    """Ranks may be of different sizes, and so may what their functions say."""
+    for node in nodes:
+        if node.op_identifier() in model.functions:
+            node.domain = domain
+    for function in model.functions.values():
+        function.domain = domain
+        first.functions[function.identifier()] = function
+    first.graph.opset_imports[domain] = 1
