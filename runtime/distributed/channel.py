@@ -14,7 +14,7 @@ import secrets
 import socket
 import struct
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -126,30 +126,35 @@ def gather(server: socket.socket, place: Place, timeout: float, watch: Callable[
     found: dict[int, Channel] = {}
     end = time.monotonic() + timeout
     server.settimeout(_AGAIN)
-    with server:
+    with server, contextlib.ExitStack() as undo:
         while missing := set(range(1, place.ranks)) - found.keys():
             watch()
             if time.monotonic() > end:
-                for channel in found.values():
-                    channel.close()
                 raise MachineError(
                     f"rank {min(missing)} of {place.ranks} did not come to {place.address} port {place.port} within "
                     f"{timeout:.0f} s; is its process running?"
                 )
-            try:
-                connection, _ = server.accept()
-            except TimeoutError:
-                continue
-            channel = Channel(connection)
-            try:
-                channel.prove(place.key, "first", "other")
-                said, _ = channel.receive()
-                if said.get("rank") not in missing or said.get("ranks") != place.ranks:
-                    raise Ended
-                found[said["rank"]] = channel
-            except Ended:  # a stranger
-                channel.close()
+            with contextlib.suppress(TimeoutError):
+                rank, channel = _accepted(server.accept()[0], place, missing)
+                if channel is not None:
+                    found[rank] = channel
+                    undo.callback(channel.close)
+        undo.pop_all()
     return found
+
+
+def _accepted(connection: socket.socket, place: Place, missing: Collection[int]) -> tuple[int, Channel | None]:
+    """The rank that came, if it is one that was waited for, and not a stranger."""
+    channel = Channel(connection)
+    try:
+        channel.prove(place.key, "first", "other")
+        said, _ = channel.receive()
+        if said.get("rank") in missing and said.get("ranks") == place.ranks:
+            return said["rank"], channel
+    except Ended:
+        pass
+    channel.close()
+    return 0, None
 
 
 def join(place: Place, timeout: float) -> Channel:

@@ -104,6 +104,20 @@ def sum_by_type(result: TargetResult) -> Counter[str]:
     return sum((Counter(each["weight_bytes"]) for each in result.details.values()), Counter())
 
 
+def test_engines_without_plugins_sum_too(built: tuple[Checkpoint, TargetResult], tmp_path: Path) -> None:
+    options = rtx.Options(sm=[89], context=CONTEXT, tensor_parallel=RANKS, plugins=False)
+    result = rtx.build(built[0], options, tmp_path, lambda *_: None)
+    layers = built[0].spec.num_layers
+    for rank in range(RANKS):
+        said = EngineDescription.model_validate_json(
+            (tmp_path / f"engines/rtx-sm89-rank{rank}of{RANKS}.json").read_bytes()
+        )
+        assert said.plugins == [] and said.ops["DistCollective"] == 2 * layers + 1
+        text = (tmp_path / "engines" / said.engine).read_bytes()
+        assert len(re.findall(rb"^  comm_allreduce=\{ name=", text, re.MULTILINE)) == 2 * layers * len(said.profiles)
+    assert result.weight_bytes > 0
+
+
 def test_inspect_names_the_rank(built: tuple[Checkpoint, TargetResult]) -> None:
     file, _ = descriptions(built, "main")[1]
     shown = CliRunner().invoke(app, ["inspect", str(file.with_suffix(".engine"))])

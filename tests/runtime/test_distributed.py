@@ -16,7 +16,7 @@ from support import ranks_stand_in
 from support.ranks_stand_in import add_rank_engines
 
 from llmc.errors import InputError, MachineError
-from llmc.runtime import load
+from llmc.runtime import distributed, load
 from llmc.runtime.distributed import channel as channels
 from llmc.runtime.distributed.channel import Channel, Ended
 from llmc.runtime.distributed.follower import Orders, follow
@@ -95,13 +95,13 @@ def test_processes_of_a_launcher(divided, gpus):
     """Rank 0 answers, rank 1 says nothing; if rank 0 dies, rank 1 ends with one line."""
     port = free_port()
     both = [started(rank, port, divided) for rank in (0, 1)]
-    (answer, _), (silence, errors) = (process.communicate(timeout=100) for process in both)
+    (answer, _), (silence, errors) = (process.communicate(timeout=300) for process in both)
     assert [process.returncode for process in both] == [0, 0]
     assert b'"token_ids"' in answer and silence == errors == b""
 
     port = free_port()
     dies, left = (started(rank, port, divided, RANK_0_ENDS_AFTER="20") for rank in (0, 1))
-    _, errors = left.communicate(timeout=100)
+    _, errors = left.communicate(timeout=300)
     dies.communicate()
     assert (dies.returncode, left.returncode) == (-9, 4)
     lines = errors.decode().splitlines()
@@ -126,6 +126,21 @@ def test_what_cannot_be_started(divided, dense, gpus, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("MASTER_PORT", "1")
     with pytest.raises(InputError, match=r"WORLD_SIZE=4, and 2 ranks are wanted"):
+        load(divided, ranks=2)
+
+
+def test_a_rank_that_cannot_begin(divided, gpus, tmp_path):
+    (tmp_path / "site/sitecustomize.py").write_text("import os\nos._exit(3)\n")
+    with pytest.raises(MachineError, match=r"^rank 1 of 2 ended before it began \(exit code 3\)$"):
+        load(divided, ranks=2)
+
+
+@pytest.mark.slow
+def test_ranks_of_two_artifacts_part(divided, gpus, monkeypatch):
+    """The other process is told of another build."""
+    known = distributed._engines
+    monkeypatch.setattr(distributed, "_engines", lambda *given: known(*given)[::-1])
+    with pytest.raises(MachineError, match=r"^rank 1 of 2: .* is another artifact than that of rank 0$"):
         load(divided, ranks=2)
 
 
