@@ -8,14 +8,19 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import llmc
 from llmc.errors import MachineError
 from llmc.runtime.distributed.place import Place
 
+_HERE = Path(llmc.__file__).parents[1]
+_PROGRAM = (
+    "import sys; sys.path.append(sys.argv.pop(1)); from llmc.runtime.distributed.follower_process import main; main()"
+)
 _END = 10.0  # seconds that a process may take to end when it has nothing more to do
 
 
 class Processes:
-    """One for each rank but the first; each sees the GPU of its number alone."""
+    """One for each rank but the first; each uses the GPU of its number."""
 
     def __init__(self, place: Place, artifact: Path, backend: str) -> None:
         self._process = os.getpid()
@@ -23,7 +28,8 @@ class Processes:
         for rank in range(1, place.ranks):
             there = replace(place, rank=rank, local_rank=rank)
             self.running[rank] = subprocess.Popen(
-                [sys.executable, "-m", "llmc.runtime.distributed", str(artifact), backend],
+                # Nothing is imported from the current folder, which may be somebody else's.
+                [sys.executable, "-P", "-c", _PROGRAM, str(_HERE), str(artifact), backend],
                 env=os.environ | there.environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

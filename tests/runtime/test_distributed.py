@@ -43,8 +43,10 @@ def gpus(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_say_what_one_says(divided, gpus):
-    """Prompts of several steps, drafts that are refused, batches, sessions that are forked."""
+def test_two_processes_say_what_one_says(divided, gpus, monkeypatch, tmp_path):
+    """Prompts of several steps, refused drafts, batches, sessions; nothing is imported from the current folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "queue.py").write_text("raise SystemExit(9)")
     with load(divided, backend="onnxruntime") as model:
         alone = [model.generate(prompt, max_new_tokens=24).token_ids for prompt in PROMPTS]
         together = [answer.token_ids for answer in model.generate(PROMPTS[:2], max_new_tokens=8)]

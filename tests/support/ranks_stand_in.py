@@ -87,7 +87,7 @@ def use(monkeypatch: pytest.MonkeyPatch, folder: Path) -> gpu_stand_in.HostMemor
     site = folder / "site"
     site.mkdir(exist_ok=True)
     (site / "sitecustomize.py").write_text(_SITE.format(tests=str(Path(__file__).parents[1])))
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")])))
     monkeypatch.setenv("STAND_IN", str(folder))
     return memory
 

@@ -1,6 +1,4 @@
-"""The process of one of the other ranks: `python -m llmc.runtime.distributed ARTIFACT BACKEND`, told the rest by its
-environment.
-"""
+"""The process of one of the other ranks. Its arguments are artifact and backend; its environment says the rest."""
 
 from __future__ import annotations
 
@@ -24,7 +22,3 @@ def main() -> None:
         if not isinstance(error, ToldError):
             print(f"llmc: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
-
-
-if __name__ == "__main__":
-    main()
