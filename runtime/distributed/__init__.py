@@ -87,23 +87,30 @@ def _lead(artifact: Artifact, name: str, place: Place | None, ranks: int) -> Lea
             server, processes = listen(place.address, place.port), None
         channels = gather(server, place, _COMING, processes.require if processes else lambda: None)
         followers = Followers(channels)
-        followers.busy = True
         undo.callback(followers.close)
-        identifier = nccl.identifier()
-        followers.tell({"do": "begin", "identifier": identifier.hex(), "artifact": _engines(artifact, name)})
-        followers.replies()  # each has the same artifact, and is about to make its part of the communicator
-        communicator = nccl.Communicator(0, ranks, identifier, device)
-        followers.on_failure.append(communicator.abort)
-        try:
-            backend = factory.start(artifact, None, None, device)
-        except LlmcError as error:
-            followers.fail(str(error))
-            raise
-        backend.give_to_contexts(communicator.give_to)
-        followers.replies()  # each has loaded its engines
-        followers.busy = False
+        with followers.working():
+            backend, communicator = _begin(artifact, factory, followers, device)
         undo.pop_all()
     return Leader(backend, followers, communicator, processes)
+
+
+def _begin(
+    artifact: Artifact, factory: EngineFactory, followers: Followers, device: int
+) -> tuple[Backend, nccl.Communicator]:
+    """Rank 0's part, once all others have theirs."""
+    identifier = nccl.identifier()
+    followers.tell({"do": "begin", "identifier": identifier.hex(), "artifact": _engines(artifact, factory.name)})
+    followers.replies()  # each has the same artifact, and is about to make its part of the communicator
+    communicator = nccl.Communicator(0, followers.ranks, identifier, device)
+    followers.on_failure.append(communicator.abort)
+    try:
+        backend = factory.start(artifact, None, None, device)
+    except LlmcError as error:
+        followers.fail(str(error))
+        raise
+    backend.give_to_contexts(communicator.give_to)
+    followers.replies()  # each has loaded its engines
+    return backend, communicator
 
 
 def _follow(artifact: Artifact, name: str, place: Place) -> NoReturn:

@@ -7,7 +7,7 @@ import os
 import queue
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from llmc.errors import InputError, MachineError
@@ -32,7 +32,7 @@ class Followers:
         self.failure: str | None = None
         self.failed = threading.Event()
         self.on_failure: list[Callable[[], None]] = []
-        self.busy = False  # with a step that the other ranks take, too
+        self._busy = False
         self._closing = False
         self._lock = threading.Lock()
         self._replies: dict[int, queue.SimpleQueue[dict[str, Any] | None]] = {
@@ -49,6 +49,15 @@ class Followers:
     @property
     def ranks(self) -> int:
         return len(self.channels) + 1
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """Within this context the process is ended if a rank is lost and what waits for it does not end by itself."""
+        self._busy = True
+        try:
+            yield
+        finally:
+            self._busy = False
 
     def tell(self, message: Mapping[str, Any], arrays: Sequence[Array] = ()) -> None:
         """MachineError if the ranks are no longer together."""
@@ -124,6 +133,6 @@ class Followers:
 
     def _insist(self) -> None:
         threading.Event().wait(GRACE)
-        if self.busy:
+        if self._busy:
             print(f"llmc: {self.failure}", file=sys.stderr, flush=True)
             os._exit(MachineError.exit_code)

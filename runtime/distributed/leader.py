@@ -150,18 +150,16 @@ class Leader:
 
     def _run(self, step: Callable[[], _Found]) -> _Found:
         def guarded() -> _Found:
-            self._followers.busy = True
             try:
-                return step()
+                with self._followers.working():
+                    return step()
+            except Refused:
+                raise
             except Exception as error:
-                if isinstance(error, Refused):
-                    raise
                 if self._followers.failed.wait(HINDSIGHT):
                     raise MachineError(self._followers.failure) from error
                 self._followers.fail(f"rank 0 of {self._followers.ranks} failed ({error}); load the model again")
                 raise
-            finally:
-                self._followers.busy = False
 
         try:
             return self._steps.submit(guarded).result()

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,9 @@ from support import ranks_stand_in
 from support.ranks_stand_in import add_rank_engines
 
 from llmc.errors import InputError, MachineError
-from llmc.runtime import distributed, load
+from llmc.runtime import Model, distributed, load
 from llmc.runtime.distributed import channel as channels
+from llmc.runtime.distributed import followers
 from llmc.runtime.distributed.channel import Channel, Ended
 from llmc.runtime.distributed.follower import Orders, follow
 from llmc.runtime.distributed.followers import Followers
@@ -42,6 +44,11 @@ def gpus(monkeypatch, tmp_path):
     return ranks_stand_in.use(monkeypatch, tmp_path)
 
 
+def processes_of(model: Model) -> dict[int, subprocess.Popen[bytes]]:
+    assert isinstance(model.backend, Leader) and model.backend.processes
+    return dict(model.backend.processes.running)
+
+
 @pytest.mark.slow
 def test_two_processes_say_what_one_says(divided, gpus, monkeypatch, tmp_path):
     """Prompts of several steps, refused drafts, batches, sessions; nothing is imported from the current folder."""
@@ -52,7 +59,7 @@ def test_two_processes_say_what_one_says(divided, gpus, monkeypatch, tmp_path):
         together = [answer.token_ids for answer in model.generate(PROMPTS[:2], max_new_tokens=8)]
     with load(divided, ranks=2) as model:
         assert model.backend_info == "tensorrt-rtx, 2 ranks" and model.draft_tokens == 1
-        (running,) = model.backend.processes.running.values()
+        (running,) = processes_of(model).values()
         assert running.poll() is None
         assert [model.generate(prompt, max_new_tokens=24).token_ids for prompt in PROMPTS] == alone
         assert [answer.token_ids for answer in model.generate(PROMPTS[:2], max_new_tokens=8)] == together
@@ -69,7 +76,7 @@ def test_two_processes_say_what_one_says(divided, gpus, monkeypatch, tmp_path):
 def test_a_rank_that_dies_is_told_in_one_line(divided, gpus, monkeypatch):
     monkeypatch.setenv("RANK_1_ENDS_AFTER", "20")
     with load(divided, ranks=2, speculative=False) as model:
-        (running,) = model.backend.processes.running.values()
+        (running,) = processes_of(model).values()
         with pytest.raises(MachineError) as caught:
             model.generate(PROMPTS[0], max_new_tokens=40)
         assert str(caught.value) == "rank 1 of 2 ended; load the model again"
@@ -142,8 +149,13 @@ def test_ranks_of_two_artifacts_part(divided, gpus, monkeypatch):
     """The other process is told of another build."""
     known = distributed._engines
     monkeypatch.setattr(distributed, "_engines", lambda *given: known(*given)[::-1])
+    monkeypatch.setattr(followers, "GRACE", 0.1)
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
     with pytest.raises(MachineError, match=r"^rank 1 of 2: .* is another artifact than that of rank 0$"):
         load(divided, ranks=2)
+    time.sleep(0.5)
+    assert not ended  # the error has been told
 
 
 @pytest.mark.parametrize(
@@ -233,7 +245,9 @@ class Recorder:
     cache_bytes = 8
 
     def __init__(self, room: int = 2) -> None:
-        self.calls, self.caches, self.room = [], [], room
+        self.room = room
+        self.calls: list[object] = []
+        self.caches: list[object] = []
 
     def new_cache(self, batch):
         if len(self.caches) == self.room:
@@ -271,7 +285,7 @@ def pair():
 
     def make(mine: Recorder, theirs: Recorder):
         here, there = socket.socketpair()
-        orders, followers = Orders(_channel(there), "rank 1 of 2"), Followers({1: _channel(here)})
+        orders, others = Orders(_channel(there), "rank 1 of 2"), Followers({1: _channel(here)})
         ended = []
 
         def run():
@@ -286,8 +300,8 @@ def pair():
         thread = threading.Thread(target=run)
         thread.start()
         communicator = NoCommunicator()
-        followers.on_failure.append(communicator.abort)
-        leader = Leader(mine, followers, communicator)
+        others.on_failure.append(communicator.abort)
+        leader = Leader(mine, others, communicator)
         made.append((leader, thread))
         return leader, thread, ended, communicator
 
@@ -375,3 +389,17 @@ def test_an_interrupted_step_is_taken_by_all(pair):
     go_on.set()
     leader.forward("mtp", cache, *STEP)
     assert [call[0] for call in mine.calls] == ["main", "mtp"] and mine.calls == theirs.calls
+
+
+def test_a_step_that_never_ends_ends_the_process(pair, monkeypatch, capfd):
+    """As a GPU may wait for a rank that is gone, whatever the library is told."""
+    mine, theirs = Recorder(), Recorder()
+    leader, *_ = pair(mine, theirs)
+    cache, ended, go_on = leader.new_cache(1), [], threading.Event()
+    theirs.room = 0
+    monkeypatch.setattr(followers, "GRACE", 0.1)
+    monkeypatch.setattr(os, "_exit", lambda code: (ended.append(code), go_on.set()))
+    monkeypatch.setattr(mine, "forward", lambda *_: go_on.wait(30))
+    with pytest.raises(MachineError, match=r"^rank 1 of 2: broken$"):
+        leader.forward("main", cache, *STEP)
+    assert ended == [4] and capfd.readouterr().err == "llmc: rank 1 of 2: broken\n"

@@ -108,6 +108,7 @@ class Session:
         return self._outputs
 
     def run(self, names, feeds):
+        assert self.communicator is not None
         DistCollective.communicator = self.communicator
         return self._evaluator.run(names, feeds)
 
