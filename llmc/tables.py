@@ -13,6 +13,7 @@ from llmc.progress import size
 from llmc.runtime.artifact import MANIFEST, Artifact
 
 if TYPE_CHECKING:
+    from llmc.contracts.engine import EngineDescription
     from llmc.planning import Plan
 
 _DESCRIPTION_BYTES = 1 << 24
@@ -142,10 +143,28 @@ def _engine(path: Path) -> Report:
     for direction, values in (("input", engine.inputs), ("output", engine.outputs)):
         for value in values:
             io.add_row(direction, value.name, value.dtype, _joined(value.shape, " × "))
-    profiles = table("profiles", "number", "tokens per row")
+    profiles = table("profiles", "number", "tokens per row", "cache entries")
     for number, profile in enumerate(engine.profiles):
-        profiles.add_row(str(number), _joined(profile.tokens, " to "))
-    return Report(data, [overview, io, profiles])
+        profiles.add_row(str(number), _joined(profile.tokens, " to "), f"{profile.window:,}")
+    return Report(data, [overview, io, profiles, *_programs(engine)])
+
+
+def _programs(engine: EngineDescription) -> list[Table]:
+    """What the program of each profile does with codes; none of what was written before that was read."""
+    readers = ("multiplied_bytes", "plugin_bytes", "gathered_bytes", "decoded_bytes")
+    found = [[getattr(program, reader) for reader in readers] for program in engine.programs]
+    if not any(map(any, found)):
+        return []
+    made = table("codes", "profile", "products read", "plugins read", "of chosen experts", "decoded in every step")
+    for number, reads in enumerate(found):
+        made.add_row(
+            str(number), *("\n".join(f"{kind} {size(count)}" for kind, count in read.items()) for read in reads)
+        )
+    decoded = table("weights that are decoded in every step", "profile", "weight", numbers=False)
+    for number, program in enumerate(engine.programs):
+        for weight in program.decoded:
+            decoded.add_row(str(number), weight)
+    return [made, decoded] if decoded.rows else [made]
 
 
 def _kernels(path: Path) -> Report:

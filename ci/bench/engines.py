@@ -4,9 +4,11 @@
     python ci/bench/engines.py
     python ci/bench/engines.py --families llama --schemes int4-g128 fp8-block
 
-Every cell is read from the compiled program of a small model of the family whose linear layers are all stored in the
-scheme (experts, shared and dense MLPs, attention): the types of its constants, or why it was refused. "plugin" are
-codes that a plugin's kernels read; what the compiler has no codes for is bfloat16.
+Every cell is read from the compiled programs of a small model of the family whose linear layers are all stored in the
+scheme (experts, shared and dense MLPs, attention): the types of the codes that products read, or why it was refused.
+"plugin" are codes that a plugin's kernels read, "gathered" those of which only the chosen experts' are read and
+decoded; what the compiler has no codes for is bfloat16. "decoded" are codes that a kernel of its own writes as floats
+into memory: "decoded when decoding" in the steps of a token or two, which exits with 1, "decoded in prompts" in others.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import argparse
 import contextlib
 import io
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -39,7 +42,8 @@ SCHEMES = (
     "int8-g128", "int8-channel", "fp8-block", "fp8-channel", "fp8-tensor", "fp8-channel-static", "fp8-channel-dynamic",
     "bfloat16, FP8 cache",
 )  # fmt: skip
-CODES = {"int4": "int4", "int8": "int8", "fp8_e4m3": "fp8", "int32": "plugin"}  # as programs call them
+CODES = {"int4": "int4", "int8": "int8", "fp8_e4m3": "fp8"}  # as programs call them
+LOST = "decoded when decoding"
 
 
 def cells(family: str, scheme: str, plugins: bool, work: Path) -> dict[int, str]:
@@ -58,10 +62,26 @@ def cells(family: str, scheme: str, plugins: bool, work: Path) -> dict[int, str]
 
 
 def cell(checkpoint: Checkpoint, engine: str) -> str:
-    said: dict[str, Any] = json.loads((checkpoint.path / f"engines/{engine}.json").read_text())
-    held = {CODES[kind] for program in said["programs"] for kind in program["constant_bytes"] if kind in CODES}
-    cache = {each["dtype"] for each in said["inputs"] if each["name"].startswith("past.")}
-    weights = " + ".join(sorted(held)) or "bf16"
+    """Of an engine and, if there is one, of that of the layer for multi-token prediction."""
+    said: list[dict[str, Any]] = [
+        json.loads(path.read_text())
+        for name in (engine, f"{engine}-mtp")
+        if (path := checkpoint.path / f"engines/{name}.json").exists()
+    ]
+    steps = [
+        (profile["tokens"][1] <= 2, program)
+        for each in said
+        for profile, program in zip(each["profiles"], each["programs"], strict=True)
+    ]
+    found = {CODES[kind] for _, program in steps for kind in program.get("multiplied_bytes", ())}
+    found |= {"plugin" for _, program in steps if program.get("plugin_bytes")}
+    found |= {f"{CODES[kind]} gathered" for _, program in steps for kind in program.get("gathered_bytes", ())}
+    for narrow, program in steps:
+        found |= {
+            f"{CODES[kind]} {LOST if narrow else 'decoded in prompts'}" for kind in program.get("decoded_bytes", ())
+        }
+    cache = {io["dtype"] for each in said for io in each["inputs"] if io["name"].startswith("past.")}
+    weights = " + ".join(sorted(found)) or "bf16"
     return weights + (" (cache: int8)" if cache == {"int8"} else "")
 
 
@@ -85,6 +105,7 @@ def main() -> None:
     Console(width=160).print(table)
     if args.markdown:
         args.markdown.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    sys.exit(any(LOST in line for line in lines))
 
 
 def summary(by_sm: dict[int, str]) -> str:

@@ -13,7 +13,8 @@ import onnx_ir as ir
 
 from llmc.contracts.engine import EngineDescription, EngineProfile
 from llmc.convert.engines.compiler import compile_engine
-from llmc.convert.engines.program import ProgramText, inspect
+from llmc.convert.engines.program import READERS, ProgramText, inspect
+from llmc.convert.engines.weights import CODES_NAME
 from llmc.convert.graph.write import op_histogram
 from llmc.errors import MachineError
 from llmc.tensorrt_package import TensorRTPackage
@@ -102,7 +103,7 @@ def build_engine(
     shapes = [profile.shapes for profile in profiles]
     plugins = [node for node in model.graph if "kernels" in node.attributes]
     compiled = compile_engine(package, onnx, engine, sm, shapes, timeout, progress, kernels)
-    text = inspect(engine, len(profiles)) if package.readable else ProgramText(0, [])
+    text = inspect(engine, len(profiles), _decoders(model)) if package.readable else ProgramText(0, [])
     description = EngineDescription(
         engine=engine.name,
         graph="mtp" if model.graph.name == "mtp" else "main",
@@ -146,6 +147,12 @@ def _check_codes(name: str, description: EngineDescription) -> None:
                     f"{name}: of {weights[stored]} bytes of {stored} weights only {found} are in the program for "
                     f"{profile.tokens} tokens; the compiler widened the rest, so quantize them differently"
                 )
+            if (found := sum(getattr(program, reader).get(compiled, 0) for reader in READERS)) < weights.get(stored, 0):
+                raise MachineError(
+                    f"{name}: of {weights[stored]} bytes of {stored} weights only {found} are seen to be read in the "
+                    f"program for {profile.tokens} tokens; llmc cannot read what {description.package} "
+                    f"{description.release} writes"
+                )
 
 
 def _check_size(name: str, description: EngineDescription, overhead: int) -> None:
@@ -165,6 +172,16 @@ def _check_products(name: str, model: ir.Model) -> None:
             x, weight = (_decoding(value) for value in node.inputs)
             if x and weight and "block_size" in weight.attributes and _is_float8(x) and _is_float8(weight):
                 raise MachineError(f"{name}: {node.name} multiplies FP8 inputs with FP8 blocks, which comes out wrong")
+
+
+def _decoders(model: ir.Model) -> dict[str, str]:
+    """Which node decodes which weight."""
+    found = {}
+    for node in model.graph:
+        codes = node.inputs[0] if node.op_type == "DequantizeLinear" else None
+        if node.name and codes is not None and codes.is_initializer() and codes.name:
+            found[node.name] = codes.name.removesuffix(CODES_NAME)
+    return found
 
 
 def _decoding(value: ir.Value | None) -> ir.Node | None:

@@ -16,6 +16,7 @@ from llmc.errors import InputError
 
 # Groups of int4 that the compiler fuses into products: 32, 64 or 128. Others it decodes in each call.
 _FUSED, _LEAST_FUSED = 128, 32
+CODES_NAME = ".codes"  # what initializers of them end with, after the name of the weight
 
 
 class EngineWeights:
@@ -75,7 +76,7 @@ class EngineWeights:
         scale_type = self.dtype if like.code_type != "float8_e4m3fn" else ir.DataType.FLOAT
         scale = joined(".scales", scale_type, (rows,) if groups == 1 else (rows, groups), scales)
         codes = joined(
-            ".codes",
+            CODES_NAME,
             CODE_TYPES[str(like.code_type)],
             (rows, columns * across),
             lambda each: _stored(like, each).qweight,

@@ -44,6 +44,17 @@ class EngineProgram(Part):
     parts: Count = Field(description="compiled parts that follow each other")
     constant_bytes: dict[str, Count] = Field(description="type → bytes of weights in it")
     kernels: dict[str, Count] = Field(description="kernel → how often it occurs")
+    multiplied_bytes: dict[str, Count] = Field(
+        default={}, description="type → bytes of codes that products read as they are"
+    )
+    plugin_bytes: dict[str, Count] = Field(default={}, description="type → bytes of codes that plugins read")
+    gathered_bytes: dict[str, Count] = Field(
+        default={}, description="type → bytes of codes of which those of chosen experts alone are read and decoded"
+    )
+    decoded_bytes: dict[str, Count] = Field(
+        default={}, description="type → bytes of codes that every step decodes into memory, all of them"
+    )
+    decoded: list[str] = Field(default=[], description="weights that those are")
 
 
 class EngineDescription(Part):

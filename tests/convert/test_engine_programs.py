@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import re
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.quantized_checkpoint import DEEPSEEK, quantized_checkpoint
+from typer.testing import CliRunner
 
+from llmc.cli import app
+from llmc.contracts.engine import EngineDescription, EngineProfile, EngineProgram, EngineTensor
+from llmc.convert.engines.program import DECODED, GATHERED, MULTIPLIED, PLUGIN, READERS, inspect
 from llmc.convert.targets import target
 
 pytestmark = pytest.mark.slow
@@ -22,6 +26,10 @@ LATENT: dict[str, Any] = DEEPSEEK | ONE_LAYER | {
 }  # fmt: skip
 
 
+def described(engine: Path) -> EngineDescription:
+    return EngineDescription.model_validate_json(engine.with_suffix(".json").read_bytes())
+
+
 @pytest.mark.parametrize("plugins", [True, False], ids=["plugins", "no plugins"])
 @pytest.mark.parametrize("scheme", ["int4-g64", "fp8-channel"])
 def test_latent_attention_neither_copies_nor_decodes_weights(scheme: str, plugins: bool, tmp_path: Path) -> None:
@@ -30,8 +38,83 @@ def test_latent_attention_neither_copies_nor_decodes_weights(scheme: str, plugin
         pytest.importorskip("triton")
     checkpoint = quantized_checkpoint(tmp_path, LATENT, {"attention": scheme})
     rtx.build(checkpoint, rtx.Options(sm=[89], context=256, plugins=plugins), checkpoint.path, lambda *_: None)
-    functions = re.findall(
-        rb'function=\{ name="?(__myl_\w+)', (checkpoint.path / "engines/rtx-sm89.engine").read_bytes()
-    )
-    assert functions
-    assert not [name for name in functions if re.fullmatch(rb"__myl_(Repl|(Repl)?CastMulCast)", name)]
+    engine = checkpoint.path / "engines/rtx-sm89.engine"
+    assert b"function={ name=__myl_Repl " not in engine.read_bytes()
+    kind = "int4" if "int4" in scheme else "fp8_e4m3"
+    programs = described(engine).programs
+    assert [program.multiplied_bytes.keys() for program in programs] == [{kind}] * 2
+    assert not any(program.decoded_bytes for program in programs)
+
+
+TEXT = """header {
+  version = 5
+  n_accelerators = 1
+  accelerators={ sm89 }
+  tensor={ alignment=128 const_payload_size=64 dims={ 16 8 } name="a_dconst" rank0=0 type=int4 }
+  tensor={ alignment=128 const_payload_size=128 dims={ 16 8 } name="b_dconst" rank0=0 type=fp8_e4m3 }
+  tensor={ alignment=128 const_payload_size=256 dims={ 2 4 8 } name="c_dconst" rank0=0 type=int32 }
+  tensor={ alignment=128 dims={ 16 8 } name="whole" type=bf16 }
+  tensor={ alignment=128 dims={ 2 4 8 } name="half" type=bf16 }
+  tensor={ alignment=128 dims={ "B" 16 } name="sums" type=bf16 }
+  tensor={ alignment=128 dims={ "B" 2 8 8 } name="chosen" type=bf16 }
+}
+main {
+ label bb1:
+  LINE
+}
+header {
+  version = 5
+  n_accelerators = 1
+  accelerators={*}
+  tensor={ alignment=1 dims={ 16 8 } name="a_dconst" type=int4 }
+}
+"""
+LAYERS = 'stream=0 layers="[ONNX Layer: model.layers.0.mlp/DequantizeLinear][ONNX Layer: model.layers.0.mlp/MatMul]"'
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "inputs", "output", "reader"),
+    [
+        ("runtime_fusion", "__myl_CastFc", "x a_dconst", "sums", MULTIPLIED),
+        ("fully_connected", "MatMul", "x b_dconst", "sums", MULTIPLIED),
+        ("custom_layer", "MoE", "x c_dconst", "sums", PLUGIN),
+        ("function", "__myl_Cast", "a_dconst", "whole", DECODED),
+        ("function", "__myl_CastSlic", "b_dconst", "half", DECODED),
+        ("function", "__myl_CastRepl", "a_dconst", "chosen", DECODED),
+        ("function", "__myl_CastGath", "a_dconst", "chosen", GATHERED),
+        ("function", "__myl_CastGath", "a_dconst", "whole", DECODED),
+        ("function", "__myl_MulSum", "x a_dconst", "sums", MULTIPLIED),
+    ],
+)
+def test_who_reads_codes(kind: str, name: str, inputs: str, output: str, reader: str, tmp_path: Path) -> None:
+    quoted = " ".join(f'"{each}"' for each in inputs.split())
+    line = f'{kind}={{ name={name} input_args={{ {quoted} }} output_args={{ "{output}" }} {LAYERS} }}'
+    (tmp_path / "engine").write_text(TEXT.replace("LINE", line))
+    decoders = {"model.layers.0.mlp/DequantizeLinear": "up_proj.weight"}
+    (program,) = inspect(tmp_path / "engine", 1, decoders).programs
+    read = {"a": {"int4": 64}, "b": {"fp8_e4m3": 128}, "c": {"int32": 256}}[inputs.split("_dconst")[0][-1]]
+    assert {name: getattr(program, name) for name in READERS if getattr(program, name)} == {reader: read}
+    assert program.decoded == (["up_proj.weight"] if reader == DECODED else [])
+    assert program.constant_bytes == {"int4": 64, "fp8_e4m3": 128, "int32": 256}
+
+
+def test_what_inspect_shows(tmp_path: Path) -> None:
+    decodes = EngineProgram(
+        sm=[89], parts=1, constant_bytes={"int4": 2048}, kernels={}, multiplied_bytes={"int4": 1024},
+        decoded_bytes={"int4": 1024}, decoded=["model.layers.0.mlp.up_proj.weight"],
+    )  # fmt: skip
+    names = ("input_ids", "cache_position", "logits_index")
+    said = EngineDescription(
+        engine="a.engine", graph="main", bytes=1, sha256="0" * 64, package="tensorrt_rtx", release="1", sm=[89],
+        context=32, batch=1, profiles=[EngineProfile(tokens=[1, 1], window=32)], plugins=[],
+        inputs=[EngineTensor(name=name, dtype="int64", shape=[-1]) for name in names],
+        outputs=[EngineTensor(name="logits", dtype="float", shape=[-1])],
+        weight_bytes={"int4": 2048}, text_bytes=1, programs=[decodes],
+    )  # fmt: skip
+    (tmp_path / "a.engine").write_bytes(b"")
+    (tmp_path / "a.json").write_text(json.dumps(said.to_json()))
+    done = CliRunner().invoke(app, ["inspect", str(tmp_path / "a.engine")])
+    assert done.exit_code == 0, done.output
+    codes, weights = done.stdout.split("weights that are decoded in every step")
+    assert codes.count("int4 1.0 kB") == 2 and "decoded in every" in codes
+    assert "model.layers.0.mlp.up_proj.weight" in weights

@@ -82,6 +82,7 @@ def test_engines_hold_plugins(built: tuple[Checkpoint, TargetResult], sm: int) -
         # Cut where the cache is written: what lies between is a program of its own.
         assert [program["parts"] for program in said["programs"]] == [layers + 1] * 3
         assert all(program["kernels"]["custom_layer"] == layers + 2 for program in said["programs"])
+        assert all(program["plugin_bytes"] == {"int32": said["weight_bytes"]["int32"]} for program in said["programs"])
         cache = {io["name"]: (io["dtype"], io["shape"]) for io in (*said["inputs"], *said["outputs"])}
         layer = 2 if graph else 1
         assert cache[f"past.{layer}.latent"] == cache[f"present.{layer}.latent"] == ("int8", [-1, 1, 32, 80])

@@ -30,7 +30,7 @@ from llmc.convert.engines import compiler, engine, lowering
 from llmc.convert.engines.compiler import CompiledEngine
 from llmc.convert.engines.contents import INTEGERS
 from llmc.convert.engines.lowering import lower
-from llmc.convert.engines.program import ProgramText
+from llmc.convert.engines.program import READERS, ProgramText
 from llmc.convert.engines.windows import windows
 from llmc.convert.graph.build import graphs
 from llmc.convert.graph.rewrite import Rewriter
@@ -280,6 +280,11 @@ def test_engine(built: tuple[Checkpoint, TargetResult], stem: str) -> None:
         assert program["sm"] == said["sm"]
         assert program["constant_bytes"]["int4"] >= stored["int4"]
         assert program["constant_bytes"].get("fp8_e4m3", 0) == fp8
+    reads = [
+        {name: program[name]["int4"] for name in READERS if "int4" in program[name]} for program in said["programs"]
+    ]
+    assert all(sum(read.values()) == stored["int4"] for read in reads)
+    assert ["gathered_bytes" in read for read in reads] == [True, True, False]
 
 
 def test_result(built: tuple[Checkpoint, TargetResult]) -> None:
@@ -334,8 +339,9 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
         inputs = [EngineTensor(name=name, dtype="int64", shape=[-1]) for name in names]
         return CompiledEngine("1", inputs, [EngineTensor(name="logits", dtype="float", shape=[-1])])
 
-    def inspect(path: Path, profiles: int) -> ProgramText:
-        holds = EngineProgram(sm=[], parts=1, constant_bytes=dict.fromkeys(engine._CODES.values(), 1 << 40), kernels={})
+    def inspect(path: Path, profiles: int, weights: dict[str, str]) -> ProgramText:
+        counts = dict.fromkeys(engine._CODES.values(), 1 << 40)
+        holds = EngineProgram(sm=[], parts=1, constant_bytes=counts, kernels={}, multiplied_bytes=counts)
         return ProgramText(0, [holds] * profiles)
 
     monkeypatch.setattr(engine, "compile_engine", compile_engine)
