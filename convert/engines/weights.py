@@ -65,6 +65,8 @@ class EngineWeights:
         group = math.gcd(block, columns)  # edge blocks may be ragged, TensorRT's must not be
         if like.code_type == "int4" and (fused := math.gcd(group, _FUSED)) >= _LEAST_FUSED:
             group = fused  # scales of wider groups are repeated
+            if group == columns * across >= 2 * _LEAST_FUSED:
+                group //= 2  # those of a single group, too: with one scale for each output all codes would be decoded
         groups = columns // group * across
 
         def scales(each: str) -> torch.Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from support.quantized_checkpoint import DEEPSEEK, quantized_checkpoint
+from support.random_checkpoint import LLAMA
 from typer.testing import CliRunner
 
 from llmc.cli import app
@@ -44,6 +45,18 @@ def test_latent_attention_neither_copies_nor_decodes_weights(scheme: str, plugin
     programs = described(engine).programs
     assert [program.multiplied_bytes.keys() for program in programs] == [{kind}] * 2
     assert not any(program.decoded_bytes for program in programs)
+
+
+@pytest.mark.parametrize("scheme", ["int4-g128", "int4-g64", "int4-channel"])
+def test_one_group_of_int4_is_multiplied(scheme: str, tmp_path: Path) -> None:
+    """Inputs as wide as a group, as the whole row, and as half of it."""
+    wide = 64 if scheme == "int4-g64" else 128
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": wide // 2}
+    config = LLAMA | {"hidden_size": wide, "intermediate_size": 2 * wide, "num_hidden_layers": 1} | heads
+    checkpoint = quantized_checkpoint(tmp_path, config, dict.fromkeys(("dense_mlp", "attention"), scheme))
+    rtx.build(checkpoint, rtx.Options(sm=[89], context=256), checkpoint.path, lambda *_: None)
+    said = described(checkpoint.path / "engines/rtx-sm89.engine")
+    assert all(program.multiplied_bytes == {"int4": said.weight_bytes["int4"]} for program in said.programs)
 
 
 TEXT = """header {
