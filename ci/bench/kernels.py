@@ -37,7 +37,7 @@ from rich.table import Table
 from llmc.convert.kernels.ahead_of_time import compile_kernel
 from llmc.convert.kernels.kernel_sets import KernelRequest
 from llmc.runtime.plugins.latent_attention import LatentShape
-from llmc.runtime.plugins.mixture_of_experts import CODES, HEIGHTS, WORDS, ExpertsShape, ExpertWeights
+from llmc.runtime.plugins.mixture_of_experts import CODES, HEIGHTS, STEP, ExpertsShape, ExpertWeights
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
@@ -125,7 +125,7 @@ def expert_cases(sm: int) -> Iterator[Case]:
         for form in (INT4, FP8, PLAIN):
             request = KernelRequest("MixtureOfExperts", replace(plain, gate_up=form, down=form))
             layout = request.module().layout_for(request.shape, sm)
-            step = 64 if form == PLAIN else WORDS * CODES[form.form]
+            step = 64 if form == PLAIN else STEP
             bits = 16 if form == PLAIN else 32 // CODES[form.form]
             for rows in (HEIGHTS[0], HEIGHTS[-1]):
                 for kernel, of in (("gate_up", layout.gate_up), ("down", layout.down)):

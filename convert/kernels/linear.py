@@ -30,7 +30,9 @@ def _add(
 
 
 def layout_for(shape: LinearShape, sm: int) -> LinearLaunch:
-    return LinearLaunch({str(rows): Tile.of(rows, False, sm).channels for rows in HEIGHTS}, SUMS)
+    return LinearLaunch(
+        {str(rows): Tile.of(rows, False, sm, shape.weight, shape.inputs).channels for rows in HEIGHTS}, SUMS
+    )
 
 
 def sources(shape: LinearShape, sm: int) -> dict[str, KernelSource]:
@@ -43,7 +45,7 @@ def sources(shape: LinearShape, sm: int) -> dict[str, KernelSource]:
     found = {"add": KernelSource(_add, types, {"SUMS": SUMS} | no_bias)}
 
     def product(rows: int, portioned: bool) -> KernelSource:
-        tile, bias = Tile.of(rows, False, sm), shape.bias and not portioned
+        tile, bias = Tile.of(rows, False, sm, shape.weight, shape.inputs), shape.bias and not portioned
         constants = product_constants(
             shape.weight, tile, False, bias, grouped=False, portioned=portioned, inputs=shape.inputs
         )

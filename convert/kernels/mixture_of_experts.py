@@ -8,7 +8,7 @@ import triton.language as tl
 from llmc.convert.kernels.ahead_of_time import KernelSource
 from llmc.convert.kernels.grouped_product import Tile, multiply, product_constants
 from llmc.convert.kernels.token_groups import WARPS, group_constants, group_tokens
-from llmc.runtime.plugins.mixture_of_experts import HEIGHTS, ExpertsLaunch, ExpertsShape
+from llmc.runtime.plugins.mixture_of_experts import HEIGHTS, ExpertsLaunch, ExpertsShape, ExpertWeights
 
 COLUMNS = 1024  # of a token that one program adds up
 
@@ -33,10 +33,11 @@ def _combine(
 
 
 def layout_for(shape: ExpertsShape, sm: int) -> ExpertsLaunch:
-    def channels(has_up: bool) -> dict[str, int]:
-        return {str(rows): Tile.of(rows, has_up, sm).channels for rows in HEIGHTS}
+    def channels(has_up: bool, weights: ExpertWeights, inputs: int) -> dict[str, int]:
+        return {str(rows): Tile.of(rows, has_up, sm, weights, inputs).channels for rows in HEIGHTS}
 
-    return ExpertsLaunch(channels(True), channels(False), COLUMNS)
+    of_gate, of_down = channels(True, shape.gate_up, shape.hidden), channels(False, shape.down, shape.inner)
+    return ExpertsLaunch(of_gate, of_down, COLUMNS)
 
 
 def sources(shape: ExpertsShape, sm: int) -> dict[str, KernelSource]:
@@ -55,8 +56,8 @@ def sources(shape: ExpertsShape, sm: int) -> dict[str, KernelSource]:
         for name, weights in (("gate_up", shape.gate_up), ("down", shape.down)):
             stack = kind if weights.form == "plain" else "*i32"
             stored = {"weight": stack, "up": stack} | dict.fromkeys(("scales", "up_scales"), f"*{weights.scales}")
-            tile = Tile.of(rows, name == "gate_up", sm)
             inputs = shape.hidden if name == "gate_up" else shape.inner
+            tile = Tile.of(rows, name == "gate_up", sm, weights, inputs)
             constants = product_constants(
                 weights, tile, name == "gate_up", shape.bias, shape.alpha, shape.limit, inputs=inputs
             )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmc.runtime.plugins.kernel_set import KernelSet
-from llmc.runtime.plugins.mixture_of_experts import CODES, FEW, LEAST, MANY, WORDS, ExpertWeights
+from llmc.runtime.plugins.mixture_of_experts import FEW, LEAST, MANY, STEP, ExpertWeights
 from llmc.runtime.plugins.operation import Addresses, Gpu, InputSpec, Operation, OutputSpec, Shape
 
 TWICE = 2 * FEW  # rows up to which weights are read again, from the L2 cache, rather than by larger and fewer programs
@@ -74,11 +74,11 @@ class LinearPlan:
         across, tiles = self._programs
         wanted = BUSY * min(self.multiprocessors, MOST_MULTIPROCESSORS) // (across * tiles) if self.tile != MANY else 1
         portions = max(1, min(wanted, MOST_PORTIONS, self._steps // LEAST_STEPS))
-        return -(-self._steps // portions) * self._step
+        return -(-self._steps // portions) * STEP
 
     @property
     def portions(self) -> int:
-        return -(-self._steps * self._step // self.portion)
+        return -(-self._steps * STEP // self.portion)
 
     @property
     def workspace(self) -> int:
@@ -90,12 +90,8 @@ class LinearPlan:
         return -(-self.shape.outputs // self.layout.channels[str(self.tile)]), -(-self.rows // self.tile)
 
     @property
-    def _step(self) -> int:
-        return WORDS * CODES[self.shape.weight.form]
-
-    @property
     def _steps(self) -> int:
-        return -(-self.shape.inputs // self._step)
+        return -(-self.shape.inputs // STEP)
 
 
 class LinearPlugin(Operation):

@@ -20,6 +20,7 @@ ALIGNMENT = 256  # bytes, of each tensor in the workspace
 LEAST, FEW, MANY = HEIGHTS = 8, 16, 64
 WORDS = 16  # of a block
 CODES = {"int4": 8, "fp8": 4}  # of a word
+STEP = 128  # inputs that kernels take at a time, if there are as many
 
 
 @dataclass(frozen=True)

@@ -132,19 +132,34 @@ def test_the_emulator_reads_all_there_is() -> None:
 INT4, FP8 = ExpertWeights("int4", 128, 1, "bf16"), ExpertWeights("fp8", 128, 128, "fp32")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("sm", [80, 90, 120])
-@pytest.mark.parametrize(("form", "pairs"), [(INT4, 64), (FP8, 32)])
-def test_a_step_takes_what_it_has_to(form: ExpertWeights, pairs: int, sm: int, tmp_path: Path) -> None:
-    """Of 32 channels of gate and up of DeepSeek-R1, by 2 warps: a thread decodes so many pairs."""
+def loop_of(form: ExpertWeights, name: str, sm: int, folder: Path) -> tuple[list[str], Counter[str]]:
+    """The innermost loop of a kernel for DeepSeek-R1's experts: its instructions, and how many there are of each."""
     from llmc.convert.kernels.ahead_of_time import compile_kernel
 
     wanted = KernelRequest("MixtureOfExperts", ExpertsShape(256, 8, 7168, 2048, "bf16", "bf16", form, form))
-    made = compile_kernel(wanted.module().sources(wanted.shape, sm)["gate_up_8"], sm)
-    loop = innermost_loop(made.cubin, tmp_path)
-    count = Counter(each.split(".")[0] for each in loop)
-    assert count["HMMA"] == pairs // 4
-    assert count["HFMA2"] + count["HMUL2"] == pairs
-    assert count["LOP3"] < pairs + 4
+    made = compile_kernel(wanted.module().sources(wanted.shape, sm)[name], sm)
+    loop = innermost_loop(made.cubin, folder)
+    return loop, Counter(each.split(".")[0] for each in loop)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sm", [80, 90, 120])
+@pytest.mark.parametrize(("form", "most"), [(INT4, 310), (FP8, 400)])
+def test_a_step_for_one_token_takes_what_it_has_to(form: ExpertWeights, most: int, sm: int, tmp_path: Path) -> None:
+    """Of 32 channels and 128 inputs of gate and up, by 2 warps: a thread decodes 64 pairs."""
+    loop, count = loop_of(form, "gate_up_8", sm, tmp_path)
+    assert count["HMMA"] == 16
+    assert count["HFMA2"] + count["HMUL2"] == 64
+    assert count["LOP3"] < 68
     assert not count["F2FP"] and not count["I2F"]
-    assert len(loop) < (5 if form is INT4 else 7.5) * pairs
+    assert len(loop) < most
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sm", [80, 90, 120])
+@pytest.mark.parametrize("form", [INT4, FP8])
+def test_for_many_tokens_decoded_weights_stay_in_registers(form: ExpertWeights, sm: int, tmp_path: Path) -> None:
+    _, count = loop_of(form, "gate_up_64", sm, tmp_path)
+    assert count["HGMMA" if sm == 90 else "HMMA"] == (16 if sm == 90 else 128)
+    assert not count["STS"] and count["BAR"] <= 3
+    assert count["WARPGROUP"] <= 8  # waits, of sm_90: one or two for a product of up to 128 inputs

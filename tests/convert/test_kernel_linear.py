@@ -72,6 +72,8 @@ CASES = [
     Case("fp8-channel", 1, 1024, 32, BF16, 100, False, IN_PORTIONS),
     Case("fp8-block", 65, 264, 136, bias=True, kernels=MANY_ROWS),
     Case("fp8-tensor", 4, 72, 40, FP16),
+    Case("fp8-192", 5, 384, 72),  # groups that are no part of a step of 128 inputs
+    Case("fp8-64", 5, 256, 72),
 ]
 INT4, FP8 = ExpertWeights("int4", 128, 1, "bf16"), ExpertWeights("fp8", 128, 128, "fp32")
 O_PROJ = LinearShape(16384, 7168, "bf16", FP8)  # DeepSeek-R1's

@@ -58,6 +58,7 @@ class Case(NamedTuple):
     scales: torch.dtype = BF16
     hot: bool = False  # the last expert gets everything
     clamped: bool = False  # gpt-oss's: with biases, and gates and ups that reach the limit
+    sm: int = 86
 
 
 CASES = [
@@ -87,6 +88,11 @@ CASES = [
     Case("int4-32", 3, 2, 4, 160, 96, clamped=True),
     Case("fp8-block+plain", 65, 2, 3, 72, 200, FP16, clamped=True),
     Case("plain", 33, 2, 5, 136, 88, clamped=True),
+    # For many rows, sm_90 has all codes that share a scale in one product.
+    Case("int4-128", 33, 2, 3, 256, 136, sm=90),
+    Case("int4-256+fp8-block", 33, 2, 3, 512, 256, FP16, sm=90),
+    Case("fp8-block+int4-64", 33, 2, 3, 264, 128, sm=90),
+    Case("fp8-block", 1, 2, 3, 384, 256),  # 128 inputs in a step
 ]
 ROUTINGS = [
     (1, 1, 2, LEAST),
@@ -104,7 +110,7 @@ COMPILED = [(replace(R1, gate_up=INT4, down=FP8), sm) for sm in CUBINS]
 COMPILED += [(replace(QWEN3, gate_up=FP8, down=INT4), 90), (QWEN3, 100)]
 INT4_64 = ExpertWeights("int4", 64, 1, "bf16")
 GPT_OSS = ExpertsShape(32, 4, 2880, 2880, "bf16", "bf16", INT4_64, INT4_64, True, ALPHA, 7.0)  # gpt-oss-20b
-COMPILED += [(GPT_OSS, 80), (GPT_OSS, 120)]
+COMPILED += [(GPT_OSS, 80), (GPT_OSS, 90), (GPT_OSS, 120), (replace(R1, gate_up=FP8, down=INT4), 100)]
 
 
 def stack(
@@ -169,7 +175,7 @@ def in_kernels(case: Case, index: torch.Tensor | None = None) -> tuple[torch.Ten
     wanted, inputs, want = problem(case)
     if index is not None:
         inputs[1] = index
-    return run(MixtureOfExpertsPlugin, wanted, inputs, want.shape, Gpu(86, 84))
+    return run(MixtureOfExpertsPlugin, wanted, inputs, want.shape, Gpu(case.sm, 84))
 
 
 def grouped(index: torch.Tensor, experts: int, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
