@@ -16,7 +16,7 @@ import pytest
 import torch
 
 FOLDER = Path(__file__).parents[1] / "ci" / "gpu"
-SCRIPTS = ("all", "engine", "gptq", "latent_attention", "mixture_of_experts")
+SCRIPTS = ("all", "engine", "gptq", "latent_attention", "linear", "mixture_of_experts")
 SHARED = ("expert_stacks", "this_gpu")
 
 
@@ -80,6 +80,13 @@ def test_what_experts_read_and_compute() -> None:
     assert found["flops"](qwen3, 4096) == 309_237_645_312
 
 
+def test_what_a_product_reads() -> None:
+    found = script("linear")
+    of_int4, of_fp8 = (found["shapes"]()["q_a_proj", form] for form in ("int4 g128", "fp8 128x128"))
+    assert found["weight_bytes"](of_int4) == 7168 * 1536 // 2 + 2 * 56 * 1536 == 5_677_056
+    assert found["weight_bytes"](of_fp8) == 7168 * 1536 + 4 * 56 * 12 == 11_012_736
+
+
 @pytest.mark.parametrize("kind", ["uniform", "hot", "some empty"])
 def test_routings_are_what_they_are_called(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = script("mixture_of_experts")
@@ -131,7 +138,7 @@ def test_a_crash_is_reported_and_not_suffered(
 def test_what_all_checks_runs() -> None:
     found = script("all")
     assert list(found["commands"](list(found["CHECKS"]), None)) == [
-        "build", "gptq", "latent_attention", "mixture_of_experts", "engine"
+        "build", "gptq", "latent_attention", "mixture_of_experts", "linear", "engine"
     ]  # fmt: skip
     given = found["commands"](["engine"], "somewhere")
     assert [command[1:] for command in given.values()] == [[str(FOLDER / "engine.py"), "somewhere"]]
