@@ -63,6 +63,8 @@ class EngineWeights:
             return joined(".plain", self.dtype, (rows, columns * across), checkpoint.tensor)
 
         group = math.gcd(block, columns)  # edge blocks may be ragged, TensorRT's must not be
+        if block > columns and like.code_type != "int4":
+            group = columns  # several scales along a row would have its codes decoded
         if like.code_type == "int4" and (fused := math.gcd(group, _FUSED)) >= _LEAST_FUSED:
             group = fused  # scales of wider groups are repeated
             if group == columns * across >= 2 * _LEAST_FUSED:

@@ -59,6 +59,15 @@ def test_one_group_of_int4_is_multiplied(scheme: str, tmp_path: Path) -> None:
     assert all(program.multiplied_bytes == {"int4": said.weight_bytes["int4"]} for program in said.programs)
 
 
+def test_a_block_of_more_than_a_row_is_one_scale(tmp_path: Path) -> None:
+    """Of 128 inputs, where there are 80: no groups of what divides both."""
+    config = LLAMA | {"hidden_size": 128, "intermediate_size": 80, "num_hidden_layers": 1}
+    checkpoint = quantized_checkpoint(tmp_path, config, {"dense_mlp": "fp8-block"})
+    rtx.build(checkpoint, rtx.Options(sm=[89], context=256), checkpoint.path, lambda *_: None)
+    said = described(checkpoint.path / "engines/rtx-sm89.engine")
+    assert all(program.multiplied_bytes == {"fp8_e4m3": 3 * 80 * 128} for program in said.programs)
+
+
 TEXT = """header {
   version = 5
   n_accelerators = 1
