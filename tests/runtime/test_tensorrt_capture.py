@@ -22,7 +22,7 @@ def capturing(trained, tmp_path, gpu):
 
 def test_other_threads_wait_while_a_step_is_captured(capturing, gpu):
     """They would put what they do into the graph: undone now, and done again at every later step."""
-    others, done = [], []
+    others, done = list[threading.Thread](), list[bool]()
 
     def runs():
         if gpu.captured is not None and not others:
@@ -48,7 +48,7 @@ def test_other_threads_wait_while_a_step_is_captured(capturing, gpu):
 
 def test_a_cache_that_is_collected_while_a_step_is_captured_is_freed_later(capturing, gpu):
     """The collector may come in any thread; in the one that captures, waiting for the lock would be forever."""
-    dropped = []
+    dropped = list[set[int]]()
 
     def runs():
         if gpu.captured is not None and caches:
@@ -81,7 +81,7 @@ def test_a_step_that_cannot_be_captured_is_run_as_it_is(capturing, gpu):
 
 @pytest.mark.parametrize("error", [MachineError, KeyboardInterrupt])
 def test_a_step_that_fails_while_captured_ends_the_capture(capturing, gpu, error):
-    failing = []
+    failing = list[int]()
 
     def runs():
         if error is MachineError:

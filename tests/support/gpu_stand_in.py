@@ -11,7 +11,9 @@ import shutil
 import sys
 import threading
 import types
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from cuda.bindings import runtime as real_cuda
@@ -97,9 +99,12 @@ class HostMemory:
         self.graphs: list[list] = []  # that can be launched
         self.runs = lambda: True  # asked before each step that is enqueued
         self.count, self.thread = 1, threading.local()
-        self.lengths = set()  # of steps
+        self.lengths = set[int]()  # of steps
         self.told = 0  # shapes and addresses
-        self.asked, self.worked = set(), set()  # devices: whose attributes were asked for, on which work was done
+        self.asked, self.worked = set[int](), set[int]()  # devices: asked for attributes, and worked on
+        self.kernels: list[Any] = []  # what was read of earlier runs
+        self.module = "tensorrt_rtx"
+        self.profiles, self.windows = set[Any](), 1
 
     def cudaGetErrorString(self, error):
         return real_cuda.cudaGetErrorString(error)
@@ -161,7 +166,7 @@ class HostMemory:
     # A graph is the list of calls that were made instead of being carried out.
 
     cudaStreamCaptureMode = real_cuda.cudaStreamCaptureMode
-    captured = None
+    captured: list[Callable[[], None]] | None = None
     launches = 0
 
     def cudaStreamBeginCapture(self, stream, mode):
@@ -268,15 +273,12 @@ def gpu_stand_in(monkeypatch, tmp_path):
     memory = HostMemory(limit=1 << 26)
     monkeypatch.setitem(sys.modules, "cuda.bindings", types.SimpleNamespace(runtime=memory))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    memory.kernels = []  # what was read of earlier runs
-    memory.module = "tensorrt_rtx"
-    memory.profiles, memory.windows = set(), 1
 
     def engine(data):
         kernels = types.SimpleNamespace(deserialize=memory.kernels.append, serialize=lambda: b"kernels")
 
         def configuration():
-            config = types.SimpleNamespace(
+            config: types.SimpleNamespace = types.SimpleNamespace(
                 set_execution_context_allocation_strategy=lambda strategy: setattr(config, "strategy", strategy),
                 create_runtime_cache=lambda: kernels,
                 set_runtime_cache=lambda cache: setattr(config, "cache", cache),
