@@ -44,9 +44,9 @@ class Tile:
         is full. What has fewer channels or warps goes to the instructions of sm_80.
         """
         wide, plain = 1 if has_up else 2, weights.form == "plain"
+        # Where a multiprocessor has little shared memory, as many programs as come to it have to fit.
+        little, large = SHARED_LIMIT[sm] < 100 << 10, weights.form == "fp8"  # of 128 inputs a step
         if rows <= FEW:
-            # Where a multiprocessor has little shared memory, as many programs as come to it have to fit.
-            little, large = SHARED_LIMIT[sm] < 100 << 10, weights.form == "fp8"  # of 128 inputs a step
             stages = (3 if large else 4) if little else (4 if large else 6)
             return cls(rows, 32 * wide, 2, stages, 128 if rows == LEAST else None)
         if not plain and (inputs % STEP or (weights.group < 128 and sm >= 90)):
@@ -56,7 +56,7 @@ class Tile:
             return cls(rows, 128 * wide, 8, 3, at_once=True)
         if sm // 10 == 10:
             return cls(rows, 32, 4, 3) if plain else cls(rows, 32 * wide, 2, 3, 255)
-        return cls(rows, 64 * wide, 4 * wide, 3)
+        return cls(rows, 64 * wide, 4 * wide, 2 if little and large else 3)
 
 
 @triton.jit
