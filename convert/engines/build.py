@@ -19,6 +19,7 @@ from llmc.contracts.engine import EngineDescription
 from llmc.contracts.progress import ProgressFunction
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.engines.contents import Contents, check, default_context
+from llmc.convert.engines.decoding import decoding_notes
 from llmc.convert.engines.engine import Steps, build_engine
 from llmc.convert.engines.lowering import allow_decomposition, lower
 from llmc.convert.engines.plugins import Plugins, require_triton
@@ -81,9 +82,9 @@ def build(
     prefill = min(options.prefill, context)
     steps = Steps(context, max(2, options.batch), widths, prefill, windows(context, prefill))
 
-    contents = Contents(parts[0], options.plugins)
+    contents = Contents(parts[0], options.plugins, steps, options.batch)
     groups = contents.groups(sms)
-    notes = contents.notes(steps, options.batch, groups) + rank_notes(spec, ranks)
+    notes = contents.notes(groups) + rank_notes(spec, ranks)
     result = TargetResult(package.name, files={}, weight_bytes=0, file_bytes=0, notes=notes)
     engines = directory / "engines"
     work = engines / ".lowered"  # always the same: what a killed build left there is cleared away
@@ -133,6 +134,7 @@ def build(
 
 def _note(result: TargetResult, description: EngineDescription, directory: Path, engine: Path) -> None:
     """What the manifest says of an engine."""
+    result.notes += [note for note in decoding_notes(description) if note not in result.notes]
     for path in (engine, engine.with_suffix(".json")):
         result.files[path.name] = path.relative_to(directory).as_posix()
         result.file_bytes += path.stat().st_size

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Protocol
 
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.engines.engine import Steps
-from llmc.convert.engines.mixture_of_experts import gathering_widths, stored_in_engine
-from llmc.convert.engines.weights import in_groups
+from llmc.convert.engines.mixture_of_experts import gathering_widths
+from llmc.convert.engines.plugin_weights import stored_in_engine
+from llmc.convert.engines.weights import Held, held, held_weight, in_groups
 from llmc.convert.graph.build import graphs
 from llmc.convert.graph.rewrite import Rewriter
 from llmc.convert.graph.weight import WeightTensor
@@ -24,7 +26,7 @@ from llmc.convert.spec import (
     ModelSpec,
     RouterSpec,
 )
-from llmc.convert.targets import rounding_notes
+from llmc.convert.targets import PlannedWeights, rounding_notes
 from llmc.convert.tensor_names import ModuleName
 from llmc.errors import InputError
 
@@ -32,6 +34,8 @@ FP8_SM = 89
 USUAL_CONTEXT = 4096
 INTEGERS = {"int4", "int8"}
 MOST_OFFSETS = 2**31  # inside of a row, see `llmc.runtime.plugins.latent_attention.plan`
+BITS = {"int2": 2, "int3": 3, "int4": 4, "int8": 8, "float8_e4m3fn": 8, "float4_e2m1fn": 4}
+_LARGE = 1 << 14
 MOST_DENSE_EXPERTS = 64  # that a step may compute for the sake of the chosen ones
 
 
@@ -51,6 +55,30 @@ def default_context(spec: ModelSpec, context: int | None) -> int:
 
 def router(spec: ModelSpec) -> RouterSpec | None:
     return next((mlp.router for mlp in spec.mlps if isinstance(mlp, MixtureOfExpertsSpec)), None)
+
+
+def known_codes(sm: int) -> set[str]:
+    """Kinds of stored codes that TensorRT knows on a GPU."""
+    return INTEGERS | ({"float8_e4m3fn"} if sm >= FP8_SM else set())
+
+
+def widened_bytes(weights: PlannedWeights, plugins: bool, batch: int, sm: int) -> tuple[int, bool]:
+    """How many bytes more than the checkpoint an engine for `sm` has, as some codes are bfloat16 in it; and whether it
+    holds FP8 that TensorRT multiplies by. Of weights that are as large as those of real models.
+    """
+    routes, widths = router(weights.spec), (1, 2) if weights.spec.num_mtp_layers else (1,)
+    gathered = routes is not None and gathering_widths(widths, batch, routes.top_k, routes.num_experts) == [*widths]
+    more, float8 = 0.0, False
+    for role, kinds in weights.parameters.items():
+        for kind, count in kinds.items():
+            stacked, by_heads = role == "experts", role == "kv_b_proj"
+            found = held(
+                kind.of((_LARGE, _LARGE)), _LARGE, known_codes(sm), plugins,
+                stacked=stacked, by_heads=by_heads, gathered=gathered and stacked,
+            )  # fmt: skip
+            more += (16 - BITS[kind.code_type]) / 8 * count if found == Held.PLAIN else 0
+            float8 |= found == Held.CODES and kind.code_type == "float8_e4m3fn"
+    return int(more), float8
 
 
 def check(target: str, spec: ModelSpec, options: ExpectedContents, schemes: Mapping[str, str]) -> None:
@@ -116,10 +144,16 @@ def _too_wide(attention: AttentionSpec) -> str | None:
 
 
 class Contents:
-    """plugins: whether there are to be some"""
+    """Of the engines of a checkpoint.
 
-    def __init__(self, checkpoint: Checkpoint, plugins: bool) -> None:
+    Attributes:
+        plugins: whether there are to be some
+        steps, batch: that they take; `batch` rows at most
+    """
+
+    def __init__(self, checkpoint: Checkpoint, plugins: bool, steps: Steps, batch: int) -> None:
         self.checkpoint, self.spec, self.plugins = checkpoint, checkpoint.spec, plugins
+        self.steps, self.batch = steps, batch
         latent = all(isinstance(attention, LatentAttentionSpec) for attention in self.spec.attentions)
         self.cache_in_codes = self.spec.fp8_cache and plugins and latent
 
@@ -128,25 +162,32 @@ class Contents:
         need no instructions for FP8.
         """
         fp8 = self.spec.fp8_cache and not self.cache_in_codes
-        fp8 |= any(weight.code_type == "float8_e4m3fn" for weight in self._weights if not self._in_plugin(weight))
+        known = INTEGERS | {"float8_e4m3fn"}
+        fp8 |= any(
+            weight.code_type == "float8_e4m3fn" and self._held(weight, known) == Held.CODES for weight in self._weights
+        )
         old = [n for n in sms if n < FP8_SM] if fp8 else []
         new = [n for n in sms if n not in old]
-        return [(each, codes) for each, codes in ((old, INTEGERS), (new, INTEGERS | {"float8_e4m3fn"})) if each]
+        return [(each, codes) for each, codes in ((old, INTEGERS), (new, known)) if each]
 
-    def notes(self, steps: Steps, batch: int, groups: Sequence[tuple[list[int], set[str]]]) -> list[str]:
+    def notes(self, groups: Sequence[tuple[list[int], set[str]]]) -> list[str]:
         """What whoever chooses an engine should know."""
         notes = []
         for sm, code_types in groups:
             if "float8_e4m3fn" not in code_types:
                 names = " and ".join(map(str, sm))
-                notes.append(f"FP8 begins with SM {FP8_SM}: the engine for SM {names} computes in bfloat16 instead")
+                weights = "; FP8 weights are decoded by plugins" if self.plugins else ""
+                notes.append(
+                    f"FP8 begins with SM {FP8_SM}: the engine for SM {names} computes in bfloat16 instead{weights}"
+                )
         if (routes := self._router()) and not self.plugins:
             experts, top_k = routes.num_experts, routes.top_k
-            chosen = gathering_widths(steps.widths, batch, top_k, experts)
+            chosen = self._gathering
             where = f"steps of more than {max(chosen)} tokens per row" if chosen else "all steps"
             notes.append(
                 f"no plugins: {where} compute all {experts} experts, {experts / top_k:.3g} times the {top_k} chosen"
             )
+        notes += self._plain_notes()
         notes += [f"TensorRT has no codes for {kind}: those weights are bfloat16" for kind in sorted(self._widened())]
         notes += rounding_notes(self.checkpoint, wider_cache=not self.cache_in_codes)
         if self.checkpoint.vision is not None:
@@ -157,36 +198,65 @@ class Contents:
         blocks = [
             weight.modules[0]
             for weight in self._weights
-            if weight.code_type == "float8_e4m3fn" and in_groups(weight) and not self._in_plugin(weight)
+            if weight.code_type == "float8_e4m3fn" and in_groups(weight) and not weight.layout.stacked
         ]
         if any(found.scale is not None for module in blocks if (found := self.checkpoint.activations(module))):
             notes.append("TensorRT multiplies no FP8 inputs with FP8 blocks: those inputs stay bfloat16")
+        return notes
+
+    def _plain_notes(self) -> list[str]:
+        """Of codes that TensorRT knows and that are bfloat16 nevertheless, as that takes less traffic."""
+        known, notes = INTEGERS | {"float8_e4m3fn"}, []
+        plain = [
+            weight
+            for weight in self._weights
+            if weight.code_type in known and self._held(weight, known) == Held.PLAIN and not self._no_codes(weight)
+        ]
+        if any(weight.layout.heads is not None for weight in plain):
+            notes.append(
+                "kv_b_proj is bfloat16: TensorRT multiplies no codes over heads, and would decode it in every step, "
+                "4.5 bytes of traffic or more for a weight instead of 2"
+            )
+        matrices = Counter(str(w.code_type) for w in plain if w.layout.heads is None for _ in w.names)
+        for kind, count in sorted(matrices.items()):
+            traffic = 4.5 if kind == "int4" else 5
+            notes.append(
+                f"matrices of {kind} that are bfloat16: {count}; TensorRT would decode them in every step, {traffic} "
+                "bytes of traffic for a weight instead of 2"
+            )
         return notes
 
     @cached_property
     def _weights(self) -> list[WeightTensor]:
         return [weight for model in graphs(self.checkpoint).values() for _, weight in Rewriter(model).weights()]
 
-    def _in_plugin(self, weight: WeightTensor) -> bool:
-        return self.plugins and weight.layout.stacked
+    @cached_property
+    def _gathering(self) -> list[int]:
+        """The widths of steps that decode chosen experts alone."""
+        routes = self._router()
+        assert routes is not None
+        return gathering_widths(self.steps.widths, self.batch, routes.top_k, routes.num_experts)
+
+    def _held(self, weight: WeightTensor, code_types: Collection[str]) -> Held | None:
+        gathered = weight.layout.stacked and len(self._gathering) == len(self.steps.widths)
+        return held_weight(weight, code_types, self.plugins, gathered)
 
     def _router(self) -> RouterSpec | None:
         return router(self.spec)
+
+    def _no_codes(self, weight: WeightTensor) -> bool:
+        """Whether no engine has codes for it, or takes as many bytes of traffic for them as for bfloat16."""
+        assert weight.kind is not None
+        if self.plugins and weight.layout.stacked:
+            return stored_in_engine(weight) == PLAIN
+        odd = weight.kind.zero_points or weight.kind.g_idx or weight.kind.code_type == "float4_e2m1fn"
+        return odd or (weight.kind.code_type == "int8" and in_groups(weight))
 
     def _widened(self) -> set[str]:
         """What an engine has no codes for."""
         found = set()
         for weight in self._weights:
-            if (kind := weight.kind) is None:
-                continue
-            if self._in_plugin(weight):
-                widened = stored_in_engine(weight) == PLAIN
-            else:
-                widened = kind.zero_points or kind.g_idx or kind.code_type == "float4_e2m1fn"
-                widened |= kind.code_type == "int8" and in_groups(weight)
-            if widened:
-                more = (" with zero points" if kind.zero_points else "") + (
-                    " with dynamic groups" if kind.g_idx else ""
-                )
-                found.add(kind.code_type + more)
+            if (kind := weight.kind) is not None and self._no_codes(weight):
+                more = " with zero points" if kind.zero_points else ""
+                found.add(kind.code_type + more + (" with dynamic groups" if kind.g_idx else ""))
         return found

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from llmc.contracts.engine import EngineDescription, EngineProfile
 from llmc.convert.engines.compiler import compile_engine
+from llmc.convert.engines.decoding import check_decoding
 from llmc.convert.engines.program import READERS, ProgramText, inspect
 from llmc.convert.engines.weights import CODES_NAME
 from llmc.convert.graph.write import op_histogram
@@ -96,7 +97,7 @@ def build_engine(
         kernels: of its plugins
         rank: whose part of a model it is that `ranks` GPUs hold together
 
-    MachineError if codes did not arrive in the engine as codes.
+    MachineError if codes did not arrive in the engine as codes, or are decoded in every step.
     """
     _check_products(engine.name, model)
     profiles = steps.profiles(model)
@@ -128,6 +129,7 @@ def build_engine(
     )
     if package.readable:
         _check_codes(engine.name, description)
+        check_decoding(engine.name, description)
     _check_size(engine.name, description, package.overhead)
     engine.with_suffix(".json").write_text(json.dumps(description.to_json(), indent=1) + "\n", encoding="utf-8")
     return description

@@ -9,10 +9,11 @@ import onnx_ir as ir
 from llmc.convert.engines.grouped_query_attention import grouped_query_attention_plugin
 from llmc.convert.engines.grouped_topk import grouped_topk_plugin
 from llmc.convert.engines.latent_attention import latent_attention, latent_attention_plugin
+from llmc.convert.engines.linear import linear_plugin
 from llmc.convert.engines.mixture_of_experts import mixture_of_experts, mixture_of_experts_plugin
 from llmc.convert.engines.phases import Phases
 from llmc.convert.engines.plugins import Plugins
-from llmc.convert.engines.weights import EngineWeights, in_groups
+from llmc.convert.engines.weights import EngineWeights, Held, in_groups
 from llmc.convert.engines.windows import add_window
 from llmc.convert.graph.builder import DOMAIN
 from llmc.convert.graph.grouped_query_attention import NAME as GROUPED
@@ -42,7 +43,7 @@ def lower(
         windowed: whether steps may see less than the whole cache; plugins do so by themselves
     """
     b = Rewriter(model)
-    weights, phases = EngineWeights(b, dtype, code_types), Phases(b, widths)
+    weights, phases = EngineWeights(b, dtype, code_types, plugins is not None), Phases(b, widths)
     if windowed and plugins is None:
         add_window(b)
     for node in b.nodes("LatentAttention", DOMAIN):
@@ -84,6 +85,10 @@ def lower(
             experts = spec.mlps[layer_of(node)]
             assert isinstance(experts, MixtureOfExpertsSpec)
             grouped_topk_plugin(b, node, experts.router, plugins)
+        for node in b.nodes("MatMul"):
+            weight = weight_of(node.inputs[1])
+            if weight is not None and weights.held(weight) == Held.PLUGIN:
+                linear_plugin(b, node, weight, dtype, plugins)
     weights.decode()
     b.clean()
 

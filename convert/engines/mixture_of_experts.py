@@ -4,27 +4,20 @@ gathered when decoding, and all of them are computed when prefilling.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
-import torch
 
 from llmc.convert.engines.phases import Phases
+from llmc.convert.engines.plugin_weights import stack, stored_in_engine
 from llmc.convert.engines.plugins import TYPES, Plugins
 from llmc.convert.engines.weights import EngineWeights
 from llmc.convert.graph.rewrite import Rewriter, producer, weight_of
-from llmc.convert.graph.weight import ChunkedTensor, WeightTensor, tensor_of
-from llmc.convert.kernels import expert_weights
 from llmc.convert.kernels.kernel_sets import KernelRequest
-from llmc.convert.quantized_weight import QuantizedWeight
 from llmc.convert.spec import Activation, ClampedSwiGLU
 from llmc.errors import InputError
 from llmc.runtime.plugins.mixture_of_experts import ExpertsShape
-from llmc.runtime.plugins.mixture_of_experts import ExpertWeights as Stored
-from llmc.runtime.plugins.operation import InputSpec
-
-_Part = Callable[[QuantizedWeight, Stored], torch.Tensor]
 
 
 def mixture_of_experts_plugin(
@@ -47,43 +40,9 @@ def mixture_of_experts_plugin(
     shape = ExpertsShape(experts, top_k, hidden, inner, kind, kind, of_gate, of_down, bool(biases))
     if isinstance(activation, ClampedSwiGLU):
         shape = replace(shape, alpha=activation.alpha, limit=activation.limit)
-    stacks = [*_stack(b, gate, of_gate, dtype), *_stack(b, up, of_gate, dtype), *_stack(b, down, of_down, dtype)]
+    stacks = [*stack(b, gate, of_gate, dtype), *stack(b, up, of_gate, dtype), *stack(b, down, of_down, dtype)]
     with b.before(node):
         b.replace(node, plugins.add(b, KernelRequest("MixtureOfExperts", shape), x, index, share, *stacks, *biases))
-
-
-def stored_in_engine(weight: WeightTensor) -> Stored:
-    """How the plugin's weights lie in an engine: decoded where its kernels do not know the codes."""
-    if weight.kind is None or weight.scales_dtype is None:
-        return expert_weights.PLAIN
-    columns = weight.checkpoint.shape(weight.names[0])[1]
-    found = expert_weights.stored_as(weight.kind, columns, weight.scales_dtype)
-    return expert_weights.PLAIN if found is None else found
-
-
-def _stack(b: Rewriter, weight: WeightTensor, form: Stored, dtype: ir.DataType) -> list[ir.Value]:
-    """[E, out, …]"""
-    experts, (out, columns) = len(weight.names), weight.checkpoint.shape(weight.names[0])
-    if form == expert_weights.PLAIN:
-
-        def plain() -> Iterator[ir.TensorProtocol]:
-            return (tensor_of(each, dtype) for each in weight.read())
-
-        return [b.initializer(ChunkedTensor(plain, dtype, (experts, out, columns), f"{weight.name}.plain"))]
-
-    def part(name: str, kind: ir.DataType, like: InputSpec, take: _Part) -> ir.Value:
-        def pieces() -> Iterator[ir.TensorProtocol]:
-            return (tensor_of(take(each, form), kind) for each in weight.stored_weights())
-
-        shape = tuple(n for n in like.shape if n is not None)
-        return b.initializer(ChunkedTensor(pieces, kind, shape, f"{weight.name}.{name}"))
-
-    words, scales = form.inputs(experts, out, columns, TYPES[dtype])
-    kinds = {kind: each for each, kind in TYPES.items()}
-    return [
-        part("words", ir.DataType.INT32, words, expert_weights.words),
-        part("word_scales", kinds[form.scales], scales, expert_weights.scales),
-    ]
 
 
 def mixture_of_experts(
@@ -102,11 +61,12 @@ def mixture_of_experts(
         # Each expert's gate and up lie together. Left apart, the compiler joins them for the product over all
         # experts but not for gathering, and the engine holds them twice.
         pairs = [name for pair in zip(gate.names, up.names, strict=True) for name in pair]
-        gate_up = weights.matrix(up.name.replace("up_proj", "gate_up_proj"), gate, pairs)
-        all_down = weights.matrix(down.name, down, down.names, axis=1)
+        narrow = gathering_widths(phases.widths, batch, top_k, experts)
+        gathered = len(narrow) == len(phases.widths)
+        gate_up = weights.matrix(up.name.replace("up_proj", "gate_up_proj"), gate, pairs, gathered=gathered)
+        all_down = weights.matrix(down.name, down, down.names, axis=1, gathered=gathered)
         bias = (b.concat(*biases[:2], axis=1), biases[2]) if biases else None
         stacks = _Stacks(b, gate_up, all_down, experts, hidden, inner, activation, bias)
-        narrow = gathering_widths(phases.widths, batch, top_k, experts)
         if not narrow:
             b.replace(node, stacks.all(x, index, share))
             return

@@ -22,7 +22,7 @@ _HEADER = re.compile(rb"header \{\s+version = \d+\s+n_accelerators")
 _TARGETS = re.compile(rb"accelerators=\{([^}]*)\}")
 _CONSTANT = re.compile(rb"const_payload_size=(\d+) [^\n]* type=(\w+)")
 _KERNEL = re.compile(rb"^  (function|runtime_fusion|fully_connected|custom_layer)=\{ (name=[^\n]*)", re.MULTILINE)
-_TENSOR = re.compile(rb'tensor=\{[^\n]* dims=\{([^}]*)\}[^\n]* name="?([^"\s]+)[^\n]* type=(\w+)')
+_TENSOR = re.compile(rb'tensor=\{[^\n]* dims=\{([^}]*)\}[^\n]* name=(?:"([^"]*)"|(\S+))[^\n]* type=(\w+)')
 _PAYLOAD = re.compile(rb"const_payload_size=(\d+)")
 _INPUTS, _OUTPUTS = (re.compile(rb" %s(?:_args)?=\{([^}]*)\}" % name) for name in (b"input", b"output"))
 _QUOTED = re.compile(rb'"([^"]*)"')
@@ -98,7 +98,9 @@ def _part(sm: set[int], text: bytes, weights: Mapping[str, str]) -> _Part:
     tensors = {}
     for tensor in _TENSOR.finditer(text):
         payload = _PAYLOAD.search(tensor[0])
-        tensors[tensor[2]] = _Tensor(tensor[3].decode(), tensor[1].split(), int(payload[1]) if payload else 0)
+        tensors[tensor[2] or tensor[3]] = _Tensor(
+            tensor[4].decode(), tensor[1].split(), int(payload[1]) if payload else 0
+        )
     for kernel in _KERNEL.finditer(text):
         kind = kernel[1].decode()
         codes = [each for each in _named(_INPUTS, kernel[2], tensors) if each.payload and each.type in CODES | {PACKED}]

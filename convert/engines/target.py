@@ -37,4 +37,10 @@ class EngineTarget(Target[_Options]):
         return build(self.package, checkpoint, self.gpus(options), options, directory, progress)
 
     def estimate_bytes(self, weights: PlannedWeights, options: _Options) -> int:
-        return weights.nbytes + tensor_parallel.repeated_bytes(weights.spec, options.tensor_parallel)
+        """For GPUs that know FP8."""
+        return self.engine_bytes(weights, options, contents.FP8_SM)
+
+    def engine_bytes(self, weights: PlannedWeights, options: _Options, sm: int) -> int:
+        """Of weights in the engines, main and MTP graph and those of all ranks, for one GPU."""
+        more, _ = contents.widened_bytes(weights, options.plugins, options.batch, sm)
+        return weights.nbytes + more + tensor_parallel.repeated_bytes(weights.spec, options.tensor_parallel)

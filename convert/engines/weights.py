@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
+from enum import Enum, auto
 from typing import Any
 
 import onnx_ir as ir
@@ -11,12 +12,89 @@ import torch
 
 from llmc.convert.graph.rewrite import Rewriter
 from llmc.convert.graph.weight import CODE_TYPES, ChunkedTensor, WeightTensor, tensor_of
-from llmc.convert.quantized_weight import QuantizedWeight
+from llmc.convert.kernels.expert_weights import stored_as
+from llmc.convert.quantized_weight import QuantizedWeight, QuantSpec
 from llmc.errors import InputError
 
 # Groups of int4 that the compiler fuses into products: 32, 64 or 128. Others it decodes in each call.
 _FUSED, _LEAST_FUSED = 128, 32
+_EIGHT_BITS = ("int8", "float8_e4m3fn")
 CODES_NAME = ".codes"  # what initializers of them end with, after the name of the weight
+
+
+class Held(Enum):
+    """What a quantized weight is in an engine.
+
+    Attributes:
+        CODES: what the compiler multiplies by as they are, or gathers by experts
+        PLUGIN: codes that a plugin multiplies by
+        PLAIN: floats of the type of activations
+    """
+
+    CODES = auto()
+    PLUGIN = auto()
+    PLAIN = auto()
+
+
+def held(
+    kind: QuantSpec,
+    columns: int,
+    code_types: Collection[str],
+    plugins: bool,
+    *,
+    stacked: bool = False,
+    by_heads: bool = False,
+    gathered: bool = False,
+) -> Held:
+    """Of a matrix with so many columns: as whatever is read the least for it in a step that decodes.
+
+    Codes that the compiler decodes are read, written as bfloat16, and read again: 5 bytes of traffic for a weight of 8
+    bits, 4.5 for one of 4. A plugin, or a product that it fuses with decoding, reads 1 or 0.5, and bfloat16 is 2.
+
+    Args:
+        code_types: those that every GPU of the engine knows
+        stacked: of experts, which are one plugin's, or the chosen of which are `gathered` in steps that decode: their
+            codes are decoded by the way
+        by_heads: multiplied over heads, as no compiler or plugin does with codes
+    """
+    in_plugin = plugins and stored_as(kind, columns, torch.float32) is not None
+    if by_heads:
+        return Held.PLAIN
+    if stacked and plugins:
+        return Held.PLUGIN if in_plugin else Held.PLAIN
+    known = ("int4" if kind.code_type in ("int2", "int3") else kind.code_type) in code_types
+    known &= not (kind.zero_points or kind.g_idx)
+    picked = gathered and (kind.code_type != "int8" or kind.block[1] >= columns)
+    # Of 8 bits, experts side by side in one product are decoded: gate_up with what the compiler joins it with, down as
+    # it has a scale for each of them in a row.
+    if known and (picked or (_multiplied(kind, columns) and not (stacked and kind.code_type in _EIGHT_BITS))):
+        return Held.CODES
+    return Held.PLUGIN if in_plugin else Held.PLAIN
+
+
+def _multiplied(kind: QuantSpec, columns: int) -> bool:
+    """Whether the compiler fuses decoding into a product: of 8 bits by channels, of 4 in two groups or more."""
+    if kind.code_type in _EIGHT_BITS:
+        return kind.block[1] >= columns
+    return math.gcd(kind.block[1], columns, _FUSED) >= _LEAST_FUSED and columns >= 2 * _LEAST_FUSED
+
+
+def held_weight(
+    weight: WeightTensor, code_types: Collection[str], plugins: bool, gathered: bool = False
+) -> Held | None:
+    """The same of a weight; None if it is not quantized."""
+    if weight.kind is None:
+        return None
+    layout, columns = weight.layout, weight.checkpoint.shape(weight.names[0])[1]
+    return held(
+        weight.kind,
+        columns,
+        code_types,
+        plugins and weight.scales_dtype is not None,
+        stacked=layout.stacked,
+        by_heads=layout.heads is not None,
+        gathered=gathered,
+    )
 
 
 class EngineWeights:
@@ -24,25 +102,27 @@ class EngineWeights:
 
     Attributes:
         dtype: what they are decoded to
+        plugins: whether there are to be some
         code_types: those that every GPU of the engine knows; weights stored otherwise become plain ones of `dtype`
     """
 
-    def __init__(self, b: Rewriter, dtype: ir.DataType, code_types: Collection[str]) -> None:
+    def __init__(self, b: Rewriter, dtype: ir.DataType, code_types: Collection[str], plugins: bool) -> None:
         self.b = b
         self.dtype = dtype
         self.code_types = code_types
+        self.plugins = plugins
 
-    def keeps(self, weight: WeightTensor) -> bool:
-        """Whether a weight stays in codes: the compiler knows no zero points, and fuses 8 bits by channels alone."""
-        if weight.code_type == "int8" and in_groups(weight):
-            return False
-        return weight.code_type in self.code_types and not weight.has_zeros
+    def held(self, weight: WeightTensor, gathered: bool = False) -> Held | None:
+        """See `held`."""
+        return held_weight(weight, self.code_types, self.plugins, gathered)
 
-    def matrix(self, name: str, like: WeightTensor, names: Sequence[str], axis: int = 0) -> ir.Value:
+    def matrix(
+        self, name: str, like: WeightTensor, names: Sequence[str], axis: int = 0, gathered: bool = False
+    ) -> ir.Value:
         """The checkpoint matrices `names`, each [out, in], joined along `axis`; all are stored like `like`.
 
         Always two-dimensional and with `in` last: in this order the compiler both fuses int4 into a product and
-        gathers single experts, and so keeps one copy for the two.
+        gathers single experts, and so keeps one copy for the two. gathered: whether all steps that decode do that.
         """
         checkpoint, (_, block) = like.checkpoint, like.block
         out, columns = checkpoint.shape(names[0])
@@ -59,7 +139,7 @@ class EngineWeights:
             return self.b.initializer(ChunkedTensor(pieces, dtype, shape, name + part))
 
         rows, across = (out * len(names), 1) if axis == 0 else (out, len(names))
-        if not self.keeps(like):
+        if self.held(like, gathered) != Held.CODES:
             return joined(".plain", self.dtype, (rows, columns * across), checkpoint.tensor)
 
         group = math.gcd(block, columns)  # edge blocks may be ragged, TensorRT's must not be
@@ -92,17 +172,13 @@ class EngineWeights:
         """Replace every initializer that is stored as codes by the codes and what decodes them."""
         b = self.b
         for value, weight in b.weights():
-            if not self.keeps(weight) or not value.uses():
+            if self.held(weight) != Held.CODES or not value.uses():
                 continue
             layout = weight.layout
             with b.before(next(node for node in b.graph if value in node.inputs)):
-                # Two layouts of one matrix share its codes.
                 decoded = self.matrix(weight.names[0], weight, weight.names)
-                if layout.heads is not None:
-                    decoded = b.reshape(decoded, layout.heads, -1, weight.checkpoint.shape(weight.names[0])[1])
-                    decoded = b.op("Slice", decoded, *(b.constant([n]) for n in (*layout.rows, 1)))
                 if layout.transposed:
-                    decoded = b.transpose(decoded, *((1, 0) if layout.heads is None else (0, 2, 1)))
+                    decoded = b.transpose(decoded, 1, 0)
             value.replace_all_uses_with(decoded)
 
 

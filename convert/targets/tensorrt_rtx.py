@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field, field_validator
 
 from llmc.convert.engines.build import EngineOptions
-from llmc.convert.engines.contents import FP8_SM
+from llmc.convert.engines.contents import FP8_SM, widened_bytes
 from llmc.convert.engines.target import EngineTarget
 from llmc.convert.targets import PlannedWeights
 from llmc.errors import InputError
@@ -43,12 +43,11 @@ class TensorRTRTX(EngineTarget[TensorRTRTXOptions]):
         return options.sm
 
     def estimate_bytes(self, weights: PlannedWeights, options: TensorRTRTXOptions) -> int:
-        """GPUs without FP8 get engines of their own, in which FP8 is bfloat16, apart from what plugins decode."""
-        wide = weights.in_fp8() - (weights.in_fp8("experts") if options.plugins else 0)
-        widened = {wide if sm < FP8_SM else 0 for sm in options.sm}
-        ranks = options.tensor_parallel
-        held = super().estimate_bytes(weights, options) + ranks * _PROGRAMS
-        return sum(held + more for more in widened)
+        """GPUs without FP8 have engines of their own if there is FP8 that others multiply by."""
+        _, float8 = widened_bytes(weights, options.plugins, options.batch, FP8_SM)
+        generations = {sm < FP8_SM and float8: sm for sm in options.sm}
+        programs = options.tensor_parallel * _PROGRAMS
+        return sum(self.engine_bytes(weights, options, sm) + programs for sm in generations.values())
 
 
 TARGET = TensorRTRTX()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import pytest
 from support.quantized_checkpoint import DEEPSEEK, quantized_checkpoint
 from support.random_checkpoint import LLAMA
@@ -13,8 +15,15 @@ from typer.testing import CliRunner
 
 from llmc.cli import app
 from llmc.contracts.engine import EngineDescription, EngineProfile, EngineProgram, EngineTensor
+from llmc.convert.engines.contents import Contents
+from llmc.convert.engines.decoding import check_decoding, decoding_notes
+from llmc.convert.engines.engine import Steps
+from llmc.convert.engines.lowering import lower
+from llmc.convert.engines.plugins import Plugins
 from llmc.convert.engines.program import DECODED, GATHERED, MULTIPLIED, PLUGIN, READERS, inspect
+from llmc.convert.graph.build import graphs
 from llmc.convert.targets import target
+from llmc.errors import MachineError
 
 pytestmark = pytest.mark.slow
 
@@ -29,6 +38,17 @@ LATENT: dict[str, Any] = DEEPSEEK | ONE_LAYER | {
 
 def described(engine: Path) -> EngineDescription:
     return EngineDescription.model_validate_json(engine.with_suffix(".json").read_bytes())
+
+
+def description(profiles: list[EngineProfile], programs: list[EngineProgram]) -> EngineDescription:
+    names = ("input_ids", "cache_position", "logits_index")
+    return EngineDescription(
+        engine="a.engine", graph="main", bytes=1, sha256="0" * 64, package="tensorrt_rtx", release="1", sm=[89],
+        context=32, batch=1, profiles=profiles, plugins=[],
+        inputs=[EngineTensor(name=name, dtype="int64", shape=[-1]) for name in names],
+        outputs=[EngineTensor(name="logits", dtype="float", shape=[-1])],
+        weight_bytes={"int4": 2048}, text_bytes=1, programs=programs,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("plugins", [True, False], ids=["plugins", "no plugins"])
@@ -68,6 +88,64 @@ def test_a_block_of_more_than_a_row_is_one_scale(tmp_path: Path) -> None:
     assert all(program.multiplied_bytes == {"fp8_e4m3": 3 * 80 * 128} for program in said.programs)
 
 
+def test_plugins_multiply_by_fp8_blocks(tmp_path: Path) -> None:
+    """On every GPU alike; what is multiplied over heads is no product of theirs."""
+    pytest.importorskip("triton")
+    config = LLAMA | ONE_LAYER | {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64}
+    checkpoint = quantized_checkpoint(tmp_path, config, dict.fromkeys(("dense_mlp", "attention"), "fp8-block"))
+    result = rtx.build(checkpoint, rtx.Options(sm=[80, 89], context=256), checkpoint.path, lambda *_: None)
+    said = described(checkpoint.path / "engines/rtx-sm80-sm89.engine")
+    codes = sum(math.prod(checkpoint.shape(name)) for name in checkpoint.names() if checkpoint.kind(name))
+    assert [program.plugin_bytes for program in said.programs] == [{"int32": codes}] * 2
+    assert said.plugins == ["llmc.GroupedQueryAttention", "llmc.Linear"] and not result.notes
+
+
+@pytest.mark.parametrize("scheme", ["int4-g32", "fp8-block"])
+@pytest.mark.parametrize("plugins", [True, False], ids=["plugins", "no plugins"])
+def test_what_is_bfloat16_and_why(scheme: str, plugins: bool, tmp_path: Path) -> None:
+    schemes = {"kv_b_proj": scheme, "attention": scheme}
+    checkpoint = quantized_checkpoint(tmp_path, LATENT, schemes)
+    steps = Steps(64, 2, (1,), 16)
+    contents = Contents(checkpoint, plugins, steps, 1)
+    notes = contents.notes(contents.groups([89]))
+    assert notes[0].startswith("kv_b_proj is bfloat16: ")
+    blocks = [note for note in notes if note.startswith("matrices of float8_e4m3fn that are bfloat16: 3; ")]
+    assert len(notes) - 1 == len(blocks) == (scheme == "fp8-block" and not plugins)
+    models, used = graphs(checkpoint, ir.DataType.BFLOAT16, 64), Plugins() if plugins else None
+    for model in models.values():
+        lower(model, checkpoint.spec, ir.DataType.BFLOAT16, {"int4", "float8_e4m3fn"}, (1,), 1, used)
+        linears = [node.name for node in model.graph if node.op_type == "Linear"]
+        assert len(linears) == (3 if plugins and scheme == "fp8-block" else 0)
+        plain = [name for name in model.graph.initializers if "kv_b_proj" in name]
+        assert sorted(name.rpartition(".")[2] for name in plain) == ["key", "value"]
+
+
+PROFILES = {"step": ([1, 1], 4096), "far": ([1, 1], 32768), "draft": ([2, 2], 4096), "prompt": ([3, 512], 4096)}
+
+
+@pytest.mark.parametrize(
+    ("profile", "weights", "refused", "note"),
+    [
+        ("step", ["a.up_proj.weight", "a.o_proj.weight"], "a.o_proj.weight and 1 more", ""),
+        ("draft", ["a.up_proj.weight"], "a.up_proj.weight in every", ""),
+        ("prompt", ["a.up_proj.weight"], "", "matrices that every step of a prompt decodes: 1, such as a.up"),
+        ("far", ["a.o_proj.weight"], "", "TensorRT takes attention to more than 16,384 cache entries apart"),
+        ("far", ["a.up_proj.weight"], "a.up_proj.weight in every", ""),
+        ("far", [], "", ""),
+    ],
+)
+def test_what_may_be_decoded_in_every_step(profile: str, weights: list[str], refused: str, note: str) -> None:
+    tokens, window = PROFILES[profile]
+    program = EngineProgram(sm=[89], parts=1, constant_bytes={}, kernels={}, decoded=sorted(weights))
+    said = description([EngineProfile(tokens=tokens, window=window)], [program])
+    if refused:
+        with pytest.raises(MachineError, match=rf"^a.engine: its program for .* decodes {refused}"):
+            check_decoding("a.engine", said)
+        return
+    check_decoding("a.engine", said)
+    assert [note in each for each in decoding_notes(said)] == [True] * bool(note)
+
+
 TEXT = """header {
   version = 5
   n_accelerators = 1
@@ -75,7 +153,7 @@ TEXT = """header {
   tensor={ alignment=128 const_payload_size=64 dims={ 16 8 } name="a_dconst" rank0=0 type=int4 }
   tensor={ alignment=128 const_payload_size=128 dims={ 16 8 } name="b_dconst" rank0=0 type=fp8_e4m3 }
   tensor={ alignment=128 const_payload_size=256 dims={ 2 4 8 } name="c_dconst" rank0=0 type=int32 }
-  tensor={ alignment=128 dims={ 16 8 } name="whole" type=bf16 }
+  tensor={ alignment=128 dims={ 16 8 } name="all of it" type=bf16 }
   tensor={ alignment=128 dims={ 2 4 8 } name="half" type=bf16 }
   tensor={ alignment=128 dims={ "B" 16 } name="sums" type=bf16 }
   tensor={ alignment=128 dims={ "B" 2 8 8 } name="chosen" type=bf16 }
@@ -100,11 +178,11 @@ LAYERS = 'stream=0 layers="[ONNX Layer: model.layers.0.mlp/DequantizeLinear][ONN
         ("runtime_fusion", "__myl_CastFc", "x a_dconst", "sums", MULTIPLIED),
         ("fully_connected", "MatMul", "x b_dconst", "sums", MULTIPLIED),
         ("custom_layer", "MoE", "x c_dconst", "sums", PLUGIN),
-        ("function", "__myl_Cast", "a_dconst", "whole", DECODED),
+        ("function", "__myl_Cast", "a_dconst", "all of it", DECODED),
         ("function", "__myl_CastSlic", "b_dconst", "half", DECODED),
         ("function", "__myl_CastRepl", "a_dconst", "chosen", DECODED),
         ("function", "__myl_CastGath", "a_dconst", "chosen", GATHERED),
-        ("function", "__myl_CastGath", "a_dconst", "whole", DECODED),
+        ("function", "__myl_CastGath", "a_dconst", "all of it", DECODED),
         ("function", "__myl_MulSum", "x a_dconst", "sums", MULTIPLIED),
     ],
 )
@@ -125,14 +203,7 @@ def test_what_inspect_shows(tmp_path: Path) -> None:
         sm=[89], parts=1, constant_bytes={"int4": 2048}, kernels={}, multiplied_bytes={"int4": 1024},
         decoded_bytes={"int4": 1024}, decoded=["model.layers.0.mlp.up_proj.weight"],
     )  # fmt: skip
-    names = ("input_ids", "cache_position", "logits_index")
-    said = EngineDescription(
-        engine="a.engine", graph="main", bytes=1, sha256="0" * 64, package="tensorrt_rtx", release="1", sm=[89],
-        context=32, batch=1, profiles=[EngineProfile(tokens=[1, 1], window=32)], plugins=[],
-        inputs=[EngineTensor(name=name, dtype="int64", shape=[-1]) for name in names],
-        outputs=[EngineTensor(name="logits", dtype="float", shape=[-1])],
-        weight_bytes={"int4": 2048}, text_bytes=1, programs=[decodes],
-    )  # fmt: skip
+    said = description([EngineProfile(tokens=[1, 1], window=32)], [decodes])
     (tmp_path / "a.engine").write_bytes(b"")
     (tmp_path / "a.json").write_text(json.dumps(said.to_json()))
     done = CliRunner().invoke(app, ["inspect", str(tmp_path / "a.engine")])

@@ -15,6 +15,7 @@ from support.random_checkpoint import LLAMA, write_checkpoint
 
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.engines.contents import INTEGERS, Contents
+from llmc.convert.engines.engine import Steps
 from llmc.convert.engines.lowering import lower
 from llmc.convert.graph.build import graphs
 from llmc.convert.model import CausalLM
@@ -69,4 +70,4 @@ def test_engines_decode_them_and_say_so(kept: Checkpoint) -> None:
         assert not held & {ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT4E2M1, ir.DataType.INT4}
     if kept.family.name == "llama":  # ONNX Runtime refuses what latent attention becomes
         compare_with_torch(kept, write_graphs(kept, models))
-    assert Contents(kept, plugins=True)._widened() == {"float4_e2m1fn"}
+    assert Contents(kept, True, Steps(64, 2, (1, 2), 16), 1)._widened() == {"float4_e2m1fn"}

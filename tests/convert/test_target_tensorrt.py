@@ -47,10 +47,10 @@ def test_what_stays_in_codes_is_known_from_headers(tmp_path: Path) -> None:
     for shard in checkpoint.shards:
         os.truncate(shard, min(tensor.offset for tensor in read_header(shard).values()))
     for plugins in (True, False):
-        inside = Contents(checkpoint, plugins)
+        inside = Contents(checkpoint, plugins, Steps(64, 1, (1,), 16), 1)
         groups = inside.groups([80, 90])
         assert [sms for sms, _ in groups] == [[80], [90]]
-        notes = inside.notes(Steps(64, 1, (1,), 16), 1, groups)
+        notes = inside.notes(groups)
         assert "TensorRT has no codes for int8: those weights are bfloat16" in notes
 
 

@@ -26,7 +26,7 @@ from support.random_checkpoint import LLAMA, random_checkpoint
 
 from llmc.contracts.engine import EngineDescription, EngineProgram, EngineTensor
 from llmc.convert.checkpoint import Checkpoint
-from llmc.convert.engines import compiler, engine, lowering
+from llmc.convert.engines import compiler, engine, lowering, weights
 from llmc.convert.engines.compiler import CompiledEngine
 from llmc.convert.engines.contents import INTEGERS
 from llmc.convert.engines.lowering import lower
@@ -88,8 +88,9 @@ def code_bytes(checkpoint: Checkpoint, role: str) -> dict[str, int]:
         weight = checkpoint.quantized(name.removesuffix(".weight")) if name.endswith(".weight") else None
         is_mtp = name.startswith(f"model.layers.{checkpoint.spec.num_layers}.")
         if weight is not None and is_mtp == (role == "mtp"):
-            in_groups = weight.code_type == "int8" and weight.block[1] < weight.shape[1]
-            if weight.zero_points is not None or weight.g_idx is not None or in_groups:
+            wide = weight.code_type in ("int8", "float8_e4m3fn") and weight.block[1] < weight.shape[1]
+            wide &= weight.code_type == "int8" or ".experts." not in name  # whose chosen ones are decoded alone
+            if weight.zero_points is not None or weight.g_idx is not None or wide or "kv_b_proj" in name:
                 continue  # becomes a plain weight
             kind, bits = {"float8_e4m3fn": ("float8e4m3fn", 8), "int8": ("int8", 8)}.get(weight.code_type, ("int4", 4))
             count[kind] += math.prod(checkpoint.shape(name)) * bits // 8
@@ -207,6 +208,7 @@ def test_fp8_inputs_never_meet_fp8_blocks(monkeypatch: pytest.MonkeyPatch, tmp_p
     result = rtx.build(checkpoint, options, checkpoint.path, lambda *_: None)
     assert "TensorRT multiplies no FP8 inputs with FP8 blocks: those inputs stay bfloat16" in result.notes
     monkeypatch.setattr(lowering, "in_groups", lambda weight: False)
+    monkeypatch.setattr(weights, "_multiplied", lambda kind, columns: True)
     with pytest.raises(MachineError, match=r"^rtx-sm89\.engine: .*mlp.* multiplies FP8 inputs with FP8 blocks, which"):
         rtx.build(checkpoint, options, checkpoint.path, lambda *_: None)
 
@@ -285,6 +287,7 @@ def test_engine(built: tuple[Checkpoint, TargetResult], stem: str) -> None:
     ]
     assert all(sum(read.values()) == stored["int4"] for read in reads)
     assert ["gathered_bytes" in read for read in reads] == [True, True, False]
+    assert not any(program["decoded"] for program in said["programs"])
 
 
 def test_result(built: tuple[Checkpoint, TargetResult]) -> None:
@@ -297,6 +300,8 @@ def test_result(built: tuple[Checkpoint, TargetResult]) -> None:
     assert result.notes == [
         "FP8 begins with SM 89: the engine for SM 80 computes in bfloat16 instead",
         "no plugins: steps of more than 2 tokens per row compute all 8 experts, 2.67 times the 3 chosen",
+        "kv_b_proj is bfloat16: TensorRT multiplies no codes over heads, and would decode it in every step, "
+        "4.5 bytes of traffic or more for a weight instead of 2",
     ]
 
 

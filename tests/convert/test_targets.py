@@ -22,6 +22,7 @@ PARAMETERS = {"experts": {FP8: 300, INT4: 20}, "attention": {FP8: 50}, "kv_b_pro
 HEAD = 96 * 64 * 9 // 8
 EVERYWHERE = 2 * (96 * 64 + 5 * 64)  # the embedding and five norms, as bfloat16
 PROGRAMS = 48 << 20
+WIDE = 10  # 7 weights of int4 as bfloat16
 
 
 @pytest.mark.parametrize(
@@ -31,13 +32,14 @@ PROGRAMS = 48 << 20
         ("onnxruntime", {}, 350 + HEAD),
         ("onnxruntime", {"lm_head_bits": None}, 350),
         ("onnxruntime", {"accuracy_level": 1}, 350),
-        ("tensorrt", {}, STORED),
-        ("tensorrt-rtx", {"sm": [89, 120]}, STORED + PROGRAMS),
-        ("tensorrt-rtx", {"sm": [80, 86]}, STORED + 50 + PROGRAMS),  # FP8 outside of plugins becomes bfloat16
-        ("tensorrt-rtx", {"sm": [86, 89]}, 2 * STORED + 50 + 2 * PROGRAMS),
-        ("tensorrt-rtx", {"sm": [86, 89], "plugins": False}, 2 * STORED + 350 + 2 * PROGRAMS),
-        ("tensorrt", {"tensor_parallel": 2}, STORED + EVERYWHERE),
-        ("tensorrt-rtx", {"sm": [89], "tensor_parallel": 2}, STORED + EVERYWHERE + 2 * PROGRAMS),
+        ("tensorrt", {}, STORED + WIDE),
+        ("tensorrt-rtx", {"sm": [89, 120]}, STORED + WIDE + PROGRAMS),
+        ("tensorrt-rtx", {"sm": [80, 86]}, STORED + WIDE + PROGRAMS),  # plugins decode FP8
+        ("tensorrt-rtx", {"sm": [86, 89]}, 2 * (STORED + WIDE + PROGRAMS)),
+        # Experts that all steps compute are bfloat16 everywhere, the rest where there is no FP8.
+        ("tensorrt-rtx", {"sm": [86, 89], "plugins": False}, 2 * (STORED + WIDE + 300 + PROGRAMS) + 50),
+        ("tensorrt", {"tensor_parallel": 2}, STORED + WIDE + EVERYWHERE),
+        ("tensorrt-rtx", {"sm": [89], "tensor_parallel": 2}, STORED + WIDE + EVERYWHERE + 2 * PROGRAMS),
     ],
 )
 def test_a_target_estimates_its_own_bytes(name: str, options: dict[str, Any], expected: int) -> None:
