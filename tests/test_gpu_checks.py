@@ -16,7 +16,7 @@ import pytest
 import torch
 
 FOLDER = Path(__file__).parents[1] / "ci" / "gpu"
-SCRIPTS = ("all", "engine", "gptq", "latent_attention", "linear", "mixture_of_experts")
+SCRIPTS = ("all", "engine", "gptq", "grouped_query_attention", "latent_attention", "linear", "mixture_of_experts")
 SHARED = ("expert_stacks", "this_gpu")
 
 
@@ -80,6 +80,29 @@ def test_what_experts_read_and_compute() -> None:
     assert found["flops"](qwen3, 4096) == 309_237_645_312
 
 
+def test_what_grouped_heads_read_and_multiply() -> None:
+    found = script("grouped_query_attention")
+    llama, windowed = found["SHAPES"]["Llama-3.1-8B"], found["SHAPES"]["gpt-oss, window"]
+    one, prompt = found["STEPS"]["one sequence"], found["STEPS"]["a prompt"]
+    assert found["read_bytes"](llama, one) == 32768 * 4096 and found["read_bytes"](windowed, one) == 128 * 2048
+    assert found["flops"](llama, prompt) == 2 * (4096 * 4097 // 2) * 32 * 256
+    assert found["flops"](windowed, one) == 2 * 128 * 64 * 128
+
+
+@pytest.mark.parametrize("name", ["gpt-oss, window", "MiMo-V2-Flash", "Gemma-2-9B"])
+def test_what_grouped_heads_are_held_against(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token that sees one entry has its value; with a sink, a share of it."""
+    found = script("grouped_query_attention")
+    monkeypatch.setitem(found["tensors"].__globals__, "DEVICE", "cpu")
+    shape = found["SHAPES"][name]
+    given = found["tensors"](shape, found["Step"]((2, 9), 2))
+    exact = found["exact"](shape, 0.1, given, 0, 0)
+    value = given[2][0, :, 0].double().repeat_interleave(shape.heads_per_group, 0)
+    share = exact / value
+    assert ((share > 0) & (share < 1)).all() if shape.sinks else torch.allclose(exact, value)
+    assert not torch.allclose(found["exact"](shape, 0.1, given, 1, 1), value)
+
+
 def test_what_a_product_reads() -> None:
     found = script("linear")
     of_int4, of_fp8 = (found["shapes"]()["q_a_proj", form] for form in ("int4 g128", "fp8 128x128"))
@@ -138,7 +161,7 @@ def test_a_crash_is_reported_and_not_suffered(
 def test_what_all_checks_runs() -> None:
     found = script("all")
     assert list(found["commands"](list(found["CHECKS"]), None)) == [
-        "build", "gptq", "latent_attention", "mixture_of_experts", "linear", "engine"
+        "build", "gptq", "latent_attention", "grouped_query_attention", "mixture_of_experts", "linear", "engine"
     ]  # fmt: skip
     given = found["commands"](["engine"], "somewhere")
     assert [command[1:] for command in given.values()] == [[str(FOLDER / "engine.py"), "somewhere"]]

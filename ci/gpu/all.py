@@ -36,13 +36,14 @@ FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
 RESULTS = FOLDER / "results"
 QUICKSTART = ROOT / "build" / "quickstart"
-CHECKS = ("gptq", "latent_attention", "mixture_of_experts", "linear", "engine")
+CHECKS = ("gptq", "latent_attention", "grouped_query_attention", "mixture_of_experts", "linear", "engine")
 VERDICTS = {0: "passed", 5: "no engine is for this GPU"}  # by exit code; 5 is engine.py's
 KERNELS = ("triton", "cuda.bindings")
 PACKAGES = ("pydantic", "onnx_ir", "onnxruntime", "tokenizers", "typer")  # of the whole of llmc
 NEEDS = {  # modules, by check
     "gptq": ("triton",),
     "latent_attention": KERNELS,
+    "grouped_query_attention": KERNELS,
     "mixture_of_experts": KERNELS,
     "linear": KERNELS,
     "build": (*PACKAGES, *KERNELS, "tensorrt_rtx"),

@@ -17,6 +17,7 @@ from llmc.convert.kernels.kernel_sets import KernelRequest
 from llmc.errors import MachineError
 from llmc.runtime.plugins import tensorrt as plugins
 from llmc.runtime.plugins.append_float8 import EntryShape
+from llmc.runtime.plugins.grouped_query_attention import GroupedQueryShape
 from llmc.runtime.plugins.grouped_topk import RoutingShape
 from llmc.runtime.plugins.kernel_set import KernelSet
 from llmc.runtime.plugins.latent_attention import LatentShape
@@ -30,6 +31,7 @@ pytest.importorskip("triton", reason="Triton, which comes with torch for NVIDIA 
 SM, GPU = 90, Gpu(90, 132, 0)
 INT4, PLAIN = ExpertWeights("int4", 32, 1, "bf16"), ExpertWeights("plain")
 EXPERTS = ExpertsShape(16, 2, 128, 64, "bf16", "fp32", INT4, INT4)
+GROUPED = GroupedQueryShape(16, 4, 64, 32, "bf16", 100, True, True)
 SIZES: dict[str, ctypes._SimpleCData[Any] | Any] = {
     "i32": ctypes.c_int32,
     "i64": ctypes.c_int64,
@@ -39,6 +41,8 @@ SIZES: dict[str, ctypes._SimpleCData[Any] | Any] = {
 CASES: dict[str, tuple[str, Any, list[int]]] = {
     "latent attention, split": ("LatentAttention", LatentShape(16, 64, 16, "bf16"), [2, 1, 2, 4096, 2]),
     "latent attention, whole": ("LatentAttention", LatentShape(16, 64, 16, "bf16", True), [1, 3000, 1, 4096, 1]),
+    "grouped heads, split": ("GroupedQueryAttention", GROUPED, [2, 1, 2, 4096, 2, 4096, 2]),
+    "grouped heads, whole": ("GroupedQueryAttention", GROUPED, [1, 3000, 1, 4096, 1, 4096, 1]),
     "float8 entries": ("AppendFloat8", EntryShape(80, "fp16"), [3, 64, 3, 5, 3]),
     "few choices": ("MixtureOfExperts", EXPERTS, [1, 1, 1]),
     "many choices, plain": ("MixtureOfExperts", ExpertsShape(**vars(EXPERTS) | {"gate_up": PLAIN}), [700] * 3),
