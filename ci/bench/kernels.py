@@ -35,7 +35,9 @@ from rich.console import Console
 from rich.table import Table
 
 from llmc.convert.kernels.ahead_of_time import compile_kernel
+from llmc.convert.kernels.grouped_query_attention_tiles import tiles_for as tiles_of_groups
 from llmc.convert.kernels.kernel_sets import KernelRequest
+from llmc.runtime.plugins.grouped_query_attention import GroupedQueryShape
 from llmc.runtime.plugins.latent_attention import LatentShape
 from llmc.runtime.plugins.mixture_of_experts import CODES, HEIGHTS, STEP, ExpertsShape, ExpertWeights
 
@@ -117,6 +119,7 @@ EXPERTS = {
     "GLM-4.7-Flash": ExpertsShape(64, 4, 2048, 1536, "bf16", "bf16", PLAIN, PLAIN),
 }
 HEADS = {"R1": 128, "GLM-4.7-Flash": 20}
+GROUPS = {"Qwen3-30B-A3B": (32, 4, 128), "Llama-3.1-8B": (32, 8, 128)}
 
 
 def expert_cases(sm: int) -> Iterator[Case]:
@@ -151,7 +154,18 @@ def latent_cases(sm: int) -> Iterator[Case]:
             yield Case(name, request, "attend", read / programs, read, flops)
 
 
-CASES = (expert_cases, latent_cases)
+def grouped_cases(sm: int) -> Iterator[Case]:
+    """Of one token for each sequence."""
+    for model, (heads, groups, channels) in GROUPS.items():
+        shape = GroupedQueryShape(heads, groups, channels, channels, "bf16")
+        entries = tiles_of_groups(shape, sm)["few"].entries
+        read = 2 * entries * 2 * channels
+        flops = 2 * shape.heads_per_group * entries * 2 * channels
+        request = KernelRequest("GroupedQueryAttention", shape)
+        yield Case(f"grouped attention {model} decode", request, "split_few", read, read, flops)
+
+
+CASES = (expert_cases, latent_cases, grouped_cases)
 
 
 @dataclass(frozen=True)
