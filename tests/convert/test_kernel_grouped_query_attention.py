@@ -67,17 +67,21 @@ CASES += [
     Case((150, 5, 70), tokens, heads=h, groups=g) for tokens, h, g in ((1, 4, 4), (2, 8, 1), (3, 20, 4), (5, 6, 2))
 ]
 CASES += [Case((260, 1, 64), window=w, multiprocessors=40, heads=2) for w in (1, 50, 64, 200)]
-CASES += [Case((170, 40), 7, window=20), Case((150, 100), 90, window=70), Case((90, 71), 70, window=9)]
-CASES += [Case((150, 60), tokens, sinks=True, window=w) for tokens, w in ((1, 0), (1, 30), (60, 30))]
-CASES += [Case((150, 60), tokens, softcap=2.0, scale=1.5) for tokens in (1, 60)]
+# Of a prompt, heads=2 and groups=1: every line of the output is a program of the kernel that joins.
+CASES += [Case((170, 40), 7, window=20), Case((150, 60), 40, heads=2, groups=1, window=70)]
+CASES += [Case((90,), 70, heads=2, groups=1, window=9)]
+CASES += [Case((150, 60), sinks=True, window=window) for window in (0, 30)]
+CASES += [Case((150,), 40, heads=2, groups=1, sinks=True, window=30)]
+CASES += [Case((150, 60), softcap=2.0, scale=1.5), Case((150,), 40, heads=2, groups=1, softcap=2.0, scale=1.5)]
 CASES += [Case((150, 6), 2, softcap=1.0, scale=90.0, sinks=True)]  # scores far beyond the cap
-CASES += [Case((150, 60), tokens, channels=48, values=32, sinks=True) for tokens in (1, 60)]
-CASES += [Case((150, 60), tokens, channels=20, values=40) for tokens in (1, 60)]
+CASES += [Case((150, 60), channels=48, values=32, sinks=True), Case((150, 60), channels=20, values=40)]
+CASES += [Case((90,), 40, heads=2, groups=1, channels=a, values=b) for a, b in ((48, 32), (20, 40))]
 # Prompts, whole and behind a cache; by programs of many rows alone or with parts.
-CASES += [Case((n + before,), n, m) for n, before, m in ((16, 0, 1), (70, 61, 1), (70, 61, 16), (100, 0, 16))]
-CASES += [Case((140, 71), 70, 4, dtype="fp16"), Case((65, 20), 2, 30, dtype="fp16")]
+CASES += [Case((n + before,), n, m) for n, before, m in ((16, 0, 1), (70, 61, 1))]
+CASES += [Case((n + before,), n, 16, heads=2, groups=1) for n, before in ((70, 61), (100, 0))]
+CASES += [Case((140, 71), 40, 4, 4, dtype="fp16"), Case((65, 20), 2, 30, dtype="fp16")]
 CASES += [Case((40,), 2, channels=channels, values=channels) for channels in (64, 80, 96, 128, 192, 256)]
-CASES += [Case((70,), 60, channels=channels, values=channels, sm=90) for channels in (64, 256)]
+CASES += [Case((70,), 40, FULL, 4, channels=channels, values=channels, sm=90) for channels in (64, 256)]
 CASES += [Case((130, 7), 2, scale=40.0)]  # nearly all weight on one entry
 CASES += [Case((5,) * (MOST_SEQUENCES + 1), heads=1, groups=1)]  # more than a program looks among
 CASES += [Case((200, 10, 10, 10), multiprocessors=1, heads=3, groups=3)]  # one portion, and yet cut
