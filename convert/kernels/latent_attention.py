@@ -61,6 +61,7 @@ def _attend(
     capacity: tl.tensor,
     HEADS: tl.constexpr, RANK: tl.constexpr, ROPE: tl.constexpr, RANK_TILE: tl.constexpr, ROPE_TILE: tl.constexpr,
     ROWS: tl.constexpr, ENTRIES: tl.constexpr, FLOAT8: tl.constexpr, PAIRS: tl.constexpr, SEQUENCES: tl.constexpr,
+    TRANSPOSED: tl.constexpr, RECOMPUTES: tl.constexpr,
 ) -> None:  # fmt: skip
     """Grid: row tiles, workers. A program takes a tile of the S * Hq rows, and a part of the entries of all sequences.
 
@@ -88,8 +89,6 @@ def _attend(
         total = tl.max(ends, 0)
     last = tl.minimum(last, batch - 1)
 
-    rank, rope = tl.arange(0, RANK_TILE), RANK + tl.arange(0, ROPE_TILE)
-    in_rank, in_rope = rank < RANK, rope < CHANNELS
     to_exponent = scale * cache_scale * 1.4426950408889634  # powers of 2 are cheaper than those of e
     for sequence in tl.range(first, last + 1, disable_licm=True):  # what is the same for all would fill registers
         number = tl.cast(sequence, tl.int64)  # offsets pass 2^31; inside of one sequence they do not
@@ -100,10 +99,12 @@ def _attend(
         before += tiles
         end = tl.minimum(last_tile * ENTRIES, visible)
 
-        # These are zeros, which the compiler cannot know. Without them, places of rows would be the same before and
-        # after the loop, and be kept in registers that it needs.
-        early, late = (visible < 0).to(tl.int32), (last_tile < 0).to(tl.int32)
-        row = end_row - ROWS + tl.arange(0, ROWS) + early
+        # Nothing is before the first sequence: the compiler must not know that this is 0. It would make places that are
+        # the same for all sequences once, and keep them in registers that the loop over entries needs.
+        zero = tl.multiple_of(tl.minimum(before, 0), RANK_TILE)
+        rank, rope = zero + tl.arange(0, RANK_TILE), zero + RANK + tl.arange(0, ROPE_TILE)
+        in_rank, in_rope = rank < RANK, rope < CHANNELS
+        row = end_row - ROWS + tl.arange(0, ROWS) + zero
         inside = row < rows
         token, head = row // HEADS, row % HEADS
         end_of_row = tl.minimum(position + token + 1, end)
@@ -114,22 +115,27 @@ def _attend(
         largest = tl.full((ROWS,), -1e30, tl.float32)  # finite, so that a row that sees nothing yet makes no inf - inf
         total_weight = tl.zeros((ROWS,), tl.float32)
         value = tl.zeros((ROWS, RANK_TILE), tl.float32)
-        for start in range(first_tile * ENTRIES, end, ENTRIES):
+        if FLOAT8:
+            # Loaded a step ahead, since the compiler only pipelines what products are made of.
+            entry = first_tile * ENTRIES + tl.arange(0, ENTRIES)
+            known = (entry < end)[:, None]
+            codes = tl.load(held + entry[:, None] * CHANNELS + rank, mask=known & in_rank, other=0)
+        for start in tl.range(first_tile * ENTRIES, end, ENTRIES, disable_licm=RECOMPUTES):
             entry = start + tl.arange(0, ENTRIES)
-            # What lies beyond may be NaN, which a weight of 0 would not hide: the last one is read instead.
-            known = tl.minimum(entry, end - 1)[:, None] * CHANNELS
-            if RANK == RANK_TILE:
-                latent = tl.load(held + known + rank)
-            else:
-                latent = tl.load(held + known + rank, mask=in_rank[None, :], other=0.0)
-            if ROPE == ROPE_TILE:
-                rotated = tl.load(held + known + rope)
-            else:
-                rotated = tl.load(held + known + rope, mask=in_rope[None, :], other=0.0)
+            known = (entry < end)[:, None]  # what lies beyond may be NaN, which a weight of 0 would not hide
+            rotated = tl.load(held + entry[:, None] * CHANNELS + rope, mask=known & in_rope, other=0)
             if FLOAT8:
-                latent = decode_float8(latent, query_latent.dtype == tl.bfloat16, PAIRS)
+                latent = decode_float8(codes, query_latent.dtype == tl.bfloat16, PAIRS)
                 rotated = decode_float8(rotated, query_latent.dtype == tl.bfloat16, PAIRS)
-            scores = tl.dot(query_rope, rotated.T, tl.dot(query_latent, latent.T))
+                following = entry + ENTRIES
+                wanted = (following < end)[:, None] & in_rank
+                codes = tl.load(held + following[:, None] * CHANNELS + rank, mask=wanted, other=0)
+            else:
+                latent = tl.load(held + entry[:, None] * CHANNELS + rank, mask=known & in_rank, other=0)
+            if TRANSPOSED:  # keeps the compiler from giving both products one layout, in which warps repeat scores
+                scores = tl.dot(rotated, query_rope.T, tl.dot(latent, query_latent.T)).T
+            else:
+                scores = tl.dot(query_rope, rotated.T, tl.dot(query_latent, latent.T))
             scores = tl.where(entry < end_of_row[:, None], scores * to_exponent, float("-inf"))
             larger = tl.maximum(largest, tl.max(scores, 1))
             weights = tl.exp2(scores - larger[:, None])
@@ -141,7 +147,7 @@ def _attend(
         nothing = total_weight == 0.0  # NaN is not nothing
         total_weight = tl.where(nothing, 1.0, total_weight)
         value = value * (cache_scale / total_weight)[:, None]
-        found = end_row - ROWS + tl.arange(0, ROWS) + late
+        found = end_row - (ROWS - tl.arange(0, ROWS)) + tl.minimum(last_tile, 0)
         inside = found < rows
         if (first_tile == 0) & (last_tile == tiles):
             place = found % HEADS * tokens + found // HEADS
@@ -207,6 +213,8 @@ def attend_constants(shape: LatentShape, sm: int) -> dict[str, Any]:
         "ROPE_TILE": max(16, triton.next_power_of_2(shape.rope)),
         "FLOAT8": shape.float8,
         "PAIRS": not triton.knobs.runtime.interpret,
+        "TRANSPOSED": tiles.transposed,
+        "RECOMPUTES": tiles.recomputes,
     }
 
 

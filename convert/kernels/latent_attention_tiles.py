@@ -11,8 +11,12 @@ LARGEST_RANK, LARGEST_ROPE = 512, 64  # for which the tiles below fit
 
 @dataclass(frozen=True)
 class Tiles:
-    """Of one program: rows of the query and cache entries at a time; warps, and copies in flight plus one. And how many
-    programs a multiprocessor holds.
+    """Of one program: rows of the query and cache entries at a time; warps, and copies in flight plus one.
+
+    Attributes:
+        programs: how many of them a multiprocessor holds
+        transposed: whether scores are computed as entries by rows
+        recomputes: whether what is the same for all entries is computed for each of their tiles, for want of registers
     """
 
     rows: int
@@ -20,40 +24,41 @@ class Tiles:
     warps: int
     stages: int
     programs: int = 1
+    transposed: bool = False
+    recomputes: bool = False
 
 
-# Chosen by what the machine code says (ci/bench/kernels.py), not tuned on GPUs. A value is [rows, R] float32: 64 rows
-# are half of all registers of a multiprocessor, the query stays in shared memory. Each warp has entries of its own
-# where there are 8 of them for it; with fewer, several warps compute the same scores. What is spilled to the stack is
-# made once for all entries; in their loop, reading it back is less than 7 of 100 instructions.
-_SMALL = Tiles(32, 32, 4, 2)  # where a multiprocessor has 99 KiB of shared memory
+# Chosen by what the machine code says (ci/bench/kernels.py), not tuned on GPUs. None spills registers or passes the
+# limit of shared memory at R = 512 and P = 64: a value is [rows, R] float32, and 64 rows are half of all registers of a
+# multiprocessor. The query stays in shared memory.
 _FLOAT = {
-    80: Tiles(64, 64, 8, 2),
-    86: _SMALL,
-    89: _SMALL,
-    90: Tiles(64, 64, 8, 2),
-    100: Tiles(64, 32, 8, 2),
-    103: Tiles(64, 32, 8, 2),
-    120: _SMALL,
-    121: _SMALL,
+    80: Tiles(64, 32, 8, 3, transposed=True),
+    86: Tiles(32, 32, 4, 2),
+    89: Tiles(32, 32, 4, 2),
+    90: Tiles(64, 64, 8, 2, recomputes=True),
+    100: Tiles(64, 32, 8, 2, recomputes=True),
+    103: Tiles(64, 32, 8, 2, recomputes=True),
+    120: Tiles(32, 16, 4, 3, transposed=True),
+    121: Tiles(32, 16, 4, 3, transposed=True),
+}
+# Codes are unpacked into registers, as are those of the tile that follows.
+_LOW_FLOAT8 = Tiles(32, 16, 4, 3, transposed=True)
+_FLOAT8 = {
+    80: Tiles(64, 32, 8, 3, transposed=True, recomputes=True),
+    86: _LOW_FLOAT8,
+    89: _LOW_FLOAT8,
+    90: Tiles(64, 32, 8, 3, transposed=True),
+    100: Tiles(64, 32, 8, 2, transposed=True),
+    103: Tiles(64, 32, 8, 2, transposed=True),
+    120: _LOW_FLOAT8,
+    121: _LOW_FLOAT8,
 }
 # More rows than heads would leave some empty when one token is decoded.
-_MEDIUM = _FLOAT | dict.fromkeys((80, 90, 100, 103), Tiles(32, 64, 8, 2))
-# Codes are unpacked into registers, which leaves less room.
-_HALVED = Tiles(16, 16, 4, 2, programs=2)
-_FLOAT8 = {
-    80: Tiles(32, 64, 8, 2),
-    86: _HALVED,
-    89: _HALVED,
-    90: Tiles(64, 64, 8, 2),
-    100: Tiles(32, 64, 8, 2),
-    103: Tiles(32, 64, 8, 2),
-    120: _HALVED,
-    121: _HALVED,
-}
-_MEDIUM_FLOAT8 = _FLOAT8 | {90: Tiles(32, 64, 8, 2)}
 MEDIUM_HEADS, FEW_HEADS = 32, 16
-_FEW, _FEW_FLOAT8 = Tiles(FEW_HEADS, 32, 4, 3), Tiles(FEW_HEADS, 32, 8, 3)
+_WIDE = (80, 90, 100, 103)
+_MEDIUM = _FLOAT | dict.fromkeys(_WIDE, Tiles(32, 64, 8, 2))
+_MEDIUM_FLOAT8 = _FLOAT8 | dict.fromkeys(_WIDE, Tiles(32, 16, 4, 3, programs=2, transposed=True))
+_FEW, _FEW_FLOAT8 = Tiles(FEW_HEADS, 32, 4, 3), Tiles(FEW_HEADS, 32, 4, 3, transposed=True)
 SMS = tuple(_FLOAT)
 
 

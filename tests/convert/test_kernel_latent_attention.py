@@ -14,7 +14,6 @@ import pytest
 import torch
 from support.interpreted_kernels import compiled_alike, let_the_interpreter_multiply_bfloat16, run
 from support.interpreter_process import run_interpreted
-from support.sass import innermost_loop
 
 from llmc.convert.kernels.kernel_sets import KernelRequest
 from llmc.convert.kernels.latent_attention_tiles import FEW_HEADS, LARGEST_RANK, LARGEST_ROPE, SMS
@@ -72,6 +71,7 @@ CASES += [Case((40, 9), 2, workers=2, heads=3, rank=512, rope=64)]
 CASES += [Case((200, 7), 2, workers=3, scale=40.0)]  # nearly all weight on one entry
 CASES += [Case((600, *[17] * 9, 33), workers=workers) for workers in (2, 5, 16)]  # one is much longer than the others
 CASES += [Case((3,) * 150 + (400,) + (20,) * 20, workers=7, heads=2, rank=16)]  # more than are looked at in one go
+CASES += [Case((200, 7), 2, 3, "bf16", float8, sm, 40) for float8 in (False, True) for sm in (80, 90, 120)]
 CASES += [Case((32,) * 6, workers=3), Case((32, 16, 48), workers=6)]  # workers that begin where sequences do
 
 
@@ -190,7 +190,7 @@ def test_nan_that_is_seen_is_not_hidden(results: dict[Any, torch.Tensor]) -> Non
 @pytest.mark.parametrize(
     ("sm", "heads"), [*((sm, 128) for sm in SMS), *((sm, heads) for sm in (86, 90) for heads in (FEW_HEADS, 20))]
 )
-def test_compiles_and_keeps_its_registers(
+def test_compiles_without_spills(
     sm: int, heads: int, float8: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """At the size of DeepSeek-V3, and V2-Lite's and GLM-4.7-Flash's heads. Shared memory's limit is asserted where
@@ -201,10 +201,8 @@ def test_compiles_and_keeps_its_registers(
         KernelRequest("LatentAttention", LatentShape(heads, LARGEST_RANK, LARGEST_ROPE, "bf16", float8)), sm
     )
     assert list(found) == ["attend", "join"]
-    assert found["join"].description.stack_bytes == 0
-    loop = innermost_loop(found["attend"].cubin, tmp_path)
-    assert sum(name.startswith(("LDL", "STL")) for name in loop) <= 0.07 * len(loop)
     for name, kernel in found.items():
+        assert kernel.description.stack_bytes == 0, name
         assert kernel.description.registers > (32 if name == "join" else 100), (
             f"{name} holds no values: it was optimized away"
         )
