@@ -73,7 +73,7 @@ def widened_bytes(weights: PlannedWeights, plugins: bool, batch: int, sm: int) -
         for kind, count in kinds.items():
             stacked, by_heads = role == "experts", role == "kv_b_proj"
             found = held(
-                kind.of((_LARGE, _LARGE)), _LARGE, known_codes(sm), plugins,
+                kind.of((_LARGE, _LARGE)), (_LARGE, _LARGE), known_codes(sm), plugins,
                 stacked=stacked, by_heads=by_heads, gathered=gathered and stacked,
             )  # fmt: skip
             more += (16 - BITS[kind.code_type]) / 8 * count if found == Held.PLAIN else 0

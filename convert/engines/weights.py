@@ -38,7 +38,7 @@ class Held(Enum):
 
 def held(
     kind: QuantSpec,
-    columns: int,
+    shape: tuple[int, int],
     code_types: Collection[str],
     plugins: bool,
     *,
@@ -46,7 +46,7 @@ def held(
     by_heads: bool = False,
     gathered: bool = False,
 ) -> Held:
-    """Of a matrix with so many columns: as whatever is read the least for it in a step that decodes.
+    """Of a matrix [out, in] of this shape: as whatever is read the least for it in a step that decodes.
 
     Codes that the compiler decodes are read, written as bfloat16, and read again: 5 bytes of traffic for a weight of 8
     bits, 4.5 for one of 4. A plugin, or a product that it fuses with decoding, reads 1 or 0.5, and bfloat16 is 2.
@@ -57,6 +57,7 @@ def held(
             codes are decoded by the way
         by_heads: multiplied over heads, as no compiler or plugin does with codes
     """
+    rows, columns = shape
     in_plugin = plugins and stored_as(kind, columns, torch.float32) is not None
     if by_heads:
         return Held.PLAIN
@@ -67,13 +68,17 @@ def held(
     picked = gathered and (kind.code_type != "int8" or kind.block[1] >= columns)
     # Of 8 bits, experts side by side in one product are decoded: gate_up with what the compiler joins it with, down as
     # it has a scale for each of them in a row.
-    if known and (picked or (_multiplied(kind, columns) and not (stacked and kind.code_type in _EIGHT_BITS))):
+    if known and (picked or (_multiplied(kind, rows, columns) and not (stacked and kind.code_type in _EIGHT_BITS))):
         return Held.CODES
     return Held.PLUGIN if in_plugin else Held.PLAIN
 
 
-def _multiplied(kind: QuantSpec, columns: int) -> bool:
-    """Whether the compiler fuses decoding into a product: of 8 bits by channels, of 4 in two groups or more."""
+def _multiplied(kind: QuantSpec, rows: int, columns: int) -> bool:
+    """Whether the compiler fuses decoding into a product: of 8 bits by channels, of 4 in two groups or more; never into
+    one with an odd number of inputs or outputs.
+    """
+    if rows % 2 or columns % 2:
+        return False
     if kind.code_type in _EIGHT_BITS:
         return kind.block[1] >= columns
     return math.gcd(kind.block[1], columns, _FUSED) >= _LEAST_FUSED and columns >= 2 * _LEAST_FUSED
@@ -85,10 +90,10 @@ def held_weight(
     """The same of a weight; None if it is not quantized."""
     if weight.kind is None:
         return None
-    layout, columns = weight.layout, weight.checkpoint.shape(weight.names[0])[1]
+    layout, (rows, columns) = weight.layout, weight.checkpoint.shape(weight.names[0])
     return held(
         weight.kind,
-        columns,
+        (rows, columns),
         code_types,
         plugins and weight.scales_dtype is not None,
         stacked=layout.stacked,

@@ -88,6 +88,19 @@ def test_a_block_of_more_than_a_row_is_one_scale(tmp_path: Path) -> None:
     assert all(program.multiplied_bytes == {"fp8_e4m3": 3 * 80 * 128} for program in said.programs)
 
 
+@pytest.mark.parametrize("plugins", [True, False], ids=["plugins", "no plugins"])
+def test_what_has_an_odd_size_is_not_decoded_in_every_step(plugins: bool, tmp_path: Path) -> None:
+    """Which the compiler would do: a plugin multiplies by the codes, or they are floats."""
+    if plugins:
+        pytest.importorskip("triton")
+    config = LLAMA | ONE_LAYER | {"hidden_size": 128, "intermediate_size": 257, "num_hidden_layers": 1}
+    checkpoint = quantized_checkpoint(tmp_path, config, {"dense_mlp": "fp8-channel"})
+    rtx.build(checkpoint, rtx.Options(sm=[89], context=64, plugins=plugins), checkpoint.path, lambda *_: None)
+    (engine,) = (checkpoint.path / "engines").glob("*.engine")
+    for program in described(engine).programs:
+        assert not program.decoded and bool(program.plugin_bytes) == plugins  # gate, up and down
+
+
 def test_plugins_multiply_by_fp8_blocks(tmp_path: Path) -> None:
     """On every GPU alike; what is multiplied over heads is no product of theirs."""
     pytest.importorskip("triton")
