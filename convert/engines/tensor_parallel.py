@@ -75,7 +75,7 @@ def check(target: str, spec: ModelSpec, ranks: int, schemes: Mapping[str, str]) 
     try:
         shapes = weight_shapes(spec)
         for name, part in weight_shapes(divided(spec, ranks)).items():
-            if name.removesuffix(".weight") in schemes and len(part) == 2 and part[1] != shapes[name][1]:
+            if str(TensorName.parse(name).module) in schemes and len(part) == 2 and part[1] != shapes[name][1]:
                 require_groups(name, part[1])
     except InputError as error:
         raise InputError(f"target {target}: {error}") from error

@@ -122,7 +122,8 @@ def test_experts(schemes: dict[str, str], tmp_path: Path) -> None:
     layers = checkpoint.spec.num_layers
     assert ops["MoEGroupRouter"] == ops.get("QMoE", 0) + ops.get("MoE", 0) == layers - 1
     assert ops["Mul"] == 2 * layers + 3  # SwiGLU; angles, and attention_factor for both
-    assert ops["Reshape"] == 2 * layers + (layers - 1)  # heads; tokens for the router
+    # Heads; before and after kv_b_proj's halves, which are multiplied heads first; tokens for the router.
+    assert ops["Reshape"] == 2 * layers + 3 * layers + (layers - 1)
     assert divergence(checkpoint) < EXACT
 
 

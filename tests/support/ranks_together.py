@@ -23,13 +23,15 @@ def together(models: Sequence[ir.Model]) -> ir.Model:
                 node.name = f"{node.name}@{rank}"
                 for output in node.outputs:
                     output.name = f"{output.name}@{rank}"
-    for nodes in zip(*every, strict=True):
-        assert len({node.op_type for node in nodes}) == 1
-        if nodes[0].op_type != COLLECTIVE:
-            first.graph.extend(nodes)
+    for parts in zip(*map(_parts, every), strict=True):
+        for part in parts:  # ranks of different sizes may hold their weights in different ways
+            first.graph.extend([node for node in part if node.op_type != COLLECTIVE])
+        nodes = [part[-1] for part in parts if part and part[-1].op_type == COLLECTIVE]
+        if not nodes:
             continue
+        assert len(nodes) == len(models)
+        (operation,) = {node.attributes["collective_operation"].as_string() for node in nodes}
         inputs = [node.inputs[0] for node in nodes]
-        operation = nodes[0].attributes["collective_operation"].as_string()
         assert nodes[0].attributes["nb_rank"].as_int() == len(models)
         axis = [ir.AttrInt64("axis", 0)] if operation == "all_gather" else []
         node = ir.Node("", "Concat" if axis else "Sum", inputs, axis, name=nodes[0].name)
@@ -38,6 +40,16 @@ def together(models: Sequence[ir.Model]) -> ir.Model:
         for each in nodes:
             each.outputs[0].replace_all_uses_with(node.outputs[0])
     return first
+
+
+def _parts(nodes: Sequence[ir.Node]) -> list[list[ir.Node]]:
+    """Each ends where ranks meet, but for the last."""
+    found: list[list[ir.Node]] = [[]]
+    for node in nodes:
+        found[-1].append(node)
+        if node.op_type == COLLECTIVE:
+            found.append([])
+    return found
 
 
 def _take_over(graph: ir.Graph, other: ir.Graph, rank: int) -> None:
