@@ -208,7 +208,7 @@ def test_fp8_inputs_never_meet_fp8_blocks(monkeypatch: pytest.MonkeyPatch, tmp_p
     result = rtx.build(checkpoint, options, checkpoint.path, lambda *_: None)
     assert "TensorRT multiplies no FP8 inputs with FP8 blocks: those inputs stay bfloat16" in result.notes
     monkeypatch.setattr(lowering, "in_groups", lambda weight: False)
-    monkeypatch.setattr(weights, "_multiplied", lambda kind, columns: True)
+    monkeypatch.setattr(weights, "_multiplied", lambda kind, rows, columns: True)
     with pytest.raises(MachineError, match=r"^rtx-sm89\.engine: .*mlp.* multiplies FP8 inputs with FP8 blocks, which"):
         rtx.build(checkpoint, options, checkpoint.path, lambda *_: None)
 

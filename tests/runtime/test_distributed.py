@@ -382,8 +382,14 @@ def test_an_interrupted_step_is_taken_by_all(pair):
         return step(*given)
 
     mine.forward = slow
-    main, interrupt = threading.main_thread().ident, signal.SIGINT
-    threading.Thread(target=lambda: (begun.wait(30), signal.pthread_kill(main, interrupt))).start()
+    main = threading.main_thread().ident
+
+    def interrupt():
+        begun.wait(30)
+        time.sleep(0.5)  # a signal that comes just before the main thread waits is seen when it has waited
+        signal.pthread_kill(main, signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
         leader.forward("main", cache, *STEP)
     go_on.set()
