@@ -20,6 +20,7 @@ from this_gpu import (
     compiled,
     console,
     copied_bytes_per_second,
+    judged,
     milliseconds,
     multiplied_flops_per_second,
     on_tensors,
@@ -131,7 +132,7 @@ def main() -> None:
             right &= found <= TOLERANCE
             took = milliseconds(call) / 1e3
             table.add_row(
-                name, kind, f"{found:.2e}" + ("" if found <= TOLERANCE else " WRONG"), f"{took * 1e3:.4f}",
+                name, kind, judged(found, TOLERANCE), f"{took * 1e3:.4f}",
                 f"{read_bytes(shape, step) / took / copied:.0%}", f"{flops(shape, step) / took / multiplied:.0%}",
             )  # fmt: skip
     show(table)

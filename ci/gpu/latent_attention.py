@@ -22,6 +22,7 @@ from this_gpu import (
     console,
     copied_bytes_per_second,
     current,
+    judged,
     milliseconds,
     multiplied_flops_per_second,
     on_tensors,
@@ -117,7 +118,7 @@ def check_attention(attention: dict[str, LatentAttentionPlugin]) -> bool:
             call()
             found = difference(given, output, operation.shape.rank)
             right &= found <= TOLERANCE
-            table.add_row(name, *map(str, shape), f"{found:.2e}" + ("" if found <= TOLERANCE else " WRONG"))
+            table.add_row(name, *map(str, shape), judged(found, TOLERANCE))
     show(table)
     return right
 
@@ -149,7 +150,7 @@ def check_append(operation: AppendFloat8Plugin) -> bool:
         call()
         differ = (output != want).double().mean().item()
         right &= differ <= most
-        table.add_row(f"{scale}", f"{entries.numel():,}", f"{differ:.2e}" + ("" if differ <= most else " WRONG"))
+        table.add_row(f"{scale}", f"{entries.numel():,}", judged(differ, most))
     show(table)
     return right
 

@@ -20,6 +20,7 @@ from this_gpu import (
     compiled,
     console,
     copied_bytes_per_second,
+    judged,
     milliseconds,
     on_tensors,
     require_gpu,
@@ -83,7 +84,7 @@ def main() -> None:
             right &= found <= TOLERANCE
             took = milliseconds(call)
             speed = weight_bytes(shape) / took * 1e3
-            said = f"{found:.2e}" + ("" if found <= TOLERANCE else " WRONG")
+            said = judged(found, TOLERANCE)
             table.add_row(
                 name, form, str(rows), said, f"{took:.4f}", f"{speed / 1e9:.0f}", f"{speed / copied:.0%}"
             )  # fmt: skip

@@ -24,6 +24,7 @@ from this_gpu import (
     compiled,
     console,
     copied_bytes_per_second,
+    judged,
     milliseconds,
     multiplied_flops_per_second,
     on_tensors,
@@ -126,7 +127,7 @@ def check(operations: dict[tuple[str, str], MixtureOfExpertsPlugin]) -> bool:
                 call()
                 found = difference(output, exact(given, gate, up, down, biases, shape.alpha, shape.limit))
                 right &= found <= TOLERANCE
-                row.append(f"{found:.2e}" + ("" if found <= TOLERANCE else " WRONG"))
+                row.append(judged(found, TOLERANCE))
             table.add_row(widths, form, kind, *row)
     show(table)
     return right

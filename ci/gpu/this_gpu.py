@@ -34,6 +34,11 @@ def require_gpu(script: str) -> None:
         raise SystemExit(NO_GPU)
 
 
+def judged(difference: float, most: float) -> str:
+    """As a cell shows it."""
+    return f"{difference:.2e}" + ("" if difference <= most else " WRONG")
+
+
 def show(table: Table) -> None:
     """Prints a table, and keeps it for `all.py`."""
     console.print(table)

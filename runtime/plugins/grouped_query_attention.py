@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from llmc.runtime.plugins.cubin import ALIGNMENT
 from llmc.runtime.plugins.kernel_set import KernelSet
-from llmc.runtime.plugins.operation import Addresses, Gpu, InputSpec, Operation, OutputSpec, Shape
+from llmc.runtime.plugins.operation import MOST_MULTIPROCESSORS, Addresses, Gpu, InputSpec, Operation, OutputSpec, Shape
 
-MOST_MULTIPROCESSORS = 256  # that programs are spread over: what the workspace must suffice for on any GPU
 MOST_SEQUENCES = 128  # among which a program looks for its own
 AT_ONCE = 2  # programs of few rows on a multiprocessor
 

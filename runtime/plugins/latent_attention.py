@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from llmc.runtime.plugins.cubin import ALIGNMENT
 from llmc.runtime.plugins.kernel_set import KernelSet
-from llmc.runtime.plugins.operation import Addresses, Gpu, InputSpec, Operation, OutputSpec, Shape
+from llmc.runtime.plugins.operation import MOST_MULTIPROCESSORS, Addresses, Gpu, InputSpec, Operation, OutputSpec, Shape
 
-MOST_WORKERS = 256  # the kernel that joins their parts holds as many sums at once; no GPU has as many multiprocessors
+MOST_WORKERS = MOST_MULTIPROCESSORS  # the kernel that joins their parts holds as many sums at once
 
 
 @dataclass(frozen=True)

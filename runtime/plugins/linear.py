@@ -15,11 +15,10 @@ from typing import Any
 
 from llmc.runtime.plugins.kernel_set import KernelSet
 from llmc.runtime.plugins.mixture_of_experts import FEW, LEAST, MANY, STEP, ExpertWeights
-from llmc.runtime.plugins.operation import Addresses, Gpu, InputSpec, Operation, OutputSpec, Shape
+from llmc.runtime.plugins.operation import MOST_MULTIPROCESSORS, Addresses, Gpu, InputSpec, Operation, OutputSpec, Shape
 
 TWICE = 2 * FEW  # rows up to which weights are read again, from the L2 cache, rather than by larger and fewer programs
 BUSY = 4  # programs of the kernel for few rows that a multiprocessor should have
-MOST_MULTIPROCESSORS = 256  # that are counted on: no GPU has as many
 MOST_PORTIONS, LEAST_STEPS = 8, 4  # so that neither sums nor the beginning of a program cost more than weights
 
 

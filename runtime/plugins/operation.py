@@ -13,6 +13,7 @@ from llmc.runtime.plugins.kernel_set import KernelSet
 Shape = Sequence[int]
 Addresses = Sequence[int]
 Dimension = int | tuple[int, int]  # a size, or that of an input's axis
+MOST_MULTIPROCESSORS = 256  # that work is divided among: what workspaces must suffice for; no GPU has as many
 
 
 @dataclass(frozen=True)
