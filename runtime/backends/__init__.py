@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from llmc.errors import MachineError
+from llmc.errors import InputError, MachineError
 from llmc.registry import Registry
 from llmc.runtime.artifact import Artifact
 from llmc.runtime.fork import lose, watch
@@ -110,6 +110,12 @@ def step_width(backend: Backend, rows: int, position: int) -> int:
 def longer(backend: Backend, lengths: Sequence[int] | IntArray) -> BoolArray | None:
     """Which texts of these lengths are rotated by the frequencies of long ones; None: that is not asked."""
     return None if backend.original_context is None else np.asarray(lengths) > backend.original_context
+
+
+def require_room(cache_position: IntArray, input_ids: IntArray, context: int) -> None:
+    """InputError for a step that would end behind an engine's context."""
+    if (end := int(cache_position.max()) + input_ids.shape[1]) > context:
+        raise InputError(f"{end} tokens do not fit the engine's context of {context}; shorten the prompt")
 
 
 def step_inputs(

@@ -19,6 +19,7 @@ from llmc.runtime.backends import (
     ImageFeatures,
     IntArray,
     image_inputs,
+    require_room,
     step_inputs,
 )
 from llmc.runtime.backends.built_engines import BuiltEngine
@@ -98,8 +99,7 @@ class EngineBackend:
         long: BoolArray | None = None,
         images: ImageFeatures | None = None,
     ) -> tuple[FloatArray, Hidden | None]:
-        if (end := int(cache_position.max()) + input_ids.shape[1]) > self.context:
-            raise InputError(f"{end} tokens do not fit the engine's context of {self.context}; shorten the prompt")
+        require_room(cache_position, input_ids, self.context)
         inputs = step_inputs(input_ids, cache_position, logits_index, hidden, long, self.original_context)
         if self._width and graph == "main":
             inputs |= image_inputs(images, self._width)

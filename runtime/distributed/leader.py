@@ -22,6 +22,7 @@ from llmc.runtime.backends import (
     Hidden,
     ImageFeatures,
     IntArray,
+    require_room,
 )
 from llmc.runtime.distributed.channel import Array
 from llmc.runtime.distributed.followers import HINDSIGHT, Followers
@@ -98,8 +99,7 @@ class Leader:
         long: BoolArray | None = None,
         images: ImageFeatures | None = None,
     ) -> tuple[FloatArray, Hidden | None]:
-        if (end := int(cache_position.max()) + input_ids.shape[1]) > self.context:
-            raise InputError(f"{end} tokens do not fit the engine's context of {self.context}; shorten the prompt")
+        require_room(cache_position, input_ids, self.context)
         given: dict[str, Array | None] = {
             "input_ids": input_ids,
             "cache_position": cache_position,
