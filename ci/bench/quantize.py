@@ -70,13 +70,16 @@ def texts_of(source: Path, samples: int) -> Texts:
     return read_texts(calibration, check, Checkpoint.open(source), Path())
 
 
-def run(tool: str, source: Path, ids: Path, group_size: int, work: Path, cores: list[int]) -> tuple[Run, Path]:
+def run(
+    tool: str, source: Path, ids: Path, group_size: int, work: Path, cores: list[int], bits: int = 4
+) -> tuple[Run, Path]:
     """One tool over one checkpoint."""
     output = work / f"{source.name}-{tool}"
     subprocess.run(["rm", "-rf", output], check=True)
     log = work / f"{source.name}-{tool}.log"
     script, _, method = tool.partition("-")
-    command = [python_of(tool, work), HERE / "quantizers" / f"with_{script}.py", source, ids, str(group_size), output]
+    scheme = [str(bits), str(group_size)]
+    command = [python_of(tool, work), HERE / "quantizers" / f"with_{script}.py", source, ids, *scheme, output]
     command += [method] if method else []
     environment = os.environ | {"OMP_NUM_THREADS": str(len(cores)), "CUDA_VISIBLE_DEVICES": ""}
     with log.open("w") as file:

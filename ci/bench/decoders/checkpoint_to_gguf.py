@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 Tensors = Iterator[tuple[str, Array]]  # names without `.weight`
-_MLP = {"gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down"}
+MLP = {"gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down"}
 _MTP = {"eh_proj": "eh_proj", "enorm": "enorm", "hnorm": "hnorm", "shared_head.norm": "shared_head_norm"}
 
 
@@ -79,7 +79,7 @@ def _common(writer: gguf.GGUFWriter, config: dict[str, Any], layers: int) -> Non
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(config["num_attention_heads"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_freq_base(config["rope_theta"])
+    writer.add_rope_freq_base(config.get("rope_theta") or config["rope_parameters"]["rope_theta"])
 
 
 def _grouped(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
@@ -129,7 +129,8 @@ def _tensors(checkpoint: Checkpoint, latent: bool, layers: int) -> Tensors:
     """llama.cpp's names. MTP layers are those behind the decoder's; they share its embedding and lm_head."""
     yield "token_embd", checkpoint["model.embed_tokens.weight"]
     yield "output_norm", checkpoint["model.norm.weight"]
-    yield "output", checkpoint["lm_head.weight"]
+    if "lm_head.weight" in checkpoint:  # else llama.cpp takes the embedding
+        yield "output", checkpoint["lm_head.weight"]
     for layer in range(layers):
         prefix, block = f"model.layers.{layer}.", f"blk.{layer}."
         yield block + "attn_norm", checkpoint[prefix + "input_layernorm.weight"]
@@ -173,14 +174,14 @@ def _latent_attention(checkpoint: Checkpoint, prefix: str) -> Tensors:
 
 
 def _mlp(checkpoint: Checkpoint, prefix: str) -> Tensors:
-    for theirs, ours in _MLP.items():
+    for theirs, ours in MLP.items():
         yield ours, checkpoint[f"{prefix}{theirs}.weight"]
 
 
 def _mixture(checkpoint: Checkpoint, prefix: str) -> Tensors:
     yield "ffn_gate_inp", checkpoint[prefix + "gate.weight"]
     yield "exp_probs_b", checkpoint[prefix + "gate.e_score_correction_bias"]
-    for theirs, ours in _MLP.items():
+    for theirs, ours in MLP.items():
         yield ours + "_shexp", checkpoint[f"{prefix}shared_experts.{theirs}.weight"]
         experts = range(checkpoint.config["n_routed_experts"])
         yield ours + "_exps", np.stack([checkpoint[f"{prefix}experts.{index}.{theirs}.weight"] for index in experts])

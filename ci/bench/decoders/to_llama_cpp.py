@@ -1,7 +1,8 @@
 """Converts a checkpoint for llama.cpp and quantizes it with llama.cpp's own code.
 
-Arguments: checkpoint, output (.gguf), type: f16, q4_0, q4_k_m, or q4_0-mtp, which has the MTP layer too. Beside the
-output, in .json: the bytes that are read per token, and which types llama.cpp has chosen for how many tensors, as
+Arguments: checkpoint, output (.gguf), type: f16, q4_0, q2_k to q6_k, …, or q4_0-mtp, which has the MTP layer too; and
+an importance matrix (.npz: by tensor, the mean squares of its inputs), if there is one. Beside the output, in .json:
+the bytes that are read per token, those of all tensors, and which types llama.cpp has chosen for how many tensors, as
 K-quants need rows of 256.
 """
 
@@ -15,15 +16,21 @@ from pathlib import Path
 
 import gguf
 import llama_cpp as cpp
+import numpy as np
 from checkpoint_to_gguf import convert
 
-TYPES = {"q4_0": cpp.LLAMA_FTYPE_MOSTLY_Q4_0, "q4_k_m": cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M}
 
-
-def quantize(source: Path, output: Path, kind: str) -> None:
+def quantize(source: Path, output: Path, kind: str, importance: Path | None = None) -> None:
     cpp.llama_log_set(ctypes.cast(None, cpp.llama_log_callback), ctypes.c_void_p())  # Python's stumbles over bytes
     options = cpp.llama_model_quantize_default_params()
-    options.ftype = TYPES[kind]
+    options.ftype = getattr(cpp, f"LLAMA_FTYPE_MOSTLY_{kind.upper()}")
+    if importance:
+        found = {name: np.ascontiguousarray(values, np.float32) for name, values in np.load(importance).items()}
+        entries = (cpp.llama_model_imatrix_data * (len(found) + 1))()  # the last one, of zeros, ends it
+        for entry, (name, values) in zip(entries, found.items(), strict=False):
+            entry.name, entry.size = name.encode(), values.size
+            entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        options.imatrix = entries
     if status := cpp.llama_model_quantize(str(source).encode(), str(output).encode(), options):
         raise SystemExit(f"llama_model_quantize gave {status}")
 
@@ -46,7 +53,9 @@ if __name__ == "__main__":
     wide = output if kind == "f16" else output.with_suffix(".f16")
     convert(source, wide, mtp == "mtp")
     if kind != "f16":
-        quantize(wide, output, kind)
+        quantize(wide, output, kind, Path(sys.argv[4]) if len(sys.argv) > 4 else None)
         wide.unlink()
-    types = Counter(tensor.tensor_type.name for tensor in gguf.GGUFReader(output).tensors)
-    output.with_suffix(".json").write_text(json.dumps({"weights": read_per_token(output), "types": types}))
+    tensors = gguf.GGUFReader(output).tensors
+    types, size = Counter(tensor.tensor_type.name for tensor in tensors), sum(int(each.n_bytes) for each in tensors)
+    told = {"weights": read_per_token(output), "bytes": size, "types": types}
+    output.with_suffix(".json").write_text(json.dumps(told))

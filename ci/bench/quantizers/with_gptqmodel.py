@@ -1,6 +1,6 @@
-"""int4 GPTQ of every decoder linear layer by GPTQModel.
+"""GPTQ of every decoder linear layer by GPTQModel.
 
-Arguments: checkpoint, calibration ids (.npy), group size, output.
+Arguments: checkpoint, calibration ids (.npy), bits, group size, output.
 """
 
 import sys
@@ -9,9 +9,9 @@ import numpy as np
 from gptqmodel import GPTQModel, QuantizeConfig
 
 if __name__ == "__main__":
-    source, ids, group_size, output = sys.argv[1:]
+    source, ids, bits, group_size, output = sys.argv[1:]
     rows = [{"input_ids": row.tolist(), "attention_mask": [1] * len(row)} for row in np.load(ids)]
-    config = QuantizeConfig(bits=4, group_size=int(group_size), sym=True)
+    config = QuantizeConfig(bits=int(bits), group_size=int(group_size), sym=True)
     model = GPTQModel.load(source, config, device="cpu")
     model.quantize(rows, batch_size=1)
     model.save(output)

@@ -1,6 +1,6 @@
-"""int4 GPTQ of every decoder linear layer by llmc.
+"""GPTQ of every decoder linear layer by llmc.
 
-Arguments: checkpoint, calibration ids (.npy), group size, output.
+Arguments: checkpoint, calibration ids (.npy), bits, group size, output, and a method; default: GPTAQ.
 """
 
 import json
@@ -16,10 +16,10 @@ from llmc.quant.assign import Rule
 from llmc.quant.layerwise import quantize
 
 if __name__ == "__main__":
-    source, ids, group_size, output = sys.argv[1:5]
+    source, ids, bits, group_size, output = sys.argv[1:6]
     calibration = torch.from_numpy(np.load(ids))
-    scheme = f"int4-g{group_size}"
-    method = sys.argv[5] if len(sys.argv) > 5 else "gptaq"
+    scheme = f"int{bits}-g{group_size}"
+    method = sys.argv[6] if len(sys.argv) > 6 else "gptaq"
     rules = [Rule(r"re:model\.layers\.\d+\..*", scheme, method)]
     checkpoint = Checkpoint.open(source)
     if mtp := checkpoint.spec.num_mtp_layers:  # the peers leave it out, and so it is not theirs to be timed against

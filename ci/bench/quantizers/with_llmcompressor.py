@@ -1,6 +1,6 @@
-"""int4 GPTQ of every decoder linear layer by llm-compressor.
+"""GPTQ of every decoder linear layer by llm-compressor.
 
-Arguments: checkpoint, calibration ids (.npy), group size, output.
+Arguments: checkpoint, calibration ids (.npy), bits, group size, output.
 """
 
 import sys
@@ -12,12 +12,12 @@ from llmcompressor.modifiers.quantization import GPTQModifier
 from transformers import AutoModelForCausalLM
 
 if __name__ == "__main__":
-    source, ids, group_size, output = sys.argv[1:]
+    source, ids, bits, group_size, output = sys.argv[1:]
     rows = np.load(ids)
     data = Dataset.from_dict({"input_ids": rows.tolist(), "attention_mask": np.ones_like(rows).tolist()})
     scheme = {
         "targets": ["Linear"],
-        "weights": {"num_bits": 4, "strategy": "group", "group_size": int(group_size), "symmetric": True},
+        "weights": {"num_bits": int(bits), "strategy": "group", "group_size": int(group_size), "symmetric": True},
     }
     model = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
     oneshot(

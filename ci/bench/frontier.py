@@ -1,0 +1,237 @@
+#!/usr/bin/env python3
+"""Size against KL divergence: what llmc and other tools make of the same checkpoints, measured by one evaluator.
+
+    python ci/bench/frontier.py                                    # everything: hours on two cores
+    python ci/bench/frontier.py --models embedded --tools llmc llama.cpp
+    python ci/bench/frontier.py --draw docs                        # the picture of what has been measured so far
+
+Every tool gets the same calibration tokens and runs in a process and a virtual environment of its own. A point's size
+is that of all tensors of the model, embedding and head included, without layers for multi-token prediction, which
+most tools drop. Its KL divergence is the mean over the tokens of a check text of the exact sum over the whole
+vocabulary; weights are decoded to float32 first, so that it is of the weights alone and not of a runtime. What has been
+measured is kept in WORK/frontier.json and not measured again, but with --again. A tool that fails is a row that says
+why.
+
+`smollm2` is SmolLM2-135M-Instruct out of a GGUF file in Q4_1 (see real.py): its weights lie on a grid of llama.cpp's,
+an advantage for llama.cpp's 4-bit types there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from decode_tools import reason
+from environment import TORCH, interpreter
+from evaluate import evaluate, logits
+from gguf_to_checkpoint import convert
+from importance import importance
+from quantize import HERE, make_source, texts_of
+from real import NAME, model_file
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import load_file, save_file
+
+from llmc.convert.checkpoint import Checkpoint
+
+MODELS = ("embedded", "smollm2")
+GROUPS = {"embedded": (64, 32), "smollm2": (64, 32)}  # what divides their widths
+K_QUANTS = ("q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k")
+PACKAGES = {
+    "gptqmodel": ["gptqmodel==7.6.0", "datasets"],
+    "llmcompressor": ["llmcompressor==0.14.0.1", "datasets"],
+    "autoround": ["auto-round==0.16.1"],
+}
+TOOLS = ("llmc", "llmc-budget", *PACKAGES, "llama.cpp")
+BITS = {"llmc": (2, 3, 4, 8), "gptqmodel": (2, 3, 4, 8), "llmcompressor": (3, 4, 8), "autoround": (2, 3, 4)}
+BUDGETS = (2.25, 2.5, 2.75, 3.0, 3.25, 3.5, 4.0, 4.5, 5.0, 6.0)  # bits per weight
+
+
+@dataclass
+class Point:
+    """What a tool made of a model. kl: nats per token; failed: the tool's own words."""
+
+    model: str
+    tool: str
+    variant: str
+    bytes: int = 0
+    kl: float = 0.0
+    ppl: float = 0.0
+    seconds: float = 0.0
+    failed: str = ""
+
+
+class Model:
+    """A checkpoint, its texts, and what it says of the check text."""
+
+    def __init__(self, name: str, work: Path, samples: int) -> None:
+        self.name, self.work = name, work
+        self.source = _smollm2(work) if name == "smollm2" else make_source(name, work)
+        texts = texts_of(self.source, samples)
+        self.check, self.calibration = torch.from_numpy(texts.check), texts.calibration
+        self.ids = work / f"{name}.npy"
+        np.save(self.ids, texts.calibration)
+        self.reference = logits(self.source, self.check)
+
+    def measure(self, point: Point, result: Path) -> None:
+        found = evaluate(result, self.source, self.check, self.reference)
+        point.kl, point.ppl = found.kl, found.ppl
+        if not point.bytes:
+            point.bytes = weights_of(result)
+
+    def importance(self) -> Path:
+        path = self.work / f"{self.name}-importance.npz"
+        if not path.exists():
+            np.savez(path, **importance(self.source, self.calibration))
+        return path
+
+
+def _smollm2(work: Path) -> Path:
+    """In bfloat16, as its makers publish it."""
+    if not (path := work / f"{NAME}-bf16").exists():
+        convert(model_file(work), wide := work / NAME)
+        weights = {name: weight.bfloat16() for name, weight in load_file(wide / "model.safetensors").items()}
+        made = shutil.copytree(wide, work / "half-made", dirs_exist_ok=True)
+        save_file(weights, made / "model.safetensors")
+        config = json.loads((made / "config.json").read_text()) | {"dtype": "bfloat16"}
+        (made / "config.json").write_text(json.dumps(config, indent=2))
+        made.rename(path)
+    return path
+
+
+def weights_of(result: Path) -> int:
+    """Bytes of all tensors but those of layers for multi-token prediction."""
+    checkpoint = Checkpoint.open(result)
+    ahead = range(checkpoint.spec.num_layers, checkpoint.spec.num_all_layers)
+    return checkpoint.nbytes() - sum(checkpoint.nbytes(f"model.layers.{index}.") for index in ahead)
+
+
+def variants(tool: str, model: str) -> list[str]:
+    if tool == "llama.cpp":
+        return list(K_QUANTS)
+    if tool == "llmc-budget":
+        return [f"{bits:g} bits" for bits in BUDGETS]
+    return [f"int{bits}-g{group}" for bits in BITS[tool] for group in GROUPS[model]]
+
+
+def make(tool: str, model: Model, variant: str, point: Point) -> Path:
+    """The checkpoint that the tool makes; SystemExit with its own words where it fails."""
+    work, output = model.work, model.work / f"{model.name}-{tool}-{variant.replace(' ', '-')}"
+    shutil.rmtree(output, ignore_errors=True)
+    start = time.monotonic()
+    if tool == "llama.cpp":
+        python = interpreter(work / "venv-llama-cpp", ["llama-cpp-python==0.3.36", "gguf==0.19.0"])
+        file = output.with_suffix(".gguf")
+        _call([python, HERE / "decoders/to_llama_cpp.py", model.source, file, variant, model.importance()], output)
+        _call([sys.executable, HERE / "decoders/gguf_weights.py", model.source, file, output], output)
+        point.bytes = json.loads(file.with_suffix(".json").read_text())["bytes"]
+        file.unlink()
+    elif tool == "llmc-budget":
+        recipe = output.with_suffix(".yaml")
+        recipe.write_text(yaml.safe_dump(_budget(model, float(variant.split()[0]))))
+        _call([sys.executable, "-m", "llmc.cli", "build", recipe, "--output", output], output)
+    else:
+        bits, group = variant.removeprefix("int").split("-g")
+        python = Path(sys.executable)
+        if tool in PACKAGES:
+            python = interpreter(work / f"venv-{tool}", [TORCH, *PACKAGES[tool]])
+        _call([python, HERE / f"quantizers/with_{tool}.py", model.source, model.ids, bits, group, output], output)
+    point.seconds = time.monotonic() - start
+    return output
+
+
+def _budget(model: Model, bits: float) -> dict[str, object]:
+    samples, length = model.calibration.shape
+    return {
+        "model": str(model.source),
+        "bits": bits,
+        "calibration": {"samples": samples, "length": length},
+        "check": {"tokens": 1024, "length": 512},
+    }
+
+
+def _call(command: list[object], output: Path) -> None:
+    log = output.with_suffix(".log")
+    with log.open("w") as file:
+        done = subprocess.run(
+            [str(part) for part in command], stdout=file, stderr=file, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+        )
+    if done.returncode:
+        signal = f"signal {-done.returncode}: " if done.returncode < 0 else ""
+        raise SystemExit(signal + reason(log))
+
+
+def measured(model: Model, tool: str, known: dict[tuple[str, ...], Point]) -> Iterator[Point]:
+    for variant in variants(tool, model.name):
+        if (model.name, tool, variant) in known:
+            continue
+        point = Point(model.name, tool, variant)
+        try:
+            result = make(tool, model, variant, point)
+            model.measure(point, result)
+            shutil.rmtree(result)
+        except SystemExit as error:
+            point.failed = str(error)
+        yield point
+
+
+def read(file: Path) -> dict[tuple[str, ...], Point]:
+    points = [Point(**each) for each in json.loads(file.read_text())] if file.exists() else []
+    return {(point.model, point.tool, point.variant): point for point in points}
+
+
+def show(points: list[Point]) -> None:
+    table = Table("model", "tool", "variant", "MB", "KL", "ppl", "s", title="size against KL divergence")
+    for model in MODELS:
+        for point in sorted((each for each in points if each.model == model), key=lambda each: each.bytes):
+            if point.failed:
+                row = ["–", f"failed: {point.failed}", "", ""]
+            else:
+                row = [f"{point.bytes / 1e6:.1f}", f"{point.kl:.5f}", f"{point.ppl:.3f}", f"{point.seconds:.0f}"]
+            table.add_row(model, point.tool, point.variant, *row)
+        table.add_section()
+    Console(width=160).print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
+    parser.add_argument("--tools", nargs="+", choices=TOOLS, default=TOOLS)
+    parser.add_argument("--samples", type=int, default=32, help="calibration windows of 512 tokens")
+    parser.add_argument("--again", action="store_true", help="measure what has been measured before, too")
+    parser.add_argument("--work", type=Path, default=Path("build/bench/frontier"), help="results, environments")
+    parser.add_argument("--draw", type=Path, help="measure nothing; write frontier.png and frontier.svg there")
+    args = parser.parse_args()
+    work = args.work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    file = work / "frontier.json"
+    points = read(file)
+    if args.draw:
+        python = interpreter(work / "venv-picture", ["matplotlib==3.11.0"])
+        subprocess.run([python, HERE / "frontier_picture.py", file, args.draw.resolve()], check=True)
+        return show(list(points.values()))
+    if args.again:
+        points = {key: each for key, each in points.items() if key[0] not in args.models or key[1] not in args.tools}
+    for name in args.models:
+        model = Model(name, work, args.samples)
+        for tool in args.tools:
+            for point in measured(model, tool, points):
+                points[point.model, point.tool, point.variant] = point
+                file.write_text(json.dumps([asdict(each) for each in points.values()], indent=1))
+                Console(stderr=True).print(*vars(point).values(), highlight=False)
+    show(list(points.values()))
+
+
+if __name__ == "__main__":
+    main()
