@@ -7,115 +7,31 @@ one that exists.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    WithJsonSchema,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from llmc import plain_yaml
+from llmc.calibration_recipe import Calibration, Check, public_path
 from llmc.convert.other_folders import refuse_file
 from llmc.errors import InputError
 from llmc.file_names import is_bare_file_name
 from llmc.files import read_regular
-from llmc.patterns import shown
 from llmc.plain_yaml import Location
-from llmc.registry import unknown
-from llmc.visible import unseen
-
-PYTHON_DOCS = "builtin:python-docs"
-_TEXT = (
-    f"{PYTHON_DOCS}, or the path of a text file, or of JSON lines or a JSON list whose records have `text`, "
-    "`messages`, `conversations`, `prompt` and `completion`, or `instruction` and `output`"
-)
+from llmc.recipe_section import PathOrId, Section, Share, at, explain, path_or_id, refuse_unknown_keys
 
 _MAX_BYTES = 1 << 18  # of a recipe
 _T = TypeVar("_T")
-
-
-def _share(value: object) -> object:
-    """`2%` is 0.02."""
-    if isinstance(value, str) and (match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", value.strip())):
-        return float(match[1]) / 100
-    if isinstance(value, str):
-        raise ValueError("write a share as 0.02 or 2%")
-    return value
-
-
-Share = Annotated[
-    float,
-    BeforeValidator(_share),
-    WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string", "pattern": r"^\d+(\.\d+)?\s*%$"}]}),
-]
-
-
-def _path(text: str) -> str:
-    """A path that the system can look up, or an id: no file has to be there."""
-    if unseen(text):
-        raise _at((), f"{shown(text)} holds a control character")
-    if len(text) > 1024 or any(len(part.encode()) > 255 for part in text.split("/")):
-        raise _at((), f"{shown(text)} is longer than a path, an id or a part of them can be")
-    try:
-        Path(text).expanduser()
-    except RuntimeError:
-        raise _at((), f"{shown(text.partition('/')[0])} is no user's folder on this machine") from None
-    return text
 
 
 def _folder_name(text: str) -> str:
     if not re.fullmatch(r"[\w.-]+", text) or len(text) > 100 or not is_bare_file_name(text):
         raise ValueError("must be the name of a folder, of letters, digits, _, - and . after the first")
     return text
-
-
-PathOrId = Annotated[str, AfterValidator(_path)]
-
-
-class Section(BaseModel):
-    """A mapping of the recipe."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
-        return ((name, value) for name, value in super().__repr_args__() if name in self.model_fields_set)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_keys(cls, value: object) -> object:
-        refuse_unknown_keys(cls, value)
-        return value
-
-
-class Calibration(Section):
-    """The text that pruning and GPTQ measure the model's activations on."""
-
-    text: PathOrId = Field(default=PYTHON_DOCS, description=_TEXT)
-    samples: int = Field(default=128, ge=1, le=1 << 20, description="windows of text")
-    length: int | None = Field(
-        default=None, ge=16, le=1 << 24, description="tokens per window; default 2048, or the model's context"
-    )
-    seed: int = Field(default=0, ge=0, lt=1 << 63, description="decides which documents are taken, and in which order")
-    experts: Literal["routed", "shared", "all"] = Field(
-        default="routed",
-        description="an expert is calibrated on the tokens routed to it; shared: its inputs on all tokens, with one "
-        "Hessian for all experts, which is faster and loses a little; all: everything on all tokens",
-    )
-
-    def windows(self, context: int) -> tuple[int, int]:
-        """How many, and their tokens, for a model with this context; InputError if they are longer."""
-        return self.samples, _window("calibration", self.length, 2048, context)
 
 
 class Prune(Section):
@@ -160,53 +76,6 @@ class Quantize(Section):
         return self
 
 
-class Gates(Section):
-    """Limits of what the artifact may lose, measured on the check text; a build that misses one fails."""
-
-    ppl_increase: Share | None = Field(
-        default=None, gt=0, lt=1, description="perplexity over the original's, minus one"
-    )
-    kl_mean: float | None = Field(
-        default=None, gt=0, allow_inf_nan=False, description="mean KL divergence from the original, nats per token"
-    )
-    top1: Share | None = Field(default=None, gt=0, le=1, description="share of tokens with the original's first choice")
-
-    def limits(self) -> dict[str, float]:
-        return self.model_dump(exclude_none=True)
-
-
-class Check(Section):
-    """The text that the artifact is compared with the original on; never part of the calibration text."""
-
-    text: PathOrId = Field(
-        default=PYTHON_DOCS,
-        description=f"{_TEXT}; what is taken of it is in the artifact word for word, as tokens, and published with it, "
-        "unless publish_text is false",
-    )
-    publish_text: bool = Field(
-        default=True,
-        description="false: reference.safetensors, in which even the original's answers tell the text, is left out of "
-        "the artifact and lies beside it as OUTPUT.reference.safetensors; `llmc check --reference` takes it",
-    )
-    tokens: int = Field(
-        default=16384,
-        ge=32,
-        le=1 << 30,
-        description="of fewer than a thousand, little follows: see the standard errors",
-    )
-    length: int | None = Field(
-        default=None, ge=16, le=1 << 24, description="tokens per window; default 1024, or the model's context"
-    )
-    gates: Gates = Field(default_factory=Gates)
-
-    def windows(self, context: int) -> tuple[int, int]:
-        """How many, and their tokens, for a model with this context; InputError if they are longer."""
-        length = _window("check", self.length, 1024, context)
-        if self.tokens < length:
-            raise InputError(f"check.tokens {self.tokens} is less than one window of {length} tokens")
-        return self.tokens // length, length
-
-
 class Recipe(Section):
     """What becomes of a checkpoint."""
 
@@ -243,7 +112,7 @@ class Recipe(Section):
     def _targets_are_a_list(cls, targets: object) -> object:
         if isinstance(targets, Mapping | str):
             first = next(iter(targets), "onnxruntime") if isinstance(targets, Mapping) else targets
-            raise _at((), f"must be a list: write `- {first}: {{}}` in a line of its own for each target")
+            raise at((), f"must be a list: write `- {first}: {{}}` in a line of its own for each target")
         return targets
 
     @field_validator("targets")
@@ -252,10 +121,10 @@ class Recipe(Section):
         resolved: dict[str, Any] = {}
         for index, entry in enumerate(targets):
             if len(entry) != 1:
-                raise _at((index,), f"each target is one key with its options, not {len(entry)} keys")
+                raise at((index,), f"each target is one key with its options, not {len(entry)} keys")
             ((name, options),) = entry.items()
             if name in resolved:
-                raise _at((index, name), f"target {name} is named twice")
+                raise at((index, name), f"target {name} is named twice")
             resolved[name] = _target_options(index, name, options or {})
         return [{name: options} for name, options in resolved.items()]
 
@@ -277,10 +146,6 @@ class Recipe(Section):
         for part in (shown["calibration"], shown["check"]):
             part["text"] = public_path(part["text"])
         return shown
-
-
-def public_path(path: str) -> str:
-    return Path(path).name if Path(path).expanduser().is_absolute() else path
 
 
 RecipeLike: TypeAlias = "Recipe | Mapping[str, Any] | Path | str"
@@ -308,7 +173,7 @@ def load_recipe(given: RecipeLike) -> tuple[Recipe, Path]:
 def _named(argument: str) -> tuple[Recipe, Path]:
     """The recipe that a command line argument names, and its folder."""
     try:
-        path = Path(_path(argument))
+        path = Path(path_or_id(argument))
     except ValueError as error:
         raise InputError(str(error)) from error
     files = shipped()
@@ -363,7 +228,7 @@ def _validated(value: Any, place: Callable[[Location], str]) -> Recipe:
         return Recipe.model_validate(value)
     except ValidationError as error:
         first, count = error.errors()[0], error.error_count()
-        location, message = _explain(first)
+        location, message = explain(first)
         more = f" (and {count - 1} more)" if count > 1 else ""
         where = f"{_dotted(location)}: " if location else ""
         raise InputError(f"{place(location)}: {where}{' '.join(message.split())}{more}") from error
@@ -395,19 +260,6 @@ def json_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema | {"title": "llmc recipe"}
 
 
-def refuse_unknown_keys(model: type[BaseModel], value: object) -> None:
-    """Raises for the first key of a mapping that `model` does not have."""
-    for key in value if isinstance(value, Mapping) else ():
-        if key not in model.model_fields:
-            raise _at((key,), unknown("key", str(key), model.model_fields))
-
-
-def _window(name: str, length: int | None, default: int, context: int) -> int:
-    if length is not None and length > context:
-        raise InputError(f"{name}.length {length} is more than the model's context of {context} tokens")
-    return length or min(default, context)
-
-
 def _target_options(index: int, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     from llmc.convert.targets import targets
 
@@ -416,40 +268,19 @@ def _target_options(index: int, name: str, options: Mapping[str, Any]) -> dict[s
         refuse_unknown_keys(model, options)
         return model.model_validate(options).model_dump(mode="json")
     except PydanticCustomError as error:
-        raise _at((index, name, *(error.context or {})["path"]), error.message()) from error
+        raise at((index, name, *(error.context or {})["path"]), error.message()) from error
     except InputError as error:
-        raise _at((index, name), str(error)) from error
+        raise at((index, name), str(error)) from error
     except ValidationError as error:
-        location, message = _explain(error.errors()[0])
-        raise _at((index, name, *location), message) from error
-
-
-def _at(path: Location, message: str) -> PydanticCustomError:
-    """An error below the value that is being validated."""
-    return PydanticCustomError("recipe", "{message}", {"message": message, "path": path})
+        location, message = explain(error.errors()[0])
+        raise at((index, name, *location), message) from error
 
 
 def _as_value_error(check: Callable[[], _T], *path: str | int) -> _T:
     try:
         return check()
     except InputError as error:
-        raise _at(path, str(error)) from error
-
-
-def _explain(error: Any) -> tuple[Location, str]:
-    """Where and what, of one of pydantic's errors."""
-    location, context = tuple(error["loc"]), error.get("ctx", {})
-    if "path" in context:
-        return (*location, *context["path"]), error["msg"]
-    if error["type"] == "missing":
-        return location[:-1], f"`{location[-1]}` is missing"
-    message = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-    value = error["input"]
-    return location, f"{message}, not {_shown(value)}" if isinstance(value, str | int | float | None) else message
-
-
-def _shown(value: object) -> str:
-    return shown(value) if isinstance(value, str) else repr(value)
+        raise at(path, str(error)) from error
 
 
 def _dotted(location: Location) -> str:

@@ -14,7 +14,8 @@ from llmc.errors import InputError
 from llmc.progress import size
 from llmc.quant.assign import QUANTIZABLE, Rule, assign
 from llmc.quant.prune import fractions, routers
-from llmc.recipe import shipped, unknown
+from llmc.recipe import shipped
+from llmc.registry import unknown
 from llmc.sizes import Size, sizes_by_role
 from llmc.source import locate_headers
 

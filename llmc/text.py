@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from llmc.calibration_recipe import PYTHON_DOCS, Calibration, Check, public_path
 from llmc.documents import Chat, pieces, read_documents
 from llmc.errors import InputError
-from llmc.recipe import PYTHON_DOCS, Calibration, Check, public_path
 from llmc.registry import unknown
 from llmc.runtime.chat import ChatTemplate
 from llmc.runtime.tokenizer import Tokenizer

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from llmc.calibration_recipe import Check
 from llmc.cli import app
 from llmc.contracts.engine import EngineDescription
 from llmc.contracts.kernels import KernelSetDescription
 from llmc.contracts.layer_record import LayerRecord
 from llmc.contracts.manifest import Manifest, RecipeRecord
 from llmc.contracts.part import Part
-from llmc.recipe import Check, Recipe
+from llmc.recipe import Recipe
 
 REPOSITORY = Path(__file__).parents[1]
 

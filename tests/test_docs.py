@@ -13,9 +13,10 @@ import pytest
 import typer.main
 
 from llmc import runtime
+from llmc.calibration_recipe import Calibration, Check, Gates
 from llmc.cli import app
 from llmc.convert.targets import targets
-from llmc.recipe import Calibration, Check, Gates, Prune, Quantize, Recipe
+from llmc.recipe import Prune, Quantize, Recipe
 
 REPOSITORY = Path(__file__).parents[1]
 

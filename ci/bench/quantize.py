@@ -28,8 +28,8 @@ from rich.console import Console
 from rich.table import Table
 from synthesize import CONFIGS, synthesize
 
+from llmc.calibration_recipe import Calibration, Check
 from llmc.convert.checkpoint import Checkpoint
-from llmc.recipe import Calibration, Check
 from llmc.source import locate
 from llmc.text import Texts, read_texts
 

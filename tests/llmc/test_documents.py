@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from llmc.calibration_recipe import Calibration, Check
 from llmc.convert.checkpoint import Checkpoint
 from llmc.documents import pieces, read_documents
 from llmc.errors import InputError
-from llmc.recipe import Calibration, Check
 from llmc.runtime.tokenizer import Tokenizer
 from llmc.text import Texts, read_texts
 

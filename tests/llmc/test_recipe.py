@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from llmc.calibration_recipe import PYTHON_DOCS
 from llmc.errors import InputError
-from llmc.recipe import PYTHON_DOCS, json_schema, load_recipe, read_recipe
+from llmc.recipe import json_schema, load_recipe, read_recipe
 
 
 @pytest.mark.parametrize(

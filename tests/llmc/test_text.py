@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from llmc.calibration_recipe import PYTHON_DOCS, Calibration, Check
 from llmc.convert.checkpoint import Checkpoint
 from llmc.errors import InputError
-from llmc.recipe import PYTHON_DOCS, Calibration, Check
 from llmc.text import Texts, python_documents, read_texts
 
 
