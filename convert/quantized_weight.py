@@ -5,7 +5,7 @@ the numbers that it is multiplied with are rounded.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -17,9 +17,25 @@ FP8_GROUP = 128  # channels of a row that share a scale, in DeepSeek's scheme
 
 
 def round_to_fp8(x: torch.Tensor, scale: torch.Tensor | float) -> torch.Tensor:
-    """What is left of x when it is divided by `scale`, rounded to E4M3 and multiplied by it again."""
+    """What is left of x when it is divided by `scale`, rounded to E4M3 and multiplied by it again.
+
+    The gradient passes as if nothing were rounded (straight-through, Bengio et al. 2013).
+    """
+    if x.requires_grad:
+        rounded: torch.Tensor = _StraightThrough.apply(x, scale)
+        return rounded
     codes = (x / scale).clamp(-LARGEST_FP8, LARGEST_FP8).to(torch.float8_e4m3fn)
     return codes.to(x.dtype) * scale
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, scale: torch.Tensor | float) -> torch.Tensor:
+        return round_to_fp8(x.detach(), scale)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradients[0], None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from llmc.convert.model.causal_lm import (
     load_lm_head,
     load_stored_layer,
     logits,
+    scaled_logits,
     share_layer,
 )
 from llmc.convert.model.decoder_layer import DecoderLayer
@@ -48,5 +49,6 @@ __all__ = [
     "load_lm_head",
     "load_stored_layer",
     "logits",
+    "scaled_logits",
     "share_layer",
 ]

@@ -91,7 +91,11 @@ def load_lm_head(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> 
 
 def logits(spec: ModelSpec, hidden: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
     """Hidden [..., H] after the final norm, head [vocab_size, H] → [..., vocab_size]."""
-    found = functional.linear(hidden, head)
+    return scaled_logits(spec, functional.linear(hidden, head))
+
+
+def scaled_logits(spec: ModelSpec, found: torch.Tensor) -> torch.Tensor:
+    """What `lm_head` makes [..., vocab_size], which is overwritten, scaled and capped where the model does so."""
     if spec.logits_scale != 1:
         found *= spec.logits_scale
     return found if spec.logits_softcap is None else (found / spec.logits_softcap).tanh_() * spec.logits_softcap

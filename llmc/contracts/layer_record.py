@@ -67,3 +67,10 @@ class LayerRecord(Part):
     )
     shard: dict[str, ScratchFile] = Field(default={}, description="the layer's shard")
     following: dict[str, ScratchFile] = Field(default={}, description="what enters the next layer")
+
+
+class StepRecord(Part):
+    """A finished step of a pass over a model that writes no artifact."""
+
+    files: dict[str, ScratchFile] = Field(default={}, description="what later steps read")
+    results: dict[str, ScratchFile] = Field(default={}, description="what is kept of it")
