@@ -124,8 +124,10 @@ def _roles(artifact: Checkpoint, result: QuantizeResult) -> dict[str, QuantizedR
 
 
 def _tensor(artifact: Checkpoint, module: str, report: ModuleReport) -> TensorRecord:
-    error = None if report.error is None else float(f"{report.error:.4g}")
-    known = {"error": error, "tokens": report.tokens, "fallback": report.fallback}
+    error, nearest = (
+        None if found is None else float(f"{found:.4g}") for found in (report.error, report.nearest_error)
+    )
+    known = {"error": error, "nearest_error": nearest, "tokens": report.tokens, "fallback": report.fallback}
     tensor = TensorRecord(role=artifact.role(f"{module}.weight"), scheme=report.scheme or "", method=report.method)
     return tensor.model_copy(update={name: value for name, value in known.items() if value is not None})
 

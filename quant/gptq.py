@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import NamedTuple
@@ -24,6 +24,7 @@ _MAX_DAMPING = 10.0
 USE_KERNEL = True  # on a GPU
 _BATCHED = 1024  # the widest matrices that are factorized in one call: cuSOLVER's for many is made for small ones
 _SOLVED = 512  # and those whose inverse is a solve against the identity
+_NOISE = 1e-3, 1e-9  # of the error, and of the whole output: what sums in float32 may be off by
 ASYMMETRY = 0.75  # how far asymmetric calibration goes from the weight to the best one, which overfits
 
 
@@ -35,7 +36,10 @@ class Quantized:
         qweight: [E, out, in]; scales and zero_points: [E, out / rows, in / columns] as the scheme stores them
         g_idx: [E, in] int32, the group of each input channel after dynamic act-order; None: j // columns
         order: [E, in] int64, the order in which columns were fixed
-        error: [E], relative output error tr(dW H dW') / tr(W H W')
+        error: [E, P], relative output error tr(dW H dW') / tr(W H W') of the layers that lie below each other in a
+            matrix; with a cross covariance dW is the distance from the weight that it asks for
+        nearest_error: [E, P], the same if all weights are rounded to nearest, by the same scales
+        rounded: [E, P], whether a layer was rounded to nearest, since the solver would have lost more
         damping: [E], the share of the mean diagonal that made H factorize; infinity: never, rounded to nearest
     """
 
@@ -45,6 +49,8 @@ class Quantized:
     g_idx: torch.Tensor | None
     order: torch.Tensor
     error: torch.Tensor
+    nearest_error: torch.Tensor
+    rounded: torch.Tensor
     damping: torch.Tensor
     scheme: Scheme
 
@@ -75,8 +81,12 @@ def solve(
     hessian: torch.Tensor,
     scheme: Scheme,
     cross_covariance: torch.Tensor | None = None,
+    rows: Sequence[int] = (),
 ) -> Quantized:
     """Quantizes [E, out, in] weights so that outputs on the calibration inputs change least.
+
+    A layer that would lose less if it were rounded to nearest, is: feeding errors back is greedy, and what is moved on
+    to the last columns may leave their range.
 
     Args:
         hessian: [E, in, in], the sum over calibration tokens of x x' (float32; a common factor does not matter), or [1,
@@ -84,6 +94,7 @@ def solve(
         cross_covariance: like it, C, the sum of (x0 - x) x' with the original model's inputs x0: what is approximated
             then is the original's output W x0, for which W (1 + C inverse(hessian)) is the best weight; asymmetric
             calibration (GPTAQ, Li et al. 2025; QEP, Arai and Ichikawa 2025)
+        rows: how many rows each of the P layers has that lie below each other in a matrix; (): it is one layer
 
     Columns are fixed in order of falling diagonal (act-order). Groups and scales are those of the original order, so
     nothing has to be reordered at run time, unless the scheme's groups are dynamic: then they are of neighbors in the
@@ -109,6 +120,7 @@ def solve(
     wanted = weight.masked_fill(dead[:, None, :], 0.0)
     if cross_covariance is not None:
         shift = hinv_cholesky.mT @ (hinv_cholesky @ in_order(wanted @ cross_covariance))
+        shift.masked_fill_(damping.isinf()[:, None, None], 0.0)
         wanted = wanted + ASYMMETRY * _columns_by(back, shift.mT)
     target, grids = in_order(wanted), list[QuantParams]()
 
@@ -135,13 +147,26 @@ def solve(
     zeros = None if fixed.zero_points is None else _columns_by(back, fixed.zero_points.mT)
     change = scales * steps - wanted
     # The loop counts the error of the damped Hessian.
-    lost = fixed.lost - damping * diagonal.mean(-1) * change.square().sum((-2, -1))
+    lost = fixed.lost - (damping * diagonal.mean(-1))[:, None] * change.square().sum(-1)
     for expert in damping.isinf().nonzero().flatten().tolist():  # nothing to count by
-        lost[expert] = ((change[expert] @ hessian[expert % len(hessian)]) * change[expert]).sum()
-    whole = ((weight @ hessian) * weight).sum((-2, -1))
-    error = torch.where(whole > 0, lost.clamp_min(0) / whole, 0.0)
+        lost[expert] = ((change[expert] @ hessian[expert % len(hessian)]) * change[expert]).sum(-1)
+    del fixed, change
+    nearest = scheme.round_(weight.masked_fill(dead[:, None, :], 0.0).div_(scales), zeros)
+    away = (scales * nearest).sub_(wanted)
+    errors = lost.clamp_min(0), ((away @ hessian) * away).sum(-1), ((weight @ hessian) * weight).sum(-1)
+    heights = list(rows or (out,))
+    mine, plain, whole = (torch.stack([x.sum(-1) for x in each.split(heights, -1)], -1) for each in errors)
+    rounded = (mine > (1 + _NOISE[0]) * plain + _NOISE[1] * whole) & damping.isfinite()[:, None]
+    if rounded.any():
+        steps = torch.where(_of_rows(rounded, heights)[..., None], nearest, steps)
+    error, plain = (torch.where(whole > 0, each / whole, 0.0) for each in (mine.where(~rounded, plain), plain))
     groups = (back // group).int() if scheme.dynamic_groups else None
-    return Quantized(scheme.to_codes(steps, zeros), *grid, groups, order, error, damping, scheme)
+    return Quantized(scheme.to_codes(steps, zeros), *grid, groups, order, error, plain, rounded, damping, scheme)
+
+
+def _of_rows(layers: torch.Tensor, heights: list[int]) -> torch.Tensor:
+    """What is known of layers [E, P] for each of the rows that they have [E, out]."""
+    return layers.repeat_interleave(torch.tensor(heights, device=layers.device), -1)
 
 
 def _columns_by(order: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -150,7 +175,7 @@ def _columns_by(order: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 
 class _Fixed(NamedTuple):
-    """[E, in, out] steps, scales and zeros; [E] the error, damping included."""
+    """[E, in, out] steps, scales and zeros; [E, out] the error, damping included."""
 
     steps: torch.Tensor
     scales: torch.Tensor
@@ -169,7 +194,7 @@ def _fix_columns(
     columns = target.shape[1]
     steps, scales = torch.empty_like(target), torch.empty_like(target)
     zeros = None if scheme.symmetric else torch.empty_like(target)
-    total = torch.zeros(len(target), device=target.device)
+    total = torch.zeros_like(target[:, 0])
     fix_strip: Callable[..., None] = partial(_fix_strip, scheme)
     strip = _STRIP
     if kernel := _kernel(scheme, target):
@@ -190,7 +215,7 @@ def _fix_columns(
             fix_strip(target[:, part], hinv_cholesky[:, part, part], scales[:, part], zero, steps[:, part], now)
             if right < end:
                 target[:, right:end].baddbmm_(hinv_cholesky[:, part, right:end].mT, now, alpha=-1)
-        total += lost.square().sum((-2, -1))
+        total += lost.square().sum(-2)
         if end < columns:
             target[:, end:].baddbmm_(hinv_cholesky[:, start:end, end:].mT, lost, alpha=-1)
     return _Fixed(steps, scales, zeros, total)

@@ -144,7 +144,8 @@ def _solve_job(job: SolveBatch, modules: dict[str, Linear], measured: Calibratio
     hessian = torch.stack([each.symmetric() for each in different])
     crosses = [each.cross_covariance for each in different if job.asymmetric and each.cross_covariance is not None]
     weight = torch.stack([torch.cat([modules[n].full() for n in names]) for names in job.members])
-    result = solve(weight, hessian, job.scheme, torch.stack(crosses) if crosses else None)
+    heights = [modules[name].out_features for name in job.members[0]]
+    result = solve(weight, hessian, job.scheme, torch.stack(crosses) if crosses else None, heights)
     for number, names in enumerate(job.members):
         weights = _take_apart(result, number, names, modules, moments[number].amax)
         damping, fallback = result.damping[number].item(), None
@@ -153,16 +154,22 @@ def _solve_job(job: SolveBatch, modules: dict[str, Linear], measured: Calibratio
         if damping == float("inf"):
             fallback = "round to nearest"
         report = ModuleReport(
-            method="gptaq" if job.asymmetric else "gptq",
-            output_error=result.error[number].item(),
+            method=job.method,
             damping=None if damping == float("inf") else damping,
             tokens=moments[number].tokens if job.expert else None,
             fallback=fallback,
         )
-        for name in names:
+        for place, name in enumerate(names):
             modules[name].hold(weights[name])
             solved.weights[name] = weights[name].to(CPU)
-            solved.reports[name] = report
+            known: dict[str, object] = {
+                "output_error": result.error[number, place].item(),
+                "nearest_error": result.nearest_error[number, place].item(),
+            }
+            if result.rounded[number, place]:
+                rounded = f"rounded to nearest, which loses less than {job.method}"
+                known["fallback"] = rounded if fallback is None else f"{fallback}; {rounded}"
+            solved.reports[name] = report.model_copy(update=known)
 
 
 def _take_apart(

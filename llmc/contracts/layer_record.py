@@ -18,6 +18,9 @@ class ModuleReport(Part):
     output_error: float | None = Field(
         default=None, description="relative squared error of the outputs on the calibration text"
     )
+    nearest_error: float | None = Field(
+        default=None, description="that of the same scales with every weight rounded to nearest"
+    )
     damping: float | None = Field(default=None, description="share of the Hessian's mean diagonal that was added to it")
     tokens: Count | None = Field(default=None, description="calibration tokens that an expert saw")
     fallback: str | None = Field(

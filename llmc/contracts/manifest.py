@@ -134,9 +134,12 @@ class TensorRecord(Part):
         default=None,
         description="relative squared error: of its outputs on the calibration text (gptq, gptaq), or its weights",
     )
+    nearest_error: Number | None = Field(
+        default=None, description="what the error of its outputs would be if every weight were rounded to nearest"
+    )
     tokens: Count | None = Field(default=None, description="calibration tokens that an expert saw")
     fallback: str | None = Field(
-        default=None, description="what was done instead, where tokens or the Hessian did not suffice"
+        default=None, description="what was done instead, where tokens, the Hessian or the solver did not suffice"
     )
 
 

@@ -72,6 +72,7 @@ def test_better_than_rounding_on_correlated_inputs(name: str) -> None:
             weight[expert], round_to_nearest(weight[expert], scheme(name)).dequantize(), hessian[expert]
         )
         assert result.error[expert] < 0.7 * rounded
+        assert result.nearest_error[expert] == pytest.approx(rounded, rel=0.2)  # by scales that know the diagonal
 
 
 def test_a_batch_is_each_expert_alone() -> None:
@@ -215,3 +216,39 @@ def test_a_triangle_is_inverted_by_halves(size: int, monkeypatch: pytest.MonkeyP
     want = torch.linalg.inv(upper.double())
     assert torch.equal(found, found.triu())
     assert (found - want).norm() < 1e-5 * want.norm()
+
+
+@pytest.mark.parametrize("crossed", [False, True])
+@pytest.mark.parametrize("name", ["int4-g32", "int3-g32-asym", "fp8-channel"])
+def test_a_layer_for_which_the_solver_loses_is_rounded_to_nearest(name: str, crossed: bool) -> None:
+    """On 16 rows of nearly uncorrelated inputs, each a layer of its own, greed loses now and then."""
+    generator = torch.Generator().manual_seed(0)
+    weight, x = torch.randn(2, 16, 32, generator=generator), torch.randn(500, 32, generator=generator)
+    hessian, cross = x.mT @ x, 0.01 * torch.randn(32, 500, generator=generator) @ x
+    chosen, given = scheme(name), cross[None] if crossed else None
+    result, unguarded = solve(weight, hessian[None], chosen, given, [1] * 16), solve(weight, hessian[None], chosen)
+    assert result.error.shape == result.rounded.shape == (2, 16)
+    assert result.rounded.any() and not result.rounded.all()
+    assert torch.equal(result.error[result.rounded], result.nearest_error[result.rounded])
+    assert (result.error <= 1.01 * result.nearest_error).all()
+    assert not unguarded.rounded.any()  # of all rows together it wins
+    for expert, row in result.rounded.nonzero().tolist():
+        solved = result.weight(expert)
+        zeros = None if solved.zero_points is None else chosen.expand(solved.zero_points, (16, 32))
+        steps = chosen.round_(weight[expert] / chosen.expand(solved.scales, (16, 32)), zeros)
+        assert torch.equal(solved.qweight[row].float(), chosen.to_codes(steps, zeros)[row].float())
+
+
+def test_weights_that_lie_on_the_grid_are_no_reason_to_round() -> None:
+    weight, hessian = problem(experts=1)
+    exact = solve(weight, hessian, scheme("int8-g64")).weight().dequantize()
+    result = solve(exact, hessian[0], scheme("int8-g64"))
+    assert not result.rounded.any()
+
+
+def test_without_a_factor_nothing_is_shifted() -> None:
+    weight, hessian = problem(experts=1)
+    hessian[0] = torch.eye(256) - 1e4 * torch.ones(256, 256) * (1 - torch.eye(256))
+    plain = solve(weight, hessian, scheme("int4-g64"))
+    shifted = solve(weight, hessian, scheme("int4-g64"), torch.ones_like(hessian))
+    assert plain.damping[0] == torch.inf and torch.equal(plain.qweight, shifted.qweight)
