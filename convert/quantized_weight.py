@@ -133,7 +133,9 @@ class QuantizedWeight:
     def to(self, device: torch.device) -> QuantizedWeight:
         """The same on another device; no copy where it is there already."""
         parts = {name: getattr(self, name) for name in ("qweight", "scales", "zero_points", "g_idx")}
-        return replace(self, **{name: part.to(device) for name, part in parts.items() if part is not None})
+        there = replace(self, **{name: part.to(device) for name, part in parts.items() if part is not None})
+        levels = self.two_level and TwoLevelScales(self.two_level.codes.to(device), self.two_level.divisor.to(device))
+        return replace(there, two_level=levels)
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """[out, in]; the product is taken in float32 and then rounded to `dtype`."""

@@ -15,7 +15,7 @@ from llmc.convert.families import families
 from llmc.convert.families.family import Family
 from llmc.convert.formats import Layout, layout
 from llmc.progress import size
-from llmc.quant.schemes import stored_scheme
+from llmc.quant.schemes import scheme
 from llmc.runtime.artifact import REFERENCE
 from llmc.summary import rows, target_line
 from llmc.visible import visible_line
@@ -97,7 +97,7 @@ def _repeating(manifest: Manifest) -> str:
 
 def _usage(name: str, layout: Layout, roles: dict[str, QuantizedRole], family: Family) -> str:
     experts = roles.get("experts")
-    specs = {role: [stored_scheme(name).spec for name in counts.schemes] for role, counts in roles.items()}
+    specs = {role: [scheme(name).spec for name in counts.schemes] for role, counts in roles.items()}
     obstacle = family.obstacle(layout.one_by_one(specs))
     obstacle = obstacle or layout.obstacle(specs, experts is not None and experts.quantized < experts.parameters)
     return (

@@ -11,7 +11,6 @@ from llmc.convert.spec import LinearSpec, ModelSpec, Role
 from llmc.convert.tensor_names import ModuleName
 from llmc.quant.assign import Rule, check_layout
 from llmc.quant.prune import routers
-from llmc.quant.schemes import schemes
 from llmc.recipe import Recipe
 
 GROUPS = 128, 64, 32  # the widest that divides every row is the smallest on disk
@@ -41,7 +40,7 @@ def rules_of(recipe: Recipe, spec: ModelSpec) -> Rules:
     if given := [Rule(rule.match, rule.scheme, rule.method) for rule in recipe.quantize]:
         return Rules(given)
     chosen = layout(recipe.layout)
-    if not any(chosen.takes(each.spec) for each in schemes.all.values()):
+    if chosen.keeps:
         return Rules([])
     found = default_rules(spec)
     check_layout(found.rules, chosen)

@@ -251,7 +251,8 @@ def _stored_bytes(layout_name: str, scheme: Scheme, shape: tuple[int, int]) -> i
     groups = torch.empty(shape[1], dtype=torch.int32, device="meta") if scheme.dynamic_groups else None
     activations = Activations("tensor", 1.0) if scheme.measures_inputs else scheme.activations
     block = scheme.block(shape)
-    quantized = QuantizedWeight(codes, scales, block, scheme.code_type, zeros, groups, activations)
+    levels = scheme.two_level(scales)
+    quantized = QuantizedWeight(codes, scales, block, scheme.code_type, zeros, groups, activations, levels)
     stored = layout(layout_name).format_of(scheme.spec).encode("m", quantized, scheme.spec)
     return sum(tensor.nbytes for tensor in stored.values())
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import NamedTuple
 
 import torch
 
-from llmc.convert.quantized_weight import QuantizedWeight
+from llmc.convert.quantized_weight import QuantizedWeight, bits_of, is_integer
 from llmc.quant.schemes.base import QuantParams, Scheme
 
 _LOG = logging.getLogger(__name__)
@@ -59,8 +59,10 @@ class Quantized:
         codes, scales = self.qweight[expert, rows].clone(), self.scales[expert, rows].clone()
         zeros = None if self.zero_points is None else self.zero_points[expert, rows].clone()
         groups = None if self.g_idx is None else self.g_idx[expert].clone()
-        block = self.scheme.block((codes.shape[0], codes.shape[1]))
-        return QuantizedWeight(codes, scales, block, self.scheme.code_type, zeros, groups, self.scheme.activations)
+        scheme, block = self.scheme, self.scheme.block((codes.shape[0], codes.shape[1]))
+        levels = scheme.two_level(self.scales[expert])
+        levels = levels and replace(levels, codes=levels.codes[rows].clone())
+        return QuantizedWeight(codes, scales, block, scheme.code_type, zeros, groups, scheme.activations, levels)
 
 
 def round_to_nearest(weight: torch.Tensor, scheme: Scheme) -> QuantizedWeight:
@@ -72,7 +74,10 @@ def round_to_nearest(weight: torch.Tensor, scheme: Scheme) -> QuantizedWeight:
     groups = None
     if scheme.dynamic_groups:
         groups = (torch.arange(shape[1], device=weight.device) // scheme.block(shape)[1]).int()
-    return QuantizedWeight(codes, scales, scheme.block(shape), scheme.code_type, zeros, groups, scheme.activations)
+    return QuantizedWeight(
+        *(codes, scales, scheme.block(shape), scheme.code_type, zeros, groups, scheme.activations),
+        two_level=scheme.two_level(scales),
+    )
 
 
 @torch.no_grad()
@@ -273,8 +278,8 @@ def _kernel(scheme: Scheme, target: torch.Tensor) -> Callable[..., None] | None:
         return None
     if not _launches(target.device):
         return None
-    float8 = scheme.code_type == "float8_e4m3fn"
-    return partial(fix_block, lowest=scheme.lowest, highest=scheme.highest, float8=float8)
+    bits = 0 if is_integer(scheme.code_type) else bits_of(scheme.code_type)
+    return partial(fix_block, lowest=scheme.lowest, highest=scheme.highest, float_bits=bits)
 
 
 def _hinv_cholesky(hessian: torch.Tensor, dead: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

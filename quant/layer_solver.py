@@ -110,13 +110,32 @@ def round_modules(modules: dict[str, Linear], assigned: dict[str, Assignment], s
 def _round(
     modules: dict[str, Linear], assigned: dict[str, Assignment], solved: Solved, peaks: dict[str, float]
 ) -> None:
+    for names in _rounded_together(modules, assigned):
+        weights = [modules[name].full() for name in names]
+        rounded = round_to_nearest(weights[0] if len(names) == 1 else torch.cat(weights), assigned[names[0]].scheme)
+        start = 0
+        for name, weight in zip(names, weights, strict=True):
+            quantized = rounded if len(names) == 1 else _rows(rounded, slice(start, start := start + len(weight)))
+            quantized = _with_input_scale(quantized, peaks.get(name, 0.0))
+            modules[name].hold(quantized)
+            lost = (quantized.dequantize() - weight).square().sum() / weight.square().sum().clamp_min(1e-30)
+            solved.weights[name] = quantized.to(CPU)
+            solved.reports[name] = ModuleReport(method="rtn", weight_error=lost.item())
+
+
+def _rounded_together(modules: dict[str, Linear], assigned: dict[str, Assignment]) -> list[list[str]]:
+    """Each alone, but for those of one input that share the scale of a whole matrix."""
+    groups: dict[tuple[str, str], list[str]] = {}
     for name, assignment in assigned.items():
-        weight = modules[name].full()
-        quantized = _with_input_scale(round_to_nearest(weight, assignment.scheme), peaks.get(name, 0.0))
-        modules[name].hold(quantized)
-        lost = (quantized.dequantize() - weight).square().sum() / weight.square().sum().clamp_min(1e-30)
-        solved.weights[name] = quantized.to(CPU)
-        solved.reports[name] = ModuleReport(method="rtn", weight_error=lost.item())
+        shared = source(name, modules) if assignment.scheme.scaled_as_a_whole else name
+        groups.setdefault((shared, assignment.scheme.name), []).append(name)
+    return list(groups.values())
+
+
+def _rows(weight: QuantizedWeight, rows: slice) -> QuantizedWeight:
+    """Some rows of a matrix whose scales belong to one row each."""
+    levels = weight.two_level and replace(weight.two_level, codes=weight.two_level.codes[rows].clone())
+    return replace(weight, qweight=weight.qweight[rows].clone(), scales=weight.scales[rows].clone(), two_level=levels)
 
 
 def solve_modules(

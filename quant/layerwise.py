@@ -48,7 +48,7 @@ from llmc.quant.prune import Pruning, kept_per_group, original_name, renumber, r
 from llmc.quant.reference import write_reference
 from llmc.quant.result import QuantizeResult
 from llmc.quant.resume import finish_layer, finished_layers
-from llmc.quant.schemes import stored_scheme
+from llmc.quant.schemes import scheme
 from llmc.quant.shard import scheme_of, shard_path, write_ends, write_index, write_layer
 
 DEFAULT_MEMORY_BUDGET = 4 << 30
@@ -432,7 +432,7 @@ class _Pass:
         if schemes or fp8_cache:
             stored = self.checkpoint.stored_names.stored_module
             modules = dict.fromkeys(map(stored, self._surviving_modules(result)))
-            named = {stored(module): stored_scheme(name) for module, name in schemes.items()}
+            named = {stored(module): scheme(name) for module, name in schemes.items()}
             config["quantization_config"] = self.layout.config(named, modules, fp8_cache)
         write_json(self.output_dir / "config.json", config)
         return result

@@ -20,7 +20,6 @@ from llmc.quant.durable import write_json
 from llmc.quant.prune import original_name
 from llmc.quant.schemes import schemes
 from llmc.quant.schemes.base import Scheme
-from llmc.quant.schemes.kept import KEPT
 
 
 def shard_path(directory: Path, number: int, count: int) -> Path:
@@ -30,7 +29,7 @@ def shard_path(directory: Path, number: int, count: int) -> Path:
 
 def scheme_of(weight: QuantizedWeight, layout: Layout, wanted: Scheme | None = None) -> Scheme | None:
     """The scheme that stores these codes as they are, `wanted` if it does; None when none of the layout's does."""
-    known = [*([wanted] if wanted else []), *schemes.all.values(), *KEPT.values()]
+    known = [*([wanted] if wanted else []), *schemes.all.values()]
     return next((scheme for scheme in known if scheme.stores(weight) and layout.takes(scheme.spec)), None)
 
 

@@ -67,7 +67,7 @@ def test_the_nearest_scheme_is_sensible(name: str, near: str) -> None:
         schemes.get(name)
 
 
-@pytest.mark.parametrize("name", ["awq", "nf4", "", "mxfp4", "best please"])
+@pytest.mark.parametrize("name", ["awq", "gguf", "", "mlx", "best please"])
 def test_no_guess_is_better_than_a_wild_one(name: str) -> None:
     with pytest.raises(InputError, match=rf"^unknown scheme '{name}'; known: int4-g32, .*fp8-block"):
         schemes.get(name)

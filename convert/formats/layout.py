@@ -68,11 +68,13 @@ class Layout(Source):
         stores: For people: what it has a place for.
         readers: For people: who reads it.
         takes_cache_scales: Whether it has a place for the scales of an FP8 cache.
+        keeps: Whether a recipe that asks for it and for no scheme wants what is there, and nothing quantized.
     """
 
     stores: ClassVar[str]
     readers: ClassVar[str]
     takes_cache_scales: ClassVar[bool] = False
+    keeps: ClassVar[bool] = False
 
     def takes(self, spec: QuantSpec) -> bool:
         """Tell whether weights of a scheme can be stored."""

@@ -7,7 +7,7 @@ Source: `convert_moe_packed_tensors` in integrations/mxfp4.py of transformers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -50,8 +50,9 @@ class GptOss(Layout):
 
     name = method = "mxfp4"
     formats = (MXFP4Blocks,)
-    stores = "what gpt-oss is published in, the experts' MXFP4, and quantizes nothing"
+    stores = "what gpt-oss is published in, experts in mxfp4"
     readers = "transformers loads them"
+    keeps = True
 
     def read(self, quantization: Fields) -> tuple[Format, ...]:
         return (MXFP4Blocks(),)
@@ -59,6 +60,10 @@ class GptOss(Layout):
     def config(self, schemes: Mapping[str, NamedSpec], modules: Iterable[str], fp8_cache: bool) -> dict[str, Any]:
         plain = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
         return {"quant_method": self.method, "modules_to_not_convert": plain}
+
+    def obstacle(self, specs: Mapping[str, Collection[QuantSpec]], plain_experts: bool) -> str:
+        """As of transformers 5.24."""
+        return "it takes MXFP4 for experts alone" if specs.keys() - {"experts"} else ""
 
 
 LAYOUT = GptOss()

@@ -19,7 +19,7 @@ def _fix_block(
     scales_expert: tl.tensor, scales_column: tl.tensor, zeros_expert: tl.tensor, zeros_column: tl.tensor,
     steps_expert: tl.tensor, steps_column: tl.tensor, lost_expert: tl.tensor, lost_column: tl.tensor,
     columns: tl.tensor, channels: tl.tensor, lowest: tl.tensor, highest: tl.tensor,
-    FLOAT8: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
+    FLOAT_BITS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
 ) -> None:  # fmt: skip
     expert = tl.program_id(1).to(tl.int64)  # offsets pass 2^31
     channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
@@ -46,7 +46,7 @@ def _fix_block(
             low, high = lowest - zero, highest - zero
             zeros += zeros_column
         ratio = weight * tl.div_rn(1.0, scale)
-        step = _round(tl.where(ratio < low, low, tl.where(ratio > high, high, ratio)), FLOAT8)  # NaN stays NaN
+        step = _round(tl.where(ratio < low, low, tl.where(ratio > high, high, ratio)), FLOAT_BITS)  # NaN stays NaN
         error = (weight - step * scale) * tl.div_rn(1.0, tl.load(diagonal))
         errors = tl.where(row[:, None] == column, error[None, :], errors)
         tl.store(steps, step, mask=inside)
@@ -58,15 +58,21 @@ def _fix_block(
 
 
 @triton.jit
-def _round(x: tl.tensor, FLOAT8: tl.constexpr) -> tl.tensor:
-    """To the nearest integer or E4M3 number, half to even, keeping the sign of zero; x lies in the format's range."""
+def _round(x: tl.tensor, FLOAT_BITS: tl.constexpr) -> tl.tensor:
+    """To the nearest integer, E4M3 or E2M1 number, half to even, keeping the sign of zero but for E2M1; x lies in the
+    format's range.
+    """
     bits = x.to(tl.int32, bitcast=True)
     unit = tl.full(x.shape, 1.0, tl.float32)
-    if FLOAT8:  # three bits of mantissa; by hand, since GPUs before sm_89 cannot convert
+    if FLOAT_BITS == 8:  # three bits of mantissa; by hand, since GPUs before sm_89 cannot convert
         unit = tl.maximum((bits & 0x7F800000).to(tl.float32, bitcast=True), 2.0**-6) * 0.125
+    if FLOAT_BITS == 4:  # one, and no exponent below that of 1
+        unit = tl.maximum((bits & 0x7F800000).to(tl.float32, bitcast=True), 1.0) * 0.5
     # From 2^23 units on floats lie one unit apart, so the addition rounds; compilers do not reorder it.
     shift = unit * 8388608.0
     rounded = (tl.abs(x) + shift) - shift
+    if FLOAT_BITS == 4:
+        return tl.where(x < 0, -rounded, rounded) + 0.0
     return (rounded.to(tl.int32, bitcast=True) | (bits & -0x80000000)).to(tl.float32, bitcast=True)
 
 
@@ -79,14 +85,14 @@ def fix_block(
     lost: torch.Tensor,
     lowest: float,
     highest: float,
-    float8: bool = False,
+    float_bits: int = 0,
 ) -> None:
     """Rounds up to 128 columns one by one; writes their steps and what each loses, not yet moved on beyond the block.
 
     Args:
         target, scales, zeros, steps, lost: [E, n, out] float32, contiguous along out; target is only read
         inverse: [E, n, n] float32 in any layout, the block on the upper factor's diagonal
-        lowest, highest: of the codes, which are E4M3 numbers if float8, else integers
+        lowest, highest: of the codes, numbers of E4M3 or E2M1 if float_bits is 8 or 4, else integers
     """
     experts, columns, channels = target.shape
     tensors = (target, scales, target if zeros is None else zeros, steps, lost)
@@ -97,5 +103,5 @@ def fix_block(
         _fix_block[triton.cdiv(channels, CHANNELS), experts](
             target, inverse, scales, zeros, steps, lost, *strides[:2], *inverse.stride(), *strides[2:],
             columns, channels, float(lowest), float(highest),
-            FLOAT8=float8, COLUMNS=COLUMNS, CHANNELS=CHANNELS, num_warps=WARPS,
+            FLOAT_BITS=float_bits, COLUMNS=COLUMNS, CHANNELS=CHANNELS, num_warps=WARPS,
         )  # fmt: skip

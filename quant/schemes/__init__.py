@@ -5,7 +5,6 @@ from __future__ import annotations
 from llmc.errors import InputError
 from llmc.patterns import shown
 from llmc.quant.schemes.base import Scheme
-from llmc.quant.schemes.kept import KEPT
 from llmc.quant.schemes.names import canonical, explanation
 from llmc.registry import Registry
 
@@ -13,9 +12,9 @@ schemes: Registry[Scheme] = Registry(
     "scheme",
     __name__,
     "SCHEMES",
-    "int4-g32, int4-g64, int4-g128, int4-g256, int4-channel, fp8-block, fp8-channel, fp8-tensor; likewise int2, int3, "
-    "int8; behind an integer's name -asym for zero points, -actorder for groups in act-order, behind that of an FP8 "
-    "-dynamic or -static for inputs that are rounded, too",
+    "int4-g32, int4-g64, int4-g128, int4-g256, int4-channel, nvfp4, mxfp4, fp8-block, fp8-channel, fp8-tensor; "
+    "likewise int2, int3, int8; behind an integer's name -asym for zero points, -actorder for groups in act-order, "
+    "behind that of an FP8 -dynamic or -static for inputs that are rounded, too",
 )
 
 
@@ -29,8 +28,3 @@ def scheme(name: str) -> Scheme:
     if ours not in schemes.all and (why := explanation(name)):
         raise InputError(f"scheme {shown(name)} {why}")
     return schemes.get(ours)
-
-
-def stored_scheme(name: str) -> Scheme:
-    """Return the scheme that weights are stored in by its name, also one that llmc keeps and does not make."""
-    return KEPT.get(name) or scheme(name)

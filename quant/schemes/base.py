@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from llmc.convert.quantized_weight import Activations, CodeType, QuantizedWeight, QuantSpec
+from llmc.convert.quantized_weight import Activations, CodeType, QuantizedWeight, QuantSpec, TwoLevelScales
 
 
 class QuantParams(NamedTuple):
@@ -33,6 +33,7 @@ class Scheme(ABC):
     symmetric: bool = True
     dynamic_groups: bool = False  # groups are of channels that matter alike, wherever they lie (act-order, `g_idx`)
     activations: Activations | None = None  # without the scale that calibration finds
+    scaled_as_a_whole: bool = False  # with a scale of the whole matrix, which modules that read one input share
 
     def __repr__(self) -> str:
         return f"Scheme({self.name!r})"
@@ -74,6 +75,10 @@ class Scheme(ABC):
     @abstractmethod
     def to_codes(self, steps: torch.Tensor, zeros: torch.Tensor | None = None) -> torch.Tensor:
         """What `round_` made, in the dtype of `QuantizedWeight.codes`; zeros as wide as the weights."""
+
+    def two_level(self, scales: torch.Tensor) -> TwoLevelScales | None:
+        """What the scales [out / rows, in / columns] that `grid` found for a matrix are stored as, if in two levels."""
+        return None
 
     def expand(self, blockwise: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
         """A block's number for each of its weights, float32 […, out, in]."""

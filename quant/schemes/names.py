@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 
-PRESETS = ("W4A16", "W4A16_ASYM", "W8A16", "FP8", "FP8_DYNAMIC", "FP8_BLOCK")
+PRESETS = ("W4A16", "W4A16_ASYM", "W8A16", "FP8", "FP8_DYNAMIC", "FP8_BLOCK", "NVFP4A16", "MXFP4A16")
 # FP8_BLOCK and FP8_DYNAMIC round inputs, too; our `fp8-block` and `fp8-channel` alone are of weights only. So FP8_BLOCK
-# is known in capitals alone: `fp8_block` may be either.
+# is known in capitals alone: `fp8_block` may be either. NVFP4 and MXFP4 round inputs as well, ours do not.
 ALIASES = {
     "int2": "int2-g128",
     "int3": "int3-g128",
@@ -23,6 +23,9 @@ ALIASES = {
     "w8a16": "int8-g128",
     "fp8": "fp8-tensor-static",
     "fp8-dynamic": "fp8-channel-dynamic",
+    "nvfp4a16": "nvfp4",
+    "w4a16-nvfp4": "nvfp4",
+    "mxfp4a16": "mxfp4",
 }
 
 _EXPLAINED = {
@@ -30,7 +33,7 @@ _EXPLAINED = {
     r"awq": "is a method that llmc does not have; the method gptaq with int4-g128 takes its place",
     r"nf4|fp4|bnb.*|bitsandbytes": "is a format of bitsandbytes, which llmc does not write; int4-g64 is as small",
     r"gguf|i?q\d.*|ud-.*": "is a format of llama.cpp, which llmc does not write; int4-g32 is about as small as Q4_0",
-    r"mxfp4|nvfp4": "is kept where a checkpoint has it, and not made by llmc; int4-g32 or fp8-block take its place",
+    r"mxfp4|nvfp4": "as a preset rounds inputs, too, which llmc does not do; {name} in small letters is weights only",
     r"mxfp8|nvfp8": "is not written by llmc; fp8-block takes its place",
     r"w[48]a[48].*": "rounds inputs to integers, which llmc does not do; int4-g128 and int8-channel round weights only",
     r"bf16|bfloat16|fp16|float16|fp32|float32|none": "is no scheme: what no rule matches keeps its precision",

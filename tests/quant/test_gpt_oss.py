@@ -19,7 +19,7 @@ from llmc.convert.model import CausalLM
 from llmc.quant.assign import Rule
 from llmc.quant.layerwise import QuantizeOptions, quantize
 from llmc.quant.prune import Pruning
-from llmc.quant.schemes import scheme, stored_scheme
+from llmc.quant.schemes import scheme
 
 IDS = torch.randint(0, 96, (16, 32), generator=torch.Generator().manual_seed(5))
 EXPERTS = "model.layers.1.mlp.experts"
@@ -93,6 +93,13 @@ def test_mxfp4_stays_in_stacks_in_its_own_layout(published: Path, tmp_path: Path
     assert (in_transformers(artifact) - log_probabilities(artifact)).abs().max() < 1e-4
 
 
+def test_mxfp4_is_made_in_the_layout_it_is_published_in(plain: Path, tmp_path: Path) -> None:
+    artifact = written(plain, tmp_path, [Rule("experts", "mxfp4")], layout="mxfp4")
+    assert artifact.kind(f"{EXPERTS}.5.gate_proj.weight") == scheme("mxfp4").spec
+    assert f"{EXPERTS}.gate_up_proj_blocks" in stored(artifact)
+    assert (in_transformers(artifact) - log_probabilities(artifact)).abs().max() < 1e-4
+
+
 @pytest.mark.parametrize("spelling", ["plain", "published"])
 def test_int4_experts_are_stored_one_by_one(spelling: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     source = Checkpoint.open(request.getfixturevalue(spelling))
@@ -124,7 +131,7 @@ def test_mxfp4_beside_quantized_attention_is_kept_bit_for_bit(published: Path, t
 
 
 def obstacle(layout_name: str, experts: str) -> str:
-    specs = {"experts": [stored_scheme(experts).spec]}
+    specs = {"experts": [scheme(experts).spec]}
     return families.get("gpt_oss").obstacle(layout(layout_name).one_by_one(specs))
 
 

@@ -48,7 +48,7 @@ def plain_gptq(weight: torch.Tensor, hessian: torch.Tensor, chosen: Scheme) -> t
     return result
 
 
-@pytest.mark.parametrize("name", ["int4-g32", "int4-g128", "fp8-channel", "fp8-block"])
+@pytest.mark.parametrize("name", ["int4-g32", "int4-g128", "fp8-channel", "fp8-block", "nvfp4", "mxfp4"])
 def test_agrees_with_the_plain_algorithm(name: str) -> None:
     weight, hessian = problem(experts=2)
     result = solve(weight, hessian, scheme(name))
@@ -63,7 +63,7 @@ def test_agrees_with_the_plain_algorithm(name: str) -> None:
         assert result.error[expert].item() == pytest.approx(mine, rel=1e-3)
 
 
-@pytest.mark.parametrize("name", ["int4-g32", "int4-g64", "int4-g128", "fp8-channel", "fp8-block"])
+@pytest.mark.parametrize("name", ["int4-g32", "int4-g64", "int4-g128", "fp8-channel", "fp8-block", "nvfp4", "mxfp4"])
 def test_better_than_rounding_on_correlated_inputs(name: str) -> None:
     weight, hessian = problem()
     result = solve(weight, hessian, scheme(name))

@@ -15,7 +15,6 @@ from llmc.convert.model import CausalLM
 from llmc.quant.assign import Rule
 from llmc.quant.layerwise import quantize
 from llmc.quant.schemes import scheme
-from llmc.quant.schemes.kept import KEPT
 
 DEEPSEEK = DEEPSEEK_V3 | {"moe_intermediate_size": 64, "v_head_dim": 16, "q_lora_rank": 32}
 DENSE = LLAMA | {"intermediate_size": 128}
@@ -125,7 +124,7 @@ def test_nothing_is_said_of_what_transformers_loads():
     assert not obstacle("compressed-tensors", {"attention": ["int4-g32"], "mtp": ["int4-g32-asym"]}, True)
     assert not obstacle("compressed-tensors", {"experts": ["fp8-channel", "fp8-tensor"]}, True)
     assert not obstacle("gptq", {"attention": ["int4-g32-asym"]}, False)
-    kept = {role: [KEPT[name].spec] for role, name in (("experts", "mxfp4"), ("attention", "nvfp4"))}
+    kept = {role: [scheme(name).spec] for role, name in (("experts", "mxfp4"), ("attention", "nvfp4"))}
     assert not layout("compressed-tensors").obstacle(kept, False)
-    kept["experts"] = [KEPT["nvfp4"].spec]
+    kept["experts"] = [scheme("nvfp4").spec]
     assert "drops a scale of experts in NVFP4" in layout("compressed-tensors").obstacle(kept, False)

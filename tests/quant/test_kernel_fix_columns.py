@@ -21,6 +21,7 @@ from llmc.quant import gptq
 from llmc.quant.gptq import _fix_columns, solve
 from llmc.quant.schemes import scheme
 from llmc.quant.schemes.base import Scheme
+from llmc.quant.schemes.fp4 import NVFP4
 from llmc.quant.schemes.fp8 import FP8
 from llmc.quant.schemes.integer import Integer
 
@@ -34,16 +35,19 @@ SCHEMES: dict[str, Scheme] = {
     "int4": Integer(4, None),
     "int3-asym": Integer(3, None, symmetric=False),
     "fp8": FP8("channel"),
+    "fp4": NVFP4(),
 }
 # Columns and out. The interpreter takes 3 ms for a column of a tile, so not every scheme sees every shape.
 SHAPES = {
     "int4": [(1, 1), (1, 7), (1, 130), (16, 1), (16, 7), (16, 130), (100, 7), (128, 1), (128, 7), (128, 130)],
     "int3-asym": [(1, 130), (16, 130), (100, 1), (128, 7)],
     "fp8": [(1, 130), (16, 130), (100, 1), (128, 7)],
+    "fp4": [(1, 130), (100, 1), (128, 7)],
 }
+FLOATS = {"fp8": 8, "fp4": 4}  # bits
 CASES = [(name, *shape, "upper") for name in SCHEMES for shape in SHAPES[name]]
 CASES += [(name, 100, 7, "identity") for name in SCHEMES]
-SOLVED = ("int4-g64", "int3-g32-asym-actorder", "fp8-block")
+SOLVED = ("int4-g64", "int3-g32-asym-actorder", "fp8-block", "nvfp4")
 Tensors = dict[str, Any]
 Results = dict[Any, tuple[torch.Tensor, torch.Tensor]]  # by case
 
@@ -79,7 +83,7 @@ def boundaries(name: str) -> Tensors:
     if name == "fp8":
         values = torch.arange(127, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
     else:
-        values = torch.arange(12).float()
+        values = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6]) if name == "fp4" else torch.arange(12).float()
     values = torch.cat([values, (values[1:] + values[:-1]) / 2, torch.tensor([460.0, 1e30, torch.inf])])
     values = torch.cat([values, values.nextafter(torch.tensor(0.0)), values.nextafter(torch.tensor(torch.inf))])
     values = torch.cat([values, -values, torch.tensor([torch.nan])])[None, None]
@@ -105,8 +109,8 @@ def in_kernel(name: str, given: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
     scheme, target = SCHEMES[name], inside(given["target"])
     steps, lost = inside(torch.empty_like(target)), torch.empty_like(target).contiguous()
     zeros = None if given["zeros"] is None else inside(given["zeros"])
-    lowest, highest = (scheme.lowest, scheme.highest) if isinstance(scheme, Integer) else (-448.0, 448.0)
-    fix_block(target, given["inverse"], inside(given["scales"]), zeros, steps, lost, lowest, highest, name == "fp8")
+    bounds = scheme.lowest, scheme.highest, FLOATS.get(name, 0)
+    fix_block(target, given["inverse"], inside(given["scales"]), zeros, steps, lost, *bounds)
     return steps.contiguous(), lost
 
 
@@ -154,7 +158,7 @@ def test_agrees_with_torch(results: Results, case: tuple[str, int, int, str]) ->
         assert not steps[:, DEAD].any() and not lost[:, DEAD].any()
 
 
-@pytest.mark.parametrize("name", ["int4", "fp8"])
+@pytest.mark.parametrize("name", ["int4", "fp8", "fp4"])
 def test_rounds_bit_by_bit_as_torch_does(results: Results, name: str) -> None:
     given = boundaries(name)
     want, _ = in_torch(name, given)
@@ -164,7 +168,7 @@ def test_rounds_bit_by_bit_as_torch_does(results: Results, name: str) -> None:
     assert steps[~finite].isnan().all()
 
 
-@pytest.mark.parametrize("name", ["int4", "fp8"])
+@pytest.mark.parametrize("name", ["int4", "fp8", "fp4"])
 def test_a_scale_of_zero_is_as_bad_as_in_torch(results: Results, name: str) -> None:
     for got, want in zip(results[f"zero {name}"], in_torch(name, zero_scales()), strict=True):
         torch.testing.assert_close(got, want, equal_nan=True)
@@ -218,7 +222,11 @@ def test_compiles_without_spills(
     from llmc.quant.kernels import fix_columns as module
 
     kernel = module._fix_block
-    constants: dict[str, Any] = {"FLOAT8": name == "fp8", "COLUMNS": module.COLUMNS, "CHANNELS": module.CHANNELS}
+    constants: dict[str, Any] = {
+        "FLOAT_BITS": FLOATS.get(name, 0),
+        "COLUMNS": module.COLUMNS,
+        "CHANNELS": module.CHANNELS,
+    }
     constants["inverse_row"] = 1  # as solve's factor lies in memory
     if SCHEMES[name].symmetric:
         constants["zeros"] = None
@@ -235,7 +243,7 @@ def test_compiles_without_spills(
 
 if __name__ == "__main__":
     found: Results = {case: in_kernel(case[0], problem(*case)) for case in CASES}
-    for name in ("int4", "fp8"):
+    for name in ("int4", "fp8", "fp4"):
         found[f"boundaries {name}"] = in_kernel(name, boundaries(name))
         found[f"zero {name}"] = in_kernel(name, zero_scales())
     gptq._kernel = partial(kernel_of, gptq._kernel)

@@ -99,13 +99,18 @@ def test_a_group_size_that_does_not_divide_names_those_that_do():
         ("FP8_BLOCK", "fp8-block-dynamic"),
         ("fp8-block", "fp8-block"),
         ("int3-g32-asym", "int3-g32-asym"),
+        ("nvfp4", "nvfp4"),
+        ("NVFP4A16", "nvfp4"),
+        ("mxfp4", "mxfp4"),
     ],
 )
 def test_names_of_other_programs(name: str, ours: str) -> None:
     assert scheme(name).name == ours
 
 
-@pytest.mark.parametrize("preset", ["W4A16", "W4A16_ASYM", "W8A16", "FP8", "FP8_DYNAMIC", "FP8_BLOCK"])
+@pytest.mark.parametrize(
+    "preset", ["W4A16", "W4A16_ASYM", "W8A16", "FP8", "FP8_DYNAMIC", "FP8_BLOCK", "NVFP4A16", "MXFP4A16"]
+)
 def test_presets_are_those_of_compressed_tensors(preset: str) -> None:
     theirs = preset_name_to_scheme(preset, ["Linear"])
     ours = scheme(preset)
@@ -113,6 +118,7 @@ def test_presets_are_those_of_compressed_tensors(preset: str) -> None:
     assert theirs.weights.num_bits == bits_of(ours.code_type) and theirs.weights.symmetric == ours.symmetric
     shape = (256, 512)
     block = {"group": (1, theirs.weights.group_size), "channel": (1, 512), "tensor": shape, "block": (128, 128)}
+    block["tensor_group"] = block["group"]
     assert ours.block(shape) == block[theirs.weights.strategy]
     inputs = theirs.input_activations
     assert (ours.activations is None) == (inputs is None)
@@ -124,15 +130,14 @@ def test_presets_are_those_of_compressed_tensors(preset: str) -> None:
     ("name", "said"),
     [
         ("awq", "is a method that llmc does not have"),
-        ("NVFP4", "is kept where a checkpoint has it, and not made by llmc"),
         ("mxfp8", "is not written by llmc; fp8-block takes its place"),
         ("gptq", "write `method: gptq`, and a scheme"),
         ("nf4", "bitsandbytes"),
         ("Q4_K_M", "llama.cpp"),
         ("IQ4_XS", "llama.cpp"),
         ("gguf", "llama.cpp"),
-        ("MXFP4", "int4-g32 or fp8-block"),
-        ("NVFP4", "int4-g32 or fp8-block"),
+        ("MXFP4", "mxfp4 in small letters is weights only"),
+        ("NVFP4", "as a preset rounds inputs, too"),
         ("W8A8", "rounds inputs to integers"),
         ("bf16", "what no rule matches keeps its precision"),
         ("int4-g12", "did you mean 'int4-g128'?"),
