@@ -34,6 +34,7 @@ from llmc.errors import InputError, MachineError
 from llmc.progress import size
 from llmc.quant.activation_file import MICRO_BATCH_TOKENS
 from llmc.quant.assign import Assignment, assign
+from llmc.quant.ends import peak_bytes
 from llmc.quant.layer_solver import linears, solve_batches
 from llmc.quant.layerwise import DEFAULT_MEMORY_BUDGET
 from llmc.quant.prune import kept_per_group, routers
@@ -335,7 +336,8 @@ def _memory(
     largest = max(
         held + max(solver(kinds.index(kind)), _activations(spec)) for held, kind in zip(layer_bytes, kinds, strict=True)
     )
-    return _BASE_MEMORY + max(largest, 2 * 4 * spec.vocab_size * spec.hidden_size), budget
+    ends = peak_bytes(spec, any(name.layer is None for name in map(ModuleName.parse, assigned)))
+    return _BASE_MEMORY + max(largest, ends), budget
 
 
 def _activations(spec: ModelSpec) -> int:

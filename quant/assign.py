@@ -19,8 +19,13 @@ from llmc.registry import unknown
 
 Method = Literal["gptq", "gptaq", "rtn"]
 METHODS: tuple[str, ...] = get_args(Method)
-# The rest (embedding, head, norms, router) is small, sensitive or both, and stays as it is.
-QUANTIZABLE: tuple[Role, ...] = ("experts", "shared_experts", "dense_mlp", "attention", "kv_b_proj", "mtp")
+# Embedding and head, which a rule names by these roles alone: no `re:` finds them.
+END_ROLES: tuple[Role, ...] = ("embedding", "lm_head")
+# The rest (norms, router) is small, sensitive or both, and stays as it is.
+QUANTIZABLE: tuple[Role, ...] = (
+    *("experts", "shared_experts", "dense_mlp", "attention", "kv_b_proj", "mtp"),
+    *END_ROLES,
+)
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,11 @@ def check_layout(rules: Iterable[Rule], layout: Layout, fp8_cache: bool = False)
     if fp8_cache and not layout.takes_cache_scales:
         raise InputError(f"layout {layout.name} has no place for the scales of an FP8 cache; use {DEFAULT_LAYOUT}")
     for rule in rules:
+        if rule.match in END_ROLES and not layout.takes_ends:
+            raise InputError(
+                f"layout {layout.name}: what reads it takes no quantized {rule.match}; use layout {DEFAULT_LAYOUT}, or "
+                "leave it as it is"
+            )
         if not layout.takes(scheme(rule.scheme).spec):
             raise InputError(f"layout {layout.name} has no place for {rule.scheme}; it stores {layout.stores}")
 
@@ -79,6 +89,12 @@ def linear_modules(checkpoint: Checkpoint) -> list[str]:
         if isinstance(layers[layer].get(name.module.inside), LinearSpec):
             modules.append(str(name.module))
     return modules
+
+
+def end_modules(checkpoint: Checkpoint) -> dict[str, Role]:
+    """Embedding and head by their module names; of a model that has one matrix for both, the embedding."""
+    found: dict[str, Role] = {"model.embed_tokens": "embedding"}
+    return found if checkpoint.spec.tie_word_embeddings else found | {"lm_head": "lm_head"}
 
 
 def assign(checkpoint: Checkpoint, rules: Sequence[Rule]) -> dict[str, Assignment]:
@@ -107,16 +123,51 @@ def assign(checkpoint: Checkpoint, rules: Sequence[Rule]) -> dict[str, Assignmen
                 result[module] = Assignment(found, rule.method, rule)
                 used.add(rule)
                 break
+    for module in end_modules(checkpoint):
+        if mine := _rules_of_end(checkpoint, module, rules):
+            result[module] = _end(checkpoint, module, mine[0])
+            used.update(mine)
     if idle := [rule for rule in rules if rule not in used]:
         modules = linear_modules(checkpoint)
         if idle[0].match.startswith("re:"):
             advice = f"it must match whole module names, such as {modules[0]}"
         else:
-            advice = f"this model has {', '.join(sorted({checkpoint.role(f'{module}.weight') for module in modules}))}"
+            roles = {checkpoint.role(f"{module}.weight") for module in (*modules, *end_modules(checkpoint))}
+            advice = f"this model has {', '.join(sorted(roles))}"
         raise InputError(f"quantize rule `match: {idle[0].match}` matches nothing that an earlier rule left; {advice}")
     _refuse_unlike_experts(checkpoint, result)
     _refuse_unlike_rows(checkpoint, result)
     return result
+
+
+def _rules_of_end(checkpoint: Checkpoint, module: str, rules: Sequence[Rule]) -> list[Rule]:
+    """The first rule of each role that the matrix has: of two roles, if it is embedding and head in one, either's.
+    InputError if two want different schemes.
+    """
+    tied = checkpoint.spec.tie_word_embeddings
+    roles = END_ROLES if tied else (checkpoint.role(f"{module}.weight"),)
+    firsts = [next((rule for rule in rules if rule.match == role), None) for role in roles]
+    found = sorted((rule for rule in firsts if rule is not None), key=list(rules).index)
+    if len({scheme(rule.scheme).name for rule in found}) > 1:
+        raise InputError(
+            f"quantize: embedding and lm_head of this model are one matrix, {module}.weight, which cannot become both "
+            f"{' and '.join(rule.scheme for rule in found)}; one rule is enough"
+        )
+    return found
+
+
+def _end(checkpoint: Checkpoint, module: str, rule: Rule) -> Assignment:
+    """What becomes of embedding or head. A table whose rows are looked up has no inputs to calibrate it with, and the
+    text enters the first layer through it: it is rounded to nearest, whatever the rule's method.
+    """
+    name, found = f"{module}.weight", scheme(rule.scheme)
+    rows, columns = checkpoint.shape(name)
+    found.check(name, (rows, columns))
+    if found.activations is not None or found.dynamic_groups:
+        plain = found.name.rpartition("-")[0]
+        what = "rounds inputs" if found.activations is not None else "groups channels by their inputs"
+        raise InputError(f"{module}: {found.name} {what}, which embedding and head do not do; use {plain} for it")
+    return Assignment(found, rule.method if module == "lm_head" else "rtn", rule)
 
 
 def _refuse_unlike_experts(checkpoint: Checkpoint, assigned: dict[str, Assignment]) -> None:

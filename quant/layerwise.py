@@ -27,7 +27,6 @@ from llmc.convert.model import (
     DecoderLayer,
     Linear,
     compute_in,
-    load_embedding,
     load_final_norm,
     load_stored_layer,
     share_layer,
@@ -38,6 +37,7 @@ from llmc.errors import InputError
 from llmc.quant.activation_file import CPU, ActivationFile
 from llmc.quant.assign import Assignment, Rule, assign, check_layout, linear_modules
 from llmc.quant.durable import write_json
+from llmc.quant.ends import EMBEDDING, HEAD, Ends
 from llmc.quant.layer_calibration import LayerCalibration, calibration_dtype
 from llmc.quant.layer_run import Flow, LayerRun, positions
 from llmc.quant.layer_solver import linears, round_modules
@@ -144,6 +144,7 @@ class _Pass:
         if any(given.method == "gptaq" for given in self.assigned.values()):
             self.calibration_parts.append("calibration-original")
             self.ids = ids | {"calibration-original": ids["calibration"]}
+        self.ends = Ends.of(checkpoint, self.assigned, options.device)
         self.last_calibrated = self._last_calibrated()
         self.layer = 0  # the one at work, for progress
         self.place: tuple[str, ...] = ("model.embed_tokens",)  # the modules at work, for errors
@@ -167,7 +168,6 @@ class _Pass:
             self._forget(index - 1)
             records.append(finished)
             release_memory()
-        write_ends(self.checkpoint, self._shard(0))
         self.layer = self.layers - 1
         result = self._finish(records)
         self.unchanged()
@@ -202,9 +202,13 @@ class _Pass:
         """The last layer that the calibration text has to reach; -1: none."""
         if self.fp8_cache:
             return self.layers - 1
-        gptq = [name.layer or 0 for name, given in self.parsed.items() if given.calibrated]
+        gptq = [name.layer for name, given in self.parsed.items() if given.calibrated and name.layer is not None]
         pruned = [i for i, mlp in enumerate(self.spec.mlps) if isinstance(mlp, MixtureOfExpertsSpec)]
         return max([-1, *gptq, *(pruned if self.pruning else [])])
+
+    def _goes_on(self, index: int) -> bool:
+        """Whether somebody behind a layer reads what it makes of the calibration text."""
+        return index < self.last_calibrated or (self.ends.calibrates_head and index < self.spec.num_layers)
 
     def _shard(self, number: int) -> Path:
         """That of the ends of the model, 0, or of layer `number - 1`."""
@@ -216,7 +220,7 @@ class _Pass:
 
     def _following(self, index: int) -> list[Path]:
         """What a layer leaves for those behind it."""
-        parts = self.calibration_parts if index < self.last_calibrated else []
+        parts = self.calibration_parts if self._goes_on(index) else []
         if index < self.spec.num_layers:
             parts = [*parts, "original", "check"]
         return [self._stream(part, index + 1).path for part in parts]
@@ -230,13 +234,15 @@ class _Pass:
                 self._stream(part, index).delete()
 
     def _embed(self) -> None:
-        embedding = load_embedding(self.checkpoint)
-        for part, ids in self.ids.items():
-            stream = self._stream(part, 0)
-            stream.create()
-            for row, tokens in enumerate(ids):
-                stream.write(slice(row, row + 1), functional.embedding(tokens, embedding)[None])
-            stream.flush()
+        for is_original in (False, True):
+            embedding = self.ends.embedding(is_original)
+            for part, ids in self.ids.items():
+                if is_original == ("original" in part):
+                    stream = self._stream(part, 0)
+                    stream.create()
+                    for row, tokens in enumerate(ids):
+                        stream.write(slice(row, row + 1), functional.embedding(tokens, embedding)[None])
+                    stream.flush()
 
     # One layer ---------------------------------------------------------------------------------------------------
 
@@ -262,7 +268,7 @@ class _Pass:
             return todo
 
         calibration = self._calibration(layer, index, begin)
-        if index > self.last_calibrated:
+        if index > self.last_calibrated and not self._goes_on(index):
             for part in (*own_modules(self.spec, index), *BLOCKS):
                 begin(part)
         elif is_mtp:
@@ -309,13 +315,14 @@ class _Pass:
                 shape = (entry.shape[0], entry.shape[1] - 1 - depth, entry.shape[2])
                 x = ActivationFile(self.work_dir, f"{part}-mtp", index, shape, self.options.device)
                 out = x.beside(f"{part}-mtp-out").create
-            runs.append(LayerRun(mine, entry, x, out() if index <= self.last_calibrated else x))
+            reached = index <= self.last_calibrated or self._goes_on(index)
+            runs.append(LayerRun(mine, entry, x, out() if reached else x))
 
         mlp = MLPCalibration(
             runs,
             begin,
             self._report,
-            index < self.last_calibrated,
+            self._goes_on(index),
             self._few_tokens(index),
             self.options.memory_budget,
             self.options.expert_tokens,
@@ -328,11 +335,14 @@ class _Pass:
         what this one makes of them.
         """
         depth = index - self.spec.num_layers
-        embedding, norm = load_embedding(self.checkpoint), load_final_norm(self.checkpoint).to(self.options.device)
+        norm = load_final_norm(self.checkpoint).to(self.options.device)
+        table = self.ends.embedding()
+        original = self.ends.embedding(original=True) if EMBEDDING in self.ends.assigned else table
 
         def embedded(run: LayerRun, rows: slice) -> torch.Tensor:
             tokens = self.ids["calibration"][rows, 1 + depth :]
-            return functional.embedding(tokens, embedding).to(self.options.device)
+            mine = original if "original" in run.entry.part else table
+            return functional.embedding(tokens, mine).to(self.options.device)
 
         def hidden(run: LayerRun, rows: slice) -> torch.Tensor:
             x = run.entry.read(rows)[:, : run.x.shape[1]]
@@ -406,15 +416,17 @@ class _Pass:
     # The end -----------------------------------------------------------------------------------------------------
 
     def _finish(self, records: list[LayerRecord]) -> QuantizeResult:
-        result = QuantizeResult.of(records)
-        schemes = {module: name for record in records for module, name in record.schemes.items()}
         last = self.spec.num_layers
-        self.place = ("model.norm", "model.embed_tokens" if self.spec.tie_word_embeddings else "lm_head")
+        self.place = ("model.norm", EMBEDDING if self.spec.tie_word_embeddings else HEAD)
+        self._finish_ends()
+        result = QuantizeResult.of(records, self.ends.finished(), self.ends.roles())
+        schemes = {module: name for record in records for module, name in record.schemes.items()} | self.ends.schemes
         distance = write_reference(
             self.checkpoint,
             self.ids["check"],
             self._stream("original", last),
             self._stream("check", last),
+            self.ends.quantized_head(),
             self.output_dir / "reference.safetensors",
             partial(self._report, "reference"),
         )
@@ -436,6 +448,19 @@ class _Pass:
             config["quantization_config"] = self.layout.config(named, modules, fp8_cache)
         write_json(self.output_dir / "config.json", config)
         return result
+
+    def _finish_ends(self) -> None:
+        """Quantizes head and embedding, if they are to be, and writes them."""
+        last = self.spec.num_layers
+        asymmetric = HEAD in self.assigned and self.assigned[HEAD].method == "gptaq"
+        self.ends.finish(
+            self._stream("calibration", last),
+            self._stream("calibration-original", last) if asymmetric else None,
+            self.options.memory_budget // 4,
+            self._report,
+        )
+        wanted = {module: given.scheme for module, given in self.ends.assigned.items()}
+        write_ends(self.checkpoint, self._shard(0), self.layout, self.ends.weights, wanted)
 
     def _surviving_modules(self, result: QuantizeResult) -> list[str]:
         """All linear layers of the result."""

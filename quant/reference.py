@@ -50,17 +50,21 @@ def write_reference(
     ids: torch.Tensor,
     original: ActivationFile,
     quantized: ActivationFile,
+    quantized_head: torch.Tensor | None,
     path: Path,
     progress: Callable[[int, int], None],
 ) -> Distance:
     """Writes reference.safetensors, and measures how far the quantized model is from it, before any target rounds.
 
-    ids [N, L]; the streams hold what enters the final norm. Position i predicts token i + 1:
+    ids [N, L]; the streams hold what enters the final norm, `quantized_head` is [V, H], float32, None if the head
+    stayed as it is. Position i predicts token i + 1:
     input_ids int32 [N, L], top_ids int32 and top_logprobs float32 [N, L-1, 64], true_logprobs float32 [N, L-1].
     OverflowInModelError for logits of either model that are no numbers to compute with; a quantized model's perplexity
     is cut at e^700.
     """
-    norm, head = load_final_norm(checkpoint).to(original.device), load_lm_head(checkpoint).to(original.device)
+    device = original.device
+    norm, head = load_final_norm(checkpoint).to(device), load_lm_head(checkpoint).to(device)
+    heads = head, head if quantized_head is None else quantized_head.to(device)
     rows, length = ids.shape
     kept = min(KEPT, head.shape[0])
     top_ids = torch.empty(rows, length - 1, kept, dtype=torch.int32)
@@ -72,7 +76,7 @@ def write_reference(
         hidden = [norm(stream.read(slice(row, row + 1)))[0, :-1] for stream in (original, quantized)]
         for start in range(0, length - 1, step):
             part = slice(start, min(start + step, length - 1))
-            scores = [logits(checkpoint.spec, x[part], head) for x in hidden]
+            scores = [logits(checkpoint.spec, x[part], each) for x, each in zip(hidden, heads, strict=True)]
             for model, each in zip(("original", "quantized"), scores, strict=True):
                 refuse_overflow(each, f"the {model} model's logits over the check text")
             said, said_quantized = (each.log_softmax(-1) for each in scores)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from llmc.contracts.layer_record import LayerRecord, ModuleReport, PrunedExperts, RoleCounts
 from llmc.errors import LlmcError
@@ -34,9 +35,16 @@ class QuantizeResult:
     answers: Answers | None = None
 
     @classmethod
-    def of(cls, records: Sequence[LayerRecord]) -> QuantizeResult:
-        """What the layers' records say together; LlmcError where less was quantized than was to be."""
-        result = cls()
+    def of(
+        cls,
+        records: Sequence[LayerRecord],
+        ends: Mapping[str, ModuleReport] = MappingProxyType({}),
+        roles_of_ends: Mapping[str, RoleCounts] = MappingProxyType({}),
+    ) -> QuantizeResult:
+        """What the layers' records say together, and reports of embedding and head; LlmcError where less was quantized
+        than was to be.
+        """
+        result = cls(modules=dict(ends), roles=dict(roles_of_ends))
         for index, record in enumerate(records):
             prefix = f"model.layers.{index}."
             for name, report in record.reports.items():

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
@@ -14,7 +15,7 @@ from llmc.convert.formats import Layout
 from llmc.convert.model import DecoderLayer
 from llmc.convert.quantized_weight import QuantizedWeight
 from llmc.convert.safetensors_file import SafetensorsWriter, read_header
-from llmc.convert.tensor_names import ModuleName, TensorName, part_of
+from llmc.convert.tensor_names import ModuleName, TensorName, module_of, part_of
 from llmc.errors import InputError
 from llmc.quant.durable import write_json
 from llmc.quant.prune import original_name
@@ -33,13 +34,29 @@ def scheme_of(weight: QuantizedWeight, layout: Layout, wanted: Scheme | None = N
     return next((scheme for scheme in known if scheme.stores(weight) and layout.takes(scheme.spec)), None)
 
 
-def write_ends(checkpoint: Checkpoint, path: Path) -> None:
-    """Embedding, final norm and head, bit for bit; of codes their values, in bfloat16."""
+def write_ends(
+    checkpoint: Checkpoint,
+    path: Path,
+    layout: Layout,
+    weights: Mapping[str, QuantizedWeight] = MappingProxyType({}),
+    assigned: Mapping[str, Scheme] = MappingProxyType({}),
+) -> None:
+    """Embedding, final norm and head: quantized where `weights` has codes of the scheme `assigned` to them, by module;
+    all else bit for bit, of codes their values, in bfloat16.
+    """
+    stored = checkpoint.stored_names.stored
     with SafetensorsWriter(path) as writer:
         for name in map(str, checkpoint.names_of(None)):
-            codes = checkpoint.quantized_tensor(name)
-            tensor = codes.dequantize(torch.bfloat16) if codes else checkpoint.stored(name).read()
-            writer.add(checkpoint.stored_names.stored(name), tensor)
+            module = module_of(name)
+            if part_of(name) == "weight" and module in weights:
+                spec = assigned[module].spec
+                tensors = layout.format_of(spec).encode(module, weights[module], spec)
+            elif codes := checkpoint.quantized_tensor(name):
+                tensors = {name: codes.dequantize(torch.bfloat16)}
+            else:
+                tensors = {name: checkpoint.stored(name).read()}
+            for each, tensor in tensors.items():
+                writer.add(stored(each), tensor)
 
 
 def write_layer(

@@ -29,7 +29,7 @@ class CompressedTensors(Layout):
     formats = (PackQuantized, FloatQuantized, NVFP4, MXFP4)
     stores = "all schemes but those with dynamic act-order, which compressed-tensors has dropped"
     readers = "transformers loads them where the package of that name is installed"
-    takes_cache_scales = True
+    takes_cache_scales = takes_ends = True
 
     def read(self, quantization: Fields) -> tuple[Format, ...]:
         sparse = quantization.mapping("sparsity_config").config.get("format", "dense")
@@ -75,7 +75,7 @@ class CompressedTensors(Layout):
             "format": formats.pop() if len(formats) == 1 else "mixed-precision",
             "quantization_status": "compressed",
             "config_groups": groups,
-            "ignore": [*ignored, "lm_head"],
+            "ignore": [*ignored, *([] if any(each.endswith("lm_head") for each in schemes) else ["lm_head"])],
             "kv_cache_scheme": _CACHE_SCHEME if fp8_cache else None,
         }
 
@@ -83,6 +83,8 @@ class CompressedTensors(Layout):
         """As of transformers 5.24 with compressed-tensors 0.20."""
         loaded = {role: found for role, found in specs.items() if role != "mtp"}  # it leaves MTP layers alone
         experts = loaded.get("experts", ())
+        if loaded.get("embedding"):
+            return "it has no quantized embeddings, nor heads that are one matrix with them"
         if any(spec.zero_points for found in loaded.values() for spec in found):
             return "it cannot read zero points"
         if len(experts) + plain_experts > 1 and not all(map(FloatQuantized.takes, experts)):

@@ -69,12 +69,14 @@ class Layout(Source):
         readers: For people: who reads it.
         takes_cache_scales: Whether it has a place for the scales of an FP8 cache.
         keeps: Whether a recipe that asks for it and for no scheme wants what is there, and nothing quantized.
+        takes_ends: Whether those who read it take a quantized embedding or head.
     """
 
     stores: ClassVar[str]
     readers: ClassVar[str]
     takes_cache_scales: ClassVar[bool] = False
     keeps: ClassVar[bool] = False
+    takes_ends: ClassVar[bool] = False
 
     def takes(self, spec: QuantSpec) -> bool:
         """Tell whether weights of a scheme can be stored."""

@@ -15,7 +15,10 @@ from llmc.convert.checkpoint import Checkpoint
 from llmc.errors import InputError, MachineError
 from llmc.pipeline import build
 from llmc.planning import Plan, plan
+from llmc.quant.assign import Rule
+from llmc.quant.layerwise import quantize
 from llmc.recipe import Prune, Quantize, Recipe
+from llmc.sizes import sizes_by_role
 
 
 def planned(path: Path, memory: int | None = None, **recipe: object) -> Plan:
@@ -198,3 +201,19 @@ def test_gate_and_up_of_experts_apart(llmc, recipe, small_model: Path, tmp_path:
     planned = llmc("plan", recipe(**changes, targets=[{"tensorrt-rtx": {}}]))
     assert planned.exit_code == 2
     assert "gate_proj is to become int4-g32, and up_proj is not" in planned.stderr
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_embedding_and_head_are_counted_as_they_are_stored(tmp_path: Path, tied: bool) -> None:
+    path = random_checkpoint(tmp_path / "m", LLAMA, tie_word_embeddings=tied)
+    rules = [Quantize(match="lm_head", scheme="int4-g32", method="rtn")]
+    rules += [] if tied else [Quantize(match="embedding", scheme="fp8-channel")]
+    settings = {"calibration": {"samples": 2, "length": 32}, "check": {"tokens": 64, "length": 32}}
+    found = planned(path, quantize=rules, **settings)
+    text = torch.zeros(1, 32, dtype=torch.int64)
+    given = [Rule(rule.match, rule.scheme, rule.method) for rule in rules]
+    quantize(Checkpoint.open(path), given, None, text, text, tmp_path / "out", tmp_path / "work", lambda *_: None)
+    sizes = sizes_by_role(Checkpoint.open(tmp_path / "out"))
+    for role in ("embedding",) if tied else ("embedding", "lm_head"):
+        assert found.roles[role].after == sizes[role]
+        assert found.schemes[role]
