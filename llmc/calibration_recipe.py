@@ -2,25 +2,83 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, PlainValidator, ValidationError, WithJsonSchema
 
 from llmc.errors import InputError
-from llmc.recipe_section import PathOrId, Section, Share
+from llmc.recipe_section import PathOrId, Section, Share, at, explain, path_or_id
 
 PYTHON_DOCS = "builtin:python-docs"
 _TEXT = (
     f"{PYTHON_DOCS}, or the path of a text file, or of JSON lines or a JSON list whose records have `text`, "
     "`messages`, `conversations`, `prompt` and `completion`, or `instruction` and `output`"
 )
+_MOST_SOURCES = 100
+
+
+class Source(Section):
+    """One of several texts."""
+
+    text: PathOrId = Field(description=_TEXT)
+    weight: float = Field(default=1, gt=0, le=1e6, description="its share of the tokens, beside the others' weights")
+
+
+def _texts(value: Any) -> str | list[Source]:
+    """A text, or several with their weights; a text alone is one of weight 1."""
+    if isinstance(value, str):
+        return path_or_id(value)
+    if not isinstance(value, list):
+        raise at((), "must be a text or a list of texts: `- {text: chats.jsonl, weight: 2}`")
+    if not 0 < len(value) <= _MOST_SOURCES:
+        raise at((), f"must be a text or a list of 1 to {_MOST_SOURCES} texts, not {len(value)}")
+    sources: list[Source] = []
+    for index, each in enumerate(value):
+        source = _source(index, each)
+        if source.text in [other.text for other in sources]:
+            raise at((index,), f"{source.text} is named twice; give it more weight instead")
+        sources.append(source)
+    return sources
+
+
+def _source(index: int, value: Any) -> Source:
+    if isinstance(value, str):
+        value = {"text": value}
+    if not isinstance(value, Mapping | Source):
+        raise at((index,), "must be a text: `- chats.jsonl`, or `- {text: chats.jsonl, weight: 2}`")
+    try:
+        return Source.model_validate(value)
+    except ValidationError as error:
+        location, message = explain(error.errors()[0])
+        raise at((index, *location), message) from error
+
+
+def _texts_schema() -> dict[str, Any]:
+    several = {"type": "array", "minItems": 1, "maxItems": _MOST_SOURCES}
+    return {"anyOf": [{"type": "string"}, several | {"items": {"anyOf": [{"type": "string"}, {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["text"],
+        "properties": {
+            "text": {"type": "string"},
+            "weight": {"type": "number", "exclusiveMinimum": 0, "maximum": 1e6, "default": 1},
+        },
+    }]}}]}  # fmt: skip
+
+
+TextOrTexts = Annotated[str | list[Source], PlainValidator(_texts), WithJsonSchema(_texts_schema())]
 
 
 class Calibration(Section):
     """The text that pruning and GPTQ measure the model's activations on."""
 
-    text: PathOrId = Field(default=PYTHON_DOCS, description=_TEXT)
+    text: TextOrTexts = Field(
+        default=PYTHON_DOCS,
+        description=f"{_TEXT}; or a list of such texts, each alone or as `{{text: …, weight: 2}}`, which get their "
+        "shares of the tokens",
+    )
     samples: int = Field(default=128, ge=1, le=1 << 20, description="windows of text")
     length: int | None = Field(
         default=None, ge=16, le=1 << 24, description="tokens per window; default 2048, or the model's context"
@@ -31,6 +89,11 @@ class Calibration(Section):
         description="an expert is calibrated on the tokens routed to it; shared: its inputs on all tokens, with one "
         "Hessian for all experts, which is faster and loses a little; all: everything on all tokens",
     )
+
+    @property
+    def sources(self) -> list[Source]:
+        """The texts with their weights."""
+        return [Source(text=self.text)] if isinstance(self.text, str) else self.text
 
     def windows(self, context: int) -> tuple[int, int]:
         """How many, and their tokens, for a model with this context; InputError if they are longer."""
@@ -84,7 +147,15 @@ class Check(Section):
         return self.tokens // length, length
 
 
+def public_texts(texts: Any) -> Any:
+    """As JSON for an artifact: see `public_path`."""
+    if isinstance(texts, str):
+        return public_path(texts)
+    return [each | {"text": public_path(each["text"])} for each in texts]
+
+
 def public_path(path: str) -> str:
+    """An absolute path, which only tells where a build ran, is cut to its last part."""
     return Path(path).name if Path(path).expanduser().is_absolute() else path
 
 

@@ -18,6 +18,7 @@ from llmc.progress import size
 from llmc.quant.schemes import scheme
 from llmc.runtime.artifact import REFERENCE
 from llmc.summary import rows, target_line
+from llmc.text import told
 from llmc.visible import visible_line
 
 _MEASURES = {
@@ -72,10 +73,16 @@ def model_card(manifest: Manifest) -> str:
         _table(("target", "files", ""), _file_rows(manifest)),
         "## How it was measured\n",
         f"Texts: {_plain(manifest.texts.note)}.\n",
+        _read(manifest),
         "\n".join(f"- {key}: {text}" for key, text in _MEASURES.items()) + "\n",
         _repeating(manifest),
     ]
     return "\n".join(part for part in parts if part)
+
+
+def _read(manifest: Manifest) -> str:
+    read = manifest.texts.read.items()
+    return "".join(f"- {purpose}: {_plain(told(each))}\n" for purpose, sources in read for each in sources)
 
 
 def _rejected(manifest: Manifest) -> str:

@@ -72,7 +72,7 @@ def build_manifest(
         name=job.recipe.name or "",
         recipe=RecipeRecord.model_validate(recipe),
         source=SourceRecord(id=source.id, revision=source.revision, license=source.license, files=job.source_files),
-        texts=TextsRecord(note=job.texts.note, sha256=job.texts.key()),
+        texts=TextsRecord(note=job.texts.note, sha256=job.texts.key(), read=job.texts.read),
         model=ModelRecord(
             family=spec.family,
             num_layers=spec.num_layers,

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator, mo
 from pydantic_core import PydanticCustomError
 
 from llmc import plain_yaml
-from llmc.calibration_recipe import Calibration, Check, public_path
+from llmc.calibration_recipe import Calibration, Check, public_path, public_texts
 from llmc.convert.other_folders import refuse_file
 from llmc.errors import InputError
 from llmc.file_names import is_bare_file_name
@@ -144,7 +144,7 @@ class Recipe(Section):
         shown = self.model_dump(mode="json", exclude_none=True)
         shown["model"] = public_path(self.model)
         for part in (shown["calibration"], shown["check"]):
-            part["text"] = public_path(part["text"])
+            part["text"] = public_texts(part["text"])
         return shown
 
 

@@ -1,4 +1,4 @@
-"""Calibration and check texts: documents, tokenized and cut into windows.
+"""Calibration and check texts: documents of one or several sources, tokenized and packed into windows.
 
 The two texts never share a document. `builtin:python-docs` is text that every CPython carries: the sources of
 its standard library and its documentation topics, split by a hash of each document's name, which is also how the
@@ -12,18 +12,20 @@ import hashlib
 import random
 import sysconfig
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llmc.calibration_recipe import PYTHON_DOCS, Calibration, Check, public_path
-from llmc.documents import Chat, pieces, read_documents
+from llmc.calibration_recipe import PYTHON_DOCS, Calibration, Check, Source, public_path
+from llmc.contracts.manifest import TextRead
+from llmc.documents import Chat, Documents, pieces, read_documents
 from llmc.errors import InputError
+from llmc.packing import Used, pack
 from llmc.registry import unknown
-from llmc.runtime.chat import ChatTemplate
 from llmc.runtime.tokenizer import Tokenizer
+from llmc.text_reader import Reader
 
 if TYPE_CHECKING:
     from llmc.convert.checkpoint import Checkpoint
@@ -31,23 +33,39 @@ if TYPE_CHECKING:
 # Tests, generated tables and build configuration are poor text.
 _LEFT_OUT = ("test", "site-packages", "encodings", "config-", "_sysconfigdata", "pydoc_data")
 _CHECK_ONE_IN = 5  # documents of a file that is both texts
-_AT_ONCE = 1 << 19  # characters that are tokenized at once, which takes a hundred times their memory
-
-Document: TypeAlias = str | Chat
 
 
 @dataclass(frozen=True)
 class Texts:
-    """calibration [N, L] and check [M, L'], int64 token ids; `note` says where they come from."""
+    """calibration [N, L] and check [M, L'], int64 token ids.
+
+    Attributes:
+        note: where they come from, in words
+        read: what was read of each source, for "calibration" and "check"
+    """
 
     calibration: np.ndarray
     check: np.ndarray
     note: str
+    read: dict[str, list[TextRead]] = field(default_factory=dict)
 
     def key(self) -> list[str]:
         """A hash of every token."""
         parts = (self.calibration, self.check)
         return [hashlib.sha256(f"{part.shape}".encode() + part.tobytes()).hexdigest() for part in parts]
+
+    def lines(self) -> list[str]:
+        """What was read, for people: a line per source."""
+        return [f"{purpose}: {told(each)}" for purpose, read in self.read.items() for each in read]
+
+
+def told(read: TextRead) -> str:
+    """What was read of a source, for people."""
+    of = f" of {read.available:,}" if read.available is not None else ""
+    line = f"{read.text}: {read.tokens:,} tokens of {read.documents:,}{of} documents"
+    if read.cut:
+        line += f"; {read.cut:,} chats lost their ends, {read.dropped:.1%} of the tokens of those taken"
+    return line
 
 
 def read_texts(
@@ -57,86 +75,89 @@ def read_texts(
     the checkpoint's files ask for.
     """
     require_texts(calibration, check, base)
-    context = checkpoint.spec.max_position_embeddings
-    same = calibration.text == check.text and check.text != PYTHON_DOCS
-    names = public_path(calibration.text), public_path(check.text)
-    note = f"calibration {names[0]}, check {names[1]}, which share no document"
-    if same:
-        note = f"{names[1]}: every {_CHECK_ONE_IN}th piece for the check, the others for calibration"
-    vocab_size = checkpoint.spec.vocab_size
-    reader = _Reader(tokenizer or Tokenizer(checkpoint.path, vocab_size), vocab_size)
-    windows, kinds = {}, {}
-    for name, text, (count, length), seed in (
-        ("calibration", calibration.text, calibration.windows(context), calibration.seed),
-        ("check", check.text, check.windows(context), 0),
-    ):
-        found, kinds[name] = _documents(text, base, same)
-        documents = [body for held_out, body in found if held_out in (None, name == "check")]
-        random.Random(seed).shuffle(documents)
-        windows[name] = reader.windows(name, text, documents, count, length, same)
-    told = [f"{name}: {kind}" for name, kind in kinds.items() if kind.startswith("records")]
-    return Texts(windows["calibration"], windows["check"], "; ".join([note, *told]))
+    context, vocab_size = checkpoint.spec.max_position_embeddings, checkpoint.spec.vocab_size
+    reader = Reader(tokenizer or Tokenizer(checkpoint.path, vocab_size), vocab_size)
+    both = next((each.text for each in calibration.sources if each.text == check.text != PYTHON_DOCS), None)
+    parts = {
+        "calibration": _Part("calibration", calibration.sources, *calibration.windows(context), calibration.seed),
+        "check": _Part("check", [Source(text=check.text)], *check.windows(context), 0),
+    }
+    windows, read, kinds = {}, {}, []
+    for name, part in parts.items():
+        windows[name], read[name], found = part.read(reader, base, both)
+        kinds += [f"{name}: {kind}" for kind in found if kind.startswith("records")]
+    note = _note([public_path(each.text) for each in calibration.sources], public_path(check.text), both)
+    return Texts(windows["calibration"], windows["check"], "; ".join([note, *dict.fromkeys(kinds)]), read)
 
 
-class _Reader:
-    """Documents as tokens of one model."""
+def _note(sources: Sequence[str], check: str, both: str | None) -> str:
+    split = f"{check}: every {_CHECK_ONE_IN}th piece for the check, the others for calibration"
+    if both is not None and len(sources) == 1:
+        return split
+    note = f"calibration {' and '.join(sources)}, check {check}, which share no document"
+    return note if both is None else f"{note} ({split})"
 
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
-        self.tokenizer, self.vocab_size = tokenizer, vocab_size
-        self.end = list(tokenizer.eos_token_ids[:1])
-        self._template: ChatTemplate | None = None
 
-    def windows(
-        self, name: str, text: str, documents: Sequence[Document], count: int, length: int, same: bool
-    ) -> np.ndarray:
-        """[count, length] int64: documents one after the other, each with the model's beginning, if it has one, and its
-        end token, cut where a window is full. No more is tokenized than is needed.
+@dataclass(frozen=True)
+class _Part:
+    """The text of one purpose: `count` windows of `length` tokens, each source with its share of them."""
+
+    name: str
+    sources: Sequence[Source]
+    count: int
+    length: int
+    seed: int
+
+    def read(self, reader: Reader, base: Path, both: str | None) -> tuple[np.ndarray, list[TextRead], list[str]]:
+        """Windows, what was read of each source, and what its documents are. both: a text that serves the calibration
+        and the check.
         """
-        ids: list[int] = []
-        for document in documents:
-            ids += self._tokens(document, count * length - len(ids))
-            if len(ids) >= count * length:
-                break
-        if len(ids) < count * length:
-            share = f" for the {name}" if same else ""
-            raise InputError(
-                f"{name}.text {text} has {len(ids):,} tokens{share}, but {count} windows of {length} need "
-                f"{count * length:,}; ask for fewer or shorter ones, or give more text"
-            )
-        if max(ids) >= self.vocab_size:
-            raise InputError(
-                f"{self.tokenizer.path}: makes token {max(ids)}, but the model knows {self.vocab_size}; "
-                "not its tokenizer"
-            )
-        return np.array(ids[: count * length], np.int64).reshape(count, length)
+        drawn, available, kinds = [], [], []
+        for number, (source, wanted) in enumerate(zip(self.sources, self._shares(), strict=True)):
+            found = _documents(source.text, base, source.text == both)
+            order = [at for at, out in enumerate(found.held_out) if out in (None, self.name == "check")]
+            random.Random(self.seed).shuffle(order)
+            own = list(reader.draw((found.found[at] for at in order), number, wanted, self.length))
+            self._require(source.text, sum(len(each.tokens) for each in own), wanted, source.text == both)
+            drawn += own
+            available.append(len(order))
+            kinds.append(found.kind)
+        windows, used = pack(drawn, self.count, self.length, self.seed)
+        counts = [used.get(number, Used()) for number in range(len(self.sources))]
+        read = [_read(*each) for each in zip(self.sources, available, counts, strict=True)]
+        return windows, read, kinds
 
-    def _tokens(self, document: Document, wanted: int) -> list[int]:
-        """All of a document, or at least so many tokens of it."""
-        text, bare = (document, False) if isinstance(document, str) else self._chat(document)
-        ids: list[int] = []
-        for part in pieces(text, _AT_ONCE, within_lines=True):
-            ids += self.tokenizer.encode(part, add_special_tokens=not (bare or ids)).ids
-            if len(ids) >= wanted:
-                return ids
-        # Templates end a chat themselves, and perhaps its line.
-        ended = not ids or any(token in self.tokenizer.eos_token_ids for token in ids[-2:])
-        return ids if ended else ids + self.end
+    def _shares(self) -> list[int]:
+        """Tokens of each source, by weight; all of them together are all there are to be."""
+        total, weights = self.count * self.length, [source.weight for source in self.sources]
+        ends = [round(total * sum(weights[: at + 1]) / sum(weights)) for at in range(len(weights))]
+        return [end - start for start, end in zip([0, *ends], ends, strict=False)]
 
-    def _chat(self, messages: Chat) -> tuple[str, bool]:
-        """Its text, and whether a template wrote it, with all special tokens. A model without one was made for text."""
-        origin, folder = self.tokenizer.origin, self.tokenizer.path.parent
-        if self._template is None and not ChatTemplate.find(origin):
-            contents = [message.get("content") for message in messages]
-            if not all(isinstance(content, str) for content in contents):
-                raise InputError(f"{folder}: its tokenizer has no chat template for messages that hold more than text")
-            return "\n".join(map(str, contents)), False
-        self._template = self._template or ChatTemplate(origin)
-        return self._template.render(messages, add_generation_prompt=False), True
+    def _require(self, text: str, tokens: int, wanted: int, both: bool) -> None:
+        if tokens >= wanted:
+            return
+        share = f" for the {self.name}" if both else ""
+        needed = f"but {self.count} windows of {self.length} need {wanted:,}"
+        less = ""
+        if len(self.sources) > 1:
+            needed = f"but its share of {self.count} windows of {self.length} is {wanted:,}"
+            less = ", give it less weight"
+        raise InputError(
+            f"{self.name}.text {text} has {tokens:,} tokens{share}, {needed}; ask for fewer or shorter ones{less}, or "
+            "give more text"
+        )
+
+
+def _read(source: Source, available: int, used: Used) -> TextRead:
+    dropped = round(used.dropped / max(1, used.tokens + used.dropped), 6)
+    counts = {"documents": used.documents, "tokens": used.tokens, "cut": used.cut}
+    return TextRead(text=public_path(source.text), available=available, dropped=dropped, **counts)
 
 
 def require_texts(calibration: Calibration, check: Check, base: Path) -> None:
     """InputError, with the key of the recipe, for a text that is no file: before anything is read or downloaded."""
-    for key, text in (("calibration", calibration.text), ("check", check.text)):
+    named = [("calibration", source.text) for source in calibration.sources]
+    for key, text in (*named, ("check", check.text)):
         if text.startswith("builtin:"):
             if text != PYTHON_DOCS:
                 raise InputError(f"{key}.text: {unknown('text', text, [PYTHON_DOCS])}")
@@ -144,19 +165,37 @@ def require_texts(calibration: Calibration, check: Check, base: Path) -> None:
             raise InputError(f"{key}.text: there is no file {path}; name your own text, or {PYTHON_DOCS}")
 
 
-def _documents(text: str, base: Path, split: bool) -> tuple[list[tuple[bool | None, Document]], str]:
-    """(held out for the check?, document), None: the whole text serves one purpose; and what they are."""
+@dataclass(frozen=True)
+class _Found:
+    """held_out: of each document, whether it is for the check; None: the whole text serves one purpose."""
+
+    found: Sequence[str | Chat]
+    held_out: Sequence[bool | None]
+    kind: str
+
+
+def _documents(text: str, base: Path, split: bool) -> _Found:
+    """The documents of a source. split: it serves the calibration and the check."""
     if text == PYTHON_DOCS:
-        return list(python_documents()), ""
+        held_out, found = zip(*python_documents(), strict=True)
+        return _Found(found, held_out, "")
     read = read_documents(base / Path(text).expanduser())
-    found = read.found
-    if split and len(found) < _CHECK_ONE_IN and (whole := [each for each in found if isinstance(each, str)]):
-        # Each purpose needs some of it.
-        size = -(-sum(map(len, whole)) // _CHECK_ONE_IN)
-        found = [piece for each in whole for piece in pieces(each, max(1, size), within_lines=True)]
-    if split and len(found) < 2:
-        raise InputError(f"text {text}: too few documents ({len(found)}) for both calibration and check; give more")
-    return [((number % _CHECK_ONE_IN == 0) if split else None, each) for number, each in enumerate(found)], read.kind
+    if not split:
+        return _Found(read.found, [None] * len(read.found), read.kind)
+    read = _divisible(read)
+    if len(read.found) < 2:
+        raise InputError(
+            f"text {text}: too few documents ({len(read.found)}) for both calibration and check; give more"
+        )
+    return _Found(read.found, [at % _CHECK_ONE_IN == 0 for at in range(len(read.found))], read.kind)
+
+
+def _divisible(read: Documents) -> Documents:
+    """In pieces, where each of two purposes would not get some of it otherwise."""
+    whole = [each for each in read.found if isinstance(each, str)] if len(read.found) < _CHECK_ONE_IN else []
+    size = -(-sum(map(len, whole)) // _CHECK_ONE_IN)
+    found = [piece for each in whole for piece in pieces(each, max(1, size), within_lines=True)]
+    return Documents(found, read.kind) if whole else read
 
 
 def python_documents() -> Iterator[tuple[bool, str]]:

@@ -35,12 +35,26 @@ class SourceRecord(Part):
     files: dict[str, str] = Field(default={}, description="name of every input file → its SHA-256")
 
 
+class TextRead(Part):
+    """What was read of one source of text."""
+
+    text: str = Field(description="the text, as the recipe names it; of an absolute path the last part")
+    available: Count | None = Field(default=None, description="documents that it has; null: not counted")
+    documents: Count = Field(description="documents that were taken, whole or in part")
+    tokens: Count = Field(description="tokens that were taken")
+    cut: Count = Field(default=0, description="chats that lost their ends, since no window had room for them")
+    dropped: Number = Field(default=0.0, description="share of the tokens of all chats taken that these ends are")
+
+
 class TextsRecord(Part):
     """The texts that calibration and check were done on."""
 
     note: str = Field(default="", description="where they come from, in words")
     sha256: list[str] = Field(
         default=[], description="SHA-256 of the tokens for calibration, and of those for the check"
+    )
+    read: dict[str, list[TextRead]] = Field(
+        default={}, description="`calibration` and `check` → what was read of each source"
     )
 
 

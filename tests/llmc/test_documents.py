@@ -129,9 +129,12 @@ def calibrated(checkpoint: Checkpoint, path: Path, samples: int, length: int) ->
 def test_chats_are_calibrated_on_as_the_template_writes_them(checkpoint: Checkpoint, tmp_path: Path) -> None:
     path = lines(tmp_path, *[{"messages": [ASK, SAY]}] * 20)
     chat = "<bos>u:你好a:Hi\u2028!<eos>\n"
-    assert calibrated(checkpoint, path, 4, 32).startswith(chat * 3)
+    length = len(Tokenizer(checkpoint.path, checkpoint.spec.vocab_size).encode(chat).ids)
+    assert calibrated(checkpoint, path, 4, 2 * length) == chat * 8
     (checkpoint.path / "chat_template.jinja").unlink()
-    assert calibrated(checkpoint, path, 4, 16).startswith("你好\nHi\u2028!<eos>" * 3)
+    chat = "你好\nHi\u2028!<eos>"
+    length = len(Tokenizer(checkpoint.path, checkpoint.spec.vocab_size).encode(chat).ids)
+    assert calibrated(checkpoint, path, 4, 2 * length) == chat * 8
 
 
 def test_records_are_documents(checkpoint: Checkpoint, tmp_path: Path) -> None:

@@ -97,3 +97,37 @@ def test_line_ends_are_those_of_python(checkpoint: Checkpoint, tmp_path: Path) -
     (tmp_path / "b.txt").write_bytes(text.replace("\n", "\r\n").encode())
     one, other = (texts(checkpoint, tmp_path, name, PYTHON_DOCS) for name in ("a.txt", "b.txt"))
     assert one.key() == other.key()
+
+
+def test_sources_get_their_shares(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a" * 20_000)
+    (tmp_path / "b.txt").write_text("b" * 20_000)
+    calibration = Calibration.model_validate(
+        {"text": [{"text": "a.txt", "weight": 3}, "b.txt"], "samples": 16, "length": 64}
+    )
+    read = read_texts(calibration, Check(tokens=128), checkpoint, tmp_path)
+    counts = {int(token): int((read.calibration == token).sum()) for token in np.unique(read.calibration)}
+    assert sorted(counts.values()) == [256, 768]
+    assert [(each.text, each.documents, each.tokens) for each in read.read["calibration"]] == [
+        ("a.txt", 1, 768),
+        ("b.txt", 1, 256),
+    ]
+    assert read.lines()[1] == "calibration: b.txt: 256 tokens of 1 of 1 documents"
+    assert read.note.startswith("calibration a.txt and b.txt, check builtin:python-docs")
+    with pytest.raises(InputError, match=r"b.txt has 20,001 tokens, but its share of 400 windows of 128 is 25,600"):
+        more = calibration.model_copy(update={"samples": 400, "length": 128, "text": ["b.txt", "builtin:python-docs"]})
+        read_texts(Calibration.model_validate(dict(more)), Check(tokens=128), checkpoint, tmp_path)
+
+
+def test_one_of_several_sources_serves_the_check_too(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a" * 20_000)
+    (tmp_path / "t.txt").write_text("".join(f"{number:07d}\n" for number in range(4_000)))
+    calibration = Calibration.model_validate({"text": ["a.txt", "t.txt"], "samples": 64, "length": 64})
+    both = read_texts(calibration, Check(text="t.txt", tokens=1280), checkpoint, tmp_path)
+    assert "t.txt: every 5th piece for the check" in both.note
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(checkpoint.path / "tokenizer.json"))
+    found = [set(tokenizer.decode(part.ravel().tolist()).split()) for part in (both.calibration, both.check)]
+    whole = [{line for line in part if len(line) == 7 and line.isdigit()} for part in found]
+    assert len(whole[0]) > 100 < len(whole[1]) and not whole[0] & whole[1]
