@@ -123,7 +123,7 @@ class NVFP4(Float4):
 
     @classmethod
     def encode(cls, module: str, weight: QuantizedWeight, spec: QuantSpec) -> dict[str, torch.Tensor]:
-        assert weight.two_level is not None  # nothing but what has been read is stored so
+        assert weight.two_level is not None  # as what has been read has, and what `nvfp4` makes
         return {
             f"{module}.weight_packed": pack_e2m1(weight.qweight),
             f"{module}.weight_scale": weight.two_level.codes,

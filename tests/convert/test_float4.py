@@ -10,7 +10,7 @@ import torch
 from compressed_tensors.compressors.base import BaseCompressor
 from compressed_tensors.compressors.nvfp4.helpers import pack_fp4_to_uint8, unpack_fp4_from_uint8
 from compressed_tensors.entrypoints.convert.converters.modelopt_nvfp4 import ModelOptNvfp4Converter
-from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme, preset_name_to_scheme
 from safetensors.torch import load_file, save_file
 from support.float4_checkpoint import MXFP4, NVFP4, compressed_tensors, packed_weights
 from support.quantized_checkpoint import DEEPSEEK, quantized_copy
@@ -29,6 +29,8 @@ from llmc.convert.quantized_weight import QuantizedWeight
 from llmc.convert.safetensors_file import read_header
 from llmc.errors import InputError
 from llmc.job import _kinds_of_experts
+from llmc.quant.gptq import round_to_nearest
+from llmc.quant.schemes import scheme
 from llmc.quant.shard import joined
 
 DENSE = LLAMA | {"intermediate_size": 96}
@@ -92,6 +94,33 @@ def test_is_kept_bit_for_bit_and_loads_in_transformers(tmp_path: Path, scales: s
     found = ours.logits(ours.hidden(ids))
     bound = 1e-5 if scales == "mxfp4" else 2e-2  # the package rounds NVFP4 to bfloat16
     assert ((expected - found).abs().max() / expected.abs().max()).item() < bound
+
+
+@pytest.mark.parametrize("scales", ["nvfp4", "mxfp4"])
+def test_what_llmc_makes_is_what_the_package_makes_of_its_scales(scales: str) -> None:
+    """Codes, spelling and config.json; and it decodes every weight to the same number."""
+    weight, chosen = 0.02 * torch.randn(48, 96, generator=torch.Generator().manual_seed(0)), scheme(scales)
+    made = round_to_nearest(weight, chosen)
+    stored_as = layout("compressed-tensors").format_of(chosen.spec)
+    ours = {name.removeprefix("m."): tensor for name, tensor in stored_as.encode("m", made, chosen.spec).items()}
+    config = stored_as.config(chosen.spec)
+    preset = preset_name_to_scheme(f"{scales.upper()}A16", ["Linear"])
+    args = QuantizationArgs(**config["weights"])
+    same = ("num_bits", "type", "strategy", "group_size", "symmetric", "dynamic", "scale_dtype")
+    assert all(getattr(args, name) == getattr(preset.weights, name) for name in same)
+    package = BaseCompressor.get_value_from_registry(config["format"])
+    given = {"weight": weight, "weight_scale": made.scales}
+    if made.two_level is not None:
+        given["weight_scale"] = made.two_level.codes.float()
+        given["weight_global_scale"] = made.two_level.divisor
+    theirs = package.compress(given, preset)
+    assert ours.keys() == theirs.keys()
+    for name in ours.keys() - {"weight_packed"}:
+        assert ours[name].dtype == theirs[name].dtype and torch.equal(ours[name].float(), theirs[name].float())
+    codes = unpack_e2m1(ours["weight_packed"]).float(), unpack_e2m1(theirs["weight_packed"]).float()
+    assert torch.equal(*codes)  # but for the sign of zeros
+    decoded = package.decompress(ours, preset)["weight"]
+    assert decoded.dtype == torch.bfloat16 and torch.equal(decoded.float(), made.dequantize())
 
 
 def test_a_rule_quantizes_it_anew(tmp_path: Path) -> None:

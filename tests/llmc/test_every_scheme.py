@@ -84,3 +84,24 @@ def test_plan_build_check_and_answer(name: str, llmc, recipe, wide_model: Path) 
     assert stored == {"dense_mlp": 3, "experts": 12, "shared_experts": 3, "attention": 8}
     with load("out") as model:
         assert model.generate("the cat", max_new_tokens=4).token_ids
+
+
+def test_experts_in_nvfp4_beside_fp8_are_one_recipe(llmc, recipe) -> None:
+    """By GPTAQ, MTP included; what is stored is what was asked for, and what was planned."""
+    rules = {"experts": "nvfp4", "attention": "fp8-block", "mtp": "fp8-block"}
+    path = recipe(prune=None, quantize=[{"match": role, "scheme": name} for role, name in rules.items()])
+    planned = llmc("plan", path, "--json")
+    made = llmc("build", path, "-o", "out")
+    assert made.exit_code == 0, made.output
+    assert "drops a scale of experts in NVFP4" in made.output
+    manifest = json.loads(Path("out/llmc.json").read_text())
+    assert json.loads(planned.stdout)["total"]["after"]["bytes"] == manifest["sizes"]["artifact"]
+    assert manifest["checks"]["kl_mean"] < LIMITS["float4_e2m1fn"]
+    artifact, found = Checkpoint.open("out"), dict[str, set[str]]()
+    for module in linear_modules(artifact):
+        if (role := artifact.role(f"{module}.weight")) in rules:
+            kind = artifact.kind(f"{module}.weight")
+            found.setdefault(role, set()).add(kind.code_type if kind else "plain")
+    assert found == {"experts": {"float4_e2m1fn"}, "attention": {"float8_e4m3fn"}, "mtp": {"float8_e4m3fn"}}
+    with load("out") as model:
+        assert model.generate("the cat", max_new_tokens=4).token_ids

@@ -49,6 +49,11 @@ CASES = {
         DENSE,
         [Rule("dense_mlp", "fp8-tensor-static", "rtn"), Rule("attention", "fp8-channel-dynamic", "rtn")],
     ),
+    "MXFP4 experts, FP8 attention, NVFP4 shared experts": (
+        DEEPSEEK,
+        [Rule("experts", "mxfp4"), Rule("attention", "fp8-block", "rtn"), Rule("shared_experts", "nvfp4")],
+    ),
+    "dense, NVFP4 and MXFP4": (DENSE, [Rule("dense_mlp", "nvfp4"), Rule("attention", "mxfp4")]),
     "dense": (
         LLAMA | {"intermediate_size": 128},
         [Rule("dense_mlp", "int4-g64"), Rule("attention", "fp8-block", "rtn")],
@@ -96,6 +101,7 @@ REFUSED = {
         True,
         "zero points",
     ),
+    "NVFP4 experts": ([Rule("experts", "nvfp4", "rtn")], {"experts": ["nvfp4"]}, False, "drops a scale"),
     "experts in blocks": ([Rule("experts", "fp8-block", "rtn")], {"experts": ["fp8-block"]}, False, "per channel"),
 }
 
