@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -57,10 +57,20 @@ class PlannedWeights:
     nbytes: int
     parameters: Mapping[str, Mapping[QuantSpec, int]]
 
-    def in_fp8(self, *roles: str) -> int:
-        """Return how many weights of these roles, or of all, are FP8."""
-        chosen = [found for role, found in self.parameters.items() if not roles or role in roles]
-        return sum(count for found in chosen for spec, count in found.items() if spec.code_type == "float8_e4m3fn")
+    def in_fp8(self) -> int:
+        """Return how many weights are FP8."""
+        return sum(count for spec, count in self._counts() if spec.code_type == "float8_e4m3fn")
+
+    def in_fp4(self) -> dict[int, int]:
+        """Return how many weights are FP4 in groups of so many inputs."""
+        found = dict[int, int]()
+        for spec, count in self._counts():
+            if spec.code_type == "float4_e2m1fn":
+                found[spec.block[1]] = found.get(spec.block[1], 0) + count
+        return found
+
+    def _counts(self) -> Iterator[tuple[QuantSpec, int]]:
+        return ((spec, count) for found in self.parameters.values() for spec, count in found.items())
 
 
 class Target(ABC, Generic[_Options]):

@@ -47,6 +47,14 @@ def test_a_target_estimates_its_own_bytes(name: str, options: dict[str, Any], ex
     assert chosen.estimate_bytes(weights, chosen.Options(**options)) == expected
 
 
+@pytest.mark.parametrize(("group", "level", "expected"), [(16, 4, 300 + 75), (32, 4, 300 + 37), (16, 1, 1200)])
+def test_onnxruntime_writes_fp4_again(group: int, level: int, expected: int) -> None:
+    fp4 = {"experts": {QuantSpec("float4_e2m1fn", (1, group), False, False, None): 300}}
+    chosen, weights = target("onnxruntime"), PlannedWeights(family_of(LLAMA).spec(LLAMA), STORED, fp4)
+    options = chosen.Options(accuracy_level=level, lm_head_bits=None)
+    assert chosen.estimate_bytes(weights, options) == expected
+
+
 DEEPSEEK_V3 = json.loads((Path(__file__).parents[1] / "data/configs/deepseek-ai--DeepSeek-V3.json").read_text())
 CHANNELS, HEADS = 512 + 64, 128
 

@@ -77,9 +77,15 @@ class OnnxRuntime(Target[OnnxRuntimeOptions]):
         return result
 
     def estimate_bytes(self, weights: PlannedWeights, options: OnnxRuntimeOptions) -> int:
-        """Only FP8 and the head are encoded anew: a byte each, and a scale for 32 of the head's."""
+        """Only FP8, FP4 and the head are written again: a byte each, and a scale for 32 of the head's and for each
+        group of FP4; at accuracy level 1 FP4 as float32.
+        """
         head = weights.spec.vocab_size * weights.spec.hidden_size * 9 // 8
-        return weights.in_fp8() + (head if options.rounds_head else 0)
+        fp4 = sum(
+            count * 4 if options.accuracy_level == 1 else count + count * 4 // group
+            for group, count in weights.in_fp4().items()
+        )
+        return weights.in_fp8() + fp4 + (head if options.rounds_head else 0)
 
 
 def lower(model: ir.Model, spec: ModelSpec, options: OnnxRuntimeOptions) -> bool:

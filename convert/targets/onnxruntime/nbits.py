@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -11,7 +11,7 @@ import torch
 
 from llmc.convert.bits import pack
 from llmc.convert.graph.weight import ChunkedTensor, WeightTensor, tensor_of
-from llmc.convert.quantized_weight import bits_of
+from llmc.convert.quantized_weight import QuantizedWeight, bits_of
 from llmc.convert.targets.onnxruntime.artifact_weights import FLOAT, ArtifactWeights
 
 # For FP8 encoded anew in 8 bits: the smaller the block the closer to the original; 4 bytes of scale each.
@@ -70,11 +70,13 @@ def nbits(rewriter: ArtifactWeights, weights: Sequence[WeightTensor], accuracy_l
     """The weights for one node, or None where its kernel cannot take them and they must be floats.
 
     Integers of 4 and 8 bits are taken as they lie in the artifact, where their format packs them as ONNX does; of 2 and
-    3 bits they are written again in 4. FP8 and FP4 are encoded anew, in 8 bits. Not so at accuracy
-    level 1: there is no exact 8-bit kernel.
+    3 bits they are written again in 4. FP8 is encoded anew, in 8 bits; FP4 is written again in 8, exactly. Not so at
+    accuracy level 1: there is no exact 8-bit kernel.
     """
     kinds = {weight.kind for weight in weights}
     code_types = {weight.code_type for weight in weights}
+    if code_types == {"float4_e2m1fn"} and len(kinds) == 1 and accuracy_level == 4:
+        return doubled(rewriter, weights)
     if code_types <= {"float8_e4m3fn", "float4_e2m1fn"} and accuracy_level == 4:
         if any(weight.shape.numpy()[weight.layout.input_axis] % BLOCK_8BIT for weight in weights):
             return None
@@ -133,6 +135,31 @@ def _zeros(weight: WeightTensor, bits: int, block: int) -> ChunkedTensor:
             yield tensor_of(packed.view(torch.uint8)[:, :count].contiguous(), ir.DataType.UINT8)
 
     return ChunkedTensor(pieces, ir.DataType.UINT8, (*weight.stack, rows, count), f"{weight.name}.zeros")
+
+
+def doubled(rewriter: ArtifactWeights, weights: Sequence[WeightTensor]) -> NBits:
+    """FP4 weights of one kind: twice a value of E2M1 is an integer, of at most 12, and half a scale is exact."""
+    block = weights[0].block[1]
+
+    def part(weight: WeightTensor, dtype: ir.DataType, of: Callable[[QuantizedWeight], torch.Tensor]) -> ir.Value:
+        def pieces() -> Iterator[ir.TensorProtocol]:
+            return (tensor_of(of(each), dtype) for each in weight.stored_weights())
+
+        rows, columns = weight.checkpoint.shape(weight.names[0])
+        shape = (*weight.stack, rows, columns // block) + ((block,) if of is _doubled else ())
+        return rewriter.initializer(ChunkedTensor(pieces, dtype, shape, f"{weight.name}.{of.__name__.strip('_')}"))
+
+    codes = [part(weight, ir.DataType.UINT8, _doubled) for weight in weights]
+    return NBits(8, block, codes, [part(weight, FLOAT, _half_scales) for weight in weights])
+
+
+def _doubled(weight: QuantizedWeight) -> torch.Tensor:
+    """Zero being 128."""
+    return (weight.qweight.float() * 2 + 128).to(torch.uint8)
+
+
+def _half_scales(weight: QuantizedWeight) -> torch.Tensor:
+    return weight.scales.float() / 2
 
 
 def eight_bit(rewriter: ArtifactWeights, weights: Sequence[WeightTensor]) -> NBits:
