@@ -209,7 +209,7 @@ class Checkpoint:
     def activations(self, module: str) -> Activations | None:
         """How the inputs of a linear layer are rounded."""
         found = None if f"{module}.weight".endswith(_NO_INPUTS) else self.format_of(f"{module}.weight")
-        return found.activations_of(self._parts[f"{module}.weight"]) if found else None
+        return found.activations_of(self.parts(f"{module}.weight")) if found else None
 
     def cache_scales(self, layer: int) -> dict[str, float]:
         """By what an FP8 cache is scaled: `k_scale` of keys, or of the latent, and `v_scale` of values."""

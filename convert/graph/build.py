@@ -99,8 +99,12 @@ def mtp_graph(
 
 
 def _embedding(b: GraphBuilder) -> ir.Value:
-    """[V, H] in the type it is stored in, so that a lookup converts its rows and not the table."""
-    return b.weight(EMBEDDING, WeightView(transposed=False), dtype=stored_dtype(b.checkpoint, EMBEDDING))
+    """[V, H] in the type it is stored in, so that a lookup converts its rows and not the table; of codes in the
+    graph's.
+    """
+    quantized = b.checkpoint.kind(EMBEDDING) is not None
+    dtype = b.dtype if quantized else stored_dtype(b.checkpoint, EMBEDDING)
+    return b.weight(EMBEDDING, WeightView(transposed=False), dtype=dtype)
 
 
 def _embed(b: GraphBuilder, input_ids: ir.Value) -> ir.Value:
@@ -114,7 +118,10 @@ def _finish(b: GraphBuilder, normed: ir.Value, step: StepInputs, hidden: ir.Valu
     """Logits of the wanted positions; outputs in the order logits, hidden (for MTP), present."""
     wanted = b.op("Unsqueeze", step.logits_index, b.constant([-1]))
     chosen = b.op("GatherND", normed, wanted, batch_dims=1)
-    if b.spec.tie_word_embeddings:
+    if b.spec.tie_word_embeddings and b.checkpoint.kind(EMBEDDING) is not None:
+        # Two views of the same codes, of which each lowering makes one if it can.
+        logits = b.op("MatMul", chosen, b.weight(EMBEDDING, WeightView(), name="lm_head.weight"))
+    elif b.spec.tie_word_embeddings:
         # One initializer serves as table and head.
         table = _embedding(b)
         logits = b.op("MatMul", chosen, b.transpose(b.cast(table, b.dtype, table.dtype), 1, 0))

@@ -1,7 +1,8 @@
 """Target `onnx`: a portable graph, opset 24 and nothing else, with weights of its own beside it.
 
 int4 weights are blocked DequantizeLinear of INT4 [in, out], FP8 weights the same of FLOAT8E4M3FN. The `llmc`
-ops carry their meaning as functions in standard ops: any runtime that knows the opset can run the file.
+ops carry their meaning as functions in standard ops: any runtime that knows the opset can run the file. Of a quantized
+embedding the rows of a step's tokens are decoded, from codes of its own where head and embedding are one matrix.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pydantic import BaseModel
 from llmc.contracts.progress import ProgressFunction
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.graph.build import graphs
+from llmc.convert.graph.embedding import looked_up, quantized_lookups
 from llmc.convert.graph.rewrite import Rewriter
 from llmc.convert.graph.weight import WeightTensor
 from llmc.convert.graph.write import write
@@ -51,6 +53,9 @@ class Onnx(Target[OnnxOptions]):
 def lower(model: ir.Model) -> None:
     """Replace weights that are not stored as float32 by what is stored and the ops that decode it."""
     rewriter = Rewriter(model)
+    for node, table in quantized_lookups(rewriter):
+        with rewriter.before(node):
+            rewriter.replace(node, looked_up(rewriter, table, node.inputs[1]))
     for value, weight in rewriter.weights():
         with rewriter.before(rewriter.first_use(value)):
             if weight.code_type is not None:

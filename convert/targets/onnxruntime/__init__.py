@@ -21,6 +21,7 @@ from llmc.convert.graph.write import write
 from llmc.convert.spec import ModelSpec
 from llmc.convert.targets import PlannedWeights, Target, TargetResult, rounding_notes
 from llmc.convert.targets.onnxruntime.artifact_weights import ArtifactWeights
+from llmc.convert.targets.onnxruntime.embedding import lower_embedding
 from llmc.convert.targets.onnxruntime.grouped_query_attention import lower_grouped_query_attention
 from llmc.convert.targets.onnxruntime.linear import lower_linears
 from llmc.convert.targets.onnxruntime.lm_head import lower_lm_head
@@ -77,15 +78,17 @@ class OnnxRuntime(Target[OnnxRuntimeOptions]):
         return result
 
     def estimate_bytes(self, weights: PlannedWeights, options: OnnxRuntimeOptions) -> int:
-        """Only FP8, FP4 and the head are written again: a byte each, and a scale for 32 of the head's and for each
-        group of FP4; at accuracy level 1 FP4 as float32.
+        """FP8 but for an embedding's, FP4, and a head of floats are encoded anew: a byte each, and a scale for 32 of the
+        head's and for each group of FP4; at accuracy level 1 FP4 as float32.
         """
-        head = weights.spec.vocab_size * weights.spec.hidden_size * 9 // 8
+        head, tied = weights.spec.vocab_size * weights.spec.hidden_size * 9 // 8, weights.spec.tie_word_embeddings
+        rounded = options.rounds_head and not weights.parameters.get("embedding" if tied else "lm_head")
+        looked_up = 0 if tied else weights.in_fp8("embedding")
         fp4 = sum(
             count * 4 if options.accuracy_level == 1 else count + count * 4 // group
             for group, count in weights.in_fp4().items()
         )
-        return weights.in_fp8() + fp4 + (head if options.rounds_head else 0)
+        return weights.in_fp8() - looked_up + fp4 + (head if rounded else 0)
 
 
 def lower(model: ir.Model, spec: ModelSpec, options: OnnxRuntimeOptions) -> bool:
@@ -95,6 +98,7 @@ def lower(model: ir.Model, spec: ModelSpec, options: OnnxRuntimeOptions) -> bool
     """
     model.graph.opset_imports["com.microsoft"] = 1
     rewriter = ArtifactWeights(model)
+    lower_embedding(rewriter)
     lower_linears(rewriter, options.accuracy_level)
     rounded = options.rounds_head and lower_lm_head(rewriter)
     lower_mixture_of_experts(rewriter, spec, options.accuracy_level)

@@ -27,8 +27,10 @@ class ArtifactWeights(Rewriter):
         part: str | None = None,
         dtype: ir.DataType | None = None,
         shape: Sequence[int] | None = None,
+        view: str = "stored",
     ) -> ir.Value:
-        """The bytes of each `<module>.<part>`, or of the weight itself, as `dtype` and `shape`, or as stored.
+        """The bytes of each `<module>.<part>`, or of the weight itself, as `dtype` and `shape`, or as stored; those of
+        one tensor under another name for each `view` of them.
 
         Of a stacked weight, the tensors of all modules along a new first axis: one initializer if they follow
         one another in a file, otherwise one each and a Concat.
@@ -51,17 +53,21 @@ class ArtifactWeights(Rewriter):
                 sum(one.nbytes for one in run),
                 dtype or _TYPES[first.dtype],
                 shape=ir.Shape([len(run)] * weight.layout.stacked + list(shape or first.shape)),
-                name=f"{first.name}.stored",
+                name=f"{first.name}.{view}",
             )
             values.append(self.initializer(tensor))
         return values[0] if len(values) == 1 else self.concat(*values, axis=0)
 
     def stored_codes(
-        self, weight: WeightTensor, dtype: ir.DataType | None = None, shape: Sequence[int] | None = None
+        self,
+        weight: WeightTensor,
+        dtype: ir.DataType | None = None,
+        shape: Sequence[int] | None = None,
+        view: str = "stored",
     ) -> ir.Value:
         """The bytes of the quantized values, which must lie in rows of output channels."""
         assert weight.format is not None and weight.row_major
-        return self.stored(weight, weight.format.qweight_part, dtype, shape)
+        return self.stored(weight, weight.format.qweight_part, dtype, shape, view)
 
     def as_float(self, x: ir.Value) -> ir.Value:
         return x if x.dtype == FLOAT else self.op("Cast", x, to=int(FLOAT))

@@ -16,6 +16,7 @@ from llmc.convert.targets.onnxruntime.artifact_weights import FLOAT, ArtifactWei
 
 # For FP8 encoded anew in 8 bits: the smaller the block the closer to the original; 4 bytes of scale each.
 BLOCK_8BIT = 32
+_LEAST_BLOCK = 16  # of integers
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,8 @@ def nbits(rewriter: ArtifactWeights, weights: Sequence[WeightTensor], accuracy_l
         return eight_bit(rewriter, weights)
     if code_types - {"int4", "int8"} or len(code_types) > 1 or len({kind.zero_points for kind in kinds if kind}) > 1:
         return None
-    bits = 4 if code_types == {"int4"} else 8
-    # The kernels want one block size, a power of two: a longer group is several blocks of one scale.
-    block = math.gcd(256, *(weight.block[1] for weight in weights))
-    if block < 16 or (bits == 8 and accuracy_level == 1):
+    bits, block = _bits(weights[0]), _block(weights)
+    if block < _LEAST_BLOCK or (bits == 8 and accuracy_level == 1):
         return None
     return NBits(
         bits,
@@ -97,17 +96,50 @@ def nbits(rewriter: ArtifactWeights, weights: Sequence[WeightTensor], accuracy_l
     )
 
 
-def _codes(rewriter: ArtifactWeights, weight: WeightTensor, bits: int, block: int) -> ir.Value:
+def gather_nbits(rewriter: ArtifactWeights, weight: WeightTensor, ids: ir.Value | None) -> ir.Value | None:
+    """Rows of a table of integers, by the numbers `ids`: the bytes that MatMulNBits reads, in another shape. None where
+    the kernel does not take the codes.
+    """
+    if weight.code_type not in ("int4", "int8"):
+        return None
+    bits, block = _bits(weight), _block([weight])
+    if block < _LEAST_BLOCK:
+        return None
+    zeros = rewriter.initializer(_zeros(weight, bits, block)) if weight.has_zeros else None
+    found: ir.Value = rewriter.op(
+        "GatherBlockQuantized",
+        *(_codes(rewriter, weight, bits, None), ids, _scales(rewriter, weight, block), zeros),
+        domain="com.microsoft",
+        gather_axis=0,
+        quantize_axis=1,
+        block_size=block,
+        bits=bits,
+    )
+    return found
+
+
+def _bits(weight: WeightTensor) -> int:
+    return 4 if weight.code_type == "int4" else 8
+
+
+def _block(weights: Sequence[WeightTensor]) -> int:
+    """The kernels want one size, a power of two: a longer group is several blocks of one scale."""
+    return math.gcd(256, *(weight.block[1] for weight in weights))
+
+
+def _codes(rewriter: ArtifactWeights, weight: WeightTensor, bits: int, block: int | None) -> ir.Value:
+    """Block by block; None: row by row."""
     rows, columns = weight.checkpoint.shape(weight.names[0])
-    shape = (rows, columns // block, block * bits // 8)
+    shape = (rows, columns * bits // 8) if block is None else (rows, columns // block, block * bits // 8)
+    view = "rows" if block is None else "stored"
     if weight.kind is not None and bits_of(weight.kind.code_type) == bits and weight.row_major:
-        return rewriter.stored_codes(weight, ir.DataType.UINT8, shape)
+        return rewriter.stored_codes(weight, ir.DataType.UINT8, shape, view)
 
     def pieces() -> Iterator[ir.TensorProtocol]:
         for each in weight.stored_weights():
             yield tensor_of(pack(each.qweight, bits).view(torch.uint8), ir.DataType.UINT8)
 
-    name = f"{weight.name}.{bits}bit"
+    name = f"{weight.name}.{bits}bit" + ("" if block else ".rows")
     return rewriter.initializer(ChunkedTensor(pieces, ir.DataType.UINT8, (*weight.stack, *shape), name))
 
 

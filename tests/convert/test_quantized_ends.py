@@ -1,0 +1,80 @@
+"""Quantized embedding and head in graphs: rows are looked up in codes, products read codes, of one matrix the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx.external_data_helper import ExternalDataInfo
+from support.graph_comparison import compare_with_torch
+from support.quantized_checkpoint import DEEPSEEK, DENSE, quantized_checkpoint
+from support.random_checkpoint import LLAMA, QWEN2
+
+from llmc.convert.checkpoint import Checkpoint
+from llmc.convert.targets import TargetResult, target
+
+TIED = QWEN2 | DENSE | {"tie_word_embeddings": True, "head_dim": 24}
+UNTIED = LLAMA | DENSE
+CASES = {
+    "int4, both": (UNTIED, {"embedding": "int4-g32", "lm_head": "int4-g64"}),
+    "int8, one matrix": (TIED, {"lm_head": "int8-g64"}),
+    "int4, one matrix": (TIED, {"embedding": "int4-g32"}),
+    "zero points, one matrix": (TIED, {"lm_head": "int4-g32-asym"}),
+    "3 bits, FP8 in blocks": (UNTIED | {"hidden_size": 160}, {"embedding": "fp8-block", "lm_head": "int3-g32"}),
+    "channels, FP8 as one": (UNTIED, {"embedding": "int8-channel", "lm_head": "fp8-tensor"}),
+    "FP8, one matrix": (TIED, {"lm_head": "fp8-channel"}),
+    "with MTP": (DEEPSEEK, {"embedding": "int8-g32-asym", "lm_head": "int4-g32", "mtp": "int4-g32"}),
+}
+
+
+@pytest.fixture(params=CASES)
+def checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Checkpoint:
+    return quantized_checkpoint(tmp_path, *CASES[request.param])
+
+
+def build(kind: str, checkpoint: Checkpoint, **options: int) -> TargetResult:
+    found = target(kind)
+    return found.build(checkpoint, found.Options(**options), checkpoint.path, lambda *_: None)
+
+
+@pytest.mark.parametrize("kind", ["onnx", "onnxruntime"])
+def test_graphs_equal_torch(kind: str, checkpoint: Checkpoint) -> None:
+    """Those of ONNX Runtime at the level that rounds nothing."""
+    result = build(kind, checkpoint, **({"accuracy_level": 1} if kind == "onnxruntime" else {}))
+    for role in result.files.keys() - {"data"}:
+        onnx.checker.check_model(checkpoint.path / result.files[role], full_check=True)
+    compare_with_torch(checkpoint, result)
+
+
+def external(checkpoint: Checkpoint, file: str) -> dict[str, list[tuple[int, str, list[int]]]]:
+    """What the initializers of a graph point to: file → where, name and shape."""
+    found: dict[str, list[tuple[int, str, list[int]]]] = {}
+    for tensor in onnx.load(checkpoint.path / file, load_external_data=False).graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            info = ExternalDataInfo(tensor)
+            found.setdefault(info.location, []).append((info.offset, tensor.name, list(tensor.dims)))
+    return found
+
+
+@pytest.mark.parametrize("scheme", ["int4-g32", "int8-g64"])
+def test_one_matrix_is_there_once(scheme: str, tmp_path: Path) -> None:
+    """Lookup and product read the artifact's bytes, and nothing of them is written again."""
+    checkpoint = quantized_checkpoint(tmp_path, TIED, {"lm_head": scheme})
+    result = build("onnxruntime", checkpoint)
+    assert "data" not in result.files
+    assert result.details["ops"]["main"]["GatherBlockQuantized"] == 1
+    place = checkpoint.parts("model.embed_tokens.weight")["weight_packed"]
+    mine = [shape for at, _, shape in external(checkpoint, result.files["main"])[place.file.name] if at == place.offset]
+    width, block = (64, 32) if scheme == "int4-g32" else (128, 64)
+    assert sorted(map(len, mine)) == [2, 3]
+    assert [96, width] in mine
+    assert [96, 128 // block, width * block // 128] in mine
+
+
+def test_the_target_knows_that_it_writes_no_head(tmp_path: Path) -> None:
+    """A head of codes is not rounded to 8 bits as one of floats is."""
+    checkpoint = quantized_checkpoint(tmp_path, UNTIED, {"lm_head": "int4-g32"})
+    result = build("onnxruntime", checkpoint)
+    assert "data" not in result.files
+    assert not any("rounded to 8 bits" in note for note in result.notes)
