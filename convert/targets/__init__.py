@@ -57,9 +57,9 @@ class PlannedWeights:
     nbytes: int
     parameters: Mapping[str, Mapping[QuantSpec, int]]
 
-    def in_fp8(self) -> int:
-        """Return how many weights are FP8."""
-        return sum(count for spec, count in self._counts() if spec.code_type == "float8_e4m3fn")
+    def in_fp8(self, *roles: str) -> int:
+        """Return how many weights of these roles, or of all, are FP8."""
+        return sum(count for spec, count in self._counts(*roles) if spec.code_type == "float8_e4m3fn")
 
     def in_fp4(self) -> dict[int, int]:
         """Return how many weights are FP4 in groups of so many inputs."""
@@ -69,8 +69,9 @@ class PlannedWeights:
                 found[spec.block[1]] = found.get(spec.block[1], 0) + count
         return found
 
-    def _counts(self) -> Iterator[tuple[QuantSpec, int]]:
-        return ((spec, count) for found in self.parameters.values() for spec, count in found.items())
+    def _counts(self, *roles: str) -> Iterator[tuple[QuantSpec, int]]:
+        chosen = (found for role, found in self.parameters.items() if not roles or role in roles)
+        return ((spec, count) for found in chosen for spec, count in found.items())
 
 
 class Target(ABC, Generic[_Options]):

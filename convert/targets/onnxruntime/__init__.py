@@ -78,8 +78,8 @@ class OnnxRuntime(Target[OnnxRuntimeOptions]):
         return result
 
     def estimate_bytes(self, weights: PlannedWeights, options: OnnxRuntimeOptions) -> int:
-        """FP8 but for an embedding's, FP4, and a head of floats are encoded anew: a byte each, and a scale for 32 of the
-        head's and for each group of FP4; at accuracy level 1 FP4 as float32.
+        """FP8 but for an embedding's, FP4, and a head of floats are encoded anew: a byte each, and a scale for 32 of
+        the head's and for each group of FP4; at accuracy level 1 FP4 as float32.
         """
         head, tied = weights.spec.vocab_size * weights.spec.hidden_size * 9 // 8, weights.spec.tie_word_embeddings
         rounded = options.rounds_head and not weights.parameters.get("embedding" if tied else "lm_head")
