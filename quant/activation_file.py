@@ -59,9 +59,9 @@ class ActivationFile:
     def _map(self) -> torch.Tensor:
         return torch.from_numpy(np.memmap(self.path, np.float32, "r+", shape=self.shape))
 
-    def micro_batches(self) -> Iterator[slice]:
+    def micro_batches(self, tokens: int = MICRO_BATCH_TOKENS) -> Iterator[slice]:
         """Rows in order, so many at a time as are worked on at once."""
-        step = max(1, MICRO_BATCH_TOKENS // self.shape[1])
+        step = max(1, tokens // self.shape[1])
         for start in range(0, self.shape[0], step):
             yield slice(start, min(start + step, self.shape[0]))
 

@@ -28,6 +28,7 @@ from llmc.convert.model import (
 from llmc.quant.activation_file import CPU, MICRO_BATCH_TOKENS, ActivationFile
 from llmc.quant.drawn_labels import DrawnLabels
 from llmc.quant.layer_run import positions
+from llmc.quant.layer_solver import linears
 from llmc.quant.observed import Observed, ObservedLinear, Observer, SavedBytes, Visit
 from llmc.quant.overflow import OverflowInModelError, explained
 from llmc.quant.steps import Made, Step, run_steps
@@ -35,10 +36,11 @@ from llmc.quant.steps import Made, Step, run_steps
 __all__ = ["Observed", "Visit", "backward"]
 HEAD, EMBEDDING = "lm_head", "model.embed_tokens"
 _PART = "calibration-original"
-_SILENT = Silent()
+SILENT = Silent()
+_COPIES = 8  # of the widest activations, that a layer has in memory at once on the way forward
 
 
-def _nothing(*_: object) -> None:
+def nothing(*_: object) -> None:
     pass
 
 
@@ -56,11 +58,11 @@ def backward(
     seed: int = 0,
     memory_budget: int = 4 << 30,
     device: torch.device = CPU,
-    progress: ProgressFunction = _SILENT,
+    progress: ProgressFunction = SILENT,
     finish: Callable[[str], Iterable[Path]] = _no_results,
     with_embedding: bool = False,
-    unchanged: Callable[[], None] = _nothing,
-    tell: Callable[[str], None] = _nothing,
+    unchanged: Callable[[], None] = nothing,
+    tell: Callable[[str], None] = nothing,
 ) -> None:
     """Shows `visit` what every linear layer of the decoder and MTP layers reads, and the gradient of what it makes.
 
@@ -168,7 +170,9 @@ class _Backward:
             x.flush()
         target = x.following()
         layer = load_stored_layer(self.checkpoint, index).to(self.device)
-        for rows in x.micro_batches():
+        widest = max(max(each.in_features, each.out_features) for each in linears(layer).values())
+        fitting = self.room_for_layer // (4 * _COPIES * widest)
+        for rows in x.micro_batches(min(fitting, MICRO_BATCH_TOKENS)):
             y = layer(*self._entering(index, rows))
             target.write(rows, functional.pad(y, (0, 0, 0, target.shape[1] - y.shape[1])))
             self._report("forward", rows.stop, index)
@@ -237,7 +241,7 @@ class _Backward:
         self.place = (f"model.layers.{index}",)
         following = self._gradients(index + 1) if index + 1 < self.layers else []
         targets = [file.create() for file in self._gradients(index)] if index > self.spec.num_layers else []
-        labels, kind = self._labels(Observer(_nothing)), 1 + index - self.spec.num_layers
+        labels, kind = self._labels(Observer(nothing)), 1 + index - self.spec.num_layers
         for rows, y, x in self._through(index):
             found = torch.stack([labels.gradients(each.detach(), rows.start + n, kind) for n, each in enumerate(y)], 1)
             if following:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from llmc.contracts.part import Count, Part
+from llmc.contracts.part import Count, Number, Part
 
 
 class ModuleReport(Part):
@@ -77,3 +77,11 @@ class StepRecord(Part):
 
     files: dict[str, ScratchFile] = Field(default={}, description="what later steps read")
     results: dict[str, ScratchFile] = Field(default={}, description="what is kept of it")
+
+
+class Sensitivities(Part):
+    """What rounding modules costs, of one layer or end of the model."""
+
+    losses: dict[str, dict[str, Number]] = Field(
+        description="module, by its whole name → scheme → KL divergence in nats per token"
+    )

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from support.allocated import Allocated
 from support.random_checkpoint import DEEPSEEK_V3
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from llmc.convert.families import family_of
 from llmc.convert.model.causal_lm import empty_layer
@@ -21,26 +19,6 @@ from llmc.quant.schemes import scheme
 
 LAYER = 1
 WIDE = {"hidden_size": 512, "moe_intermediate_size": 256}
-
-
-class Allocated(TorchDispatchMode):
-    """Counts the bytes of tensors that are made while it is entered; `most` is their peak."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.most = 0
-        self._alive: dict[int, int] = {}
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, torch.Tensor):
-                storage = tensor.untyped_storage()
-                if storage._cdata not in self._alive:
-                    self._alive[storage._cdata] = storage.nbytes()
-                    weakref.finalize(storage, self._alive.pop, storage._cdata, None)
-                    self.most = max(self.most, sum(self._alive.values()))
-        return made
 
 
 def measured_inputs(modules: dict[str, Any], batch: SolveBatch, crossed: bool) -> CalibrationStats:

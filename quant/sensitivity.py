@@ -1,0 +1,246 @@
+"""What the model's output loses when one module is rounded, for every scheme that it could have, from one pass.
+
+A change dW of a module's weight moves the log-likelihood of a text by <dW, gradient>, to first order. Over texts that
+the model itself wrote, half the square of that is, in the mean, the KL divergence of the changed model from the
+original: the quadratic form of the Fisher information (Amari, "Natural gradient works efficiently in learning", 1998).
+Gradients are summed over a sequence before they are squared, since what a token's keys and values lose is lost to every
+token behind it.
+
+How many sequences there are decides how far a number is off by chance, about `sqrt(2 / (sequences * draws))` of it, and
+less where modules are compared, for which the same labels were drawn.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from llmc.contracts.layer_record import Sensitivities
+from llmc.contracts.progress import ProgressFunction
+from llmc.convert.checkpoint import Checkpoint
+from llmc.convert.model import Linear
+from llmc.convert.spec import ModelSpec
+from llmc.convert.tensor_names import ModuleName
+from llmc.quant.activation_file import CPU
+from llmc.quant.change import ROWS, change
+from llmc.quant.durable import write_json
+from llmc.quant.gradients import EMBEDDING, HEAD, SILENT, Observed, backward, nothing
+from llmc.quant.head_loss import head_losses
+from llmc.quant.layer_solver import input_scale
+from llmc.quant.schemes.base import Scheme
+from llmc.quant.token_file import TokenFile
+
+_TOGETHER = 16  # sequences whose gradients are multiplied by the changes at once
+_TOKENS = 4096  # at once, where inputs are rounded
+
+
+def measure(
+    checkpoint: Checkpoint,
+    candidates: Mapping[str, Sequence[Scheme]],
+    ids: torch.Tensor,
+    work_dir: Path,
+    *,
+    draws: int = 2,
+    seed: int = 0,
+    memory_budget: int = 4 << 30,
+    device: torch.device = CPU,
+    progress: ProgressFunction = SILENT,
+    unchanged: Callable[[], None] = nothing,
+    tell: Callable[[str], None] = nothing,
+) -> dict[str, dict[str, float]]:
+    """What rounding each module to nearest alone costs, in nats per token.
+
+    Numbers of modules add up, since roundings have nothing to do with each other: all modules of a model at once cost
+    about the sum. Those of MTP layers are no part of that sum. They are nats of the drafts' distribution, and what they
+    cost is accepted drafts, not what the model says: at most sqrt(nats / 2) of them (Pinsker). Who shares bytes out
+    between both multiplies them by what a draft is worth.
+
+    `lm_head` and `model.embed_tokens` are told apart even where they are one matrix: then the two add up.
+
+    Args:
+        checkpoint: the original model
+        candidates: module → schemes that fit it, of different names; modules that are not named are not measured
+        ids: [N, L] int64
+        work_dir: belongs to this checkpoint, these candidates, ids, draws and seed alone; what an interrupted pass left
+            there is taken up. Takes, at a time, inputs of all layers, and those of one layer's modules with their
+            gradients.
+        draws: of labels for the same sequences
+        seed: of the labels
+        memory_budget: bytes
+        device: where all is computed
+        progress: is told
+        unchanged: raises when the checkpoint's files are not what they were
+        tell: is told in a line what of an interrupted pass is damaged
+
+    Returns:
+        module → name of the scheme → KL divergence. 0 for an expert that no token came to.
+    """
+    collected = _Collected(checkpoint.spec, candidates, ids, work_dir, draws, memory_budget, device, progress)
+    backward(
+        checkpoint,
+        ids,
+        work_dir,
+        collected.add,
+        draws=draws,
+        seed=seed,
+        memory_budget=memory_budget // 2,
+        device=device,
+        progress=progress,
+        finish=collected.finish,
+        with_embedding=EMBEDDING in candidates,
+        unchanged=unchanged,
+        tell=tell,
+    )
+    return collected.result()
+
+
+@dataclass
+class _Collected:
+    """What a layer's modules read, and the gradients of what they make, on disk until the layer is finished: a module's
+    changes, and its gradient for each sequence, are then in memory by themselves.
+    """
+
+    spec: ModelSpec
+    candidates: Mapping[str, Sequence[Scheme]]
+    ids: torch.Tensor
+    work_dir: Path
+    draws: int
+    memory_budget: int
+    device: torch.device
+    progress: ProgressFunction
+    modules: dict[str, Linear] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)  # of a layer that was not finished
+
+    @property
+    def folder(self) -> Path:
+        return self.work_dir / "collected"
+
+    def _file(self, module: str, part: str) -> TokenFile:
+        return TokenFile(self.folder / f"{module}.{part}", self.device)
+
+    def add(self, seen: Observed) -> None:
+        """Keeps what was shown, if it is asked for."""
+        if not self.candidates.get(seen.module):
+            return
+        self.folder.mkdir(exist_ok=True)
+        self.modules[seen.module] = seen.weight
+        if seen.draw == 0:
+            self._file(seen.module, "x").append(seen.x)
+            self._file(seen.module, "sequence").append(seen.sequence)
+        if seen.module != HEAD:  # whose loss needs none
+            self._file(seen.module, f"gradient-{seen.draw}").append(seen.gradient)
+
+    def finish(self, place: str) -> list[Path]:
+        """Turns what was kept into losses, in a file."""
+        losses = {}
+        for number, (name, linear) in enumerate(self.modules.items()):
+            losses[name] = self._losses(name, linear)
+            layer = ModuleName.parse(name).layer or 0
+            self.progress("losses", number + 1, len(self.modules), layer, self.spec.num_all_layers)
+        self.modules = {}
+        shutil.rmtree(self.folder, ignore_errors=True)
+        path = self.work_dir / f"sensitivity-{place}.json"
+        write_json(path, Sensitivities(losses=losses).to_json())
+        return [path]
+
+    def result(self) -> dict[str, dict[str, float]]:
+        """Of all places, in the order of the candidates."""
+        found: dict[str, dict[str, float]] = {}
+        for path in self.work_dir.glob("sensitivity-*.json"):
+            found |= Sensitivities.model_validate(json.loads(path.read_bytes())).losses
+        nothing = {name: {each.name: 0.0 for each in schemes} for name, schemes in self.candidates.items()}
+        return {name: found.get(name, zeros) for name, zeros in nothing.items()}
+
+    def _losses(self, name: str, linear: Linear) -> dict[str, float]:
+        schemes, room = self.candidates[name], self.memory_budget // 4
+        x, sequence = self._file(name, "x"), self._file(name, "sequence").read_ids()
+        if name == HEAD:
+            found = head_losses(self.spec, linear, schemes, x.read(linear.in_features), room)
+            return {scheme.name: loss for scheme, loss in zip(schemes, found, strict=True)}
+        width = linear.in_features if name == EMBEDDING else linear.out_features
+        gradients = [self._file(name, f"gradient-{draw}").read(width) for draw in range(self.draws)]
+        if name == EMBEDDING:
+            moved = _moved_by_embedding(linear, schemes, x.read_ids(), gradients, sequence)
+        else:
+            seen = _Seen(linear, x.read(linear.in_features), gradients, sequence, room)
+            moved = seen.moved(schemes) + seen.moved_by_inputs(schemes)
+        losses = moved.square().sum(1).mean(0) / (2 * self._tokens(name))
+        return {scheme.name: loss for scheme, loss in zip(schemes, losses.tolist(), strict=True)}
+
+    def _tokens(self, name: str) -> int:
+        """Whose log-likelihood the module's gradients are of."""
+        rows, length = self.ids.shape
+        depth = (ModuleName.parse(name).layer or 0) - self.spec.num_layers
+        return rows * (length if depth < 0 else length - 1 - depth)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A module with what it read: x [n, in], gradients [n, out] for each draw, sequence [n] in rising order."""
+
+    linear: Linear
+    x: torch.Tensor
+    gradients: list[torch.Tensor]
+    sequence: torch.Tensor
+    room: int
+
+    def moved(self, schemes: Sequence[Scheme]) -> torch.Tensor:
+        """[draws, sequences, schemes] float64, <dW, gradient> of each sequence."""
+        weight, x = self.linear.full(), self.x
+        _, counts = self.sequence.unique_consecutive(return_counts=True)
+        parts = [slice(end - count, end) for end, count in zip(counts.cumsum(0).tolist(), counts.tolist(), strict=True)]
+        importance = torch.linalg.vector_norm(x, dim=0).square() / len(x)
+        found = torch.zeros(len(self.gradients), len(parts), len(schemes), dtype=torch.float64)
+        row_bytes = 4 * weight.shape[1] * (len(schemes) + _TOGETHER + 8)
+        step = max(1, self.room // row_bytes // ROWS) * ROWS
+        for start in range(0, len(weight), step):
+            rows = slice(start, start + step)
+            changes = torch.stack([change(weight[rows], scheme, importance).flatten() for scheme in schemes], dim=1)
+            for draw, gradient in enumerate(self.gradients):
+                mine = gradient[:, rows]
+                for first in range(0, len(parts), _TOGETHER):
+                    some = parts[first : first + _TOGETHER]
+                    of_weight = torch.stack([(mine[part].mT @ x[part]).flatten() for part in some])
+                    found[draw, first : first + _TOGETHER] += (of_weight @ changes).double().cpu()
+        return found
+
+    def moved_by_inputs(self, schemes: Sequence[Scheme]) -> torch.Tensor:
+        """The same, [draws, sequences, schemes], of inputs that a scheme rounds."""
+        weight = self.linear.full()
+        _, order, _ = self.sequence.unique_consecutive(return_inverse=True, return_counts=True)
+        found = torch.zeros(len(self.gradients), int(order[-1]) + 1, len(schemes), dtype=torch.float64)
+        for number, scheme in enumerate(schemes):
+            if scheme.activations is None:
+                continue
+            rounding = scheme.activations
+            if scheme.measures_inputs:
+                rounding = replace(rounding, scale=input_scale(self.x.abs().max().item()))
+            for start in range(0, len(self.x), _TOKENS):
+                part = slice(start, start + _TOKENS)
+                x = self.x[part]
+                moved = rounding.rounded(x) - x
+                for draw, gradient in enumerate(self.gradients):
+                    each = ((gradient[part] @ weight) * moved).sum(-1).double().cpu()
+                    found[draw, :, number].index_add_(0, order[part].cpu(), each)
+        return found
+
+
+def _moved_by_embedding(
+    linear: Linear, schemes: Sequence[Scheme], ids: torch.Tensor, gradients: list[torch.Tensor], sequence: torch.Tensor
+) -> torch.Tensor:
+    """[draws, sequences, schemes], of the rows [n] that were looked up."""
+    used, place = ids.unique(return_inverse=True)
+    rows = linear.full(torch.float32)[used]
+    found = torch.zeros(len(gradients), int(sequence[-1]) + 1, len(schemes), dtype=torch.float64)
+    for number, scheme in enumerate(schemes):
+        moved = change(rows, scheme)[place]
+        for draw, gradient in enumerate(gradients):
+            found[draw, :, number].index_add_(0, sequence.cpu(), (moved * gradient).sum(-1).double().cpu())
+    return found
