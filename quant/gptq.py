@@ -24,7 +24,7 @@ _MAX_DAMPING = 10.0
 USE_KERNEL = True  # on a GPU
 _BATCHED = 1024  # the widest matrices that are factorized in one call: cuSOLVER's for many is made for small ones
 _SOLVED = 512  # and those whose inverse is a solve against the identity
-_NOISE = 1e-3, 1e-9  # of the error, and of the whole output: what sums in float32 may be off by
+NOISE = 1e-3, 1e-9  # of the error, and of the whole output: what sums in float32 may be off by
 ASYMMETRY = 0.75  # how far asymmetric calibration goes from the weight to the best one, which overfits
 
 
@@ -118,7 +118,7 @@ def solve(
 
     def in_order(x: torch.Tensor) -> torch.Tensor:
         """[E, n, in] → [E, in, n], columns in act-order and contiguous."""
-        return _columns_by(order[: len(x)], x).mT.contiguous()
+        return columns_by(order[: len(x)], x).mT.contiguous()
 
     hinv_cholesky, damping = _hinv_cholesky(in_order(in_order(hessian)), dead.gather(-1, order)[: len(hessian)])
     hinv_cholesky, damping = hinv_cholesky.expand(experts, -1, -1), damping.expand(experts)
@@ -126,7 +126,7 @@ def solve(
     if cross_covariance is not None:
         shift = hinv_cholesky.mT @ (hinv_cholesky @ in_order(wanted @ cross_covariance))
         shift.masked_fill_(damping.isinf()[:, None, None], 0.0)
-        wanted = wanted + ASYMMETRY * _columns_by(back, shift.mT)
+        wanted = wanted + ASYMMETRY * columns_by(back, shift.mT)
     target, grids = in_order(wanted), list[QuantParams]()
 
     def whole_grid(_: slice) -> Wide:
@@ -148,8 +148,8 @@ def solve(
         fixed = _fix_columns(scheme, target, hinv_cholesky, columns, whole_grid)
     parts = [grid.zero_points for grid in grids if grid.zero_points is not None]
     grid = QuantParams(torch.cat([grid.scales for grid in grids], -1), torch.cat(parts, -1) if parts else None)
-    steps, scales = _columns_by(back, fixed.steps.mT), _columns_by(back, fixed.scales.mT)
-    zeros = None if fixed.zero_points is None else _columns_by(back, fixed.zero_points.mT)
+    steps, scales = columns_by(back, fixed.steps.mT), columns_by(back, fixed.scales.mT)
+    zeros = None if fixed.zero_points is None else columns_by(back, fixed.zero_points.mT)
     change = scales * steps - wanted
     # The loop counts the error of the damped Hessian.
     lost = fixed.lost - (damping * diagonal.mean(-1))[:, None] * change.square().sum(-1)
@@ -161,20 +161,20 @@ def solve(
     errors = lost.clamp_min(0), ((away @ hessian) * away).sum(-1), ((weight @ hessian) * weight).sum(-1)
     heights = list(rows or (out,))
     mine, plain, whole = (torch.stack([x.sum(-1) for x in each.split(heights, -1)], -1) for each in errors)
-    rounded = (mine > (1 + _NOISE[0]) * plain + _NOISE[1] * whole) & damping.isfinite()[:, None]
+    rounded = (mine > (1 + NOISE[0]) * plain + NOISE[1] * whole) & damping.isfinite()[:, None]
     if rounded.any():
-        steps = torch.where(_of_rows(rounded, heights)[..., None], nearest, steps)
+        steps = torch.where(of_rows(rounded, heights)[..., None], nearest, steps)
     error, plain = (torch.where(whole > 0, each / whole, 0.0) for each in (mine.where(~rounded, plain), plain))
     groups = (back // group).int() if scheme.dynamic_groups else None
     return Quantized(scheme.to_codes(steps, zeros), *grid, groups, order, error, plain, rounded, damping, scheme)
 
 
-def _of_rows(layers: torch.Tensor, heights: list[int]) -> torch.Tensor:
+def of_rows(layers: torch.Tensor, heights: list[int]) -> torch.Tensor:
     """What is known of layers [E, P] for each of the rows that they have [E, out]."""
     return layers.repeat_interleave(torch.tensor(heights, device=layers.device), -1)
 
 
-def _columns_by(order: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def columns_by(order: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """X [E, n, in] with the columns of each expert in `order` [E, in]."""
     return x.gather(-1, order[:, None, :].expand_as(x))
 
@@ -285,15 +285,26 @@ def _kernel(scheme: Scheme, target: torch.Tensor) -> Callable[..., None] | None:
 def _hinv_cholesky(hessian: torch.Tensor, dead: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Upper U with `inverse(H + damping) = U' U`, and the damping used, both per expert.
 
-    With J the exchange matrix, J H J = L L' gives H = R R' for the upper triangular R = J L J, and so U = inverse(R):
-    one factorization and one triangular inverse. Damping grows tenfold until it succeeds; where it never
-    does, U is the identity, which is rounding to nearest, and the damping is infinite.
+    It is the inverse of the upper factor. Where H never factorizes, U is the identity, which is rounding to nearest, and the damping is infinite.
+    """
+    upper, damping = upper_factor(hessian, dead)
+    return _triangular_inverse(upper, torch.zeros_like(upper)), damping
+
+
+def upper_factor(
+    hessian: torch.Tensor, dead: torch.Tensor, first: float = DAMPING
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Upper triangular R with `H + damping = R R'` for [E, n, n], and the damping used, both per expert.
+
+    With J the exchange matrix, J H J = L L' gives R = J L J. Damping is `first` of the mean diagonal, and grows tenfold
+    until it succeeds; where it never does, R is the identity and the damping infinite. `dead` [E, n] channels get a
+    diagonal of 1.
     """
     experts, size, _ = hessian.shape
     mean = hessian.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(torch.finfo(torch.float32).tiny)
     flipped = hessian.flip(-1, -2)
     dead = dead.flip(-1)
-    damping = torch.full((experts,), DAMPING, device=hessian.device)
+    damping = torch.full((experts,), first, device=hessian.device)
     factor = torch.eye(size, device=hessian.device).repeat(experts, 1, 1)
     todo = torch.arange(experts, device=hessian.device)
     while len(todo):
@@ -311,9 +322,7 @@ def _hinv_cholesky(hessian: torch.Tensor, dead: torch.Tensor) -> tuple[torch.Ten
         damping[todo[damping[todo] > _MAX_DAMPING]] = torch.inf
         todo = todo[damping[todo].isfinite()]
     del flipped
-    upper = factor.flip(-1, -2)
-    del factor
-    return _triangular_inverse(upper, torch.zeros_like(upper)), damping
+    return factor.flip(-1, -2), damping
 
 
 def _triangular_inverse(upper: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
