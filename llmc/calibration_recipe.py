@@ -12,6 +12,7 @@ from llmc.errors import InputError
 from llmc.recipe_section import PathOrId, Section, Share, at, explain, path_or_id
 
 PYTHON_DOCS = "builtin:python-docs"
+SELF = "self"  # of a file of this name: ./self
 _TEXT = (
     f"{PYTHON_DOCS}, or the path of a text file, or of JSON lines or a JSON list whose records have `text`, "
     "`messages`, `conversations`, `prompt` and `completion`, or `instruction` and `output`"
@@ -76,8 +77,8 @@ class Calibration(Section):
 
     text: TextOrTexts = Field(
         default=PYTHON_DOCS,
-        description=f"{_TEXT}; or a list of such texts, each alone or as `{{text: …, weight: 2}}`, which get their "
-        "shares of the tokens",
+        description=f"{_TEXT}; {SELF}, text that the model writes itself; or a list of such texts, each alone or as "
+        "`{text: …, weight: 2}`, which get their shares of the tokens",
     )
     samples: int = Field(default=128, ge=1, le=1 << 20, description="windows of text")
     length: int | None = Field(

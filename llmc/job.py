@@ -180,6 +180,7 @@ def prepare(
     _warn(recipe.layout, planned, checkpoint, progress)
     tokenizer = Tokenizer(completed(checkpoint.path, made), checkpoint.spec.vocab_size, recipe.add_bos)
     texts = read_texts(recipe.calibration, recipe.check, checkpoint, base, tokenizer)
+    texts.require(limits.memory)
     for line in texts.lines():
         progress.line(line)
     with progress.stage("read the checkpoint"):

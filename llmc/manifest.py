@@ -19,7 +19,6 @@ from llmc.contracts.manifest import (
     SourceRecord,
     TargetRecord,
     TensorRecord,
-    TextsRecord,
     TokenizerRecord,
 )
 from llmc.contracts.part import Nothing
@@ -42,6 +41,7 @@ def describe_quantized(job: Job, artifact: Checkpoint, result: QuantizeResult) -
         pruned=_pruned(job, result),
         layer_errors=result.layer_errors,
         torch_checks=_checks(result.answers),
+        texts=job.texts.record(),
     )
 
 
@@ -72,7 +72,7 @@ def build_manifest(
         name=job.recipe.name or "",
         recipe=RecipeRecord.model_validate(recipe),
         source=SourceRecord(id=source.id, revision=source.revision, license=source.license, files=job.source_files),
-        texts=TextsRecord(note=job.texts.note, sha256=job.texts.key(), read=job.texts.read),
+        texts=job.texts.record() if job.texts.is_written else quantized.texts,
         model=ModelRecord(
             family=spec.family,
             num_layers=spec.num_layers,

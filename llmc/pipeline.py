@@ -193,6 +193,7 @@ class _Build:
         self.reference = Reference(self.artifact, self.home)
         self.reference.put_back()
         write_json(self.home / FINGERPRINT, job.fingerprint())
+        job.texts.write_into(self.home / "self", progress)
         self.stages = Stages(self.home / "stages", self.artifact, progress.line)
 
     def run(self) -> Manifest:

@@ -13,50 +13,96 @@ import random
 import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llmc.calibration_recipe import PYTHON_DOCS, Calibration, Check, Source, public_path
-from llmc.contracts.manifest import TextRead
+from llmc.calibration_recipe import PYTHON_DOCS, SELF, Calibration, Check, Source, public_path
+from llmc.contracts.manifest import TextRead, TextsRecord
+from llmc.contracts.progress import Progress, Silent
 from llmc.documents import Chat, Documents, pieces, read_documents
 from llmc.errors import InputError
-from llmc.packing import Used, pack
+from llmc.packing import Piece, Used, pack
 from llmc.registry import unknown
 from llmc.runtime.tokenizer import Tokenizer
+from llmc.stages import key_of, module_version
 from llmc.text_reader import Reader
 
 if TYPE_CHECKING:
     from llmc.convert.checkpoint import Checkpoint
+    from llmc.self_text import SelfText
 
 # Tests, generated tables and build configuration are poor text.
 _LEFT_OUT = ("test", "site-packages", "encodings", "config-", "_sysconfigdata", "pydoc_data")
 _CHECK_ONE_IN = 5  # documents of a file that is both texts
 
 
-@dataclass(frozen=True)
 class Texts:
-    """calibration [N, L] and check [M, L'], int64 token ids.
+    """Both texts of a build.
 
     Attributes:
-        note: where they come from, in words
-        read: what was read of each source, for "calibration" and "check"
+        check: [M, L], int64 token ids
+        note: where the texts come from, in words
     """
 
-    calibration: np.ndarray
-    check: np.ndarray
-    note: str
-    read: dict[str, list[TextRead]] = field(default_factory=dict)
+    def __init__(self, calibration: Drawn, check: Drawn, note: str) -> None:
+        self.note, self._drawn = note, calibration
+        self.check, self._check_read = check.windows(None, Silent())
+        self._folder: Path | None = None
+        self._progress: Progress = Silent()
+
+    @property
+    def calibration(self) -> np.ndarray:
+        """[N, L], int64 token ids; where the model writes some of it, it does so now."""
+        return self._calibration[0]
+
+    @property
+    def read(self) -> dict[str, list[TextRead]]:
+        """What was read of each source, for "calibration" and "check"."""
+        return {"calibration": self._calibration[1], "check": self._check_read}
+
+    @cached_property
+    def _calibration(self) -> tuple[np.ndarray, list[TextRead]]:
+        if self._drawn.own is None:
+            return self._drawn.windows(None, self._progress)
+        with self._progress.stage("write the calibration text"):
+            windows, read = self._drawn.windows(self._folder, self._progress)
+        for each in read:
+            self._progress.line(f"calibration: {told(each)}")
+        return windows, read
+
+    @property
+    def is_written(self) -> bool:
+        """Whether all of the text is at hand; the model need not write any first."""
+        return self._drawn.own is None or "_calibration" in vars(self)
+
+    def require(self, memory: int | None) -> None:
+        """MachineError where the model is to write text, and has no room for that in so many bytes."""
+        if self._drawn.own is not None:
+            self._drawn.own.require(memory)
+
+    def write_into(self, folder: Path | None, progress: Progress) -> None:
+        """What the model writes lies in this folder, for the case that a build is interrupted."""
+        self._folder, self._progress = folder, progress
 
     def key(self) -> list[str]:
-        """A hash of every token."""
-        parts = (self.calibration, self.check)
-        return [hashlib.sha256(f"{part.shape}".encode() + part.tobytes()).hexdigest() for part in parts]
+        """Hashes of what decides about every token: of the tokens, where no model has to write them first."""
+        return [self._drawn.key() or _hash_of(self.calibration), _hash_of(self.check)]
+
+    def record(self) -> TextsRecord:
+        """For the artifact's manifest."""
+        return TextsRecord(note=self.note, sha256=[_hash_of(self.calibration), _hash_of(self.check)], read=self.read)
 
     def lines(self) -> list[str]:
         """What was read, for people: a line per source."""
-        return [f"{purpose}: {told(each)}" for purpose, read in self.read.items() for each in read]
+        read = self.read if self.is_written else {"check": self._check_read}
+        return [f"{purpose}: {told(each)}" for purpose, found in read.items() for each in found]
+
+
+def _hash_of(windows: np.ndarray) -> str:
+    return hashlib.sha256(f"{windows.shape}".encode() + windows.tobytes()).hexdigest()
 
 
 def told(read: TextRead) -> str:
@@ -78,16 +124,14 @@ def read_texts(
     context, vocab_size = checkpoint.spec.max_position_embeddings, checkpoint.spec.vocab_size
     reader = Reader(tokenizer or Tokenizer(checkpoint.path, vocab_size), vocab_size)
     both = next((each.text for each in calibration.sources if each.text == check.text != PYTHON_DOCS), None)
-    parts = {
-        "calibration": _Part("calibration", calibration.sources, *calibration.windows(context), calibration.seed),
-        "check": _Part("check", [Source(text=check.text)], *check.windows(context), 0),
-    }
-    windows, read, kinds = {}, {}, []
-    for name, part in parts.items():
-        windows[name], read[name], found = part.read(reader, base, both)
-        kinds += [f"{name}: {kind}" for kind in found if kind.startswith("records")]
+    parts = (
+        _Part("calibration", calibration.sources, *calibration.windows(context), calibration.seed),
+        _Part("check", [Source(text=check.text)], *check.windows(context), 0),
+    )
+    drawn = [part.draw(checkpoint, reader, base, both) for part in parts]
+    kinds = [f"{each.part.name}: {kind}" for each in drawn for kind in each.kinds if kind.startswith("records")]
     note = _note([public_path(each.text) for each in calibration.sources], public_path(check.text), both)
-    return Texts(windows["calibration"], windows["check"], "; ".join([note, *dict.fromkeys(kinds)]), read)
+    return Texts(drawn[0], drawn[1], "; ".join([note, *dict.fromkeys(kinds)]))
 
 
 def _note(sources: Sequence[str], check: str, both: str | None) -> str:
@@ -108,26 +152,27 @@ class _Part:
     length: int
     seed: int
 
-    def read(self, reader: Reader, base: Path, both: str | None) -> tuple[np.ndarray, list[TextRead], list[str]]:
-        """Windows, what was read of each source, and what its documents are. both: a text that serves the calibration
-        and the check.
-        """
-        drawn, available, kinds = [], [], []
-        for number, (source, wanted) in enumerate(zip(self.sources, self._shares(), strict=True)):
+    def draw(self, checkpoint: Checkpoint, reader: Reader, base: Path, both: str | None) -> Drawn:
+        """The documents that are needed. both: a text that serves the calibration and the check."""
+        drawn = Drawn(self)
+        for number, (source, wanted) in enumerate(zip(self.sources, self.shares(), strict=True)):
+            if source.text == SELF:
+                from llmc.self_text import SelfText
+
+                drawn.own = SelfText(checkpoint, reader.tokenizer, self.seed, self.length)
+                drawn.available.append(None)
+                continue
             found = _documents(source.text, base, source.text == both)
             order = [at for at, out in enumerate(found.held_out) if out in (None, self.name == "check")]
             random.Random(self.seed).shuffle(order)
             own = list(reader.draw((found.found[at] for at in order), number, wanted, self.length))
             self._require(source.text, sum(len(each.tokens) for each in own), wanted, source.text == both)
-            drawn += own
-            available.append(len(order))
-            kinds.append(found.kind)
-        windows, used = pack(drawn, self.count, self.length, self.seed)
-        counts = [used.get(number, Used()) for number in range(len(self.sources))]
-        read = [_read(*each) for each in zip(self.sources, available, counts, strict=True)]
-        return windows, read, kinds
+            drawn.pieces += own
+            drawn.available.append(len(order))
+            drawn.kinds.append(found.kind)
+        return drawn
 
-    def _shares(self) -> list[int]:
+    def shares(self) -> list[int]:
         """Tokens of each source, by weight; all of them together are all there are to be."""
         total, weights = self.count * self.length, [source.weight for source in self.sources]
         ends = [round(total * sum(weights[: at + 1]) / sum(weights)) for at in range(len(weights))]
@@ -148,7 +193,40 @@ class _Part:
         )
 
 
-def _read(source: Source, available: int, used: Used) -> TextRead:
+@dataclass
+class Drawn:
+    """Documents of a part, of which its windows are packed. own: what the model itself is to write."""
+
+    part: _Part
+    pieces: list[Piece] = field(default_factory=list)
+    available: list[int | None] = field(default_factory=list)
+    kinds: list[str] = field(default_factory=list)
+    own: SelfText | None = None
+
+    def windows(self, folder: Path | None, progress: Progress) -> tuple[np.ndarray, list[TextRead]]:
+        """[N, L] int64, and what they hold of each source."""
+        part, written = self.part, list[Piece]()
+        if self.own is not None:
+            number, wanted = self._written()
+            written = list(self.own.pieces(number, wanted, folder, progress))
+        windows, used = pack([*self.pieces, *written], part.count, part.length, part.seed)
+        counts = [used.get(number, Used()) for number in range(len(part.sources))]
+        return windows, [_read(*each) for each in zip(part.sources, self.available, counts, strict=True)]
+
+    def _written(self) -> tuple[int, int]:
+        """The number of the source that the model writes, and its tokens."""
+        number = [source.text for source in self.part.sources].index(SELF)
+        return number, self.part.shares()[number]
+
+    def key(self) -> str | None:
+        """A hash of what decides about windows that are not written yet; None: they are known."""
+        if self.own is None:
+            return None
+        part, pieces = self.part, [vars(each) for each in self.pieces]
+        return key_of(pieces, self._written(), part.count, part.length, part.seed, module_version("llmc.self_text"))
+
+
+def _read(source: Source, available: int | None, used: Used) -> TextRead:
     dropped = round(used.dropped / max(1, used.tokens + used.dropped), 6)
     counts = {"documents": used.documents, "tokens": used.tokens, "cut": used.cut}
     return TextRead(text=public_path(source.text), available=available, dropped=dropped, **counts)
@@ -156,7 +234,9 @@ def _read(source: Source, available: int, used: Used) -> TextRead:
 
 def require_texts(calibration: Calibration, check: Check, base: Path) -> None:
     """InputError, with the key of the recipe, for a text that is no file: before anything is read or downloaded."""
-    named = [("calibration", source.text) for source in calibration.sources]
+    if check.text == SELF:
+        raise InputError(f"check.text: {SELF} is for the calibration; a model agrees with what it wrote itself")
+    named = [("calibration", source.text) for source in calibration.sources if source.text != SELF]
     for key, text in (*named, ("check", check.text)):
         if text.startswith("builtin:"):
             if text != PYTHON_DOCS:

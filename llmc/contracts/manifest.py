@@ -244,6 +244,7 @@ class QuantizedModel(Part):
     pruned: Pruned | Nothing
     layer_errors: list[float]
     torch_checks: Checks | Nothing
+    texts: TextsRecord = TextsRecord()
 
 
 class Manifest(Part):
@@ -309,4 +310,5 @@ class Manifest(Part):
             pruned=self.pruned,
             layer_errors=self.layer_errors,
             torch_checks=self.torch_checks,
+            texts=self.texts,
         )
