@@ -37,6 +37,7 @@ from llmc.quant.assign import Assignment, assign
 from llmc.quant.ends import peak_bytes
 from llmc.quant.layer_solver import linears, solve_batches
 from llmc.quant.layerwise import DEFAULT_MEMORY_BUDGET
+from llmc.quant.output_hessian_pass import scratch_bytes
 from llmc.quant.prune import kept_per_group, routers
 from llmc.quant.schemes import scheme
 from llmc.quant.schemes.base import Scheme
@@ -196,6 +197,9 @@ def plan(
     on_host = needed
     if gpu_memory is not None:  # there a layer is only read and written
         on_host = min(needed, _BASE_MEMORY + 2 * max(layer.before.bytes for layer in layers) + _activations(spec))
+    way_back = 0  # before any layer is quantized
+    if any(given.method == "yaqa" for given in assigned.values()):
+        way_back = scratch_bytes(*calibration, spec.hidden_size, spec.num_all_layers)
     return Plan(
         name=recipe.name or "",
         family=checkpoint.family.name,
@@ -212,7 +216,7 @@ def plan(
         gpu_memory_available=gpu_memory or 0,
         hessian_memory=hessian_memory,
         # Activations, and a shard on its way into its file.
-        work_disk=_streams(spec, assigned, math.prod(calibration), math.prod(check))
+        work_disk=max(_streams(spec, assigned, math.prod(calibration), math.prod(check)), way_back)
         + max(layer.after.bytes for layer in layers),
         target_bytes={each.name: each.estimate_bytes(weights, options) for each, options in _targets(recipe)},
         memory_available=machine.memory() if memory is None else min(memory, machine.memory()),
@@ -291,7 +295,7 @@ def _streams(spec: ModelSpec, assigned: Mapping[str, Assignment], calibration: i
     calibration text that, what `o_proj` and what the MLP reads, in the quantized model and, where calibration is
     asymmetric, in the original. An MTP layer reads one more.
     """
-    models = 1 + any(given.method == "gptaq" for given in assigned.values())
+    models = 1 + any(given.asymmetric for given in assigned.values())
     mixed = max(attention.output_size for attention in spec.attentions)
     widths = (4 + bool(spec.num_mtp_layers)) * spec.hidden_size + mixed
     return 4 * (2 * 3 * check * spec.hidden_size + models * calibration * widths)

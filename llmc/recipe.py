@@ -53,10 +53,12 @@ class Quantize(Section):
         description="such as int4-g128, int8-channel, fp8-block; other programs' W4A16, W8A16, FP8, FP8_DYNAMIC and "
         "FP8_BLOCK are known, too; the last two round inputs as well: fp8-channel-dynamic, fp8-block-dynamic"
     )
-    method: Literal["gptq", "gptaq", "rtn"] = Field(
+    method: Literal["gptq", "gptaq", "yaqa", "rtn"] = Field(
         default="gptaq",
         description="gptaq approximates the original's outputs where gptq takes what the quantized layers before make "
-        "of the text; it is closer to the original and takes twice the time; rtn rounds to nearest",
+        "of the text; it is closer to the original and takes twice the time; yaqa is gptaq that knows, from a pass "
+        "back through the original, which errors of outputs change what the model says; it is closer again and takes "
+        "about twice the time again (of lm_head it is gptaq); rtn rounds to nearest",
     )
 
     @field_validator("scheme")

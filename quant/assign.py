@@ -17,8 +17,9 @@ from llmc.quant.schemes import scheme
 from llmc.quant.schemes.base import Scheme
 from llmc.registry import unknown
 
-Method = Literal["gptq", "gptaq", "rtn"]
+Method = Literal["gptq", "gptaq", "yaqa", "rtn"]
 METHODS: tuple[str, ...] = get_args(Method)
+ASYMMETRIC = ("gptaq", "yaqa")
 # Embedding and head, which a rule names by these roles alone: no `re:` finds them.
 END_ROLES: tuple[Role, ...] = ("embedding", "lm_head")
 # The rest (norms, router) is small, sensitive or both, and stays as it is.
@@ -47,6 +48,11 @@ class Assignment:
     def calibrated(self) -> bool:
         """Whether the layer's inputs have to be looked at."""
         return self.method != "rtn" or self.scheme.measures_inputs
+
+    @property
+    def asymmetric(self) -> bool:
+        """Whether the original's outputs are approximated, for which the original runs beside the quantized model."""
+        return self.method in ASYMMETRIC
 
 
 def check_rules(rules: Iterable[Rule]) -> None:

@@ -285,7 +285,8 @@ def _kernel(scheme: Scheme, target: torch.Tensor) -> Callable[..., None] | None:
 def _hinv_cholesky(hessian: torch.Tensor, dead: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Upper U with `inverse(H + damping) = U' U`, and the damping used, both per expert.
 
-    It is the inverse of the upper factor. Where H never factorizes, U is the identity, which is rounding to nearest, and the damping is infinite.
+    It is the inverse of the upper factor. Where H never factorizes, U is the identity, which is rounding to nearest,
+    and the damping is infinite.
     """
     upper, damping = upper_factor(hessian, dead)
     return _triangular_inverse(upper, torch.zeros_like(upper)), damping

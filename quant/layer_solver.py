@@ -13,10 +13,12 @@ from llmc.convert.model import Linear
 from llmc.convert.quantized_weight import LARGEST_FP8, Activations, QuantizedWeight
 from llmc.convert.tensor_names import ModuleName
 from llmc.quant.activation_file import CPU
-from llmc.quant.assign import Assignment
+from llmc.quant.assign import ASYMMETRIC, Assignment
 from llmc.quant.gptq import Quantized, round_to_nearest, solve
 from llmc.quant.hessian import CalibrationStats, source
+from llmc.quant.output_hessians import OutputHessians, block_sizes
 from llmc.quant.schemes.base import Scheme
+from llmc.quant.two_sided import solve_two_sided
 
 # Weights in one batch: larger ones only fall out of the processor's caches, and each of their temporaries is fetched
 # from and given back to the system. A GPU is busy with many.
@@ -34,7 +36,11 @@ class SolveBatch:
 
     @property
     def asymmetric(self) -> bool:
-        return self.method == "gptaq"
+        return self.method in ASYMMETRIC
+
+    @property
+    def two_sided(self) -> bool:
+        return self.method == "yaqa"
 
     def shape(self, modules: dict[str, Linear]) -> tuple[int, int]:
         """[out, in] of each matrix of the batch."""
@@ -58,11 +64,23 @@ class SolveBatch:
         """Of a matrix the weights and their copies, the Hessian and its factors, float32."""
         rows, columns = self.shape(modules)
         copies = 11 + 2 * (not self.scheme.symmetric)
-        return 4 * columns * ((6 + 2 * self.asymmetric) * columns + copies * rows)
+        least = 4 * columns * ((6 + 2 * self.asymmetric) * columns + copies * rows)
+        if not self.two_sided:
+            return least
+        blocks = [size for name in self.members[0] for size in block_sizes(modules[name].out_features)]
+        more = 2 + (not self.scheme.symmetric)
+        return least + 4 * (8 * sum(size**2 for size in blocks) + more * columns * rows)
 
 
 @dataclass
 class Solved:
+    """What becomes of a layer's modules, by their names inside it.
+
+    Attributes:
+        outputs: what is known of their outputs, for two-sided rounding; None: nothing
+    """
+
+    outputs: OutputHessians | None = None
     weights: dict[str, QuantizedWeight] = field(default_factory=dict)
     reports: dict[str, ModuleReport] = field(default_factory=dict)
 
@@ -164,7 +182,11 @@ def _solve_job(job: SolveBatch, modules: dict[str, Linear], measured: Calibratio
     crosses = [each.cross_covariance for each in different if job.asymmetric and each.cross_covariance is not None]
     weight = torch.stack([torch.cat([modules[n].full() for n in names]) for names in job.members])
     heights = [modules[name].out_features for name in job.members[0]]
-    result = solve(weight, hessian, job.scheme, torch.stack(crosses) if crosses else None, heights)
+    cross, outputs = torch.stack(crosses) if crosses else None, _output_hessian(job, solved, weight.device)
+    if outputs:
+        result = solve_two_sided(weight, hessian, outputs, job.scheme, cross, heights)
+    else:
+        result = solve(weight, hessian, job.scheme, cross, heights)
     for number, names in enumerate(job.members):
         weights = _take_apart(result, number, names, modules, moments[number].amax)
         damping, fallback = result.damping[number].item(), None
@@ -173,7 +195,7 @@ def _solve_job(job: SolveBatch, modules: dict[str, Linear], measured: Calibratio
         if damping == float("inf"):
             fallback = "round to nearest"
         report = ModuleReport(
-            method=job.method,
+            method="gptaq" if job.two_sided and not outputs else job.method,
             damping=None if damping == float("inf") else damping,
             tokens=moments[number].tokens if job.expert else None,
             fallback=fallback,
@@ -189,6 +211,14 @@ def _solve_job(job: SolveBatch, modules: dict[str, Linear], measured: Calibratio
                 rounded = f"rounded to nearest, which loses less than {job.method}"
                 known["fallback"] = rounded if fallback is None else f"{fallback}; {rounded}"
             solved.reports[name] = report.model_copy(update=known)
+
+
+def _output_hessian(job: SolveBatch, solved: Solved, device: torch.device) -> list[torch.Tensor]:
+    """Blocks for the rows of every matrix; [] unless it is two-sided and something is known of all of its layers."""
+    if solved.outputs is None or not job.two_sided:
+        return []
+    found = [solved.outputs.blocks(name, device) for name in job.members[0]]
+    return [block for blocks in found for block in blocks] if all(found) else []
 
 
 def _take_apart(

@@ -40,9 +40,10 @@ from llmc.quant.durable import write_json
 from llmc.quant.ends import EMBEDDING, HEAD, Ends
 from llmc.quant.layer_calibration import LayerCalibration, calibration_dtype
 from llmc.quant.layer_run import Flow, LayerRun, positions
-from llmc.quant.layer_solver import linears, round_modules
+from llmc.quant.layer_solver import Solved, linears, round_modules
 from llmc.quant.memory import release_memory
 from llmc.quant.mlp_calibration import ExpertTokens, MLPCalibration
+from llmc.quant.output_hessian_pass import OutputHessianPass
 from llmc.quant.overflow import OverflowInModelError, explained
 from llmc.quant.prune import Pruning, kept_per_group, original_name, renumber, routers
 from llmc.quant.reference import write_reference
@@ -141,11 +142,15 @@ class _Pass:
         self.pruning = pruning
         self.per_group = kept_per_group(found[0], pruning.keep) if pruning else 0
         self.calibration_parts = ["calibration"]
-        if any(given.method == "gptaq" for given in self.assigned.values()):
+        if any(given.asymmetric for given in self.assigned.values()):
             self.calibration_parts.append("calibration-original")
             self.ids = ids | {"calibration-original": ids["calibration"]}
         self.ends = Ends.of(checkpoint, self.assigned, options.device)
         self.last_calibrated = self._last_calibrated()
+        two_sided = [
+            str(name) for name, given in self.parsed.items() if given.method == "yaqa" and name.layer is not None
+        ]
+        self.outputs = OutputHessianPass(checkpoint, frozenset(two_sided), work_dir / "gradients")
         self.layer = 0  # the one at work, for progress
         self.place: tuple[str, ...] = ("model.embed_tokens",)  # the modules at work, for errors
 
@@ -159,6 +164,9 @@ class _Pass:
         records = finished_layers(self.work_dir, self.output_dir, self.layers, self.spec.num_layers, self.tell)
         if not records:
             self._require_range()
+        if len(records) < self.layers and self.outputs.modules:
+            self._measure_outputs()
+        if not records:
             self._embed()
         for index in range(len(records), self.layers):
             self.layer, self.place = index, (f"model.layers.{index}",)
@@ -172,6 +180,16 @@ class _Pass:
         result = self._finish(records)
         self.unchanged()
         return result
+
+    def _measure_outputs(self) -> None:
+        self.outputs.run(
+            self.ids["calibration"],
+            self.options.memory_budget,
+            self.options.device,
+            self.progress,
+            self.unchanged,
+            self.tell,
+        )
 
     def _report(self, phase: str, done: int, total: int) -> None:
         self.progress(phase, done, total, self.layer, self.layers)
@@ -327,6 +345,7 @@ class _Pass:
             self.options.memory_budget,
             self.options.expert_tokens,
             (self.pruning.method, self.per_group) if self.pruning else None,
+            Solved(self.outputs.of(index) if self.outputs.modules else None),
         )
         return LayerCalibration(runs, begin, self._report, mlp, self.fp8_cache)
 

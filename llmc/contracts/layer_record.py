@@ -11,12 +11,13 @@ class ModuleReport(Part):
     """How one module was quantized."""
 
     scheme: str | None = Field(default=None, description="name of the scheme that it is stored in")
-    method: str = Field(description="gptq, gptaq, rtn, or `kept as stored`")
+    method: str = Field(description="gptq, gptaq, yaqa, rtn, or `kept as stored`")
     weight_error: float | None = Field(
         default=None, description="relative squared error of the weights, rounded to nearest"
     )
     output_error: float | None = Field(
-        default=None, description="relative squared error of the outputs on the calibration text"
+        default=None,
+        description="relative squared error of the outputs on the calibration text (yaqa: weighted by how they matter)",
     )
     nearest_error: float | None = Field(
         default=None, description="that of the same scales with every weight rounded to nearest"

@@ -92,7 +92,7 @@ class RuleRecord(Part):
 
     match: str = Field(description="a role, or `re:` and a pattern of module names")
     scheme: str = Field(description="name of the scheme")
-    method: str = Field(description="gptq, gptaq or rtn")
+    method: str = Field(description="gptq, gptaq, yaqa or rtn")
 
 
 class CheckRecord(Part):
@@ -143,10 +143,11 @@ class TensorRecord(Part):
 
     role: str = Field(description="role of its weight")
     scheme: str = Field(description="name of the scheme")
-    method: str = Field(description="gptq, gptaq, rtn, or `kept as stored`")
+    method: str = Field(description="gptq, gptaq, yaqa, rtn, or `kept as stored`")
     error: Number | None = Field(
         default=None,
-        description="relative squared error: of its outputs on the calibration text (gptq, gptaq), or its weights",
+        description="relative squared error: of its outputs on the calibration text (gptq, gptaq; yaqa: weighted by "
+        "how they matter), or its weights",
     )
     nearest_error: Number | None = Field(
         default=None, description="what the error of its outputs would be if every weight were rounded to nearest"

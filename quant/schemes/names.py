@@ -29,7 +29,7 @@ ALIASES = {
 }
 
 _EXPLAINED = {
-    r"gptq|gptaq|rtn": "is a method: write `method: {name}`, and a scheme such as int4-g128",
+    r"gptq|gptaq|yaqa|rtn": "is a method: write `method: {name}`, and a scheme such as int4-g128",
     r"awq": "is a method that llmc does not have; the method gptaq with int4-g128 takes its place",
     r"nf4|fp4|bnb.*|bitsandbytes": "is a format of bitsandbytes, which llmc does not write; int4-g64 is as small",
     r"gguf|i?q\d.*|ud-.*": "is a format of llama.cpp, which llmc does not write; int4-g32 is about as small as Q4_0",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +13,11 @@ from support.random_checkpoint import DEEPSEEK_V3
 
 from llmc.convert.families import family_of
 from llmc.convert.model.causal_lm import empty_layer
+from llmc.convert.safetensors_file import SafetensorsWriter
 from llmc.quant.assign import Assignment
 from llmc.quant.hessian import CalibrationStats
 from llmc.quant.layer_solver import SolveBatch, Solved, linears, solve_batches, solve_modules
+from llmc.quant.output_hessians import OutputHessians, block_sizes
 from llmc.quant.schemes import scheme
 
 LAYER = 1
@@ -31,11 +34,11 @@ def measured_inputs(modules: dict[str, Any], batch: SolveBatch, crossed: bool) -
 
 
 @pytest.mark.parametrize("name", ["int4-g128", "int4-g128-asym", "fp8-block"])
-@pytest.mark.parametrize("method", ["gptq", "gptaq"])
+@pytest.mark.parametrize("method", ["gptq", "gptaq", "yaqa"])
 @pytest.mark.parametrize("projections", [("gate_proj", "up_proj"), ("down_proj",)])
 @pytest.mark.parametrize("matrices", [1, 3])
 def test_solving_takes_no_more_than_the_plan_counts(
-    name: str, method: str, projections: tuple[str, ...], matrices: int
+    name: str, method: str, projections: tuple[str, ...], matrices: int, tmp_path: Path
 ) -> None:
     spec = family_of(DEEPSEEK_V3).spec(DEEPSEEK_V3 | WIDE)
     layer = empty_layer(spec, LAYER).to_empty(device="cpu")
@@ -50,9 +53,16 @@ def test_solving_takes_no_more_than_the_plan_counts(
     one = replace(batch, members=batch.members[:1]).working_bytes(modules, 0, on_gpu=False)
     room = matrices * one + one // 2
     assert batch.together(modules, room, on_gpu=True) == min(matrices, len(batch.members)) == matrices
-    measured, solved = measured_inputs(modules, batch, method == "gptaq"), Solved()
+    outputs = OutputHessians(tmp_path / "outputs.safetensors")
+    with SafetensorsWriter(outputs.path) as writer:
+        for projection in projections:
+            rows = modules[f"mlp.experts.0.{projection}"].out_features
+            for number, size in enumerate(block_sizes(rows)):
+                writer.add(f"mlp.experts.{projection}.{number}", torch.eye(size))
+    measured, solved = measured_inputs(modules, batch, batch.asymmetric), Solved(outputs)
     with Allocated() as allocated:
         solve_modules(modules, mine, measured, solved, room)
     kept = sum(each.qweight.nbytes + each.scales.nbytes for each in solved.weights.values())
     assert len(solved.weights) == len(mine)
+    assert {report.method for report in solved.reports.values()} == {method}
     assert one // 3 < allocated.most - 2 * kept <= room

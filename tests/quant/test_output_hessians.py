@@ -1,0 +1,131 @@
+"""What two-sided rounding knows of outputs, and passes over a model that round by it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from support.random_checkpoint import DEEPSEEK_V3, random_checkpoint
+
+from llmc.contracts.progress import ProgressFunction
+from llmc.convert.checkpoint import Checkpoint
+from llmc.quant import output_hessian_pass, output_hessians
+from llmc.quant.assign import Rule
+from llmc.quant.gradients import Observed, backward
+from llmc.quant.layerwise import QuantizeOptions, quantize
+from llmc.quant.output_hessian_pass import scratch_bytes, shown_rows
+from llmc.quant.prune import Pruning
+from llmc.quant.result import QuantizeResult
+
+CPU = torch.device("cpu")
+DEEPSEEK = DEEPSEEK_V3 | {"moe_intermediate_size": 64, "intermediate_size": 96, "n_routed_experts": 12}
+SCHEMES = {"experts": "int4-g32", "attention": "fp8-channel", "mtp": "fp8-channel", "lm_head": "int4-g32"}
+RULES = [Rule(role, name, "yaqa") for role, name in SCHEMES.items()]
+IDS = torch.randint(3, 96, (24, 16), generator=torch.Generator().manual_seed(0))
+
+
+class Interrupted(Exception):
+    pass
+
+
+def run(source: Path, directory: Path, progress: ProgressFunction = lambda *_: None) -> QuantizeResult:
+    given = (
+        Checkpoint.open(source),
+        RULES,
+        Pruning(2 / 3),
+        IDS,
+        IDS[:2],
+        directory / "out",
+        directory / "work",
+        progress,
+    )
+    return quantize(*given, QuantizeOptions(1 << 28))
+
+
+def files(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((directory / "out").iterdir())}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_checkpoint(tmp_path_factory.mktemp("source"), DEEPSEEK)
+
+
+@pytest.fixture(scope="module")
+def finished(source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, QuantizeResult]:
+    directory = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(output_hessians, "WIDEST", 40)
+        return directory, run(source, directory)
+
+
+def test_every_layer_is_rounded_by_both_sides(finished: tuple[Path, QuantizeResult]) -> None:
+    """The one for multi-token prediction too, and experts by their numbers after pruning; not the head."""
+    _, result = finished
+    methods = {name: report.method for name, report in result.modules.items()}
+    assert methods.pop("lm_head") == "gptaq" and set(methods.values()) == {"yaqa"}
+    assert {int(name.split(".")[2]) for name in methods} == {0, 1, 2, 3}
+    for report in result.modules.values():
+        assert report.output_error is not None and report.nearest_error is not None
+        assert report.output_error <= 1.01 * report.nearest_error
+
+
+def test_blocks_are_sums_over_gradients_and_experts_share_theirs(
+    source: Path, finished: tuple[Path, QuantizeResult], tmp_path: Path
+) -> None:
+    seen: dict[str, list[torch.Tensor]] = {}
+
+    def visit(one: Observed) -> None:
+        seen.setdefault(one.module, []).append(one.gradient)
+
+    backward(Checkpoint.open(source), IDS, tmp_path, visit)
+    found = output_hessians.OutputHessians(
+        finished[0] / "work" / "gradients" / "output-hessians-model.layers.1.safetensors"
+    )
+    for name in ("self_attn.o_proj", "mlp.experts.7.down_proj"):
+        start, end = f"model.layers.1.{name}".split("7") if "7" in name else (f"model.layers.1.{name}", "")
+        parts = [
+            part for module, each in seen.items() if module.startswith(start) and module.endswith(end) for part in each
+        ]
+        gradient = torch.cat(parts)
+        blocks, begin = found.blocks(name, CPU), 0
+        assert [len(block) for block in blocks] == sizes_of_at_most_40(gradient.shape[1]) and len(blocks) > 1
+        for block in blocks:
+            part = gradient[:, begin : begin + len(block)]
+            torch.testing.assert_close(block, part.mT @ part, rtol=1e-4, atol=1e-5 * block.abs().max().item())
+            begin += len(block)
+    assert found.blocks("mlp.shared_experts.up_proj", CPU) == []  # no rule asks for it
+
+
+def sizes_of_at_most_40(rows: int) -> list[int]:
+    count = -(-rows // 40)
+    return [rows * (i + 1) // count - rows * i // count for i in range(count)]
+
+
+@pytest.mark.parametrize("where", [("gradients", 1), ("down", 2)])
+def test_an_interrupted_pass_ends_in_the_same_bytes(
+    where: tuple[str, int],
+    source: Path,
+    finished: tuple[Path, QuantizeResult],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(output_hessians, "WIDEST", 40)
+    phases: list[tuple[str, int]] = []
+
+    def interrupt(phase: str, done: int, total: int, layer: int, layers: int) -> None:
+        if (phase, layer) == where:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        run(source, tmp_path, interrupt)
+    run(source, tmp_path, lambda phase, done, total, layer, layers: phases.append((phase, layer)))
+    assert files(tmp_path) == files(finished[0])
+    assert where in phases and ("gradients", 3) not in phases  # that was shown already
+
+
+def test_only_so_many_rows_are_shown_and_their_bytes_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output_hessian_pass, "MOST_TOKENS", 100)
+    assert shown_rows(IDS).tolist() == IDS[[0, 4, 8, 12, 16, 20]].tolist()
+    assert scratch_bytes(24, 16, 8, 2) == scratch_bytes(6, 16, 8, 2) == 4 * 6 * 16 * 8 * 5
