@@ -11,7 +11,7 @@ from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.engines.engine import Steps
 from llmc.convert.engines.mixture_of_experts import gathering_widths
 from llmc.convert.engines.plugin_weights import stored_in_engine
-from llmc.convert.engines.weights import Held, held, held_weight, in_groups
+from llmc.convert.engines.weights import Held, held, held_weight, in_groups, is_looked_up
 from llmc.convert.graph.build import graphs
 from llmc.convert.graph.rewrite import Rewriter
 from llmc.convert.graph.weight import WeightTensor
@@ -70,11 +70,12 @@ def widened_bytes(weights: PlannedWeights, plugins: bool, batch: int, sm: int) -
     gathered = routes is not None and gathering_widths(widths, batch, routes.top_k, routes.num_experts) == [*widths]
     more, float8 = 0.0, False
     for role, kinds in weights.parameters.items():
+        looked_up = role == "embedding" and not weights.spec.tie_word_embeddings
         for kind, count in kinds.items():
             stacked, by_heads = role == "experts", role == "kv_b_proj"
             found = held(
                 kind.of((_LARGE, _LARGE)), (_LARGE, _LARGE), known_codes(sm), plugins,
-                stacked=stacked, by_heads=by_heads, gathered=gathered and stacked,
+                stacked=stacked, by_heads=by_heads, gathered=gathered and stacked, looked_up=looked_up,
             )  # fmt: skip
             more += (16 - BITS[kind.code_type]) / 8 * count if found == Held.PLAIN else 0
             float8 |= found == Held.CODES and kind.code_type == "float8_e4m3fn"
@@ -247,6 +248,8 @@ class Contents:
     def _no_codes(self, weight: WeightTensor) -> bool:
         """Whether no engine has codes for it, or takes as many bytes of traffic for them as for bfloat16."""
         assert weight.kind is not None
+        if is_looked_up(weight):
+            return self._held(weight, INTEGERS | {"float8_e4m3fn"}) == Held.PLAIN
         if self.plugins and weight.layout.stacked:
             return stored_in_engine(weight) == PLAIN
         odd = weight.kind.zero_points or weight.kind.g_idx or weight.kind.code_type == "float4_e2m1fn"

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from enum import Enum, auto
+from functools import partial
 from typing import Any
 
 import onnx_ir as ir
 import torch
 
+from llmc.convert.graph.build import EMBEDDING
 from llmc.convert.graph.rewrite import Rewriter
-from llmc.convert.graph.weight import CODE_TYPES, ChunkedTensor, WeightTensor, tensor_of
+from llmc.convert.graph.weight import CODE_TYPES, ChunkedTensor, WeightTensor, WeightView, tensor_of
 from llmc.convert.kernels.expert_weights import stored_as
 from llmc.convert.quantized_weight import QuantizedWeight, QuantSpec
 from llmc.errors import InputError
@@ -19,6 +21,7 @@ from llmc.errors import InputError
 # Groups of int4 that the compiler fuses into products: 32, 64 or 128. Others it decodes in each call.
 _FUSED, _LEAST_FUSED = 128, 32
 _EIGHT_BITS = ("int8", "float8_e4m3fn")
+_TABLE = WeightView(transposed=False)
 CODES_NAME = ".codes"  # what initializers of them end with, after the name of the weight
 
 
@@ -45,6 +48,7 @@ def held(
     stacked: bool = False,
     by_heads: bool = False,
     gathered: bool = False,
+    looked_up: bool = False,
 ) -> Held:
     """Of a matrix [out, in] of this shape: as whatever is read the least for it in a step that decodes.
 
@@ -56,6 +60,7 @@ def held(
         stacked: of experts, which are one plugin's, or the chosen of which are `gathered` in steps that decode: their
             codes are decoded by the way
         by_heads: multiplied over heads, as no compiler or plugin does with codes
+        looked_up: rows of an embedding, of which every step decodes those of its tokens
     """
     rows, columns = shape
     in_plugin = plugins and stored_as(kind, columns, torch.float32) is not None
@@ -65,6 +70,8 @@ def held(
         return Held.PLUGIN if in_plugin else Held.PLAIN
     known = ("int4" if kind.code_type in ("int2", "int3") else kind.code_type) in code_types
     known &= not (kind.zero_points or kind.g_idx)
+    if looked_up:
+        return Held.CODES if known else Held.PLAIN
     picked = gathered and (kind.code_type != "int8" or kind.block[1] >= columns)
     # Of 8 bits, experts side by side in one product are decoded: gate_up with what the compiler joins it with, down as
     # it has a scale for each of them in a row.
@@ -91,15 +98,17 @@ def held_weight(
     if weight.kind is None:
         return None
     layout, (rows, columns) = weight.layout, weight.checkpoint.shape(weight.names[0])
-    return held(
-        weight.kind,
-        (rows, columns),
-        code_types,
-        plugins and weight.scales_dtype is not None,
-        stacked=layout.stacked,
-        by_heads=layout.heads is not None,
-        gathered=gathered,
-    )
+    find = partial(held, weight.kind, (rows, columns), code_types, plugins and weight.scales_dtype is not None)
+    if is_looked_up(weight):
+        # The head may be the same matrix, and be there as floats: once is enough.
+        shared = weight.checkpoint.spec.tie_word_embeddings and find() == Held.PLAIN
+        return Held.PLAIN if shared else find(looked_up=True)
+    return find(stacked=layout.stacked, by_heads=layout.heads is not None, gathered=gathered)
+
+
+def is_looked_up(weight: WeightTensor) -> bool:
+    """Whether it is an embedding, and no factor of a product."""
+    return weight.names == (EMBEDDING,) and not weight.layout.transposed
 
 
 class EngineWeights:
@@ -177,11 +186,17 @@ class EngineWeights:
         """Replace every initializer that is stored as codes by the codes and what decodes them."""
         b = self.b
         for value, weight in b.weights():
-            if self.held(weight) != Held.CODES or not value.uses():
+            layout, found = weight.layout, self.held(weight)
+            is_tied_head = weight.names == (EMBEDDING,) and layout.transposed
+            if not value.uses() or not (found == Held.CODES or (found == Held.PLAIN and is_tied_head)):
                 continue
-            layout = weight.layout
-            with b.before(next(node for node in b.graph if value in node.inputs)):
-                decoded = self.matrix(weight.names[0], weight, weight.names)
+            with b.before(b.first_use(value)):
+                if found == Held.CODES:
+                    decoded = self.matrix(weight.names[0], weight, weight.names)
+                else:  # the table that rows are looked up in
+                    decoded = b.initializer(
+                        WeightTensor(weight.checkpoint, weight.names, _TABLE, EMBEDDING, self.dtype)
+                    )
                 if layout.transposed:
                     decoded = b.transpose(decoded, 1, 0)
             value.replace_all_uses_with(decoded)

@@ -65,6 +65,7 @@ CASES: dict[str, tuple[Any, ...]] = {
         QWEN2 | {"hidden_size": 128, "intermediate_size": 384, "tie_word_embeddings": True, "head_dim": 32},
         {"dense_mlp": "int4-g64"},
     ),
+    "one matrix in int4": (DENSE | TIED, {"dense_mlp": "int4-g64", "lm_head": "int4-g32"}),
     "qwen3-moe": (
         LLAMA | MOE | {"hidden_size": 128, "moe_intermediate_size": 384, "num_experts_per_tok": 2},
         {"experts": "int4-g64", "attention": "fp8-block"},
