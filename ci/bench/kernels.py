@@ -35,8 +35,11 @@ from rich.console import Console
 from rich.table import Table
 
 from llmc.convert.kernels.ahead_of_time import compile_kernel
+from llmc.convert.kernels.expanded_latent_attention_tiles import BLOCK, columns_for
+from llmc.convert.kernels.expanded_latent_attention_tiles import tiles_for as tiles_of_prompts
 from llmc.convert.kernels.grouped_query_attention_tiles import tiles_for as tiles_of_groups
 from llmc.convert.kernels.kernel_sets import KernelRequest
+from llmc.runtime.plugins.expanded_latent_attention import ExpandedShape
 from llmc.runtime.plugins.grouped_query_attention import GroupedQueryShape
 from llmc.runtime.plugins.latent_attention import LatentShape
 from llmc.runtime.plugins.mixture_of_experts import CODES, HEIGHTS, STEP, ExpertsShape, ExpertWeights
@@ -119,6 +122,7 @@ EXPERTS = {
     "GLM-4.7-Flash": ExpertsShape(64, 4, 2048, 1536, "bf16", "bf16", PLAIN, PLAIN),
 }
 HEADS = {"R1": 128, "GLM-4.7-Flash": 20}
+EXPANDED = {"R1": (128, 64, 128), "GLM-4.7-Flash": (192, 64, 256)}  # channels of keys, rotated ones and values
 GROUPS = {"Qwen3-30B-A3B": (32, 4, 128), "Llama-3.1-8B": (32, 8, 128)}
 
 
@@ -154,6 +158,36 @@ def latent_cases(sm: int) -> Iterator[Case]:
             yield Case(name, request, "attend", read / programs, read, flops)
 
 
+def prompt_cases(sm: int) -> Iterator[Case]:
+    """Of 512 tokens of a prompt, absorbed and expanded. What is needed is what the expanded form does, either way."""
+    tokens = 512
+    for model, (nope, rope, values) in EXPANDED.items():
+        for float8 in (False, True):
+            name = f"latent attention {model} {'FP8' if float8 else 'bf16'} prompt"
+            absorbed = LatentShape(HEADS[model], 512, rope, "bf16", float8)
+            request = KernelRequest("LatentAttention", absorbed)
+            layout = request.module().layout_for(absorbed, sm)
+            read = layout.entries * absorbed.channels * (1 if float8 else 2)
+            flops = 2 * layout.rows * layout.entries * (nope + rope + values)
+            yield Case(
+                f"{name} absorbed", request, "attend", read * layout.rows / tokens / HEADS[model], read, flops, False
+            )
+
+            shape = ExpandedShape(HEADS[model], 512, nope, rope, values, "bf16", float8)
+            request = KernelRequest("ExpandedLatentAttention", shape)
+            tiles = tiles_of_prompts(shape, sm)
+            read = tiles.entries * (nope + values) * 2
+            flops = 2 * tiles.tokens * tiles.entries * (nope + rope + values)
+            loaded = read + tiles.entries * rope * (1 if float8 else 2)
+            yield Case(f"{name} expanded", request, "attend", read * tiles.tokens / tokens, loaded, flops, False)
+
+            cached, columns = 64 * (1 if float8 else 2), columns_for(values)  # a step of a block
+            loaded = BLOCK * cached + columns * 64 * 2
+            flops = 2 * BLOCK * columns * 64
+            written = BLOCK * columns * 2 * 64 / 512
+            yield Case(f"{name} expanding", request, "values", written, loaded, flops, False)
+
+
 def grouped_cases(sm: int) -> Iterator[Case]:
     """Of one token for each sequence."""
     for model, (heads, groups, channels) in GROUPS.items():
@@ -165,7 +199,7 @@ def grouped_cases(sm: int) -> Iterator[Case]:
         yield Case(f"grouped attention {model} decode", request, "split_few", read, read, flops)
 
 
-CASES = (expert_cases, latent_cases, grouped_cases)
+CASES = (expert_cases, latent_cases, prompt_cases, grouped_cases)
 
 
 @dataclass(frozen=True)
