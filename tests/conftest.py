@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 # Tests run in parallel; before anything imports torch.
@@ -14,6 +15,27 @@ from support.byte_tokenizer import byte_tokenizer
 from support.random_checkpoint import DEEPSEEK_V3, random_checkpoint
 
 REPOSITORY = Path(__file__).parent.parent
+
+
+class InThisProcess:
+    """Has what is used of a ProcessPoolExecutor."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __enter__(self) -> InThisProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    map = staticmethod(map)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kernels_are_compiled_here() -> Iterator[None]:
+    """Not in new processes, each of which takes seconds to import Triton: once for each engine that tests compile."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llmc.convert.kernels.kernel_sets.ProcessPoolExecutor", InThisProcess)
+        yield
 
 
 @pytest.fixture(scope="session")

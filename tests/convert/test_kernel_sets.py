@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import subprocess
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from llmc.contracts.kernels import CompiledFor, KernelSetDescription
-from llmc.convert.kernels.kernel_sets import CUBINS, cubin_sm
+from llmc.convert.kernels import kernel_sets as module
+from llmc.convert.kernels.kernel_sets import CUBINS, KernelRequest, cubin_sm, kernel_sets
 from llmc.errors import InputError, MachineError
 from llmc.runtime.plugins.append_float8 import EntryShape
 from llmc.runtime.plugins.kernel_set import KernelSet
@@ -60,3 +62,13 @@ def test_a_gpu_that_there_are_no_kernels_for(sm: int) -> None:
     assert (cubin_sm(87), cubin_sm(90), cubin_sm(121)) == (86, 90, 121)
     with pytest.raises(InputError, match=rf"have kernels for SM 80, .*, not for SM {sm}; say `plugins: false`"):
         cubin_sm(sm)
+
+
+@pytest.mark.slow
+def test_processes_of_their_own_compile_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a build has it; other tests compile where they run."""
+    wanted, told = KernelRequest("AppendFloat8", EntryShape(64, "bf16")), []
+    (here,) = kernel_sets([wanted], [80, 87], lambda _: None)
+    monkeypatch.setattr(module, "ProcessPoolExecutor", ProcessPoolExecutor)
+    (there,) = kernel_sets([wanted], [80, 87], told.append)
+    assert there.told == here.told and list(there.layouts) == [80, 86] and told == [0.5, 1.0]
