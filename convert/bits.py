@@ -67,5 +67,10 @@ def unpack_e2m1(packed: torch.Tensor) -> torch.Tensor:
 
 def pack_e2m1(values: torch.Tensor) -> torch.Tensor:
     """float8_e4m3fn [..., 2 n], all of them values of E2M1 → uint8 [..., n]."""
-    codes = _NIBBLES.to(values.device)[values.view(torch.uint8).int()]
+    codes = e2m1_codes(values)
     return codes[..., 0::2] | codes[..., 1::2] << 4
+
+
+def e2m1_codes(values: torch.Tensor) -> torch.Tensor:
+    """float8_e4m3fn, all of them values of E2M1 → their codes of 4 bits, uint8."""
+    return _NIBBLES.to(values.device)[values.view(torch.uint8).int()]

@@ -33,6 +33,7 @@ from llmc.errors import InputError
 FP8_SM = 89
 USUAL_CONTEXT = 4096
 INTEGERS = {"int4", "int8"}
+FP4 = "float4_e2m1fn"  # codes of plugins alone
 MOST_OFFSETS = 2**31  # inside of a row, see `llmc.runtime.plugins.latent_attention.plan`
 BITS = {"int2": 2, "int3": 3, "int4": 4, "int8": 8, "float8_e4m3fn": 8, "float4_e2m1fn": 4}
 _LARGE = 1 << 14
@@ -207,7 +208,7 @@ class Contents:
 
     def _plain_notes(self) -> list[str]:
         """Of codes that TensorRT knows and that are bfloat16 nevertheless, as that takes less traffic."""
-        known, notes = INTEGERS | {"float8_e4m3fn"}, []
+        known, notes = INTEGERS | {"float8_e4m3fn", *([FP4] if self.plugins else [])}, []
         plain = [
             weight
             for weight in self._weights
@@ -220,7 +221,7 @@ class Contents:
             )
         matrices = Counter(str(w.code_type) for w in plain if w.layout.heads is None for _ in w.names)
         for kind, count in sorted(matrices.items()):
-            traffic = 4.5 if kind == "int4" else 5
+            traffic = 4.5 if kind in ("int4", FP4) else 5
             notes.append(
                 f"matrices of {kind} that are bfloat16: {count}; TensorRT would decode them in every step, {traffic} "
                 "bytes of traffic for a weight instead of 2"
@@ -252,7 +253,8 @@ class Contents:
             return self._held(weight, INTEGERS | {"float8_e4m3fn"}) == Held.PLAIN
         if self.plugins and weight.layout.stacked:
             return stored_in_engine(weight) == PLAIN
-        odd = weight.kind.zero_points or weight.kind.g_idx or weight.kind.code_type == "float4_e2m1fn"
+        odd = weight.kind.zero_points or weight.kind.g_idx
+        odd |= weight.kind.code_type == FP4 and not self.plugins
         return odd or (weight.kind.code_type == "int8" and in_groups(weight))
 
     def _widened(self) -> set[str]:

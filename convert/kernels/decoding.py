@@ -20,12 +20,21 @@ def pair(form: str, dtype: str, part: int) -> str:
     that there is makes a fourth of it. All codes are a fourth then.
 
     Args:
-        form: "int4" or "fp8", as `llmc.runtime.plugins.mixture_of_experts.ExpertWeights` has it
+        form: "int4", "fp4" or "fp8", as `llmc.runtime.plugins.mixture_of_experts.ExpertWeights` has it
         dtype: "bf16" or "fp16"
         part: of a word, the lowest first
     """
-    wide = dtype == "bf16"
-    if form == "fp8":
+    wide, first = dtype == "bf16", ""
+    if form == "fp4":
+        # As of "fp8", with one bit of mantissa and two of an exponent that is 126 or 14 too small. The lower code of a
+        # byte becomes the upper one by a shift of the word, which all such codes share.
+        select = 0x4800 + 0x1111 * (part // 2)
+        shift, mask, factor = (6, 0x81C0, 0x7E80) if wide else (3, 0x8E00, 0x7400)
+        summand = 0x8000  # -0
+        steps = f"shr.s32 t, t, {shift}; and.b32 t, t, {0x10001 * mask:#x};"
+        if part % 2 == 0:
+            first = "shl.b32 a, $1, 4; shl.b32 b, $2, 4; "
+    elif form == "fp8":
         # The byte becomes the upper one of its half; next to it, above the lower one, its sign, eight times. The shift,
         # which copies signs down, leaves both signs in place, and exponents 120 or 8 too small. Subnormal numbers come
         # out right by the same multiplication. NaN, which no weight is, becomes 480.
@@ -42,8 +51,9 @@ def pair(form: str, dtype: str, part: int) -> str:
             one, factor, summand = (0x4300, 0x3E80, 0xC208) if wide else (0x6400, 0x3C00, 0xE408)
             mask = 0x0F
         steps = f"lop3.b32 t, t, {0x10001 * mask:#x}, {0x10001 * one:#x}, 0xea;"  # t & mask | one
+    words = "a, b" if first else "$1, $2"
     return (
-        f"{{ .reg .b32 t, f, s; prmt.b32 t, $1, $2, {select:#x}; {steps} "
+        f"{{ .reg .b32 a, b, t, f, s; {first}prmt.b32 t, {words}, {select:#x}; {steps} "
         f"mov.b32 f, {0x10001 * factor:#x}; mov.b32 s, {0x10001 * summand:#x}; "
         f"fma.rn.{'bf16x2' if wide else 'f16x2'} $0, t, f, s; }}"
     )
@@ -68,6 +78,9 @@ def decode(
     if FORM == "fp8":
         bits = (word << (24 - 8 * PART) >> 4) & -0x78100000
         number = bits.to(tl.float32, bitcast=True) * 2.0**120
+    elif FORM == "fp4":
+        bits = (word << (28 - 4 * PART) >> 6) & -0x7E400000
+        number = bits.to(tl.float32, bitcast=True) * 2.0**126
     else:
         number = ((word >> 4 * PART & 15) - 8).to(tl.float32)
     if BF16:

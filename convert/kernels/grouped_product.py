@@ -1,4 +1,4 @@
-"""A product of each choice with the weights of its expert: int4 in groups, FP8 in blocks, or plain.
+"""A product of each choice with the weights of its expert: int4 or FP4 in groups, FP8 in blocks, or plain.
 
 Products are transposed, an expert's outputs by its choices. Decoded weights are the left side then, which tensor cores
 take from registers, and a tile may be as narrow as 8 choices, where the left side needs 16.
@@ -49,6 +49,9 @@ class Tile:
         if rows <= FEW:
             stages = (3 if large else 4) if little else (4 if large else 6)
             return cls(rows, 32 * wide, 2, stages, 128 if rows == LEAST else None)
+        if weights.form == "fp4" and (weights.group < 32 or inputs % STEP) and sm // 10 != 10:
+            # As many scales as parts of a word, or masks, beside a second word of shifted codes.
+            return cls(rows, 16 * wide, 4, 3, 255)
         if not plain and (inputs % STEP or (weights.group < 128 and sm >= 90)):
             # Masks, or more sums, which leave fewer registers.
             return cls(rows, 32 if has_up or sm // 10 == 10 else 64, 4, 3, 255)

@@ -19,14 +19,14 @@ ALIGNMENT = 256  # bytes, of each tensor in the workspace
 # Choices of a tile: of kernels for few tokens, which read weights, and for many, which multiply.
 LEAST, FEW, MANY = HEIGHTS = 8, 16, 64
 WORDS = 16  # of a block
-CODES = {"int4": 8, "fp8": 4}  # of a word
+CODES = {"int4": 8, "fp4": 8, "fp8": 4}  # of a word
 STEP = 128  # inputs that kernels take at a time, if there are as many
 
 
 @dataclass(frozen=True)
 class ExpertWeights:
-    """How an expert's matrix [out, in] is stored: `form` "int4", "fp8" or "plain", a scale of type `scales` for `group`
-    inputs of `rows` outputs; see `llmc.convert.kernels.expert_weights`.
+    """How an expert's matrix [out, in] is stored: `form` "int4", "fp4", "fp8" or "plain", a scale of type `scales` for
+    `group` inputs of `rows` outputs; see `llmc.convert.kernels.expert_weights`.
     """
 
     form: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,15 @@ from onnx import numpy_helper
 from support.float4_checkpoint import compressed_tensors, packed_weights
 from support.graph_comparison import WIDTHS, compare_with_torch, write_graphs
 from support.graph_session import GraphSession, divergences
+from support.plugin_functions import add_plugin_functions
 from support.quantized_checkpoint import DEEPSEEK, DENSE, quantized_copy
-from support.random_checkpoint import LLAMA, write_checkpoint
+from support.random_checkpoint import LLAMA, random_weights, write_checkpoint
 
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.engines.contents import INTEGERS, Contents
 from llmc.convert.engines.engine import Steps
 from llmc.convert.engines.lowering import lower
+from llmc.convert.engines.plugins import Plugins
 from llmc.convert.graph.build import graphs
 from llmc.convert.model import CausalLM
 from llmc.convert.targets import TargetResult, target
@@ -78,4 +81,31 @@ def test_engines_decode_them_and_say_so(kept: Checkpoint) -> None:
         assert not held & {ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT4E2M1, ir.DataType.INT4}
     if kept.family.name == "llama":  # ONNX Runtime refuses what latent attention becomes
         compare_with_torch(kept, write_graphs(kept, models))
-    assert Contents(kept, True, Steps(64, 2, (1, 2), 16), 1)._widened() == {"float4_e2m1fn"}
+    assert Contents(kept, False, Steps(64, 2, (1, 2), 16), 1)._widened() == {"float4_e2m1fn"}
+
+
+def test_plugins_multiply_by_their_codes(kept: Checkpoint) -> None:
+    """All but kv_b_proj, whose notes say so."""
+    models, plugins = graphs(kept, ir.DataType.FLOAT, 64), Plugins()
+    for model in models.values():
+        lower(model, kept.spec, ir.DataType.FLOAT, INTEGERS | {"float8_e4m3fn"}, WIDTHS, 1, plugins)
+        held = {name.partition(".words")[0] for name in model.graph.initializers if name.endswith(".words")}
+        assert len(held) >= 7
+        plain = {name for name in model.graph.initializers if name.endswith(".plain")}
+        assert all("kv_b_proj" in name for name in plain)
+    contents = Contents(kept, True, Steps(64, 2, (1, 2), 16), 1)
+    assert not contents._widened()
+    latent = kept.family.name != "llama"
+    assert any("kv_b_proj is bfloat16" in note for note in contents._plain_notes()) == latent
+
+
+@pytest.mark.parametrize("scheme", ["nvfp4", "mxfp4"])
+def test_what_llmc_makes_is_exact_in_plugins(scheme: str, tmp_path: Path) -> None:
+    source = Checkpoint.open(write_checkpoint(tmp_path / "source", LLAMA | DENSE, random_weights(LLAMA | DENSE, 0)))
+    made = quantized_copy(source, {"attention": scheme, "dense_mlp": scheme}, tmp_path)
+    models, plugins = graphs(made, ir.DataType.FLOAT, 64), Plugins()
+    for model in models.values():
+        lower(model, made.spec, ir.DataType.FLOAT, INTEGERS | {"float8_e4m3fn"}, WIDTHS, 1, plugins)
+        assert sum(name.endswith(".words") for name in model.graph.initializers) == 14
+        add_plugin_functions(model, made.spec, plugins)
+    compare_with_torch(made, write_graphs(made, models))

@@ -12,6 +12,7 @@ import pytest
 import torch
 from support.sass import innermost_loop
 
+from llmc.convert.bits import unpack_e2m1
 from llmc.convert.kernels.kernel_sets import KernelRequest
 from llmc.runtime.plugins.mixture_of_experts import CODES, ExpertsShape, ExpertWeights
 
@@ -76,6 +77,7 @@ INSTRUCTIONS: dict[str, Any] = {
     "prmt.b32": prmt,
     "lop3.b32": lop3,
     "and.b32": lambda a, b: a & b,
+    "shl.b32": lambda a, n: a << n,
     "shr.s32": lambda a, n: (a.view(np.int32) >> n.view(np.int32)).view(np.uint32),
     "mov.b32": lambda a: a,
     "fma.rn.bf16x2": lambda *x: fma(torch.bfloat16, *x),
@@ -93,6 +95,8 @@ def test_every_code_is_exact_whatever_lies_next_to_it(form: str, part: int, dtyp
     if form == "fp8":
         codes = codes[(codes & 0x7F) != 0x7F]  # NaN is no weight
         want = torch.from_numpy(codes.astype(np.uint8)).view(torch.float8_e4m3fn).double()
+    elif form == "fp4":
+        want = unpack_e2m1(torch.from_numpy((codes[::2] | codes[1::2] << 4).astype(np.uint8))).double()
     else:
         want = torch.from_numpy(codes.astype(np.float64)) - 8
     random = np.random.default_rng(part)

@@ -66,6 +66,9 @@ CASES = [
     Case("int4-256", 1, 2048, 64, FP16, 16, False, IN_PORTIONS),
     Case("int4-channel", 3, 1400, 24, FP16, 30, False, IN_PORTIONS),
     Case("int4-128", 33, 384, 72, kernels=MANY_ROWS),
+    Case("fp4-16", 1, 256, 136),
+    Case("fp4-32", 18, 1152, 72, FP16, 24, True, ("portions_16", "add")),
+    Case("fp4-16", 33, 160, 72, FP16, kernels=MANY_ROWS),
     Case("fp8-block", 1, 256, 136, FP16),
     Case("fp8-block", 32, 200, 264, kernels=FEW_ROWS),
     Case("fp8-block", 18, 1152, 200, FP16, 24, True, ("portions_16", "add")),
@@ -77,7 +80,9 @@ CASES = [
 ]
 INT4, FP8 = ExpertWeights("int4", 128, 1, "bf16"), ExpertWeights("fp8", 128, 128, "fp32")
 O_PROJ = LinearShape(16384, 7168, "bf16", FP8)  # DeepSeek-R1's
+FP4 = ExpertWeights("fp4", 16, 1, "bf16")
 COMPILED = [(LinearShape(7168, 1536, "bf16", INT4), sm) for sm in CUBINS]
+COMPILED += [(LinearShape(7168, 1536, "bf16", FP4), sm) for sm in (86, 120)]
 COMPILED += [(O_PROJ, sm) for sm in CUBINS] + [(LinearShape(2880, 4096, "fp16", INT4, True), 86)]
 
 

@@ -21,8 +21,9 @@ from support.interpreted_kernels import (
 from support.interpreter_process import run_interpreted
 from support.stored_weights import stored
 
+from llmc.convert.bits import unpack_e2m1
 from llmc.convert.kernels.kernel_sets import CUBINS, KernelRequest
-from llmc.convert.quantized_weight import QuantizedWeight, QuantSpec
+from llmc.convert.quantized_weight import CodeType, QuantizedWeight, QuantSpec
 from llmc.runtime.plugins.mixture_of_experts import (
     FEW,
     HEIGHTS,
@@ -72,6 +73,8 @@ CASES = [
     Case("int4-128", 17, 1, 8, 256, 128, hot=True),
     Case("int4-256", 2, 2, 3, 512, 256, FP16),
     Case("int4-channel", 5, 2, 3, 160, 72, FP16),
+    Case("fp4-16", 5, 2, 3, 160, 96),
+    Case("fp4-32", 65, 2, 3, 64, 192, FP16),
     Case("fp8-block", 1, 3, 16, 200, 136, FP16),
     Case("fp8-block", 16, 2, 3, 136, 264),
     Case("fp8-block", 65, 2, 3, 72, 200, FP16),
@@ -110,6 +113,8 @@ COMPILED = [(replace(R1, gate_up=INT4, down=FP8), sm) for sm in CUBINS]
 COMPILED += [(replace(QWEN3, gate_up=FP8, down=INT4), 90), (QWEN3, 100)]
 INT4_64 = ExpertWeights("int4", 64, 1, "bf16")
 GPT_OSS = ExpertsShape(32, 4, 2880, 2880, "bf16", "bf16", INT4_64, INT4_64, True, ALPHA, 7.0)  # gpt-oss-20b
+NVFP4, MXFP4 = ExpertWeights("fp4", 16, 1, "bf16"), ExpertWeights("fp4", 32, 1, "bf16")
+COMPILED += [(replace(R1, gate_up=NVFP4, down=NVFP4), 90), (replace(GPT_OSS, gate_up=MXFP4, down=MXFP4), 120)]
 COMPILED += [(GPT_OSS, 80), (GPT_OSS, 90), (GPT_OSS, 120), (replace(R1, gate_up=FP8, down=INT4), 100)]
 
 
@@ -191,8 +196,19 @@ def grouped(index: torch.Tensor, experts: int, rows: int) -> tuple[torch.Tensor,
 
 def every_code(form: str) -> torch.Tensor:
     """[in, out]: at input i and output o, code i + o; each input has all codes."""
-    inputs, codes = (128, 16) if form == "int4" else (64, 256)
+    inputs, codes = (64, 256) if form == "fp8" else (128, 16)
     return (torch.arange(inputs)[:, None] + torch.arange(codes)) % codes
+
+
+KINDS: dict[str, CodeType] = {"int4": "int4", "fp4": "float4_e2m1fn", "fp8": "float8_e4m3fn"}
+
+
+def value_of(codes: torch.Tensor, form: str) -> torch.Tensor:
+    """As `QuantizedWeight` has them."""
+    if form == "int4":
+        return (codes - 8).to(torch.int8)
+    bits = codes.to(torch.uint8)
+    return unpack_e2m1(bits[..., 0::2] | bits[..., 1::2] << 4) if form == "fp4" else bits.view(torch.float8_e4m3fn)
 
 
 def decoded(form: str, rows: int) -> torch.Tensor:
@@ -201,9 +217,8 @@ def decoded(form: str, rows: int) -> torch.Tensor:
     from llmc.convert.kernels.grouped_product import Tile, multiply, product_constants
 
     codes = every_code(form).mT
-    (out, columns), kind = codes.shape, "int4" if form == "int4" else "float8_e4m3fn"
-    values = (codes - 8).to(torch.int8) if form == "int4" else codes.to(torch.uint8).view(torch.float8_e4m3fn)
-    weight = QuantizedWeight(values, torch.full((out, 1), 2.0), (1, columns), kind)
+    (out, columns), kind = codes.shape, KINDS[form]
+    weight = QuantizedWeight(value_of(codes, form), torch.full((out, 1), 2.0), (1, columns), kind)
     like = expert_weights.stored_as(weight.kind, columns, weight.scales.dtype)
     assert like is not None
     x = torch.eye(columns, dtype=FP16)
@@ -257,11 +272,11 @@ def test_choices_of_no_expert_count_nothing(results: dict[Any, Any]) -> None:
     assert torch.equal(got[2], results[tuple(CASES[3])][0][2])
 
 
-@pytest.mark.parametrize("form", ["int4", "fp8"])
+@pytest.mark.parametrize("form", KINDS)
 @pytest.mark.parametrize("rows", HEIGHTS)
 def test_codes_are_exact(results: dict[Any, Any], form: str, rows: int) -> None:
     codes = every_code(form)
-    want = codes.float() - 8 if form == "int4" else codes.to(torch.uint8).view(torch.float8_e4m3fn).float()
+    want = value_of(codes, form).float()
     known = ~want.isnan()
     # A code that is NaN spoils nothing else: there is one for each input and output, and other inputs are zero.
     assert torch.equal(results[form, rows].float()[known], 2 * want[known])
@@ -349,7 +364,7 @@ if __name__ == "__main__":
     for counts in ROUTINGS:
         for is_hot in (False, True):
             made[counts, is_hot] = grouped(routing(*counts[:3], is_hot), *counts[2:])
-    for name in ("int4", "fp8"):
+    for name in KINDS:
         for tile_rows in HEIGHTS:
             made[name, tile_rows] = decoded(name, tile_rows)
     torch.save(made, sys.argv[1])

@@ -186,6 +186,9 @@ def unpacked(b: FunctionBuilder, stack: list[ir.Value], form: ExpertWeights, out
     codes = b.op("Slice", codes, first, b.constant([columns]), b.constant([2]))
     if form.form == "int4":
         numbers = b.op("Sub", b.op("Cast", codes, to=FLOAT), b.constant(8.0, FLOAT))
+    elif form.form == "fp4":
+        e2m1 = [sign * size for sign in (1, -1) for size in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)]
+        numbers = b.op("Gather", b.constant(e2m1, FLOAT), b.op("Cast", codes, to=INT64))
     else:
         numbers = decoded(b, b.op("Cast", codes, to=ir.DataType.INT8))
     wide = b.transpose(b.op("Cast", scales, to=FLOAT), 0, 2, 1)  # [E, scaled, groups]
