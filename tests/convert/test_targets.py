@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from support.random_checkpoint import LLAMA
 
-from llmc.convert.engines.contents import MOST_OFFSETS
+from llmc.convert.engines.contents import MOST_OFFSETS, widened_bytes
 from llmc.convert.families import family_of
 from llmc.convert.quantized_weight import QuantSpec
 from llmc.convert.targets import PlannedWeights, target
@@ -45,6 +45,15 @@ WIDE = 10  # 7 weights of int4 as bfloat16
 def test_a_target_estimates_its_own_bytes(name: str, options: dict[str, Any], expected: int) -> None:
     chosen, weights = target(name), PlannedWeights(family_of(LLAMA).spec(LLAMA), STORED, PARAMETERS)
     assert chosen.estimate_bytes(weights, chosen.Options(**options)) == expected
+
+
+@pytest.mark.parametrize(
+    ("group", "plugins", "expected"), [(16, True, 400), (32, True, 200), (16, False, 6400 * 3 // 2)]
+)
+def test_engines_hold_fp4_with_wider_scales_or_as_bfloat16(group: int, plugins: bool, expected: int) -> None:
+    fp4 = {"dense_mlp": {QuantSpec("float4_e2m1fn", (1, group), False, False, None): 6400}}
+    weights = PlannedWeights(family_of(LLAMA).spec(LLAMA), STORED, fp4)
+    assert widened_bytes(weights, plugins, 1, 120) == (expected, False)
 
 
 @pytest.mark.parametrize(("group", "level", "expected"), [(16, 4, 300 + 75), (32, 4, 300 + 37), (16, 1, 1200)])
