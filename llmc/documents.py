@@ -1,67 +1,139 @@
-"""Documents of a text file: of plain text, pieces of it; of JSON, its records, chats among them.
+"""Documents of a file or a folder: of plain text, pieces of it; of JSON and Parquet, records, chats among them.
 
-JSON lines and JSON lists are what other quantizers calibrate on. Their records are read by the names that data sets
-use; one that has none of them is refused, since braces, keys and escapes are no text that a model was made for.
+JSON lines, JSON lists and Parquet are what other quantizers calibrate on. Their records are read by the names that data
+sets use; one that has none of them is refused, since braces, keys and escapes are no text that a model was made for.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, overload
 
+from llmc.compressed import name_inside, read_unpacked
 from llmc.errors import InputError
-from llmc.files import read_regular
+from llmc.parquet_rows import ParquetRows
+from llmc.records import COLUMNS, Document, document, rows_of
 
 _MOST_BYTES = 1 << 34
 _PIECE_CHARACTERS = 8000
-_JSON, _JSON_LINES = (".json",), (".jsonl", ".ndjson")
+_JSON, _JSON_LINES, _PARQUET = (".json",), (".jsonl", ".ndjson"), (".parquet", ".pq")
 _ADVICE = {
-    **dict.fromkeys((".gz", ".bz2", ".xz", ".zst", ".zip"), "unpack it first"),
+    **dict.fromkeys((".zip", ".tar", ".tgz", ".7z"), "unpack it first"),
     **dict.fromkeys(
-        (".parquet", ".arrow", ".csv", ".tsv", ".xlsx"),
+        (".arrow", ".csv", ".tsv", ".xlsx"),
         "turn it into JSON lines, with pandas' `to_json(…, orient='records', lines=True)` or datasets' `to_json`",
     ),
 }
-_TEXTS = ("text", "content")
-_CHATS = ("messages", "conversations", "conversation")
-# What is asked (with what belongs to it) and what is answered.
-_PAIRS = (
-    (("prompt",), ("completion", "response")),
-    (("instruction", "input"), ("output", "response")),
-    (("question",), ("answer", "response")),
-)
-_READ = "`text`, `messages`, `conversations`, `prompt` and `completion`, `instruction` and `output`"
-# ShareGPT's names.
-_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "chatgpt": "assistant"}
-
-Chat: TypeAlias = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Documents:
     """A document is text, or the messages of a chat. `kind` says what they are, for people."""
 
-    found: Sequence[str | Chat]
+    found: Sequence[Document]
     kind: str
 
 
 def read_documents(path: Path) -> Documents:
-    """InputError, with file and line, for what is no text or has none that llmc knows how to read."""
-    if advice := _ADVICE.get(path.suffix.lower()):
-        raise InputError(f"text {path}: {path.suffix} files are not read; {advice}")
+    """InputError, with file and line, for what is no text or has none that llmc knows how to read. A folder has the
+    documents of all its files.
+    """
+    return _folder(path) if path.is_dir() else _file(path)
+
+
+def _file(path: Path) -> Documents:
+    inside = name_inside(path)
+    suffix = inside.suffix.lower()
+    if advice := _ADVICE.get(suffix):
+        raise InputError(f"text {path}: {suffix} files are not read; {advice}")
+    if suffix in _PARQUET:
+        rows = _Rows(path)
+        return Documents(rows, f"records read by {rows.key()}" if rows else "none")
     try:
-        text = read_regular(path, _MOST_BYTES).decode("utf-8-sig")
+        text = read_unpacked(path, _MOST_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"text {path}: cannot be read as UTF-8 text ({error})") from error
-    if path.suffix.lower() not in _JSON + _JSON_LINES:
+    if suffix not in _JSON + _JSON_LINES:
         found = pieces(text.replace("\r\n", "\n").replace("\r", "\n"), _PIECE_CHARACTERS)
         return Documents(found if not found or found[-1].strip() else found[:-1], "pieces of text")
-    records = [_document(where, record) for where, record in _records(path, text)]
+    records = [document(where, record) for where, record in _records(path, suffix in _JSON, text)]
     keys = sorted({key for key, _ in records})
     return Documents([document for _, document in records], f"records read by {' and '.join(keys)}" if keys else "none")
+
+
+def _folder(path: Path) -> Documents:
+    """Of all files that are not hidden, in the order of their names; what is no text is left out, and counted."""
+    found: list[Documents] = []
+    left_out = 0
+    for file in sorted(path.rglob("*")):
+        names = file.relative_to(path).parts
+        if any(name.startswith(".") for name in names) or not file.is_file():
+            continue
+        try:
+            found.append(_file(file))
+        except InputError:
+            if name_inside(file).suffix.lower() in _JSON_LINES + _PARQUET:  # which hold records, or are broken
+                raise
+            left_out += 1
+    if not found:
+        raise InputError(f"text {path}: holds no file of text")
+    rest = f", {left_out:,} others left out" if left_out else ""
+    kinds = " and ".join(dict.fromkeys(each.kind for each in found))
+    return Documents(Joined([each.found for each in found]), f"{len(found):,} files of text{rest}: {kinds}")
+
+
+class Joined(Sequence[Document]):
+    """Documents of several files."""
+
+    def __init__(self, parts: Sequence[Sequence[Document]]) -> None:
+        self._parts = parts
+        self._ends = list(accumulate(map(len, parts)))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    @overload
+    def __getitem__(self, at: int) -> Document: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Document]: ...
+    def __getitem__(self, at: int | slice) -> Document | list[Document]:
+        if isinstance(at, slice):
+            return [self[each] for each in range(*at.indices(len(self)))]
+        part = bisect_right(self._ends, at)
+        if at < 0 or part == len(self._ends):
+            raise IndexError(at)
+        return self._parts[part][at - self._ends[part] + len(self._parts[part])]
+
+
+class _Rows(Sequence[Document]):
+    """Documents of a Parquet file, each read when it is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._rows = path, ParquetRows(path, COLUMNS)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def key(self) -> str:
+        """The keys that the first one is read by."""
+        return self._read(0)[0]
+
+    def _read(self, at: int) -> tuple[str, Document]:
+        return document(f"{self._path}: row {at + 1}", self._rows[at])
+
+    @overload
+    def __getitem__(self, at: int) -> Document: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Document]: ...
+    def __getitem__(self, at: int | slice) -> Document | list[Document]:
+        if isinstance(at, slice):
+            return [self[each] for each in range(*at.indices(len(self)))]
+        return self._read(at)[1]
 
 
 def pieces(text: str, characters: int, within_lines: bool = False) -> list[str]:
@@ -77,9 +149,9 @@ def pieces(text: str, characters: int, within_lines: bool = False) -> list[str]:
     return found
 
 
-def _records(path: Path, text: str) -> Iterator[tuple[str, Any]]:
-    """(where, record)"""
-    if path.suffix.lower() in _JSON:
+def _records(path: Path, one: bool, text: str) -> Iterator[tuple[str, Any]]:
+    """(where, record). one: the file is called a single JSON value."""
+    if one:
         try:
             value = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -87,7 +159,7 @@ def _records(path: Path, text: str) -> Iterator[tuple[str, Any]]:
                 raise InputError(f"text {path}: not valid JSON ({error})") from error
             # JSON lines under another name, as is usual.
         else:
-            records = value if isinstance(value, list) else _rows(value)
+            records = value if isinstance(value, list) else rows_of(value)
             yield from _numbered(path, records)
             return
     elif (listed := _list(text)) is not None:
@@ -114,95 +186,3 @@ def _list(text: str) -> list[Any] | None:
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, list) else None
-
-
-def _rows(value: Any) -> list[Any]:
-    """The records of a table by columns: {"text": ["…", "…"], "id": [1, 2]}; what is none is one record."""
-    if not isinstance(value, dict):
-        return [value]
-    columns = [value.get(key) for key in _TEXTS]
-    found = [each for each in columns if isinstance(each, list) and all(isinstance(cell, str) for cell in each)]
-    columns = [value.get(key) for key in _CHATS]
-    found += [each for each in columns if isinstance(each, list) and all(isinstance(cell, list) for cell in each)]
-    pairs = [(value.get(asked[0]), value.get(key)) for asked, answered in _PAIRS for key in answered]
-    found += [a for a, b in pairs if isinstance(a, list) and isinstance(b, list) and _are_cells(a) and _are_cells(b)]
-    if not found or not (count := len(found[0])):
-        return [value]
-    whole = {key: column for key, column in value.items() if isinstance(column, list) and len(column) == count}
-    return [{key: column[row] for key, column in whole.items()} for row in range(count)]
-
-
-def _are_cells(column: list[Any]) -> bool:
-    """Of texts or chats, and not the messages of one chat."""
-    return all(isinstance(cell, (str, list)) for cell in column)
-
-
-def _document(where: str, record: Any) -> tuple[str, str | Chat]:
-    """The keys it is read by, and the document."""
-    keys, document = _found(where, record)
-    texts = [document] if isinstance(document, str) else [message.get("content") for message in document]
-    for text in texts:
-        try:
-            _ = text.encode() if isinstance(text, str) else b""
-        except UnicodeEncodeError as error:
-            raise InputError(f"text {where}: half a character at place {error.start} of its text; repair it") from error
-    return keys, document
-
-
-def _found(where: str, record: Any) -> tuple[str, str | Chat]:
-    if isinstance(record, str):
-        return "place", record
-    if not isinstance(record, Mapping):
-        raise InputError(f"text {where}: is {_kind(record)}; a record is text or an object with {_READ}")
-    for key in _TEXTS:
-        if isinstance(record.get(key), str):
-            return f"`{key}`", record[key]
-    for key in _CHATS:
-        if isinstance(record.get(key), list):
-            return f"`{key}`", _with_system(record, [_message(where, key, each) for each in record[key]])
-    for asked, answered in _PAIRS:
-        answer = next((key for key in answered if record.get(key)), None)
-        if answer and record.get(asked[0]):
-            return f"`{asked[0]}` and `{answer}`", _with_system(record, _pair(where, record, asked, answer))
-    for keys, wanted in ((_TEXTS, "text"), (_CHATS, "a list of messages")):
-        if wrong := next((key for key in keys if key in record), None):
-            raise InputError(f"text {where}: `{wrong}` is {_kind(record[wrong])}; it has to be {wanted}")
-    raise InputError(f"text {where}: has {_named(record)}; give it one of {_READ}")
-
-
-def _pair(where: str, record: Mapping[str, Any], asked: tuple[str, ...], answer: str) -> Chat:
-    if isinstance(record[asked[0]], list) and isinstance(record[answer], list):  # messages on both sides
-        return [_message(where, key, each) for key in (asked[0], answer) for each in record[key]]
-    parts = [record[key] for key in asked if record.get(key)]
-    if not all(isinstance(part, str) for part in (*parts, record[answer])):
-        raise InputError(f"text {where}: {asked[0]} and {answer} must both be text, or both be lists of messages")
-    return [{"role": "user", "content": "\n".join(parts)}, {"role": "assistant", "content": record[answer]}]
-
-
-def _message(where: str, key: str, message: Any) -> dict[str, Any]:
-    if isinstance(message, Mapping) and isinstance(message.get("role"), str):
-        return dict(message)
-    if isinstance(message, Mapping) and isinstance(message.get("from"), str) and "value" in message:
-        return {"role": _ROLES.get(message["from"], message["from"]), "content": message["value"]}
-    raise InputError(f"text {where}: {key} must hold messages with role and content, or from and value")
-
-
-def _with_system(record: Mapping[str, Any], chat: Chat) -> Chat:
-    """The chat behind its system prompt, for which some data sets have a key of its own."""
-    told = record.get("system")
-    if not isinstance(told, str) or not told.strip() or not chat or chat[0]["role"] == "system":
-        return chat
-    return [{"role": "system", "content": told}, *chat]
-
-
-def _kind(value: Any) -> str:
-    """For people."""
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
-    kinds = {str: "text", list: "a list", dict: "an object", int: "a number", float: "a number"}
-    return kinds[type(value)]
-
-
-def _named(record: Mapping[str, Any]) -> str:
-    names = [repr(key)[:40] for key in list(record)[:8]]
-    return f"the keys {', '.join(names)}" if names else "no keys"

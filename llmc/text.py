@@ -22,9 +22,10 @@ import numpy as np
 from llmc.calibration_recipe import PYTHON_DOCS, SELF, Calibration, Check, Source, public_path
 from llmc.contracts.manifest import TextRead, TextsRecord
 from llmc.contracts.progress import Progress, Silent
-from llmc.documents import Chat, Documents, pieces, read_documents
+from llmc.documents import Documents, pieces, read_documents
 from llmc.errors import InputError
 from llmc.packing import Piece, Used, pack
+from llmc.records import Document
 from llmc.registry import unknown
 from llmc.runtime.tokenizer import Tokenizer
 from llmc.stages import key_of, module_version
@@ -129,7 +130,7 @@ def read_texts(
         _Part("check", [Source(text=check.text)], *check.windows(context), 0),
     )
     drawn = [part.draw(checkpoint, reader, base, both) for part in parts]
-    kinds = [f"{each.part.name}: {kind}" for each in drawn for kind in each.kinds if kind.startswith("records")]
+    kinds = [f"{each.part.name}: {kind}" for each in drawn for kind in each.kinds if "records" in kind]
     note = _note([public_path(each.text) for each in calibration.sources], public_path(check.text), both)
     return Texts(drawn[0], drawn[1], "; ".join([note, *dict.fromkeys(kinds)]))
 
@@ -242,14 +243,14 @@ def require_texts(calibration: Calibration, check: Check, base: Path) -> None:
             if text != PYTHON_DOCS:
                 raise InputError(f"{key}.text: {unknown('text', text, [PYTHON_DOCS])}")
         elif not (path := base / Path(text).expanduser()).exists():
-            raise InputError(f"{key}.text: there is no file {path}; name your own text, or {PYTHON_DOCS}")
+            raise InputError(f"{key}.text: there is no file or folder {path}; name your own text, or {PYTHON_DOCS}")
 
 
 @dataclass(frozen=True)
 class _Found:
     """held_out: of each document, whether it is for the check; None: the whole text serves one purpose."""
 
-    found: Sequence[str | Chat]
+    found: Sequence[Document]
     held_out: Sequence[bool | None]
     kind: str
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TypeAlias
 
-from llmc.documents import Chat, pieces
+from llmc.documents import pieces
 from llmc.errors import InputError
 from llmc.packing import Piece
+from llmc.records import Chat, Document
 from llmc.runtime.chat import ChatTemplate
 from llmc.runtime.tokenizer import Tokenizer
-
-Document: TypeAlias = str | Chat
 
 _AT_ONCE = 1 << 19  # characters that are tokenized at once, which takes a hundred times their memory
 

@@ -1,10 +1,15 @@
 """JSON is read as the documents it holds, or refused with what it has instead."""
 
+import bz2
+import gzip
 import json
+import lzma
 import shutil
 from pathlib import Path
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from llmc.calibration_recipe import Calibration, Check
 from llmc.convert.checkpoint import Checkpoint
@@ -86,8 +91,23 @@ def test_records(tmp_path: Path, record, document, key: str) -> None:
         ("t.json", '{"data": [{"text": "a"}]}', r"t\.json: record 1: has the keys 'data'"),
         ("t.json", "{", r"t\.json: not valid JSON"),
         ("t.json", "[" * 100_000, r"t\.json: not valid JSON"),
-        ("t.parquet", "PAR1", r"t\.parquet: \.parquet files are not read; turn it into JSON lines"),
-        ("t.jsonl.gz", "", r"t\.jsonl\.gz: \.gz files are not read; unpack it first"),
+        ("t.parquet", "PAR1", r"t\.parquet: cannot be read as Parquet"),
+        ("t.csv", "a,b", r"t\.csv: \.csv files are not read; turn it into JSON lines"),
+        ("t.csv.gz", "", r"t\.csv\.gz: \.csv files are not read"),
+        ("t.jsonl.gz", "no", r"t\.jsonl\.gz: cannot be unpacked"),
+        ("t.jsonl.xz", "no", r"t\.jsonl\.xz: cannot be unpacked"),
+        ("t.jsonl.zst", "no", r"t\.jsonl\.zst: cannot be unpacked"),
+        ("t.zip", "", r"t\.zip: \.zip files are not read; unpack it first"),
+        (
+            "t.jsonl",
+            '{"messages": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}]}',
+            r"t\.jsonl:1: the chat holds more than text \(image\)",
+        ),
+        (
+            "t.jsonl",
+            '{"images": ["a.png"], "messages": [{"role": "user", "content": "?"}]}',
+            r"t\.jsonl:1: the chat holds more than text \(images\)",
+        ),
     ],
 )
 def test_refused(tmp_path: Path, name: str, content: str, said: str) -> None:
@@ -104,6 +124,65 @@ def test_pieces_of_text(tmp_path: Path) -> None:
     for cut in (pieces("word " * 100, 32, within_lines=True), pieces("a" * 500, 32, within_lines=True)):
         assert 10 < len(cut) < 20 and max(map(len, cut)) <= 64
     assert pieces("word " * 100, 32) == ["word " * 100]
+
+
+RECORDS = [{"messages": [ASK, SAY], "id": 1}, {"messages": [SAY], "id": 2}]
+
+
+def test_packed(tmp_path: Path) -> None:
+    data = lines(tmp_path, *RECORDS).read_bytes()
+    (tmp_path / "t.jsonl.gz").write_bytes(gzip.compress(data))
+    (tmp_path / "t.jsonl.bz2").write_bytes(bz2.compress(data))
+    (tmp_path / "T.JSONL.XZ").write_bytes(lzma.compress(data))
+    with pyarrow.CompressedOutputStream(str(tmp_path / "t.jsonl.zst"), "zstd") as file:
+        file.write(data)
+    for name in ("t.jsonl.gz", "t.jsonl.bz2", "T.JSONL.XZ", "t.jsonl.zst"):
+        read = read_documents(tmp_path / name)
+        assert list(read.found) == [[ASK, SAY], [SAY]] and read.kind == "records read by `messages`"
+
+
+def test_what_grows_too_large_when_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmc.documents._MOST_BYTES", 1000)
+    (tmp_path / "t.txt.gz").write_bytes(gzip.compress(b"a" * 1001))
+    with pytest.raises(InputError, match=r"t\.txt\.gz: larger than the 1,000 bytes .* unpacked"):
+        read_documents(tmp_path / "t.txt.gz")
+
+
+def test_parquet(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(RECORDS), path)
+    read = read_documents(path)
+    assert list(read.found) == [[ASK, SAY], [SAY]] and read.kind == "records read by `messages`"
+    parquet.write_table(pyarrow.table({"text": ["a", "b", None], "embedding": [[1.0]] * 3}), path)
+    found = read_documents(path).found
+    assert found[:2] == ["a", "b"] and len(found) == 3
+    with pytest.raises(InputError, match=r"t\.parquet: row 3: `text` is null"):
+        found[2]
+    parquet.write_table(pyarrow.table({"body": ["a"]}), path)
+    with pytest.raises(InputError, match=r"t\.parquet: row 1: has the keys 'body'"):
+        read_documents(path)
+
+
+def test_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    (folder / "b").mkdir(parents=True)
+    (folder / ".git").mkdir()
+    parquet.write_table(pyarrow.table({"text": ["p", "q"]}), folder / "b" / "c.parquet")
+    lines(folder, *RECORDS, name="z.jsonl")
+    (folder / "a.py").write_text("print()\n")
+    (folder / ".git" / "x.txt").write_text("hidden")
+    (folder / "picture.png").write_bytes(b"\x89PNG\xff")
+    (folder / "package.json").write_text('{"name": "a"}')
+    read = read_documents(folder)
+    assert list(read.found) == ["print()\n", "p", "q", [ASK, SAY], [SAY]]
+    assert read.kind.startswith("3 files of text, 2 others left out: pieces of text and records read by `text`")
+    lines(folder, {"body": 1}, name="z.jsonl")
+    with pytest.raises(InputError, match=r"z\.jsonl:1: has the keys 'body'"):
+        read_documents(folder)
+    with pytest.raises(InputError, match=r"texts/\.git: holds no file of text"):
+        shutil.rmtree(folder / "b")
+        (folder / ".git" / "x.txt").unlink()
+        read_documents(folder / ".git")
 
 
 @pytest.fixture

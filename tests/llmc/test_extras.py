@@ -35,6 +35,7 @@ OPTIONAL = {
     "nccl": "ranks",
     "PIL": "images",
     "huggingface_hub": "hub",
+    "pyarrow": "parquet",
     "tiktoken": "tokenizers",
     "sentencepiece": "tokenizers",
     "google": "tokenizers",

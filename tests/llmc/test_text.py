@@ -86,7 +86,7 @@ def test_not_text(checkpoint: Checkpoint, tmp_path: Path) -> None:
 
 def test_a_text_is_a_file(checkpoint: Checkpoint, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
-    for name, said in {"/dev/zero": "is a device", str(tmp_path): "is a folder", "fifo": "is a FIFO"}.items():
+    for name, said in {"/dev/zero": "is a device", str(tmp_path): "holds no file of text", "fifo": "is a FIFO"}.items():
         with pytest.raises(InputError, match=said):
             texts(checkpoint, tmp_path, name, PYTHON_DOCS)
 
