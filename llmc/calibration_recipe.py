@@ -14,8 +14,9 @@ from llmc.recipe_section import PathOrId, Section, Share, at, explain, path_or_i
 PYTHON_DOCS = "builtin:python-docs"
 SELF = "self"  # of a file of this name: ./self
 _TEXT = (
-    f"{PYTHON_DOCS}, or the path of a text file, or of JSON lines or a JSON list whose records have `text`, "
-    "`messages`, `conversations`, `prompt` and `completion`, or `instruction` and `output`"
+    f"{PYTHON_DOCS}, or the path of a text file, of JSON lines, JSON or Parquet whose records have `text`, `messages`, "
+    "`conversations`, `prompt` and `completion`, or `instruction` and `output`, or of a folder of such files; or a "
+    "data set of the hub: hub:org/name, with :split or :config/split, and @revision"
 )
 _MOST_SOURCES = 100
 

@@ -20,6 +20,8 @@ from llmc.parquet_rows import ParquetRows
 from llmc.records import COLUMNS, Document, document, rows_of
 
 _MOST_BYTES = 1 << 34
+# Of a data set: what names of files end with that hold records or text.
+RECORD_FILES = r"\.(?:jsonl?|ndjson|parquet|pq|txt)(?:\.(?:gz|bz2|xz|zst))?$"
 _PIECE_CHARACTERS = 8000
 _JSON, _JSON_LINES, _PARQUET = (".json",), (".jsonl", ".ndjson"), (".parquet", ".pq")
 _ADVICE = {

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +18,9 @@ from llmc.convert.finite import FiniteCheck
 from llmc.convert.other_folders import refuse_other_kinds, require_tokenizer, weight_files
 from llmc.convert.tokenizer_files import TOKENIZER
 from llmc.errors import InputError, LlmcError, MachineError
-from llmc.extras import install
 from llmc.file_names import is_bare_file_name
 from llmc.files import open_regular, read_json
+from llmc.hub import client
 from llmc.made_tokenizer import require_made
 from llmc.patterns import shown
 from llmc.registry import unknown
@@ -228,28 +227,8 @@ def _hub_id(model: str, path: Path) -> tuple[str, str | None]:
     return match[1], match[2]
 
 
-@contextmanager
-def _hub(repo: str, lacking: str = "no such folder") -> Iterator[Any]:
-    """The hub's client, with its errors in one line, and why it was asked; it tells the hub no more than it needs."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise MachineError(
-            f"model {repo}: no such folder; to get it from the hub: {install('huggingface_hub')}"
-        ) from error
-    try:
-        yield huggingface_hub
-    except LlmcError:  # ours, about what was downloaded
-        raise
-    except Exception as error:  # whatever the network, the hub and its client come up with
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        if not isinstance(error, OSError) and type(error).__module__ in ("builtins", "json.decoder"):
-            raise InputError(
-                f"model {repo}: the hub's client cannot read what is there ({reason}); choose another repository or "
-                "@revision"
-            ) from error
-        raise MachineError(f"model {repo}: {lacking}, and the hub says: {reason}") from error
+def _hub(repo: str, lacking: str = "no such folder") -> AbstractContextManager[Any]:
+    return client(f"model {repo}", lacking)
 
 
 def _license(path: Path) -> str | None:

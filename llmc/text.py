@@ -24,6 +24,7 @@ from llmc.contracts.manifest import TextRead, TextsRecord
 from llmc.contracts.progress import Progress, Silent
 from llmc.documents import Documents, pieces, read_documents
 from llmc.errors import InputError
+from llmc.hub_texts import HUB, DataSet, hub_documents
 from llmc.packing import Piece, Used, pack
 from llmc.records import Document
 from llmc.registry import unknown
@@ -242,6 +243,11 @@ def require_texts(calibration: Calibration, check: Check, base: Path) -> None:
         if text.startswith("builtin:"):
             if text != PYTHON_DOCS:
                 raise InputError(f"{key}.text: {unknown('text', text, [PYTHON_DOCS])}")
+        elif text.startswith(HUB):
+            try:
+                DataSet.parse(text)
+            except InputError as error:
+                raise InputError(f"{key}.text: {error}") from error
         elif not (path := base / Path(text).expanduser()).exists():
             raise InputError(f"{key}.text: there is no file or folder {path}; name your own text, or {PYTHON_DOCS}")
 
@@ -260,7 +266,7 @@ def _documents(text: str, base: Path, split: bool) -> _Found:
     if text == PYTHON_DOCS:
         held_out, found = zip(*python_documents(), strict=True)
         return _Found(found, held_out, "")
-    read = read_documents(base / Path(text).expanduser())
+    read = hub_documents(text) if text.startswith(HUB) else read_documents(base / Path(text).expanduser())
     if not split:
         return _Found(read.found, [None] * len(read.found), read.kind)
     read = _divisible(read)
