@@ -163,8 +163,8 @@ def _rules_of_end(checkpoint: Checkpoint, module: str, rules: Sequence[Rule]) ->
 
 
 def _end(checkpoint: Checkpoint, module: str, rule: Rule) -> Assignment:
-    """What becomes of embedding or head. A table whose rows are looked up has no inputs to calibrate it with, and the
-    text enters the first layer through it: it is rounded to nearest, whatever the rule's method.
+    """What becomes of embedding or head. A table whose rows are looked up has no inputs to calibrate it with, and is
+    rounded to nearest, whatever the rule's method; a head that is the same matrix is calibrated in the original model.
     """
     name, found = f"{module}.weight", scheme(rule.scheme)
     rows, columns = checkpoint.shape(name)
@@ -173,7 +173,10 @@ def _end(checkpoint: Checkpoint, module: str, rule: Rule) -> Assignment:
         plain = found.name.rpartition("-")[0]
         what = "rounds inputs" if found.activations is not None else "groups channels by their inputs"
         raise InputError(f"{module}: {found.name} {what}, which embedding and head do not do; use {plain} for it")
-    return Assignment(found, rule.method if module == "lm_head" else "rtn", rule)
+    method = rule.method
+    if module != "lm_head":
+        method = "gptq" if method != "rtn" and checkpoint.spec.tie_word_embeddings else "rtn"
+    return Assignment(found, method, rule)
 
 
 def _refuse_unlike_experts(checkpoint: Checkpoint, assigned: dict[str, Assignment]) -> None:

@@ -1,7 +1,8 @@
 """Embedding and head, on a model's way through the pass: what the text enters by, and what its logits are made with.
 
 The embedding is rounded before the first layer, which then reads what the quantized model will read; a head of its own
-is solved behind the last one, by the calibration text as it arrives there.
+is solved behind the last one, by the calibration text as it arrives there. One matrix for both is solved as a head, but
+before the first layer, by the text as it arrives behind the original's last.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from llmc.convert.quantized_weight import QuantizedWeight
 from llmc.convert.spec import LinearSpec, ModelSpec
 from llmc.quant.activation_file import ActivationFile
 from llmc.quant.assign import Assignment, end_modules
-from llmc.quant.hessian import CalibrationStats
+from llmc.quant.hessian import CalibrationStats, HessianStats
 from llmc.quant.layer_solver import Solved, round_modules, solve_modules
 
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
@@ -36,19 +37,30 @@ class Ends:
     Attributes:
         assigned: module → scheme and method, of those that are to be quantized
         device: where they are worked on
+        tied: finds what a head reads that is the embedding, too
+        room: bytes that may be worked on at once
     """
 
     checkpoint: Checkpoint
     assigned: dict[str, Assignment]
     device: torch.device
+    tied: Callable[[], HessianStats]
+    room: int
     weights: dict[str, QuantizedWeight] = field(default_factory=dict)
     reports: dict[str, ModuleReport] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, assigned: dict[str, Assignment], device: torch.device) -> Ends:
+    def of(
+        cls,
+        checkpoint: Checkpoint,
+        assigned: dict[str, Assignment],
+        device: torch.device,
+        tied: Callable[[], HessianStats],
+        room: int,
+    ) -> Ends:
         """Those of all assigned modules that are ends."""
         mine = {module: assigned[module] for module in end_modules(checkpoint) if module in assigned}
-        return cls(checkpoint, mine, device)
+        return cls(checkpoint, mine, device, tied, room)
 
     @property
     def calibrates_head(self) -> bool:
@@ -86,9 +98,18 @@ class Ends:
 
     @cached_property
     def _rounded_embedding(self) -> QuantizedWeight:
-        """Made anew when an interrupted pass goes on: nothing but the checkpoint is in it."""
-        self._solve(EMBEDDING, lambda modules, assigned, solved: round_modules(modules, assigned, solved))
+        """Made anew when an interrupted pass goes on, of the checkpoint and what `tied` keeps."""
+        if self.assigned[EMBEDDING].calibrated and not self._is_stored(EMBEDDING):
+            self._solve_by(EMBEDDING, CalibrationStats({EMBEDDING: self.tied()}))
+        else:
+            self._solve(EMBEDDING, round_modules)
         return self.weights[EMBEDDING]
+
+    def _solve_by(self, module: str, measured: CalibrationStats) -> None:
+        def solve(modules: dict[str, Linear], assigned: dict[str, Assignment], solved: Solved) -> None:
+            solve_modules(modules, assigned, measured, solved, self.room)
+
+        self._solve(module, solve)
 
     # Head --------------------------------------------------------------------------------------------------------
 
@@ -97,7 +118,6 @@ class Ends:
         self,
         quantized: ActivationFile,
         original: ActivationFile | None,
-        room: int,
         tick: Callable[[str, int, int], None],
     ) -> None:
         """Quantizes what is left.
@@ -106,21 +126,21 @@ class Ends:
             quantized: the calibration text as it enters the final norm, if the head is to be calibrated; float32 [N, L,
                 hidden_size]
             original: the same text in the original model, where calibration is asymmetric
-            room: bytes that may be worked on at once
+            tick: is told how many of the tokens are through
         """
         if EMBEDDING in self.assigned:
             _ = self._rounded_embedding
         if HEAD not in self.assigned:
             return
         if not self.calibrates_head:
-            self._solve(HEAD, lambda modules, assigned, solved: round_modules(modules, assigned, solved))
+            self._solve(HEAD, round_modules)
             return
         norm, measured = load_final_norm(self.checkpoint).to(self.device), CalibrationStats()
         for rows in quantized.micro_batches():
             seen = [norm(stream.read(rows)) for stream in (quantized, original) if stream is not None]
             measured.add(HEAD, *seen)
             tick(HEAD, rows.stop * quantized.shape[1], quantized.tokens)
-        self._solve(HEAD, lambda modules, assigned, solved: solve_modules(modules, assigned, measured, solved, room))
+        self._solve_by(HEAD, measured)
 
     def quantized_head(self) -> torch.Tensor | None:
         """[vocab_size, hidden_size], float32, that the quantized model's logits are made with; None: the original's."""
@@ -155,8 +175,10 @@ class Ends:
         """float32, from the first row to the last; all at once where they share a scale."""
         whole = self.checkpoint.tensor(f"{module}.weight", None)
         rows = max(_UNIT, ROWS_TOGETHER // whole.shape[1] // _UNIT * _UNIT)
-        for start in range(0, len(whole), rows if given.scheme.sharing[0] else len(whole)):
-            yield whole[start : start + rows].float() if given.scheme.sharing[0] else whole.float()
+        if not given.scheme.sharing[0] or given.scheme.two_level(torch.ones(1, 1)) is not None:
+            rows = len(whole)
+        for start in range(0, len(whole), rows):
+            yield whole[start : start + rows].float()
 
 
 def peak_bytes(spec: ModelSpec, quantized: bool) -> int:

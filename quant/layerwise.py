@@ -51,6 +51,7 @@ from llmc.quant.result import QuantizeResult
 from llmc.quant.resume import finish_layer, finished_layers
 from llmc.quant.schemes import scheme
 from llmc.quant.shard import scheme_of, shard_path, write_ends, write_index, write_layer
+from llmc.quant.tied_head import TiedHead
 
 DEFAULT_MEMORY_BUDGET = 4 << 30
 MIN_TOKEN_SHARE = 0.005  # of all calibration tokens, for an expert to be calibrated on its own ones
@@ -145,7 +146,10 @@ class _Pass:
         if any(given.asymmetric for given in self.assigned.values()):
             self.calibration_parts.append("calibration-original")
             self.ids = ids | {"calibration-original": ids["calibration"]}
-        self.ends = Ends.of(checkpoint, self.assigned, options.device)
+        tied = TiedHead(
+            checkpoint, ids["calibration"], work_dir / "tied-head", options.device, self._report, unchanged, tell
+        )
+        self.ends = Ends.of(checkpoint, self.assigned, options.device, tied.inputs, options.memory_budget // 4)
         self.last_calibrated = self._last_calibrated()
         two_sided = [
             str(name) for name, given in self.parsed.items() if given.method == "yaqa" and name.layer is not None
@@ -475,7 +479,6 @@ class _Pass:
         self.ends.finish(
             self._stream("calibration", last),
             self._stream("calibration-original", last) if asymmetric else None,
-            self.options.memory_budget // 4,
             self._report,
         )
         wanted = {module: given.scheme for module, given in self.ends.assigned.items()}

@@ -13,8 +13,8 @@ from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.formats import layout
 from llmc.convert.model import CausalLM
 from llmc.errors import InputError
-from llmc.quant import ends
-from llmc.quant.assign import Rule, assign, check_layout
+from llmc.quant import ends, tied_head
+from llmc.quant.assign import Rule, assign, check_layout, end_modules
 from llmc.quant.layerwise import quantize
 from llmc.quant.schemes import scheme
 
@@ -39,6 +39,7 @@ CASES = {
     "embedding": (LLAMA, [Rule("embedding", "int4-g32-asym")]),
     "both": (LLAMA, [Rule("embedding", "int8-g32"), Rule("lm_head", "int3-g32", "gptq")]),
     "tied": (TIED, [Rule("lm_head", "int4-g32"), Rule("attention", "int4-g32")]),
+    "tied, to nearest": (TIED, [Rule("embedding", "int8-g32", "rtn")]),
     "tied, scaled and capped": (
         TIED
         | {"model_type": "gemma2", "architectures": ["Gemma2ForCausalLM"], "head_dim": 8}
@@ -60,12 +61,12 @@ def test_what_is_measured_is_what_is_stored(case, tmp_path):
     for rule in CASES[case][1]:
         role = "embedding" if source.spec.tie_word_embeddings and rule.match == "lm_head" else rule.match
         assert result.roles[role].quantized == result.roles[role].expected > 0
-    for module in ends.Ends.of(source, assign(source, CASES[case][1]), torch.device("cpu")).assigned:
+    for module in end_modules(source).keys() & assign(source, CASES[case][1]).keys():
         weight = artifact.quantized(module)
         assert weight is not None and scheme(result.modules[module].scheme).stores(weight)
     said, heard = log_probabilities(source), log_probabilities(artifact)
     assert result.kl == pytest.approx((said.exp() * (said - heard)).sum(-1).mean().item(), rel=1e-3)
-    assert result.kl > 1e-4
+    assert result.kl > 1e-5
 
 
 def test_a_head_is_solved_by_the_text_that_arrives_there(tmp_path):
@@ -76,6 +77,28 @@ def test_a_head_is_solved_by_the_text_that_arrives_there(tmp_path):
         for method in ("rtn", "gptaq")
     }
     assert kl["gptaq"] < 0.9 * kl["rtn"]
+
+
+def test_one_matrix_is_solved_as_a_head(tmp_path):
+    """By what arrives at it in the original model; and a pass that was killed behind that ends in the same bytes."""
+    lost = {}
+    for method in ("rtn", "gptaq"):
+        source, out, result = quantized(TIED, [Rule("lm_head", "int2-g32", method)], tmp_path / method)
+        original = CausalLM.load(source)
+        change = Checkpoint.open(out).tensor("model.embed_tokens.weight") - original.lm_head
+        lost[method] = (original.hidden(TEXT) @ change.T).square().sum().item()
+    assert result.modules["model.embed_tokens"].method == "gptq"
+    assert lost["gptaq"] < 0.8 * lost["rtn"]
+
+    killed = tmp_path / "killed"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(tied_head.TiedHead, "_sum", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        quantized(TIED, [Rule("lm_head", "int2-g32")], killed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tied_head.TiedHead, "_layer", lambda self, index: pytest.fail("done again"))
+        _, again, _ = quantized(TIED, [Rule("lm_head", "int2-g32")], killed, tmp_path / "gptaq" / "source")
+    for file in out.glob("*.safetensors"):
+        assert file.read_bytes() == (again / file.name).read_bytes()
 
 
 def test_the_layers_make_up_for_the_embedding(tmp_path):
@@ -90,7 +113,7 @@ def test_the_layers_make_up_for_the_embedding(tmp_path):
     assert result.kl < (said.exp() * (said - x)).sum(-1).mean().item()
 
 
-@pytest.mark.parametrize("name", ["int4-g32", "int4-g32-asym", "fp8-block"])
+@pytest.mark.parametrize("name", ["int4-g32", "int4-g32-asym", "fp8-block", "nvfp4"])
 def test_rows_in_blocks_are_the_rows_at_once(name, tmp_path, monkeypatch):
     config = LLAMA | {"vocab_size": 300}
     rules = [Rule("embedding", name), Rule("lm_head", name, "gptq")]
@@ -140,7 +163,7 @@ def test_rules_that_fit(tmp_path):
     checkpoint = Checkpoint.open(random_checkpoint(tmp_path, TIED))
     for names in (["lm_head"], ["embedding"], ["embedding", "lm_head"]):
         given = assign(checkpoint, [Rule(name, "int4-g32") for name in names])
-        assert {module: each.method for module, each in given.items()} == {"model.embed_tokens": "rtn"}
+        assert {module: each.method for module, each in given.items()} == {"model.embed_tokens": "gptq"}
     assert not {"lm_head", "model.embed_tokens"} & assign(checkpoint, [Rule("re:.*", "fp8-channel")]).keys()
     for name in ("gptq", "native-fp8"):
         with pytest.raises(InputError, match="takes no quantized lm_head; use layout compressed-tensors"):
