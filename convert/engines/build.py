@@ -21,6 +21,7 @@ from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.engines.contents import Contents, check, default_context
 from llmc.convert.engines.decoding import decoding_notes
 from llmc.convert.engines.engine import Steps, build_engine
+from llmc.convert.engines.latent_attention import widest_absorbed
 from llmc.convert.engines.lowering import allow_decomposition, lower
 from llmc.convert.engines.plugins import Plugins, require_triton
 from llmc.convert.engines.tensor_parallel import rank_notes, rank_of
@@ -80,7 +81,8 @@ def build(
     widths = (1, 2) if spec.num_mtp_layers else (1,)
     # At least two rows: for one, the compiler sees matrix times vector, which it does not fuse with FP8 weights.
     prefill = min(options.prefill, context)
-    steps = Steps(context, max(2, options.batch), widths, prefill, windows(context, prefill))
+    absorbed = widest_absorbed(spec, prefill) if options.plugins else None
+    steps = Steps(context, max(2, options.batch), widths, prefill, windows(context, prefill), absorbed)
 
     contents = Contents(parts[0], options.plugins, steps, options.batch)
     groups = contents.groups(sms)
@@ -96,7 +98,8 @@ def build(
             models = graphs(part, DTYPE, context, images=True)
             models.pop("vision", None)  # the tower is run by ONNX Runtime
             for model in models.values():
-                lower(model, part.spec, DTYPE, code_types, widths, options.batch, plugins, len(steps.windows) > 1)
+                windowed = len(steps.windows) > 1
+                lower(model, part.spec, DTYPE, code_types, widths, options.batch, plugins, windowed, absorbed)
                 allow_decomposition(model)
             models_of.append(models)
         kernels = None

@@ -117,6 +117,7 @@ def _check_offsets(target: str, spec: ModelSpec, attention: LatentAttentionSpec,
     """The kernels of latent attention count the numbers of a row's query, and those of its cache, in 31 bits."""
     heads = attention.num_heads // options.tensor_parallel
     channels = attention.kv_lora_rank + attention.qk_rope_head_dim
+    channels = max(channels, attention.qk_nope_head_dim, attention.v_head_dim)  # of a prompt's query and output
     context = default_context(spec, options.context)
     tokens, most = min(options.prefill, context), (MOST_OFFSETS - 1) // channels
     if tokens * heads > most:

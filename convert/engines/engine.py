@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import onnx_ir as ir
@@ -36,6 +37,8 @@ class Steps:
         widths: tokens per row of the steps that decode
         prefill: most tokens per row of all others
         windows: cache entries that a step may look at, ascending to the context; see windows.py
+        absorbed: tokens per row up to which steps of prompts have a profile of their own, for their attention is
+            another one; see latent_attention.py
     """
 
     context: int
@@ -43,11 +46,13 @@ class Steps:
     widths: tuple[int, ...]
     prefill: int
     windows: tuple[int, ...] = ()
+    absorbed: int | None = None
 
     def profiles(self, model: ir.Model) -> list[EngineProfile]:
-        """Return an optimization profile for each decode width, and one for everything wider, and each window."""
+        """Return an optimization profile for each decode width, one or two for everything wider, and each window."""
         has_window = any(value.name == "window" for value in model.graph.inputs)
-        spans = [(width, width) for width in self.widths] + [(max(self.widths) + 1, self.prefill)]
+        ends = [max(self.widths), *([] if self.absorbed is None else [self.absorbed]), self.prefill]
+        spans = [(width, width) for width in self.widths] + [(before + 1, end) for before, end in pairwise(ends)]
         return [
             EngineProfile(
                 tokens=[least, most],

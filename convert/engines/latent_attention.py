@@ -1,8 +1,8 @@
-"""Multi-head latent attention: one plugin, absorbed over the latent cache in every step; or, without plugins, absorbed
-when decoding and expanded to heads when prefilling.
+"""Multi-head latent attention: absorbed over the latent cache when decoding, expanded to heads for prompts; by plugins
+or, without, by what TensorRT has.
 
-The plugin reads what there is in the cache, whatever it has room for. Expanding takes a third of the work for an entry,
-but for all that there is room for, and with each step anew.
+Expanding takes a third of the work for an entry, but each one has to be expanded first, with each step anew: steps of
+few tokens are absorbed, too. Plugins read what there is in the cache, whatever it has room for.
 """
 
 from __future__ import annotations
@@ -14,17 +14,43 @@ import onnx_ir as ir
 from llmc.convert.engines.phases import Phases
 from llmc.convert.engines.plugins import TYPES, Plugins
 from llmc.convert.graph.rewrite import Rewriter, producer
+from llmc.convert.kernels.expanded_latent_attention_tiles import MOST_CHANNELS
 from llmc.convert.kernels.kernel_sets import KernelRequest
-from llmc.convert.spec import LatentAttentionSpec
+from llmc.convert.spec import LatentAttentionSpec, ModelSpec
 from llmc.runtime.plugins.append_float8 import EntryShape
 from llmc.runtime.plugins.latent_attention import LatentShape
+from llmc.runtime.plugins.phased_latent_attention import LEAST_EXPANDED, PhasedShape
+
+
+def widest_absorbed(spec: ModelSpec, prefill: int) -> int | None:
+    """Tokens per row of the widest step that plugins compute in absorbed form; None if that is all of them.
+
+    For a token, an entry and a head the absorbed form takes 2 * (2 R + P) FLOPs, the expanded one 2 * (N + P + V), and
+    2 * R * (N + V) for an entry and a head besides. Without a cache the absorbed form takes these for a token instead.
+    """
+    widest = LEAST_EXPANDED
+    for attention in dict.fromkeys(each for each in spec.attentions if isinstance(each, LatentAttentionSpec)):
+        rank, expanded = attention.kv_lora_rank, attention.qk_nope_head_dim + attention.v_head_dim
+        key = attention.qk_nope_head_dim + attention.qk_rope_head_dim
+        if 2 * rank <= expanded or max(key, attention.v_head_dim) > MOST_CHANNELS:
+            return None
+        widest = max(widest, rank * expanded // (2 * rank - expanded))
+    has_latent = any(isinstance(each, LatentAttentionSpec) for each in spec.attentions)
+    return widest if has_latent and widest < prefill else None
 
 
 def latent_attention_plugin(
-    b: Rewriter, node: ir.Node, spec: LatentAttentionSpec, dtype: ir.DataType, plugins: Plugins
+    b: Rewriter,
+    node: ir.Node,
+    spec: LatentAttentionSpec,
+    dtype: ir.DataType,
+    plugins: Plugins,
+    phases: Phases,
+    absorbed: int | None = None,
 ) -> None:
-    """Replace `llmc.LatentAttention` by the plugin of that name, which takes `cache_position` for the mask. A cache of
-    FP8's numbers becomes one of its codes.
+    """Replace `llmc.LatentAttention` by the plugin of that name, which takes `cache_position` for the mask. If steps of
+    more tokens than `absorbed` are to be expanded, replace it and the products around it by
+    `llmc.PhasedLatentAttention` and what that needs. A cache of FP8's numbers becomes one of its codes.
     """
     query, cached, _ = node.inputs
     assert query and cached
@@ -45,30 +71,66 @@ def latent_attention_plugin(
             cached = plugins.add(b, wanted, past, exact, cache_position, cache_scale=scales["cache_scale"])
         b.replace(append, cached)
         past.type = cached.type = ir.TensorType(ir.DataType.INT8)
-    with b.before(node):
-        wanted = KernelRequest("LatentAttention", LatentShape(spec.num_heads, rank, rope, kind, float8))
-        b.replace(node, plugins.add(b, wanted, query, cached, cache_position, **scales))
+    if absorbed is None:
+        with b.before(node):
+            wanted = KernelRequest("LatentAttention", LatentShape(spec.num_heads, rank, rope, kind, float8))
+            b.replace(node, plugins.add(b, wanted, query, cached, cache_position, **scales))
+        return
+    around = _around(b, node, spec, cached)
+    attention, nope, rotated = around.attention, around.query_nope, around.query_rope
+    sizes = spec.qk_nope_head_dim, rope, spec.v_head_dim
+    with b.before(around.end):
+        few_nope, few_rotated = phases.split(nope, 1, absorbed)[0], phases.split(rotated, 2, absorbed)[0]
+        latent, values = plugins.add_all(
+            b,
+            KernelRequest("PhasedLatentAttention", PhasedShape(spec.num_heads, rank, *sizes, kind, float8)),
+            2,
+            attention.query(few_nope, few_rotated),
+            cached,
+            cache_position,
+            nope,
+            rotated,
+            attention.key_weight,
+            attention.value_weight,
+            **scales,
+        )
+        of_few, of_many = attention.value(latent, few_nope), phases.split(values, 1, absorbed)[1]
+        b.replace(around.end, b.concat(of_few, of_many, axis=1))
 
 
 def latent_attention(b: Rewriter, node: ir.Node, spec: LatentAttentionSpec, phases: Phases) -> None:
     """Replace `llmc.LatentAttention` and all between it and the projections before and behind it: the product that
     takes the query through the key half of kv_b_proj, and the one that takes the mixed latents through the value half.
     """
-    query, cached, mask = node.inputs
-    assert query and cached and mask
-    absorbed, query_rope = producer(query).inputs
-    product = _before(absorbed, "Transpose", "Reshape")
-    turned, key_weight = product.inputs
+    _, cached, mask = node.inputs
+    assert cached and mask
+    around = _around(b, node, spec, cached)
+    with b.before(around.end):
+        split = phases.split(around.query_nope, 1), phases.split(around.query_rope, 2), phases.split(mask, 2)
+        decode, prefill = zip(*split, strict=True)
+        attention = around.attention
+        b.replace(around.end, b.concat(attention.absorbed(*decode), attention.expanded(*prefill), axis=1))
+
+
+@dataclass(frozen=True)
+class _Around:
+    """What an absorbed attention's node stands between: the query's two parts, and the node of the heads' values."""
+
+    query_nope: ir.Value  # [B, S, heads, N]
+    query_rope: ir.Value  # [B, heads, S, P]
+    end: ir.Node
+    attention: _Attention
+
+
+def _around(b: Rewriter, node: ir.Node, spec: LatentAttentionSpec, cached: ir.Value) -> _Around:
+    absorbed, query_rope = producer(node.inputs[0]).inputs
+    turned, key_weight = _before(absorbed, "Transpose", "Reshape").inputs
     query_nope = _before(turned, "Transpose", "Reshape").outputs[0]
     expand = _behind(node, "Transpose", "Reshape", "MatMul")
-    end = _behind(expand, "Transpose", "Reshape")
     value_weight = expand.inputs[1]
     assert query_rope and key_weight and value_weight
-    with b.before(end):
-        attention = _Attention(b, spec, cached, key_weight, value_weight)
-        split = phases.split(query_nope, 1), phases.split(query_rope, 2), phases.split(mask, 2)
-        decode, prefill = zip(*split, strict=True)
-        b.replace(end, b.concat(attention.absorbed(*decode), attention.expanded(*prefill), axis=1))
+    attention = _Attention(b, spec, cached, key_weight, value_weight)
+    return _Around(query_nope, query_rope, _behind(expand, "Transpose", "Reshape"), attention)
 
 
 def _before(value: ir.Value | None, *op_types: str) -> ir.Node:
@@ -108,28 +170,39 @@ class _Attention:
         """
         b, spec = self.b, self.spec
         batch, tokens = b.dimension(query_nope, 0), b.dimension(query_nope, 1)
-        all_tokens, count = b.op("Mul", batch, tokens), b.constant([spec.num_heads])
-        rank, capacity, channels = b.constant([spec.kv_lora_rank]), b.dimension(self.cached, 2), self._channels
-
-        def reshape(x: ir.Value, *shape: ir.Value) -> ir.Value:
-            return b.op("Reshape", x, b.concat(*shape), allowzero=1)
-
-        query = reshape(query_nope, all_tokens, count, b.constant([spec.qk_nope_head_dim]))
-        query = b.op("MatMul", b.transpose(query, 1, 0, 2), self.key_weight)
-        query = b.transpose(reshape(query, count, batch, tokens, rank), 1, 0, 2, 3)
-        query = b.concat(query, query_rope)
+        count, capacity, channels = b.constant([spec.num_heads]), b.dimension(self.cached, 2), self._channels
+        query = self.query(query_nope, query_rope)
         query = b.op("Mul", query, b.cast_like(b.constant(spec.softmax_scale, ir.DataType.FLOAT), query))
         rows = batch, b.constant([1]), b.op("Mul", tokens, count)
 
-        scores = b.op("MatMul", reshape(query, *rows, channels), b.transpose(self.cached, 0, 1, 3, 2))
-        scores = b.op("Add", reshape(scores, batch, count, tokens, capacity), mask)
+        scores = b.op("MatMul", self._reshape(query, *rows, channels), b.transpose(self.cached, 0, 1, 3, 2))
+        scores = b.op("Add", self._reshape(scores, batch, count, tokens, capacity), mask)
         weights = b.op("Softmax", scores, axis=-1)
-        mixed = b.op("MatMul", reshape(weights, *rows, capacity), self.cached)
-        mixed = reshape(mixed, batch, count, tokens, channels)
+        mixed = b.op("MatMul", self._reshape(weights, *rows, capacity), self.cached)
+        mixed = self._reshape(mixed, batch, count, tokens, channels)
         latent, _ = b.split(mixed, spec.kv_lora_rank, spec.qk_rope_head_dim)
-        latent = reshape(b.transpose(latent, 1, 0, 2, 3), count, all_tokens, rank)
+        return self.value(latent, query_nope)
+
+    def query(self, query_nope: ir.Value, query_rope: ir.Value) -> ir.Value:
+        """[B, heads, S, R + P]: taken through the key half of kv_b_proj."""
+        b, spec = self.b, self.spec
+        batch, tokens = b.dimension(query_nope, 0), b.dimension(query_nope, 1)
+        count, rank = b.constant([spec.num_heads]), b.constant([spec.kv_lora_rank])
+        query = self._reshape(query_nope, b.op("Mul", batch, tokens), count, b.constant([spec.qk_nope_head_dim]))
+        query = b.op("MatMul", b.transpose(query, 1, 0, 2), self.key_weight)
+        return b.concat(b.transpose(self._reshape(query, count, batch, tokens, rank), 1, 0, 2, 3), query_rope)
+
+    def value(self, latent: ir.Value, query_nope: ir.Value) -> ir.Value:
+        """Mixed latents [B, heads, S, R], taken through the value half of kv_b_proj. query_nope: for its sizes"""
+        b, spec = self.b, self.spec
+        batch, tokens = b.dimension(query_nope, 0), b.dimension(query_nope, 1)
+        count, rank = b.constant([spec.num_heads]), b.constant([spec.kv_lora_rank])
+        latent = self._reshape(b.transpose(latent, 1, 0, 2, 3), count, b.op("Mul", batch, tokens), rank)
         value = b.transpose(b.op("MatMul", latent, self.value_weight), 1, 0, 2)
-        return reshape(value, batch, tokens, b.constant([spec.num_heads * spec.v_head_dim]))
+        return self._reshape(value, batch, tokens, b.constant([spec.num_heads * spec.v_head_dim]))
+
+    def _reshape(self, x: ir.Value, *shape: ir.Value) -> ir.Value:
+        return self.b.op("Reshape", x, self.b.concat(*shape), allowzero=1)
 
     def expanded(self, query_nope: ir.Value, query_rope: ir.Value, mask: ir.Value) -> ir.Value:
         """The fused kernel wants keys and values equally long: the shorter are padded with zeros."""

@@ -31,6 +31,7 @@ def lower(
     batch: int,
     plugins: Plugins | None = None,
     windowed: bool = False,
+    absorbed: int | None = None,
 ) -> None:
     """Rewrite a graph of `convert.graph.build` in place.
 
@@ -41,6 +42,7 @@ def lower(
         batch: rows of the largest step
         plugins: where to note those that are used; None: there are to be none
         windowed: whether steps may see less than the whole cache; plugins do so by themselves
+        absorbed: see `widest_absorbed`
     """
     b = Rewriter(model)
     weights, phases = EngineWeights(b, dtype, code_types, plugins is not None), Phases(b, widths)
@@ -50,7 +52,7 @@ def lower(
         attention = spec.attentions[layer_of(node)]
         assert isinstance(attention, LatentAttentionSpec)
         if plugins is not None:
-            latent_attention_plugin(b, node, attention, dtype, plugins)
+            latent_attention_plugin(b, node, attention, dtype, plugins, phases, absorbed)
         else:
             latent_attention(b, node, attention, phases)
     for node in b.nodes("Attention") + (b.nodes(GROUPED, DOMAIN) if plugins is not None else []):

@@ -1,5 +1,5 @@
-"""`llmc.ExpandedLatentAttention` as kernels: MLA with keys and values of every head (DeepSeek-V2, section 2.1), which
-takes a third of the absorbed form's work for a token and an entry, once entries are expanded.
+"""MLA of prompts as kernels, a part of `llmc.PhasedLatentAttention`, with keys and values of every head (DeepSeek-V2,
+section 2.1). For a token and an entry that takes a third of the absorbed form's work, once entries are expanded.
 
 Entries of all sequences lie in one row, block behind block, and some blocks are expanded and attended to at a time, for
 some heads: "keys" and "values" write theirs into the workspace, and "attend" reads them for all tokens. Rotated

@@ -1,4 +1,4 @@
-"""`llmc.ExpandedLatentAttention`: MLA for prompts, by keys and values of every head, some of them at a time."""
+"""MLA for prompts, by keys and values of every head, some of them at a time: a part of `llmc.PhasedLatentAttention`."""
 
 from __future__ import annotations
 
@@ -202,6 +202,3 @@ class ExpandedLatentAttentionPlugin(Operation):
 
 def _aligned(count: int) -> int:
     return -(-count // ALIGNMENT) * ALIGNMENT
-
-
-OPERATION = ExpandedLatentAttentionPlugin

@@ -80,6 +80,25 @@ class KernelSet:
             self._loaded[device, fitting, name] = CubinKernel(self._cubin(told["cubin"]), KernelDescription.of(told))
         return self._loaded[device, fitting, name]
 
+    def part(self, name: str, operation: str, shape: dict[str, Any]) -> KernelSet:
+        """What an operation that is a part of this one finds in it: its layout is called `name`, and names of its
+        kernels begin with that.
+        """
+        return _Part(self, name, operation, shape)
+
+
+class _Part(KernelSet):
+    def __init__(self, whole: KernelSet, name: str, operation: str, shape: dict[str, Any]) -> None:
+        super().__init__({"operation": operation, "shape": shape, "sm": whole._sm}, whole._cubin)
+        self._whole, self._name = whole, name
+
+    @property
+    def layouts(self) -> dict[int, dict[str, Any]]:
+        return {sm: layout[self._name] for sm, layout in self._whole.layouts.items()}
+
+    def kernel(self, name: str, sm: int, device: int = 0) -> CubinKernel:
+        return self._whole.kernel(f"{self._name}_{name}", sm, device)
+
 
 def read(file: Path) -> dict[str, KernelSet]:
     """The sets of a file by their key; cubins are read when they are used. InputError if it is not such a file."""

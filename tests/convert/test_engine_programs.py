@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -54,17 +56,26 @@ def description(profiles: list[EngineProfile], programs: list[EngineProgram]) ->
 @pytest.mark.parametrize("plugins", [True, False], ids=["plugins", "no plugins"])
 @pytest.mark.parametrize("scheme", ["int4-g64", "fp8-channel"])
 def test_latent_attention_neither_copies_nor_decodes_weights(scheme: str, plugins: bool, tmp_path: Path) -> None:
-    """kv_b_proj is multiplied heads first, o_proj by what it is stored as."""
+    """kv_b_proj is multiplied heads first, o_proj by what it is stored as; long prompts are not absorbed."""
     if plugins:
         pytest.importorskip("triton")
     checkpoint = quantized_checkpoint(tmp_path, LATENT, {"attention": scheme})
     rtx.build(checkpoint, rtx.Options(sm=[89], context=256, plugins=plugins), checkpoint.path, lambda *_: None)
     engine = checkpoint.path / "engines/rtx-sm89.engine"
-    assert b"function={ name=__myl_Repl " not in engine.read_bytes()
+    copies = re.findall(rb"function=\{ name=__myl_Repl .*? output_args=\{ \"(.*?)\"", engine.read_bytes())
+    # Nothing is absorbed by the last program: it makes a query of no tokens.
+    assert [re.sub(rb" \[profile.*", b"", each) for each in copies] == [
+        b"model.layers.0.self_attn/PhasedLatentAttention:0"
+    ] * plugins
     kind = "int4" if "int4" in scheme else "fp8_e4m3"
     programs = described(engine).programs
-    assert [program.multiplied_bytes.keys() for program in programs] == [{kind}] * 2
+    assert [program.multiplied_bytes.keys() for program in programs] == [{kind}] * (3 if plugins else 2)
     assert not any(program.decoded_bytes for program in programs)
+    if plugins:  # one in each program; products with kv_b_proj where something is absorbed
+        assert [profile.tokens for profile in described(engine).profiles] == [[1, 1], [2, 128], [129, 256]]
+        assert [program.kernels["custom_layer"] for program in programs] == [1] * 3
+        product = rb'fully_connected=\{ name="[^"]*?( \[profile \d\])?_U\d+" [^\n]*kv_b_proj'
+        assert Counter(re.findall(product, engine.read_bytes())) == {b"": 2, b" [profile 1]": 2}
 
 
 @pytest.mark.parametrize("scheme", ["int4-g128", "int4-g64", "int4-channel"])

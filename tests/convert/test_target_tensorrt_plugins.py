@@ -19,8 +19,10 @@ from support.random_checkpoint import LLAMA, QWEN2
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.engines import plugins as plugin_nodes
 from llmc.convert.engines.compiler import compile_engine
+from llmc.convert.engines.latent_attention import widest_absorbed
 from llmc.convert.engines.lowering import lower
 from llmc.convert.engines.plugins import Plugins
+from llmc.convert.families import family_of
 from llmc.convert.graph.build import graphs
 from llmc.convert.kernels.kernel_sets import KernelRequest, kernel_sets
 from llmc.convert.spec import LatentAttentionSpec
@@ -41,11 +43,20 @@ rtx = target("tensorrt-rtx")
 NAMES = [name for name in CASES if "deepseek" in name] + ["qwen2, tied", "llama, dynamic inputs and an FP8 cache"]
 
 
-def lowered(checkpoint: Checkpoint) -> dict[str, ir.Model]:
+def lowered(checkpoint: Checkpoint, absorbed: int | None = None) -> dict[str, ir.Model]:
     """With functions of standard operators in the place of plugins."""
     models, plugins = graphs(checkpoint, ir.DataType.FLOAT, 64), Plugins()
     for model in models.values():
-        lower(model, checkpoint.spec, ir.DataType.FLOAT, {"int4", "int8", "float8_e4m3fn"}, WIDTHS, 2, plugins)
+        lower(
+            model,
+            checkpoint.spec,
+            ir.DataType.FLOAT,
+            {"int4", "int8", "float8_e4m3fn"},
+            WIDTHS,
+            2,
+            plugins,
+            absorbed=absorbed,
+        )
         if isinstance(checkpoint.spec.attentions[0], LatentAttentionSpec):
             assert not {"Attention", "Softmax"} & {node.op_type for node in model.graph}
         add_plugin_functions(model, checkpoint.spec, plugins)
@@ -58,6 +69,41 @@ def test_lowered_equals_torch(name: str, tmp_path: Path) -> None:
     result = write_graphs(checkpoint, lowered(checkpoint))
     compare_with_torch(checkpoint, result)
     compare_narrow_steps(checkpoint, result)
+
+
+@pytest.mark.parametrize("float8", [False, True], ids=["bf16", "fp8"])
+def test_expanded_for_many_tokens_and_absorbed_for_few(float8: bool, tmp_path: Path) -> None:
+    """Steps of up to four tokens, and of more."""
+    options = QuantizeOptions(fp8_cache=float8)
+    checkpoint = quantized_checkpoint(tmp_path, DEEPSEEK | {"num_hidden_layers": 2}, {"attention": "int4-g32"}, options)
+    models = lowered(checkpoint, 4)
+    for model in models.values():
+        operations = [node.op_type for node in model.graph if node.op_type.endswith("LatentAttention")]
+        assert operations == ["PhasedLatentAttention"] * (1 if model.graph.name == "mtp" else 2)
+    result = write_graphs(checkpoint, models)
+    compare_with_torch(checkpoint, result)
+    compare_narrow_steps(checkpoint, result)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "prefill", "widest"),
+    [
+        ((512, 128, 64, 128), 512, 170),
+        ((512, 128, 64, 128), 170, None),
+        ((512, 192, 64, 256), 2048, 398),
+        ((64, 32, 16, 32), 512, 128),
+        ((64, 64, 16, 64), 512, None),
+        ((512, 256, 64, 128), 512, None),
+    ],
+)
+def test_steps_of_how_many_tokens_are_absorbed(
+    sizes: tuple[int, int, int, int], prefill: int, widest: int | None
+) -> None:
+    """DeepSeek-R1's and GLM-4.7-Flash's, small ones, and those that there are no kernels for or that gain nothing."""
+    names = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+    config = DEEPSEEK | dict(zip(names, sizes, strict=True)) | {"head_dim": sizes[2]}
+    assert widest_absorbed(family_of(config).spec(config), prefill) == widest
+    assert widest_absorbed(family_of(LLAMA).spec(LLAMA), prefill) is None
 
 
 @pytest.fixture(scope="module")

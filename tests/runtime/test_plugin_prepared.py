@@ -24,6 +24,7 @@ from llmc.runtime.plugins.latent_attention import LatentShape
 from llmc.runtime.plugins.linear import LinearShape
 from llmc.runtime.plugins.mixture_of_experts import ExpertsShape, ExpertWeights
 from llmc.runtime.plugins.operation import Gpu, Operation
+from llmc.runtime.plugins.phased_latent_attention import PhasedShape
 from llmc.runtime.plugins.prepared import PreparedLaunch
 
 pytest.importorskip("triton", reason="Triton, which comes with torch for NVIDIA GPUs, is not installed")
@@ -32,6 +33,7 @@ SM, GPU = 90, Gpu(90, 132, 0)
 INT4, PLAIN = ExpertWeights("int4", 32, 1, "bf16"), ExpertWeights("plain")
 EXPERTS = ExpertsShape(16, 2, 128, 64, "bf16", "fp32", INT4, INT4)
 GROUPED = GroupedQueryShape(16, 4, 64, 32, "bf16", 100, True, True)
+PHASED = PhasedShape(16, 64, 64, 16, 64, "bf16", True)
 SIZES: dict[str, ctypes._SimpleCData[Any] | Any] = {
     "i32": ctypes.c_int32,
     "i64": ctypes.c_int64,
@@ -41,6 +43,8 @@ SIZES: dict[str, ctypes._SimpleCData[Any] | Any] = {
 CASES: dict[str, tuple[str, Any, list[int]]] = {
     "latent attention, split": ("LatentAttention", LatentShape(16, 64, 16, "bf16"), [2, 1, 2, 4096, 2]),
     "latent attention, whole": ("LatentAttention", LatentShape(16, 64, 16, "bf16", True), [1, 3000, 1, 4096, 1]),
+    "phased latent attention, absorbed": ("PhasedLatentAttention", PHASED, [2, 1, 2, 4096, 2, 2, 1, 2, 1]),
+    "phased latent attention, expanded": ("PhasedLatentAttention", PHASED, [1, 0, 1, 200_000, 1, 1, 700, 1, 700]),
     "grouped heads, split": ("GroupedQueryAttention", GROUPED, [2, 1, 2, 4096, 2, 4096, 2]),
     "grouped heads, whole": ("GroupedQueryAttention", GROUPED, [1, 3000, 1, 4096, 1, 4096, 1]),
     "float8 entries": ("AppendFloat8", EntryShape(80, "fp16"), [3, 64, 3, 5, 3]),

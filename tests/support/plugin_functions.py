@@ -51,7 +51,7 @@ def add_plugin_functions(model: ir.Model, spec: ModelSpec, plugins: Plugins) -> 
                 node.op_type = functions[-1].name
     attention = spec.attentions[0]
     if isinstance(attention, LatentAttentionSpec):
-        functions.append(latent_attention(attention, spec.fp8_cache))
+        functions += [latent_attention(attention, spec.fp8_cache), phased_latent_attention(attention, spec.fp8_cache)]
     for function in functions:
         if any((node.domain, node.op_type) == (function.domain, function.name) for node in model.graph):
             model.functions[function.identifier()] = function
@@ -71,13 +71,41 @@ def latent_attention(spec: LatentAttentionSpec, float8: bool) -> ir.Function:
     query, cache, position = b.inputs
     if float8:
         cache = b.op("Mul", decoded(b, cache), b.attribute("cache_scale"))
-    last = b.op("Add", b.op("Unsqueeze", position, b.constant([1])), b.arange(b.dimension(query, 2)))
-    seen = b.op("LessOrEqual", b.arange(b.dimension(cache, 2)), b.op("Unsqueeze", last, b.constant([1, 3])))
-    mask = b.op("Where", seen, b.constant(0.0, FLOAT), b.constant(MASKED, FLOAT))
-    scores = b.op("Mul", b.op("MatMul", query, b.transpose(cache, 0, 1, 3, 2)), b.attribute("scale"))
-    weights = b.op("Softmax", b.op("Add", scores, mask), axis=-1)
     value = b.op("Slice", cache, b.constant([0]), b.constant([spec.kv_lora_rank]), b.constant([3]))
-    return b.function(b.op("MatMul", weights, value))
+    return b.function(_attended(b, query, cache, value, position))
+
+
+def phased_latent_attention(spec: LatentAttentionSpec, float8: bool) -> ir.Function:
+    """Values are NaN where something is absorbed: nobody may read them."""
+    attributes = {"kernels": _STRING, "scale": _NUMBER} | ({"cache_scale": _NUMBER} if float8 else {})
+    names = ["absorbed", "cache", "cache_position", "query", "rotated", "key_weight", "value_weight"]
+    b = FunctionBuilder("PhasedLatentAttention", names, attributes)
+    absorbed, cache, position, query, rotated, key_weight, value_weight = b.inputs
+    if float8:
+        cache = b.op("Mul", decoded(b, cache), b.attribute("cache_scale"))
+    first, rank = b.constant([0]), b.constant([spec.kv_lora_rank])
+    latent = b.op("Slice", cache, first, rank, b.constant([3]))
+    mixed = _attended(b, absorbed, cache, latent, position)
+
+    rope = b.op("Slice", cache, rank, b.constant([spec.kv_lora_rank + spec.qk_rope_head_dim]), b.constant([3]))
+    key = b.concat(
+        b.op("MatMul", latent, b.op("Unsqueeze", b.transpose(key_weight, 0, 2, 1), first)),
+        b.op("Expand", rope, b.constant([1, spec.num_heads, 1, 1])),
+    )
+    value = b.op("MatMul", latent, b.op("Unsqueeze", value_weight, first))
+    values = _attended(b, b.concat(b.transpose(query, 0, 2, 1, 3), rotated), key, value, position)
+    values = b.op("Reshape", b.transpose(values, 0, 2, 1, 3), b.constant([0, 0, -1]))
+    some = b.op("Greater", b.dimension(absorbed, 2), first)
+    return b.function(mixed, b.op("Where", some, b.constant(float("nan"), FLOAT), values))
+
+
+def _attended(b: FunctionBuilder, query: ir.Value, key: ir.Value, value: ir.Value, position: ir.Value) -> ir.Value:
+    last = b.op("Add", b.op("Unsqueeze", position, b.constant([1])), b.arange(b.dimension(query, 2)))
+    seen = b.op("LessOrEqual", b.arange(b.dimension(key, 2)), b.op("Unsqueeze", last, b.constant([1, 3])))
+    mask = b.op("Where", seen, b.constant(0.0, FLOAT), b.constant(MASKED, FLOAT))
+    scores = b.op("Mul", b.op("MatMul", query, b.transpose(key, 0, 1, 3, 2)), b.attribute("scale"))
+    mixed: ir.Value = b.op("MatMul", b.op("Softmax", b.op("Add", scores, mask), axis=-1), value)
+    return mixed
 
 
 def grouped_query_attention(shape: GroupedQueryShape, name: str) -> ir.Function:
