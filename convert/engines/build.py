@@ -81,7 +81,7 @@ def build(
     widths = (1, 2) if spec.num_mtp_layers else (1,)
     # At least two rows: for one, the compiler sees matrix times vector, which it does not fuse with FP8 weights.
     prefill = min(options.prefill, context)
-    absorbed = widest_absorbed(spec, prefill) if options.plugins else None
+    absorbed = widest_absorbed(spec, prefill, context) if options.plugins else None
     steps = Steps(context, max(2, options.batch), widths, prefill, windows(context, prefill), absorbed)
 
     contents = Contents(parts[0], options.plugins, steps, options.batch)

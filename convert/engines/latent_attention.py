@@ -21,8 +21,10 @@ from llmc.runtime.plugins.append_float8 import EntryShape
 from llmc.runtime.plugins.latent_attention import LatentShape
 from llmc.runtime.plugins.phased_latent_attention import LEAST_EXPANDED, PhasedShape
 
+LEAST_CONTEXT = 2048  # below which attention is a small part of a prompt: more kernels and programs are not worth it
 
-def widest_absorbed(spec: ModelSpec, prefill: int) -> int | None:
+
+def widest_absorbed(spec: ModelSpec, prefill: int, context: int) -> int | None:
     """Tokens per row of the widest step that plugins compute in absorbed form; None if that is all of them.
 
     For a token, an entry and a head the absorbed form takes 2 * (2 R + P) FLOPs, the expanded one 2 * (N + P + V), and
@@ -36,7 +38,7 @@ def widest_absorbed(spec: ModelSpec, prefill: int) -> int | None:
             return None
         widest = max(widest, rank * expanded // (2 * rank - expanded))
     has_latent = any(isinstance(each, LatentAttentionSpec) for each in spec.attentions)
-    return widest if has_latent and widest < prefill else None
+    return widest if has_latent and widest < prefill and context >= LEAST_CONTEXT else None
 
 
 def latent_attention_plugin(

@@ -59,8 +59,9 @@ def test_latent_attention_neither_copies_nor_decodes_weights(scheme: str, plugin
     """kv_b_proj is multiplied heads first, o_proj by what it is stored as; long prompts are not absorbed."""
     if plugins:
         pytest.importorskip("triton")
-    checkpoint = quantized_checkpoint(tmp_path, LATENT, {"attention": scheme})
-    rtx.build(checkpoint, rtx.Options(sm=[89], context=256, plugins=plugins), checkpoint.path, lambda *_: None)
+    checkpoint = quantized_checkpoint(tmp_path, LATENT | {"max_position_embeddings": 2048}, {"attention": scheme})
+    options = rtx.Options(sm=[89], context=2048, prefill=256, plugins=plugins)
+    rtx.build(checkpoint, options, checkpoint.path, lambda *_: None)
     engine = checkpoint.path / "engines/rtx-sm89.engine"
     copies = re.findall(rb"function=\{ name=__myl_Repl .*? output_args=\{ \"(.*?)\"", engine.read_bytes())
     # Nothing is absorbed by the last program: it makes a query of no tokens.

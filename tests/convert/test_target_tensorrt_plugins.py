@@ -86,24 +86,25 @@ def test_expanded_for_many_tokens_and_absorbed_for_few(float8: bool, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("sizes", "prefill", "widest"),
+    ("sizes", "prefill", "context", "widest"),
     [
-        ((512, 128, 64, 128), 512, 170),
-        ((512, 128, 64, 128), 170, None),
-        ((512, 192, 64, 256), 2048, 398),
-        ((64, 32, 16, 32), 512, 128),
-        ((64, 64, 16, 64), 512, None),
-        ((512, 256, 64, 128), 512, None),
+        ((512, 128, 64, 128), 512, 4096, 170),
+        ((512, 128, 64, 128), 170, 4096, None),
+        ((512, 128, 64, 128), 512, 1024, None),
+        ((512, 192, 64, 256), 2048, 4096, 398),
+        ((64, 32, 16, 32), 512, 4096, 128),
+        ((64, 64, 16, 64), 512, 4096, None),
+        ((512, 256, 64, 128), 512, 4096, None),
     ],
 )
 def test_steps_of_how_many_tokens_are_absorbed(
-    sizes: tuple[int, int, int, int], prefill: int, widest: int | None
+    sizes: tuple[int, int, int, int], prefill: int, context: int, widest: int | None
 ) -> None:
     """DeepSeek-R1's and GLM-4.7-Flash's, small ones, and those that there are no kernels for or that gain nothing."""
     names = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
     config = DEEPSEEK | dict(zip(names, sizes, strict=True)) | {"head_dim": sizes[2]}
-    assert widest_absorbed(family_of(config).spec(config), prefill) == widest
-    assert widest_absorbed(family_of(LLAMA).spec(LLAMA), prefill) is None
+    assert widest_absorbed(family_of(config).spec(config), prefill, context) == widest
+    assert widest_absorbed(family_of(LLAMA).spec(LLAMA), prefill, context) is None
 
 
 @pytest.fixture(scope="module")
