@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.interpreted_kernels import compiled_alike, let_the_interpreter_multiply_bfloat16, run
+from support.interpreted_kernels import GENERATIONS, compiled_alike, let_the_interpreter_multiply_bfloat16, run
 from support.interpreter_process import run_interpreted
 
 from llmc.convert.kernels.kernel_sets import KernelRequest
@@ -188,15 +188,13 @@ def test_nan_that_is_seen_is_not_hidden(results: dict[Any, torch.Tensor]) -> Non
 
 @pytest.mark.parametrize("float8", [False, True], ids=["bf16", "fp8"])
 @pytest.mark.parametrize(
-    ("sm", "heads"), [*((sm, 128) for sm in SMS), *((sm, heads) for sm in (86, 90) for heads in (FEW_HEADS, 20))]
+    ("sm", "heads"),
+    [*((sm, 128) for sm in GENERATIONS), *((sm, heads) for sm in (86, 90) for heads in (FEW_HEADS, 20))],
 )
-def test_compiles_without_spills(
-    sm: int, heads: int, float8: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_compiles_without_spills(sm: int, heads: int, float8: bool) -> None:
     """At the size of DeepSeek-V3, and V2-Lite's and GLM-4.7-Flash's heads. Shared memory's limit is asserted where
     kernels are compiled.
     """
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))  # what is cached is not compiled
     found = compiled_alike(
         KernelRequest("LatentAttention", LatentShape(heads, LARGEST_RANK, LARGEST_ROPE, "bf16", float8)), sm
     )

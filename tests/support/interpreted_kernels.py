@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from llmc.convert.kernels.ahead_of_time import KernelSource
-from llmc.convert.kernels.kernel_sets import KernelRequest
+from llmc.convert.kernels.kernel_sets import CUBINS, KernelRequest
 from llmc.runtime.plugins.kernel_set import KernelSet
 from llmc.runtime.plugins.operation import Gpu, Operation
 
@@ -21,6 +21,9 @@ DTYPES = {
     "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "i64": torch.int64, "i32": torch.int32,
     "i8": torch.int8, "u8": torch.uint8,
 }  # fmt: skip
+
+# Of those that are compiled for: SM 103 and 121 take the kernels of 100 and 120, as test_kernel_sets.py says.
+GENERATIONS = tuple(sm for sm in CUBINS if sm not in (103, 121))
 
 
 class InterpretedKernels(KernelSet):
@@ -137,7 +140,7 @@ def let_the_interpreter_round_to_bfloat16() -> None:
 
 
 def compiled_alike(wanted: KernelRequest, sm: int) -> Mapping[str, Any]:
-    """What is told of the kernels, compiled anew."""
+    """The kernels, compiled as for engines: of what Triton has in its cache, the same code comes from there."""
     from llmc.convert.kernels.ahead_of_time import compile_kernel
 
     return {name: compile_kernel(each, sm) for name, each in wanted.module().sources(wanted.shape, sm).items()}
