@@ -16,6 +16,13 @@ Recipe = Callable[..., Path]
 Llmc = Callable[..., Result]
 
 
+@pytest.fixture(autouse=True)
+def speed_is_measured_shortly(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every build's answers; test_quickstart.py measures as long as users' builds do."""
+    if request.path.name != "test_quickstart.py":
+        monkeypatch.setattr("llmc.measure._PROMPTS", 2)
+
+
 @pytest.fixture
 def recipe(tmp_path: Path, small_model: Path, text_file: Path) -> Recipe:
     """Writes small.yaml; keyword arguments replace whole keys of it, None removes one."""
