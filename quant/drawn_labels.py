@@ -62,18 +62,19 @@ class DrawnLabels:
             said = scaled_logits(self.spec, self.head(x)).float()
             refuse_overflow(said.detach(), "the original model's logits over the calibration text")
             said = said.log_softmax(-1)
-            found = []
-            for draw, each in enumerate(numbers):
+            labels, found = drawn(said.detach(), numbers.mT.to(said.device)), []
+            for draw in range(self.draws):
                 observer.draw = draw
-                picked = said.gather(-1, drawn(said.detach(), each.to(said.device))[:, None]).sum()
+                picked = said.gather(-1, labels[:, draw, None]).sum()
                 found.append(torch.autograd.grad(picked, x, retain_graph=draw + 1 < self.draws)[0])
         return torch.stack(found)
 
 
 def drawn(logprobs: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """[n] int64 labels of log-probabilities [n, vocabulary], by numbers [n] in [0, 1): where their sum passes those."""
+    """[n, draws] int64 labels of log-probabilities [n, vocabulary], by numbers in [0, 1): where the sums pass those."""
     sums = logprobs.double().exp_().cumsum(-1)
-    return torch.searchsorted(sums, uniform[:, None] * sums[:, -1:], right=True)[:, 0].clamp(max=sums.shape[1] - 1)
+    found = torch.searchsorted(sums, (uniform * sums[:, -1:]).contiguous(), right=True)
+    return found.clamp_(max=sums.shape[1] - 1)
 
 
 def uniform(count: int, key: Sequence[int]) -> torch.Tensor:

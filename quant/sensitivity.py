@@ -6,8 +6,11 @@ original: the quadratic form of the Fisher information (Amari, "Natural gradient
 Gradients are summed over a sequence before they are squared, since what a token's keys and values lose is lost to every
 token behind it.
 
-How many sequences there are decides how far a number is off by chance, about `sqrt(2 / (sequences * draws))` of it, and
-less where modules are compared, for which the same labels were drawn.
+By chance a number is off by about `sqrt(2 / (sequences * draws))` of it, each module's for itself: sequences count, not
+tokens, so they may be short. SmolLM2-135M, int3-g64, 64 sequences of 128 tokens, two draws: log correlation with the
+measured divergence of twelve modules 0.978, sum 0.371 for 0.408, all 210 modules at once 2.35 for 1.98; of 16 sequences
+0.96, of 8 0.93. What stays the same by leaps has no gradient: tokens that go to other experts cost a module by itself
+more than is predicted, and all modules at once hardly.
 """
 
 from __future__ import annotations

@@ -11,14 +11,17 @@ import pytest
 import torch
 from support.gpt_oss import gpt_oss_checkpoint
 from support.model_lines import published_config
-from support.random_checkpoint import DEEPSEEK_V3, LLAMA, random_checkpoint
+from support.random_checkpoint import DEEPSEEK_V3, LLAMA, random_checkpoint, random_weights, write_checkpoint
 from support.small_config import small_config
 from support.small_model import save, witness
 
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.model import CausalLM, Linear, MixtureOfExperts, scaled_logits
+from llmc.convert.quantized_weight import Activations, round_to_fp8
+from llmc.errors import InputError
 from llmc.quant.drawn_labels import drawn, uniform
 from llmc.quant.gradients import Observed, backward
+from llmc.quant.observed import ObservedLinear, Observer
 
 ROWS, LENGTH, DRAWS, SEED = 3, 20, 2, 5
 Seen = dict[tuple[str, int], list[torch.Tensor]]  # module and draw → x, gradient, sequence
@@ -95,8 +98,8 @@ class WholeModel:
 
     def _log_likelihood(self, said: torch.Tensor, kind: int, draw: int) -> torch.Tensor:
         numbers = [uniform(said.shape[1], (SEED, kind, draw, row)) for row in range(ROWS)]
-        labels = torch.stack([drawn(each.detach(), u) for each, u in zip(said, numbers, strict=True)])
-        return said.gather(-1, labels[..., None]).sum()
+        labels = torch.stack([drawn(each.detach(), u[:, None]) for each, u in zip(said, numbers, strict=True)])
+        return said.gather(-1, labels).sum()
 
     def _of_said(self, said: torch.Tensor, kind: int, draw: int, y: torch.Tensor) -> torch.Tensor:
         return torch.autograd.grad(self._log_likelihood(said, kind, draw), y, retain_graph=True)[0].flatten(0, -2)
@@ -186,8 +189,18 @@ def shown(
     return {path.name: path.read_bytes() for path in sorted(work_dir.glob("*.result"))}
 
 
-@pytest.mark.parametrize("stop", ["lm_head", "model.layers.1", "model.layers.0"])
-@pytest.mark.parametrize("damaged", [None, "newest", "result", "inputs"])
+@pytest.mark.parametrize(
+    ("stop", "damaged"),
+    [
+        ("lm_head", None),
+        ("model.layers.1", None),
+        ("model.layers.0", None),
+        ("lm_head", "inputs"),
+        ("model.layers.1", "result"),
+        ("model.layers.0", "newest"),
+        ("model.layers.0", "inputs"),
+    ],
+)
 def test_an_interrupted_pass_ends_in_the_same_bytes(
     tiny: Checkpoint, tmp_path: Path, stop: str, damaged: str | None
 ) -> None:
@@ -233,8 +246,35 @@ def test_fewer_rows_at_a_time_show_the_same(tiny: Checkpoint, tmp_path: Path) ->
 def test_labels_come_as_often_as_the_model_says() -> None:
     probabilities = torch.tensor([0.5, 0.0, 0.3, 0.2, 0.0])
     numbers = uniform(20_000, (0, 1, 2))
-    found = drawn(probabilities.log().expand(len(numbers), -1), numbers)
+    found = drawn(probabilities.log().expand(len(numbers), -1), numbers[:, None])[:, 0]
     assert torch.allclose(found.bincount(minlength=5) / len(found), probabilities, atol=0.015)
     assert not torch.equal(numbers, uniform(20_000, (0, 2, 1)))
-    last = torch.tensor([1 - 1e-15], dtype=torch.float64)
-    assert torch.equal(drawn(probabilities.log()[None], last), torch.tensor([3]))
+    last = torch.tensor([[1 - 1e-15, 0.0]], dtype=torch.float64)
+    assert torch.equal(drawn(probabilities.log()[None], last), torch.tensor([[3, 0]]))
+
+
+def test_what_is_rounded_passes_gradients_on_and_is_shown_rounded() -> None:
+    """Inputs of a layer that rounds them, and what goes through an FP8 cache."""
+    x = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    linear = Linear(8, 3, bias=False).requires_grad_(False)
+    linear.activations = Activations("token")
+    seen: list[Observed] = []
+    observed = ObservedLinear(linear, "model.layers.0.mlp.up_proj", Observer(seen.append, slice(5, 7), 2))
+    with torch.enable_grad():
+        leaf = x.clone().requires_grad_()
+        y = observed(round_to_fp8(leaf, 0.01))
+        assert torch.equal(y.detach(), linear(round_to_fp8(x, 0.01)))
+        gradient = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+        y.backward(gradient)
+    assert torch.equal(leaf.grad, gradient @ linear.weight)
+    assert torch.equal(seen[0].x, linear.activations.rounded(round_to_fp8(x, 0.01)))
+    assert torch.equal(seen[0].gradient, gradient)
+    assert seen[0].sequence.tolist() == [5, 5, 6, 6]
+
+
+def test_activations_that_outgrow_float32_are_explained(tmp_path: Path) -> None:
+    weights = random_weights(LLAMA)
+    weights["model.layers.1.mlp.up_proj.weight"] *= 1e38
+    checkpoint = Checkpoint.open(write_checkpoint(tmp_path / "model", LLAMA, weights))
+    with pytest.raises(InputError, match=r"model.layers.1: the original model's activations .*1.mlp.up_proj.weight"):
+        backward(checkpoint, torch.arange(12).view(1, 12), tmp_path / "work", lambda one: None)
