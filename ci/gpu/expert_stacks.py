@@ -9,12 +9,14 @@ from dataclasses import dataclass
 import torch
 from this_gpu import DEVICE, TYPES
 
+from llmc.convert.bits import unpack_e2m1
 from llmc.convert.kernels import expert_weights
 from llmc.convert.quantized_weight import QuantizedWeight
 from llmc.runtime.plugins.mixture_of_experts import ExpertsShape, ExpertWeights
 
 PLAIN, INT4, FP8 = ExpertWeights("plain"), ExpertWeights("int4", 128, 1, "bf16"), ExpertWeights("fp8", 128, 128, "fp32")
-FORMS = {"int4 g128": INT4, "fp8 128x128": FP8, "bf16": PLAIN}
+FP4 = ExpertWeights("fp4", 16, 1, "bf16")
+FORMS = {"int4 g128": INT4, "nvfp4": FP4, "fp8 128x128": FP8, "bf16": PLAIN}
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,10 @@ def _quantized(form: ExpertWeights, out: int, columns: int, generator: torch.Gen
     if form.form == "int4":
         codes = torch.randint(-8, 8, (out, columns), dtype=torch.int8, device=DEVICE, generator=generator)
         return QuantizedWeight(codes, (scales / 4 / columns**0.5).bfloat16(), (1, form.group), "int4")
+    if form.form == "fp4":
+        pairs = torch.randint(0, 256, (out, columns // 2), device=DEVICE, generator=generator).to(torch.uint8)
+        exact = (scales / 2 / columns**0.5).bfloat16()
+        return QuantizedWeight(unpack_e2m1(pairs), exact, (1, form.group), "float4_e2m1fn")
     numbers = 8 * torch.randn(out, columns, device=DEVICE, generator=generator)
     codes = numbers.to(torch.float8_e4m3fn)
     return QuantizedWeight(codes, scales / 8 / columns**0.5, (form.rows, form.group), "float8_e4m3fn")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Check and time products with one matrix of int4 or FP8 on a GPU, at the shapes of DeepSeek-R1's attention.
+"""Check and time products with one matrix of int4, FP4 or FP8 on a GPU, at the shapes of DeepSeek-R1's attention.
 
     python ci/gpu/linear.py
 
