@@ -66,6 +66,19 @@ def test_what_latent_attention_reads_and_computes() -> None:
     assert round(flops([1 << 17], 1, r1) / read_bytes([1 << 17], r1)) == 242
 
 
+def test_what_expanded_prompts_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token that sees one entry has its value."""
+    found = script("latent_attention")
+    monkeypatch.setitem(found["prompt"].__globals__, "DEVICE", "cpu")
+    shape = found["ExpandedShape"](4, 32, 16, 8, 24, "bf16")
+    # Three tokens that end a sequence of five see 12 entries together; five are expanded to keys and values.
+    assert found["prompt_flops"]([5], 3, shape) == 2 * 4 * (12 * (16 + 8 + 24) + 5 * 32 * (16 + 24))
+    given = found["prompt"](1, 1, 1, shape)
+    latent = given.absorbed.entries(0)[0, :32]
+    values = torch.einsum("r,hrv->hv", latent, given.value_weight.double()).view(1, 1, -1)
+    assert found["prompt_difference"](given, values, shape) < 1e-9 < found["prompt_difference"](given, -values, shape)
+
+
 def test_what_experts_read_and_compute() -> None:
     found = script("mixture_of_experts")
     r1, qwen3 = found["MODELS"].values()

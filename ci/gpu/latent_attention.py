@@ -3,10 +3,14 @@
 
     python ci/gpu/latent_attention.py
 
-They are launched through the plugins that engines hold, `LatentAttentionPlugin` and `AppendFloat8Plugin`, with cubins
-compiled for this GPU. The share of the copy's bandwidth counts each cache entry once, however often it is read; with
-128 heads an entry of bfloat16 costs 242 FLOPs a byte, so that most GPUs run out of FLOPs before bytes. The peer,
-torch's attention, reads the keys and values of all heads, which were expanded from the latents beforehand.
+They are launched through the plugins that engines hold, `LatentAttentionPlugin`, `AppendFloat8Plugin` and, for prompts,
+`ExpandedLatentAttentionPlugin`, with cubins compiled for this GPU. The share of the copy's bandwidth counts each cache
+entry once, however often it is read; with 128 heads an entry of bfloat16 costs 242 FLOPs a byte, so that most GPUs run
+out of FLOPs before bytes. The peer, torch's attention, reads the keys and values of all heads, which were expanded from
+the latents beforehand.
+
+Prompts are timed in both forms. The absorbed one's products with kv_b_proj, which are not timed, take as many FLOPs for
+a token as expanding, which is, takes for an entry.
 """
 
 from __future__ import annotations
@@ -34,6 +38,7 @@ from this_gpu import (
 
 from llmc.convert.kernels.kernel_sets import KernelRequest
 from llmc.runtime.plugins.append_float8 import AppendFloat8Plugin, EntryShape
+from llmc.runtime.plugins.expanded_latent_attention import ExpandedLatentAttentionPlugin, ExpandedShape
 from llmc.runtime.plugins.latent_attention import LatentAttentionPlugin, LatentLaunch, LatentShape, plan
 
 HEADS, RANK, ROPE = 128, 512, 64
@@ -45,6 +50,8 @@ TOLERANCE = 2**-6  # relative to the largest number of the output: weights and o
 CHECKED = ((3, 1, 5000), (2, 4, 3000), (70, 2, 200), (1, 600, 2048))  # batch, tokens, longest
 DECODED = tuple((batch, 1, context) for batch in (1, 8, 32) for context in (1 << 10, 8 << 10, 32 << 10, 128 << 10))
 PREFILLED = ((1, 4096, 4096), (1, 1024, 32 << 10))
+EXPANDED_CHECKED = ((1, 600, 600), (2, 200, 6000), (3, 300, 9000))  # the last in several passes
+PROMPTS = ((1, 512, 512), (1, 512, 4096), (1, 512, 32 << 10), (1, 2048, 32 << 10), (1, 4096, 4096), (8, 512, 4096))
 # With powers of 2 the division is exact, and every code must be torch's. Else its last bit may decide, seldom.
 APPENDED = {1.0: 0.0, CACHE_SCALE: 0.0, 0.3: 1e-3}  # scale: share of codes that may differ
 
@@ -199,19 +206,130 @@ def measure(attention: dict[str, LatentAttentionPlugin]) -> None:
     show(table)
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """A problem in expanded form: query [B, S, H, N], rotated [B, H, S, P] and the halves of kv_b_proj."""
+
+    absorbed: Problem
+    query: torch.Tensor
+    rotated: torch.Tensor
+    key_weight: torch.Tensor
+    value_weight: torch.Tensor
+
+    @property
+    def inputs(self) -> tuple[torch.Tensor, ...]:
+        given = self.absorbed
+        return (self.query, self.rotated, given.cache, given.cache_position, self.key_weight, self.value_weight)
+
+
+def prompt(batch: int, tokens: int, longest: int, shape: ExpandedShape, shorter: int = 0) -> Prompt:
+    absorbed = LatentShape(shape.heads, shape.rank, shape.rope, shape.dtype, shape.float8)
+    generator = torch.Generator(DEVICE).manual_seed(batch + tokens)
+
+    def random(*sizes: int) -> torch.Tensor:
+        return torch.randn(*sizes, device=DEVICE, generator=generator)
+
+    return Prompt(
+        problem(batch, tokens, longest, absorbed, shorter),
+        random(batch, tokens, shape.heads, shape.nope).bfloat16(),
+        random(batch, shape.heads, tokens, shape.rope).bfloat16(),
+        (random(shape.heads, shape.nope, shape.rank) * shape.rank**-0.5).bfloat16(),
+        (random(shape.heads, shape.rank, shape.values) * shape.rank**-0.5).bfloat16(),
+    )
+
+
+def prompt_difference(given: Prompt, output: torch.Tensor, shape: ExpandedShape) -> float:
+    """Largest, over the largest number; of four heads of every sequence, against a softmax in float64."""
+    batch, tokens, heads, _ = given.query.shape
+    found = output.view(batch, tokens, heads, shape.values)
+    worst = 0.0
+    for sequence, position in enumerate(given.absorbed.cache_position.tolist()):
+        latent, rope = given.absorbed.entries(sequence).split([shape.rank, shape.rope], dim=-1)
+        seen = torch.arange(len(latent), device=DEVICE) <= position + torch.arange(tokens, device=DEVICE)[:, None]
+        for head in (0, 1, heads // 2, heads - 1):
+            key, value = latent @ given.key_weight[head].double().mT, latent @ given.value_weight[head].double()
+            scores = given.query[sequence, :, head].double() @ key.mT
+            scores += given.rotated[sequence, head].double() @ rope.mT
+            want = (SCALE * scores).masked_fill(~seen, -torch.inf).softmax(-1) @ value
+            off = (found[sequence, :, head].double() - want).abs().max() / want.abs().max()
+            worst = max(worst, torch.nan_to_num(off, nan=torch.inf).item())
+    return worst
+
+
+def check_prompts(expanded: dict[str, ExpandedLatentAttentionPlugin]) -> bool:
+    table = Table("cache", "batch", "tokens", "longest", "largest difference", title="expanded prompts against float64")
+    right = True
+    for name, operation in expanded.items():
+        for sizes in EXPANDED_CHECKED:
+            given = prompt(*sizes, operation.shape, shorter=137)
+            call, output = on_tensors(operation, *given.inputs)
+            call()
+            found = prompt_difference(given, output, operation.shape)
+            right &= found <= TOLERANCE
+            table.add_row(name, *map(str, sizes), judged(found, TOLERANCE))
+    show(table)
+    return right
+
+
+def prompt_flops(lengths: list[int], tokens: int, shape: ExpandedShape) -> int:
+    """Of scores and averages, for what each token sees alone, and of expanding each entry once."""
+    seen = sum(tokens * length - tokens * (tokens - 1) // 2 for length in lengths)
+    channels = shape.nope + shape.rope + shape.values
+    return 2 * shape.heads * (seen * channels + sum(lengths) * shape.rank * shape.expanded)
+
+
+def measure_prompts(
+    attention: dict[str, LatentAttentionPlugin], expanded: dict[str, ExpandedLatentAttentionPlugin]
+) -> None:
+    multiplied = multiplied_flops_per_second()
+    columns = "cache", "batch", "tokens", "context", "absorbed ms", "expanded ms", "times", "TFLOP/s", "of a matmul"
+    table = Table(*columns, title=title(f"a matmul does {multiplied / 1e12:.0f} TFLOP/s"))
+    for name, operation in expanded.items():
+        for batch, tokens, context in PROMPTS:
+            row = [name, str(batch), str(tokens), str(context)]
+            torch.cuda.empty_cache()
+            try:
+                given = prompt(batch, tokens, context, operation.shape)
+                same = given.absorbed
+                call, _ = on_tensors(attention[name], same.query, same.cache, same.cache_position)
+                absorbed = milliseconds(call)
+                call, _ = on_tensors(operation, *given.inputs)
+                taken = milliseconds(call)
+            except torch.OutOfMemoryError:
+                table.add_row(*row, "out of memory")
+                continue
+            speed = 1e3 * prompt_flops(same.lengths, tokens, operation.shape) / taken
+            table.add_row(
+                *row, f"{absorbed:.3f}", f"{taken:.3f}", f"{absorbed / taken:.2f}",
+                f"{speed / 1e12:.0f}", f"{speed / multiplied:.0%}",
+            )  # fmt: skip
+    show(table)
+
+
 def main() -> None:
     require_gpu("latent_attention.py")
     shapes = {"bf16": LatentShape(HEADS, RANK, ROPE, "bf16"), "fp8": LatentShape(HEADS, RANK, ROPE, "bf16", True)}
+    scales = {"bf16": 1.0, "fp8": CACHE_SCALE}
     wanted = [KernelRequest("LatentAttention", shape) for shape in shapes.values()]
+    wanted += [
+        KernelRequest("ExpandedLatentAttention", ExpandedShape(HEADS, RANK, NOPE, ROPE, VALUE, "bf16", shape.float8))
+        for shape in shapes.values()
+    ]
     *found, append = compiled([*wanted, KernelRequest("AppendFloat8", EntryShape(RANK + ROPE, "bf16"))])
     attention = {
-        name: LatentAttentionPlugin(kernels, SCALE, CACHE_SCALE if shapes[name].float8 else 1.0)
-        for name, kernels in zip(shapes, found, strict=True)
+        name: LatentAttentionPlugin(kernels, SCALE, scales[name])
+        for name, kernels in zip(shapes, found[: len(shapes)], strict=True)
     }
-    for name, operation in attention.items():
-        console.print(f"{name} cache: registers/spilled bytes: {resources(operation.kernels)}")
-    right = check_attention(attention) & check_append(AppendFloat8Plugin(append, 1.0))
+    expanded = {
+        name: ExpandedLatentAttentionPlugin(kernels, SCALE, scales[name])
+        for name, kernels in zip(shapes, found[len(shapes) :], strict=True)
+    }
+    for name in shapes:
+        for kernels in (attention[name].kernels, expanded[name].kernels):
+            console.print(f"{name} cache: registers/spilled bytes: {resources(kernels)}")
+    right = check_attention(attention) & check_prompts(expanded) & check_append(AppendFloat8Plugin(append, 1.0))
     measure(attention)
+    measure_prompts(attention, expanded)
     if not right:
         raise SystemExit("the kernels are wrong on this GPU")
 
