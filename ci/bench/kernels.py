@@ -181,11 +181,11 @@ def prompt_cases(sm: int) -> Iterator[Case]:
             loaded = read + tiles.entries * rope * (1 if float8 else 2)
             yield Case(f"{name} expanded", request, "attend", read * tiles.tokens / tokens, loaded, flops, False)
 
-            cached, columns = 64 * (1 if float8 else 2), columns_for(values)  # a step of a block
+            cached, columns = 64 * (1 if float8 else 2), min(map(columns_for, (nope, values)))  # a step of a block
             loaded = BLOCK * cached + columns * 64 * 2
             flops = 2 * BLOCK * columns * 64
             written = BLOCK * columns * 2 * 64 / 512
-            yield Case(f"{name} expanding", request, "values", written, loaded, flops, False)
+            yield Case(f"{name} expanding", request, "expand", written, loaded, flops, False)
 
 
 def grouped_cases(sm: int) -> Iterator[Case]:

@@ -2,7 +2,7 @@
 section 2.1). For a token and an entry that takes a third of the absorbed form's work, once entries are expanded.
 
 Entries of all sequences lie in one row, block behind block, and some blocks are expanded and attended to at a time, for
-some heads: "keys" and "values" write theirs into the workspace, and "attend" reads them for all tokens. Rotated
+some heads: "expand" writes keys and values into the workspace, and "attend" reads them for all tokens. Rotated
 channels, which heads share, are read from the cache. The softmax is computed on the way (Milakov and Gimelshein,
 "Online normalizer calculation for softmax", 2018). A sequence that does not end with the last of the blocks is gone on
 with in the next pass, by the program for the same tokens and head. Lengths are known on the GPU alone.
@@ -59,56 +59,74 @@ def _sequence_of(
 
 
 @triton.jit
-def _expand(
-    cache: tl.tensor, weight: tl.tensor, output: tl.tensor, cache_position: tl.tensor,
-    batch: tl.tensor, tokens: tl.tensor, capacity: tl.tensor, first_head: tl.tensor, heads: tl.tensor,
-    first_block: tl.tensor, blocks: tl.tensor,
+def _product(
+    held: tl.tensor, written: tl.tensor, weight: tl.tensor, made: tl.tensor, tile: tl.tensor, zero: tl.tensor,
     RANK: tl.constexpr, ROPE: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr, FLOAT8: tl.constexpr,
-    BLOCK: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr, PAIRS: tl.constexpr, SEQUENCES: tl.constexpr,
+    BLOCK: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr, PAIRS: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Latents times the weights of a head, [WIDTH, R] for KEYS, else [R, WIDTH]: output [heads, blocks * BLOCK, WIDTH].
+    """A tile of columns of made [BLOCK, WIDTH]: latents times a weight [WIDTH, R] of KEYS, or [R, WIDTH]."""
+    EVEN: tl.constexpr = RANK % STEP == 0
+    row = tl.arange(0, BLOCK)[:, None]
+    column = tile * COLUMNS + tl.arange(0, COLUMNS)
+    known = column if WIDTH % COLUMNS == 0 else tl.minimum(column, WIDTH - 1)  # others are not written
+    sums = tl.zeros((BLOCK, COLUMNS), tl.float32)
+    for first in range(0, RANK + zero, STEP):
+        channel = first + tl.arange(0, STEP)
+        inside = channel < RANK
+        latent = tl.load(held + (row * (RANK + ROPE) + channel), mask=written if EVEN else written & inside, other=0)
+        if FLOAT8:
+            latent = decode_float8(latent, made.dtype.element_ty == tl.bfloat16, PAIRS)
+        place = known * RANK + channel[:, None] if KEYS else channel[:, None] * WIDTH + known
+        factor = tl.load(weight + place, mask=None if EVEN else inside[:, None], other=None if EVEN else 0.0)
+        sums = tl.dot(latent, factor, sums)
+    mask = None if WIDTH % COLUMNS == 0 else (column < WIDTH)[None, :]
+    tl.store(made + (row * WIDTH + column), sums.to(made.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _expand(
+    cache: tl.tensor, key_weight: tl.tensor, value_weight: tl.tensor, keys: tl.tensor, values: tl.tensor,
+    cache_position: tl.tensor, batch: tl.tensor, tokens: tl.tensor, capacity: tl.tensor,
+    first_head: tl.tensor, heads: tl.tensor, first_block: tl.tensor, blocks: tl.tensor,
+    RANK: tl.constexpr, ROPE: tl.constexpr, N: tl.constexpr, V: tl.constexpr, FLOAT8: tl.constexpr,
+    BLOCK: tl.constexpr, N_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, STEP: tl.constexpr,
+    PAIRS: tl.constexpr, SEQUENCES: tl.constexpr,
+) -> None:  # fmt: skip
+    """Write keys [heads, blocks * BLOCK, N] and values [heads, blocks * BLOCK, V].
 
     Grid: as many as run at once. Programs of one block follow each other, so that it stays in L2.
     """
-    TILES: tl.constexpr = (WIDTH + COLUMNS - 1) // COLUMNS
-    EVEN: tl.constexpr = RANK % STEP == 0
+    OF_KEYS: tl.constexpr = (N + N_COLUMNS - 1) // N_COLUMNS
+    TILES: tl.constexpr = OF_KEYS + (V + V_COLUMNS - 1) // V_COLUMNS
     sequence, before, total = _sequence_of(first_block, cache_position, batch, tokens, capacity, BLOCK, SEQUENCES)
     end_block = tl.minimum(first_block + blocks, total)
     after = before + _blocks(cache_position, sequence, batch, tokens, capacity, BLOCK)
+    # No block is before the first: the compiler must not know how long the loop over R is, or it unrolls it.
+    zero = tl.minimum(first_block, 0)
     for item in range(tl.program_id(0), (end_block - first_block) * heads * TILES, tl.num_programs(0)):
         block = first_block + item // (heads * TILES)
-        head = item // TILES % heads
-        column = item % TILES * COLUMNS + tl.arange(0, COLUMNS)
-        known = column if WIDTH % COLUMNS == 0 else tl.minimum(column, WIDTH - 1)  # others are not written
+        head, tile = item // TILES % heads, item % TILES
         while after <= block:
             sequence += 1
             before = after
             after += _blocks(cache_position, sequence, batch, tokens, capacity, BLOCK)
         position = tl.minimum(tl.maximum(tl.load(cache_position + sequence), 0), capacity).to(tl.int32)
         visible = tl.minimum(position + tokens, capacity)
-        row = tl.arange(0, BLOCK)[:, None]
-        written = row < visible - (block - before) * BLOCK  # beyond may be NaN, which a weight of 0 would not hide
+        # What lies beyond may be NaN, which a weight of 0 would not hide.
+        written = tl.arange(0, BLOCK)[:, None] < visible - (block - before) * BLOCK
         held = cache + (sequence.to(tl.int64) * capacity + (block - before) * BLOCK) * (RANK + ROPE)
-        of_head = weight + (first_head + head).to(tl.int64) * (RANK * WIDTH)
-        sums = tl.zeros((BLOCK, COLUMNS), tl.float32)
-        # No block is before the first: the compiler must not know the end, or it unrolls the loop.
-        for first in range(0, RANK + tl.minimum(first_block, 0), STEP):
-            channel = first + tl.arange(0, STEP)
-            inside = channel < RANK
-            latent = tl.load(
-                held + (row * (RANK + ROPE) + channel), mask=written if EVEN else written & inside, other=0
-            )
-            if FLOAT8:
-                latent = decode_float8(latent, output.dtype.element_ty == tl.bfloat16, PAIRS)
-            place = known * RANK + channel[:, None] if KEYS else channel[:, None] * WIDTH + known
-            factor = tl.load(of_head + place, mask=None if EVEN else inside[:, None], other=None if EVEN else 0.0)
-            sums = tl.dot(latent, factor, sums)
-        made = output + (head.to(tl.int64) * blocks + (block - first_block)) * (BLOCK * WIDTH)
-        tl.store(
-            made + (row * WIDTH + column),
-            sums.to(output.dtype.element_ty),
-            mask=None if WIDTH % COLUMNS == 0 else (column < WIDTH)[None, :],
-        )
+        place = (head.to(tl.int64) * blocks + (block - first_block)) * BLOCK
+        of_head = (first_head + head).to(tl.int64) * RANK
+        if tile < OF_KEYS:
+            _product(
+                held, written, key_weight + of_head * N, keys + place * N, tile, zero,
+                RANK, ROPE, N, True, FLOAT8, BLOCK, N_COLUMNS, STEP, PAIRS,
+            )  # fmt: skip
+        else:
+            _product(
+                held, written, value_weight + of_head * V, values + place * V, tile - OF_KEYS, zero,
+                RANK, ROPE, V, False, FLOAT8, BLOCK, V_COLUMNS, STEP, PAIRS,
+            )  # fmt: skip
 
 
 @triton.jit
@@ -258,17 +276,17 @@ def attend_constants(shape: ExpandedShape, sm: int) -> dict[str, Any]:
     }
 
 
-def expand_constants(shape: ExpandedShape, keys: bool) -> dict[str, Any]:
+def expand_constants(shape: ExpandedShape) -> dict[str, Any]:
     """What `_expand` is compiled for."""
-    width = shape.nope if keys else shape.values
     return {
         "RANK": shape.rank,
         "ROPE": shape.rope,
-        "WIDTH": width,
-        "KEYS": keys,
+        "N": shape.nope,
+        "V": shape.values,
         "FLOAT8": shape.float8,
         "BLOCK": BLOCK,
-        "COLUMNS": columns_for(width),
+        "N_COLUMNS": columns_for(shape.nope),
+        "V_COLUMNS": columns_for(shape.values),
         "STEP": STEP,
         "PAIRS": not triton.knobs.runtime.interpret,
         "SEQUENCES": SEQUENCES,
@@ -276,26 +294,19 @@ def expand_constants(shape: ExpandedShape, keys: bool) -> dict[str, Any]:
 
 
 def sources(shape: ExpandedShape, sm: int) -> dict[str, KernelSource]:
-    """The kernels "keys", "values" and "attend"."""
+    """The kernels "expand" and "attend"."""
     kind, tiles = f"*{shape.dtype}", tiles_for(shape, sm)
-    types = dict.fromkeys(("query", "rotated", "weight", "keys", "values", "output"), kind)
+    types = dict.fromkeys(("query", "rotated", "key_weight", "value_weight", "keys", "values", "output"), kind)
     types |= {"cache": "*u8" if shape.float8 else kind, "cache_position": "*i64", "mixed": "*fp32", "sums": "*fp32"}
     types |= {"scale": "fp32", "cache_scale": "fp32"}
     types |= dict.fromkeys(("batch", "tokens", "capacity", "first_head", "heads", "first_block", "blocks"), "i32")
-    expand = {
-        name: KernelSource(
-            _expand,
-            types,
-            expand_constants(shape, name == "keys"),
-            8,
-            tiles.expand_stages,
-            (),
-            128 if sm // 10 == 10 else None,
-        )
-        for name in ("keys", "values")
+    registers = 128 if sm // 10 == 10 else None
+    return {
+        "expand": KernelSource(_expand, types, expand_constants(shape), 8, tiles.expand_stages, (), registers),
+        "attend": KernelSource(_attend, types, attend_constants(shape, sm), tiles.warps, tiles.stages),
     }
-    return expand | {"attend": KernelSource(_attend, types, attend_constants(shape, sm), tiles.warps, tiles.stages)}
 
 
 def layout_for(shape: ExpandedShape, sm: int) -> ExpandedLaunch:
-    return ExpandedLaunch(tiles_for(shape, sm).tokens, BLOCK, columns_for(shape.nope), columns_for(shape.values))
+    columns = -(-shape.nope // columns_for(shape.nope)) + -(-shape.values // columns_for(shape.values))
+    return ExpandedLaunch(tiles_for(shape, sm).tokens, BLOCK, columns)

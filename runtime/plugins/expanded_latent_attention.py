@@ -38,14 +38,13 @@ class ExpandedShape:
 
 @dataclass(frozen=True)
 class ExpandedLaunch:
-    """Of the kernels for one SM: tokens of a program that attends; entries that are expanded together, a block, and
-    channels of keys and of values in one program.
+    """Of the kernels for one SM: tokens of a program that attends, entries that are expanded together, a block, and how
+    many programs expand a block for a head.
     """
 
     tokens: int
     block: int
-    keys: int
-    values: int
+    programs: int
 
 
 @dataclass(frozen=True)
@@ -183,20 +182,14 @@ class ExpandedLatentAttentionPlugin(Operation):
         given: dict[str, float] = {"cache": cache, "cache_position": cache_position, **sizes}
         attended = given | {"query": query, "rotated": rotated, "keys": keys, "values": values, "mixed": mixed}
         attended |= {"sums": sums, "output": outputs[0], "scale": self.scale, "cache_scale": self.cache_scale}
-        expand_keys, expand_values, attend = (
-            self.kernels.kernel(name, gpu.sm, gpu.device) for name in ("keys", "values", "attend")
-        )
-        programs = PROGRAMS * gpu.multiprocessors
+        expanded = given | {"key_weight": key_weight, "value_weight": value_weight, "keys": keys, "values": values}
+        expand, attend = (self.kernels.kernel(name, gpu.sm, gpu.device) for name in ("expand", "attend"))
         for first_head in range(0, self.shape.heads, chosen.heads):
             heads = min(chosen.heads, self.shape.heads - first_head)
+            programs = min(PROGRAMS * gpu.multiprocessors, heads * chosen.blocks * layout.programs)
             for turn in range(chosen.passes):
                 place = {"first_head": first_head, "first_block": turn * chosen.blocks}
-                expanded = given | place | {"heads": heads}
-                tiles = heads * chosen.blocks
-                grid = min(programs, tiles * -(-self.shape.nope // layout.keys)), 1, 1
-                expand_keys.launch(grid, stream, **expanded, weight=key_weight, output=keys)
-                grid = min(programs, tiles * -(-self.shape.values // layout.values)), 1, 1
-                expand_values.launch(grid, stream, **expanded, weight=value_weight, output=values)
+                expand.launch((programs, 1, 1), stream, **expanded, **place, heads=heads)
                 attend.launch((chosen.attend_grid[0], heads, 1), stream, **attended, **place)
 
 

@@ -35,7 +35,7 @@ pytest.importorskip("triton", reason="Triton, which comes with torch for NVIDIA 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 CODE_OF_NAN, SPARE = 0x7F, 3  # entries that nothing was written to
 SCALE, CACHE_SCALE = 0.2, 0.046875
-NAMES = ["keys", "values", "attend"]
+NAMES = ["expand", "attend"]
 
 
 SMALL = ExpandedShape(2, 24, 16, 8, 16, "bf16")
