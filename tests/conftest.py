@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # Tests run in parallel; before anything imports torch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -13,8 +15,31 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 from support.byte_tokenizer import byte_tokenizer
 from support.random_checkpoint import DEEPSEEK_V3, random_checkpoint
+from xdist.scheduler import LoadFileScheduling
 
 REPOSITORY = Path(__file__).parent.parent
+
+# Which take more than twenty seconds. One that is begun last would keep one process busy, and leave the other idle.
+LONGEST = re.compile(
+    "test_(packaging|fuzz|every_scheme|resume|ladder.*|kernel_.*|target_tensorrt.*|tensor_parallel_engines|generation"
+    "|embedded_checkpoint|reuse|quickstart|endurance|damage|distributed|target_onnxruntime|lm_eval|bad_input)"
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not LONGEST.fullmatch(item.path.stem))
+
+
+class ByFile(LoadFileScheduling):
+    """Both files of the ladder go to the same process, as they climb with the same models."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file: str = super()._split_scope(nodeid)
+        return file.replace("test_ladder_graphs.py", "test_ladder.py")
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile | None:
+    return ByFile(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 class InThisProcess:
