@@ -23,7 +23,7 @@ def run(folder):
     raise InputError("fine")
 
 target = harness.Target(st.binary(min_size=1, max_size=1).map(lambda data: {{"number": data}}), run)
-harness.SECONDS = 0.2
+harness.SECONDS = 0.05
 with tempfile.TemporaryDirectory() as folder:
     findings = harness.fuzz(target, 100, 0, Path(folder), lambda done: None)
 for group, found in findings.groups.items():
