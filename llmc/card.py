@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from llmc.budget_tables import spent_rows
 from llmc.contracts.manifest import Manifest, Pruned, QuantizedRole
 from llmc.convert.families import families
 from llmc.convert.families.family import Family
@@ -17,7 +18,7 @@ from llmc.convert.formats import Layout, layout
 from llmc.progress import size
 from llmc.quant.schemes import scheme
 from llmc.runtime.artifact import REFERENCE
-from llmc.summary import rows, target_line
+from llmc.summary import predicted, rows, target_line
 from llmc.text import told
 from llmc.visible import visible_line
 
@@ -55,6 +56,7 @@ def model_card(manifest: Manifest) -> str:
         _table(("", ""), rows(manifest)),
         "## Use\n",
         _usage(name, layout(manifest.recipe.layout), manifest.quantized, families.get(manifest.model.family)),
+        *_budget(manifest),
         "## What was done to the tensors\n",
         _table(("role", "scheme", "method", "modules", "error, median", "error, largest"), _tensor_rows(manifest)),
         "The error is the relative squared error of a module's output on the calibration text (gptq, gptaq) or of its "
@@ -83,6 +85,24 @@ def model_card(manifest: Manifest) -> str:
 def _read(manifest: Manifest) -> str:
     read = manifest.texts.read.items()
     return "".join(f"- {purpose}: {_plain(told(each))}\n" for purpose, sources in read for each in sources)
+
+
+def _budget(manifest: Manifest) -> list[str]:
+    """What it was spent on, and what other sizes were predicted to cost."""
+    if (budget := manifest.budget) is None:
+        return []
+    found = manifest.checks or manifest.torch_checks
+    measured = f" Measured: {found.kl_mean:.4f}." if found else ""
+    curve = [(size(each.bytes), f"{each.bits:.2f}", f"{each.kl:.3g}") for each in budget.curve]
+    return [
+        "## Bits to a budget\n",
+        f"The recipe asks for {_plain(budget.asked)}. Which module gets which scheme was chosen so that the KL "
+        f"divergence is least that sensitivities, measured on {budget.tokens:,} calibration tokens, predict. "
+        f"Predicted: {predicted(budget)}.{measured}\n",
+        _table(("role", "parameters", "bits", "schemes"), spent_rows(budget)),
+        "What other sizes would have cost, as predicted:\n",
+        _table(("safetensors", "bits", "KL divergence"), curve),
+    ]
 
 
 def _rejected(manifest: Manifest) -> str:

@@ -14,6 +14,8 @@ from typer.core import TyperGroup
 
 from llmc import __version__, cli_formats, extras, streams, terminal
 from llmc.cli_formats import Json
+from llmc.cli_options import GpuMemory, Memory, Output, Recipe
+from llmc.cli_sensitivity import sensitivity
 from llmc.errors import GateError, InputError, LlmcError, MachineError
 from llmc.output_path import current_folder
 from llmc.visible import visible
@@ -65,34 +67,6 @@ app.add_typer(cli_formats.recipe_app, name="recipe")
 app.add_typer(cli_formats.artifact_app, name="artifact")
 
 
-def _bytes(text: str) -> int:
-    from pydantic import ByteSize, TypeAdapter
-
-    try:
-        return int(TypeAdapter(ByteSize).validate_python(text))
-    except ValueError:
-        raise typer.BadParameter(f"{text} is no size; write 8GiB or 500MB") from None
-
-
-Memory = Annotated[
-    int | None,
-    typer.Option(
-        parser=_bytes, metavar="SIZE", help="Memory that the build may take, say 8GiB. Default: what is free."
-    ),
-]
-GpuMemory = Annotated[
-    int | None,
-    typer.Option(
-        parser=_bytes, metavar="SIZE", help="Calibrate and solve on a GPU, in this much of its memory, say 24GiB."
-    ),
-]
-Recipe = Annotated[
-    str,
-    typer.Argument(
-        metavar="RECIPE|MODEL",
-        help="A recipe file, the name of a recipe that ships with llmc, or a model, which gets the default recipe.",
-    ),
-]
 Artifact = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="The directory that `llmc build` made.")]
 Backend = Annotated[
     str | None, typer.Option(help="onnxruntime, onnxruntime:PROVIDER, tensorrt-rtx; default: the fastest.")
@@ -142,7 +116,7 @@ def options(
 @app.command()
 def build(
     recipe: Recipe,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: build/RECIPE-NAME.")] = None,
+    output: Output = None,
     memory: Memory = None,
     gpu_memory: GpuMemory = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what an earlier or interrupted run left.")] = False,
@@ -188,12 +162,14 @@ def build(
 @app.command()
 def plan(
     recipe: Recipe,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: build/RECIPE-NAME.")] = None,
+    output: Output = None,
     memory: Memory = None,
     gpu_memory: GpuMemory = None,
     as_json: Json = False,
 ) -> None:
     """Say what a build would take and give: sizes per role, memory, disk, cache. Reads headers, no weights.
+
+    For a recipe with a budget it shows what other sizes would cost, once `llmc sensitivity` or a build has measured it.
 
     **Examples**
 
@@ -201,6 +177,7 @@ def plan(
 
     `llmc plan ~/models/DeepSeek-R1-Distill-Qwen-7B --json`
     """
+    from llmc.budget_tables import budget_tables
     from llmc.job import plan as plan_recipe
     from llmc.tables import plan_tables
 
@@ -208,10 +185,13 @@ def plan(
     if as_json:
         terminal.print_json(planned.to_json())
     else:
-        for table in plan_tables(planned):
+        for table in [*plan_tables(planned), *budget_tables(planned.budget)]:
             terminal.print_table(table)
         for note in planned.notes:
             terminal.console().print(note, soft_wrap=True, highlight=False)
+
+
+app.command()(sensitivity)
 
 
 @app.command()

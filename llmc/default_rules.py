@@ -37,8 +37,8 @@ def rules_of(recipe: Recipe, spec: ModelSpec) -> Rules:
     """The recipe's rules, as they stand; where it has none, those that fit the model, and none for a layout that only
     keeps what is there. InputError for a layout that has no place for the default ones.
     """
-    if given := [Rule(rule.match, rule.scheme, rule.method) for rule in recipe.quantize]:
-        return Rules(given)
+    if recipe.quantize:
+        return Rules([Rule(rule.match, rule.only_scheme, rule.method) for rule in recipe.quantize])
     chosen = layout(recipe.layout)
     if chosen.keeps:
         return Rules([])

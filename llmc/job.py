@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from llmc import machine
+from llmc.budget import BudgetProblem, with_rules
 from llmc.contracts.progress import Progress
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.formats import layout
@@ -31,6 +33,7 @@ from llmc.quant.prune import Pruning
 from llmc.quant.schemes import scheme
 from llmc.recipe import Recipe, RecipeLike, load_recipe
 from llmc.runtime.tokenizer import Tokenizer
+from llmc.sensitivity import found_record, planned
 from llmc.source import ModelSource, hash_files, locate, locate_headers
 from llmc.source_files import SourceFiles
 from llmc.stages import code_version, key_of, module_version, versions
@@ -56,7 +59,9 @@ class Limits:
 class Job:
     """A recipe with everything it names found, read and checked; nothing is written yet."""
 
-    recipe: Recipe
+    asked: Recipe  # as it was given
+    recipe: Recipe  # where that has a budget: with rules by which it could be spent
+    problem: BudgetProblem | None  # what a budget decides about
     source: ModelSource
     checkpoint: Checkpoint
     rules: list[Rule]
@@ -67,6 +72,7 @@ class Job:
     limits: Limits
     files: SourceFiles
     made_tokenizer: MadeTokenizer | None  # None: the model has a tokenizer.json
+    output: Path
 
     @property
     def pruning(self) -> Pruning | None:
@@ -93,7 +99,7 @@ class Job:
         """What decides how the model is quantized, by names that a user knows it by."""
         return {
             "model": key_of(self.source_files),
-            "quantize": [vars(rule) for rule in self.rules],
+            "quantize": self._budgeted() if self.problem else [vars(rule) for rule in self.rules],
             "prune": self.pruning and vars(self.pruning),
             "calibration and check text": self.texts.key(),
             "calibration.experts": self.recipe.calibration.experts,
@@ -108,18 +114,34 @@ class Job:
             "versions of python, torch or numpy": versions("python", *_QUANTIZE_PACKAGES),
         }
 
+    def _budgeted(self) -> Any:
+        """What decides the rules of a recipe with a budget, before they are known."""
+        assert self.problem is not None
+        code = [module_version(f"llmc.{name}") for name in ("budget", "candidates", "explicit_rules", "sensitivity")]
+        groups = [group.to_json() for group in self.problem.groups]
+        return [self.asked.budget, self.problem.budget, key_of(groups), code]
+
+    def with_rules(self, rules: Sequence[Rule]) -> Job:
+        """The same, once it is known how the budget is spent."""
+        recipe = with_rules(self.asked, rules)
+        limits = self.limits
+        plan = plan_checkpoint(self.checkpoint, recipe, self.output, limits.memory, limits.gpu_memory)
+        return replace(self, recipe=recipe, rules=[*rules], plan=plan)
+
     def keys(self) -> dict[str, str]:
         """The key of every stage, under "work" that of the quantized model and under "build" that of the whole: all are
         known before any work is done. A stage's key is of what it reads; gates are judged afterwards.
         """
         work = key_of(self.fingerprint())
         keys = {"work": work, "quantize": key_of(work, module_version("llmc.manifest"))}
+        if self.problem is not None:
+            keys["sensitivity"] = key_of(work, "sensitivity", module_version("llmc.contracts.manifest"))
         code = [code_version("convert"), code_version("runtime.plugins")]
         for name, options in self.targets.items():
             keys[name] = key_of(work, name, options, code, versions(*_TARGET_PACKAGES))
         measured = [code_version("runtime"), module_version("llmc.measure")]
         keys["check"] = key_of(work, keys.get("onnxruntime"), measured, versions(*_CHECK_PACKAGES))
-        keys["build"] = key_of(keys, self.recipe.public(), self.source.id, code_version("llmc"))
+        keys["build"] = key_of(keys, self.asked.public(), self.source.id, code_version("llmc"))
         return keys
 
 
@@ -151,7 +173,11 @@ def plan(
         _require_tokenizer(source)
         made_tokenizer(source.path, checkpoint.spec.vocab_size)
         recipe = with_possible_targets(recipe, checkpoint.spec)
-        return plan_checkpoint(checkpoint, recipe, place, memory, gpu_memory)
+        if recipe.budget is None:
+            return plan_checkpoint(checkpoint, recipe, place, memory, gpu_memory)
+        problem = BudgetProblem.of(checkpoint, recipe)
+        recipe, spent = planned(problem, found_record(place.parent, source.id, problem))
+        return replace(plan_checkpoint(checkpoint, recipe, place, memory, gpu_memory), budget=spent)
 
 
 def prepare(
@@ -173,11 +199,12 @@ def prepare(
         progress.line("tie_word_embeddings is true, but lm_head.weight is not the embedding: both are kept")
     if limits.gpu_memory is not None:
         machine.require_gpu()
-    recipe = with_possible_targets(recipe, checkpoint.spec)
-    planned = plan_checkpoint(checkpoint, recipe, place.path, limits.memory, limits.gpu_memory)
-    for note in planned.notes:
+    asked = with_possible_targets(recipe, checkpoint.spec)
+    problem, recipe = _guessed(checkpoint, asked)
+    plan = plan_checkpoint(checkpoint, recipe, place.path, limits.memory, limits.gpu_memory)
+    for note in plan.notes:
         progress.line(note)
-    _warn(recipe.layout, planned, checkpoint, progress)
+    _warn(recipe.layout, plan, checkpoint, progress)
     tokenizer = Tokenizer(completed(checkpoint.path, made), checkpoint.spec.vocab_size, recipe.add_bos)
     texts = read_texts(recipe.calibration, recipe.check, checkpoint, base, tokenizer)
     texts.require(limits.memory)
@@ -192,7 +219,21 @@ def prepare(
         )
     files.hashed(hashes)
     rules = rules_of(recipe, checkpoint.spec).rules
-    return Job(recipe, source, checkpoint, rules, tokenizer, texts, hashes, planned, limits, files, made), place
+    job = Job(
+        asked, recipe, problem, source, checkpoint, rules, tokenizer, texts, hashes, plan, limits, files, made,
+        place.path,
+    )  # fmt: skip
+    return job, place
+
+
+def _guessed(checkpoint: Checkpoint, recipe: Recipe) -> tuple[BudgetProblem | None, Recipe]:
+    """What a recipe's budget decides about, and the recipe with rules by which it might be spent; without a budget, the
+    recipe itself. InputError for a budget that nothing keeps.
+    """
+    if recipe.budget is None:
+        return None, recipe
+    problem = BudgetProblem.of(checkpoint, recipe)
+    return problem, problem.solve(problem.guess).recipe
 
 
 def _warn(layout_name: str, planned: Plan, checkpoint: Checkpoint, progress: Progress) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from llmc import __version__
 from llmc.contracts.layer_record import ModuleReport, RoleCounts
 from llmc.contracts.manifest import (
+    BudgetRecord,
     Checks,
     File,
     Manifest,
@@ -58,13 +59,22 @@ def _checks(answers: Answers | None) -> Checks | Nothing:
 
 
 def build_manifest(
-    job: Job, artifact: Checkpoint, quantized: QuantizedModel, targets: dict[str, TargetRecord], keys: dict[str, str]
+    job: Job,
+    artifact: Checkpoint,
+    quantized: QuantizedModel,
+    targets: dict[str, TargetRecord],
+    keys: dict[str, str],
+    spent: BudgetRecord | None = None,
 ) -> Manifest:
     """The manifest without `files` and `checks`."""
-    made = ["quantize", *(name for name, target in targets.items() if target.skipped is None)]
+    made = [
+        *(["sensitivity"] if spent else []),
+        "quantize",
+        *(name for name, target in targets.items() if target.skipped is None),
+    ]
     spec, source = artifact.spec, job.source
     recipe = job.recipe.public() | {"quantize": [vars(rule) for rule in job.rules]}
-    return Manifest(
+    manifest = Manifest(
         format_version=FORMAT_VERSION,
         llmc_version=__version__,
         key=keys["build"],
@@ -97,6 +107,7 @@ def build_manifest(
         versions=versions(*ALL_PACKAGES),
         files={},
     )
+    return manifest if spent is None else manifest.model_copy(update={"budget": spent})
 
 
 def _tokenizer(job: Job) -> TokenizerRecord:

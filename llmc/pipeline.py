@@ -22,7 +22,15 @@ import torch
 
 from llmc import machine
 from llmc.card import model_card
-from llmc.contracts.manifest import Checks, GateRecord, Manifest, QuantizedModel, TargetRecord
+from llmc.contracts.manifest import (
+    BudgetRecord,
+    Checks,
+    GateRecord,
+    Manifest,
+    QuantizedModel,
+    SpentBudget,
+    TargetRecord,
+)
 from llmc.contracts.progress import Progress, Silent
 from llmc.convert.checkpoint import REWRITTEN, Checkpoint
 from llmc.convert.targets import target
@@ -33,12 +41,14 @@ from llmc.manifest import build_manifest, describe_quantized, hash_files_of
 from llmc.measure import Speed, measure, peak_memory
 from llmc.output import OutputFolder, digest, read_manifest, whole
 from llmc.progress import Display
+from llmc.quant.assign import Rule
 from llmc.quant.durable import damage, write_json
 from llmc.quant.layerwise import quantize
 from llmc.recipe import RecipeLike
 from llmc.reference import Reference, beside
 from llmc.reuse import earlier, quantized_files
 from llmc.runtime.artifact import MANIFEST, REFERENCE
+from llmc.sensitivity import measured, measurement_folder, spend
 from llmc.sidecars import copy_sidecar
 from llmc.stages import Stages, versions
 
@@ -187,7 +197,9 @@ class _Build:
     ) -> None:
         self.job, self.keys, self.home, self.progress = job, keys, home, progress
         self.speed: Speed | None = None
-        place.folder.clear(keep=None if fresh else home)  # what an interrupted build of something else left
+        self.place, self.fresh = place, fresh
+        self.measuring = place.work / measurement_folder(job, job.problem)
+        place.folder.clear(keep=() if fresh else (home, self.measuring))  # an interrupted build's of something else
         self.artifact = self.home / "artifact"
         self.artifact.mkdir(parents=True, exist_ok=True)
         self.reference = Reference(self.artifact, self.home)
@@ -199,6 +211,7 @@ class _Build:
     def run(self) -> Manifest:
         """The finished artifact's manifest."""
         sidecars = self._copy_sidecars()
+        spent = self._spend()
         quantized = QuantizedModel.model_validate(
             self.stages.run("quantize", self.keys["quantize"], self._quantize, lambda _: quantized_files(self.artifact))
         )
@@ -206,9 +219,11 @@ class _Build:
         self._remove_all_but({*sidecars, *self.stages.files()})  # what a killed run left
         checkpoint = Checkpoint.open(self.artifact)
         targets = {name: self._target(checkpoint, name) for name in self.job.targets}
-        self.stages.forget_all_but({"quantize", "check", *targets})  # targets that the recipe no longer names
+        self.stages.forget_all_but(
+            {"sensitivity", "quantize", "check", *targets}
+        )  # targets that the recipe no longer names
         self._remove_all_but({*sidecars, *self.stages.files()})
-        manifest = build_manifest(self.job, checkpoint, quantized, targets, self.keys)
+        manifest = build_manifest(self.job, checkpoint, quantized, targets, self.keys, spent)
         files = hash_files_of(self.artifact)  # README.md is not among them: _remove_all_but
         apart = {} if self.job.recipe.check.publish_text else {"reference": files.pop(REFERENCE)}
         manifest = manifest.model_copy(update={"files": files, **apart})
@@ -230,6 +245,21 @@ class _Build:
                 f"{self.artifact}: {found}, though nothing wrote there; look after the disk, build again"
             )
         return manifest
+
+    def _spend(self) -> BudgetRecord | None:
+        """Decides how a budget is spent; None: the recipe has none."""
+        if self.job.problem is None:
+            return None
+        spent = SpentBudget.model_validate(self.stages.run("sensitivity", self.keys["sensitivity"], self._measure))
+        self.job = self.job.with_rules([Rule(**dict(rule)) for rule in spent.rules])
+        return spent.record
+
+    def _measure(self) -> dict[str, Any]:
+        problem = self.job.problem
+        assert problem is not None
+        record = measured(self.job, problem, self.place.path.parent, self.measuring, self.fresh, self.progress)
+        shutil.rmtree(self.measuring, ignore_errors=True)
+        return spend(problem, record).to_json()
 
     def _copy_sidecars(self) -> list[str]:
         """Tokenizer, license, … of the source, by their names."""

@@ -63,6 +63,38 @@ _NOTHING = Change(Size(0, 0), Size(0, 0))
 
 
 @dataclass(frozen=True)
+class Point:
+    """One size that a model could have.
+
+    Attributes:
+        bytes: Of the safetensors.
+        bits: Mean bits of the parameters that may be quantized, scales included.
+        kl: Predicted for weights rounded to nearest, in nats per token.
+    """
+
+    bytes: int
+    bits: float
+    kl: float
+
+
+@dataclass(frozen=True)
+class PlannedBudget:
+    """How a budget would be spent.
+
+    Attributes:
+        asked: As the recipe says it.
+        measured: What sensitivities were measured on; None: they were not, and what gets how many bits is a guess.
+        point: What comes of it; its `kl` is NaN for a guess.
+        curve: What other sizes would cost; empty for a guess.
+    """
+
+    asked: str
+    measured: str | None
+    point: Point
+    curve: list[Point]
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a build takes and gives, from headers alone; memory, work_disk and target_bytes are estimates.
 
@@ -74,6 +106,7 @@ class Plan:
         hessian_memory: What the solver and the Hessians that are worked on at once may take; the result does not depend
             on it.
         notes: Lines about what is not as usual, and why.
+        budget: How the recipe's would be spent; None: it has none.
     """
 
     name: str
@@ -95,6 +128,7 @@ class Plan:
     gpu_memory_available: int
     disk_free: int
     notes: list[str] = field(default_factory=list)
+    budget: PlannedBudget | None = None
 
     @property
     def output_disk(self) -> int:
@@ -149,13 +183,8 @@ def plan(
     calibration, check = (part.windows(spec.max_position_embeddings) for part in (recipe.calibration, recipe.check))
     rules = rules_of(recipe, spec)
     assigned = assign(checkpoint, rules.rules)
-    found = routers(spec.mlps)
-    experts = [found[0].num_experts] * 2 if found else []
-    if recipe.prune:
-        if not found:
-            raise InputError(f"{checkpoint.path}: this model has no experts to prune; remove `prune` from the recipe")
-        experts[1] = kept_per_group(found[0], recipe.prune.keep) * found[0].num_groups
-    _check_targets(recipe, _pruned_spec(spec, experts[1]) if experts else spec, assigned)
+    experts = experts_of(checkpoint, recipe)
+    _check_targets(recipe, pruned_spec(spec, experts[1]) if experts else spec, assigned)
     kept = experts[1] / experts[0] if experts else 1.0
 
     changes: dict[str, Change] = {}
@@ -168,10 +197,10 @@ def plan(
         assignment = assigned.get(str(tensor.module)) if tensor.part == "weight" else None
         if assignment:
             rows, columns = checkpoint.shape(name)
-            count = _stored_bytes(recipe.layout, assignment.scheme, (rows, columns))
+            count = stored_bytes(recipe.layout, assignment.scheme, (rows, columns))
         if tensor.module.is_router:
             parameters, count = round(parameters * kept), round(count * kept)
-        if _pruned(tensor.module, experts[1] if experts else 0):
+        if is_pruned(tensor.module, experts[1] if experts else 0):
             parameters = count = 0
         change = Change(before, Size(parameters, count))
         changes[role] = changes.get(role, _NOTHING) + change
@@ -189,7 +218,7 @@ def plan(
         role: {scheme(name).spec: count for name, count in counts.items()} for role, counts in schemes.items()
     }
     weights = PlannedWeights(spec, total.after.bytes, parameters_by_spec)
-    cache, expanded = _cache_bytes(spec, spec.fp8_cache or recipe.kv_cache == "fp8")
+    cache, expanded = cache_bytes_per_token(spec, spec.fp8_cache or recipe.kv_cache == "fp8")
     limit = memory if gpu_memory is None else gpu_memory
     needed, hessian_memory = _memory(
         checkpoint, assigned, layers, experts[1] if experts else 0, limit, gpu_memory is not None
@@ -218,27 +247,37 @@ def plan(
         # Activations, and a shard on its way into its file.
         work_disk=max(_streams(spec, assigned, math.prod(calibration), math.prod(check)), way_back)
         + max(layer.after.bytes for layer in layers),
-        target_bytes={each.name: each.estimate_bytes(weights, options) for each, options in _targets(recipe)},
+        target_bytes={each.name: each.estimate_bytes(weights, options) for each, options in targets_of(recipe)},
         memory_available=machine.memory() if memory is None else min(memory, machine.memory()),
         disk_free=machine.free_disk(output),
         notes=[*rules.notes, *target_notes(recipe, spec), *checkpoint.notes(), *_state(spec)],
     )
 
 
+def experts_of(checkpoint: Checkpoint, recipe: Recipe) -> list[int]:
+    """How many a layer has before and after pruning; none: empty, or InputError if some are to go."""
+    if found := routers(checkpoint.spec.mlps):
+        before = found[0].num_experts
+        return [before, kept_per_group(found[0], recipe.prune.keep) * found[0].num_groups if recipe.prune else before]
+    if recipe.prune:
+        raise InputError(f"{checkpoint.path}: this model has no experts to prune; remove `prune` from the recipe")
+    return []
+
+
 def _check_targets(recipe: Recipe, spec: ModelSpec, assigned: Mapping[str, Assignment]) -> None:
     """InputError for what a target would refuse when everything else is done."""
     schemes = {module: given.scheme.name for module, given in assigned.items()}
-    for each, options in _targets(recipe):
+    for each, options in targets_of(recipe):
         each.check(spec, options, schemes)
 
 
-def _targets(recipe: Recipe) -> list[tuple[Target[Any], Any]]:
+def targets_of(recipe: Recipe) -> list[tuple[Target[Any], Any]]:
     """With the options of each."""
     named = [(target(name), options) for each in recipe.targets for name, options in each.items()]
     return [(found, found.Options.model_validate(options or {})) for found, options in named]
 
 
-def _pruned_spec(spec: ModelSpec, experts: int) -> ModelSpec:
+def pruned_spec(spec: ModelSpec, experts: int) -> ModelSpec:
     def pruned(mlp: MLPSpec) -> MLPSpec:
         if not isinstance(mlp, MixtureOfExpertsSpec):
             return mlp
@@ -248,7 +287,7 @@ def _pruned_spec(spec: ModelSpec, experts: int) -> ModelSpec:
 
 
 @functools.cache
-def _stored_bytes(layout_name: str, scheme: Scheme, shape: tuple[int, int]) -> int:
+def stored_bytes(layout_name: str, scheme: Scheme, shape: tuple[int, int]) -> int:
     """Bytes on disk of a weight in a scheme: its own code, run on tensors without memory."""
     weight = torch.empty(shape, device="meta")
     scales, zeros = scheme.grid(weight)
@@ -262,7 +301,7 @@ def _stored_bytes(layout_name: str, scheme: Scheme, shape: tuple[int, int]) -> i
     return sum(tensor.nbytes for tensor in stored.values())
 
 
-def _cache_bytes(spec: ModelSpec, fp8: bool) -> tuple[int, int]:
+def cache_bytes_per_token(spec: ModelSpec, fp8: bool) -> tuple[int, int]:
     """Bytes per token: as kept, and as one key and one value per head."""
     entry, kept, expanded = 1 if fp8 else 2, 0, 0
     for attention in spec.attentions:
@@ -320,7 +359,7 @@ def _memory(
     by_layer: dict[int, dict[str, Assignment]] = {}
     for module, assignment in assigned.items():
         name = ModuleName.parse(module)
-        if name.layer is not None and not _pruned(name, kept):
+        if name.layer is not None and not is_pruned(name, kept):
             by_layer.setdefault(name.layer, {})[name.inside] = assignment
 
     @functools.cache  # layers of one kind
@@ -358,7 +397,7 @@ def _activations(spec: ModelSpec) -> int:
     return 4 * MICRO_BATCH_TOKENS * (max(3 * max(widths), *states, 0) + 4 * spec.hidden_size)
 
 
-def _pruned(module: ModuleName, kept: int) -> bool:
+def is_pruned(module: ModuleName, kept: int) -> bool:
     """Whether it goes with its expert. All experts of a layer are alike, so which of them go does not matter here.
     Those outside of the layers, which are kept as they are, stay.
     """

@@ -16,6 +16,16 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator, mo
 from pydantic_core import PydanticCustomError
 
 from llmc import plain_yaml
+from llmc.budget_recipe import (
+    AS_IS,
+    KEYS,
+    FitText,
+    Size,
+    canonical_choices,
+    check_budget,
+    check_choices,
+    name_or_names,
+)
 from llmc.calibration_recipe import Calibration, Check, public_path, public_texts
 from llmc.convert.other_folders import refuse_file
 from llmc.errors import InputError
@@ -49,9 +59,16 @@ class Quantize(Section):
     """One rule; the first that matches a module decides, and modules that none matches stay as they are."""
 
     match: str = Field(description="a role (experts, shared_experts, dense_mlp, attention, …) or re:PATTERN")
-    scheme: str = Field(
+    scheme: str | list[str] | None = Field(
+        default=None,
         description="such as int4-g128, int8-channel, fp8-block; other programs' W4A16, W8A16, FP8, FP8_DYNAMIC and "
-        "FP8_BLOCK are known, too; the last two round inputs as well: fp8-channel-dynamic, fp8-block-dynamic"
+        "FP8_BLOCK are known, too; the last two round inputs as well: fp8-channel-dynamic, fp8-block-dynamic. "
+        "With a budget it may be a list to choose from, with as-is for the precision that a module has; without it all "
+        "`candidates` are",
+    )
+    least: str | None = Field(
+        default=None,
+        description="in place of `scheme`, with a budget: this scheme, or candidates of as many bits, or as-is",
     )
     method: Literal["gptq", "gptaq", "yaqa", "rtn"] = Field(
         default="gptaq",
@@ -61,21 +78,42 @@ class Quantize(Section):
         "about twice the time again (of lm_head it is gptaq); rtn rounds to nearest",
     )
 
-    @field_validator("scheme")
+    @field_validator("scheme", mode="before")
     @classmethod
-    def _by_our_name(cls, name: str) -> str:
-        from llmc.quant.schemes.names import canonical
+    def _name_or_names(cls, given: object) -> object:
+        return name_or_names(given)
 
-        return canonical(name)
+    @field_validator("scheme", "least")
+    @classmethod
+    def _by_our_name(cls, names: str | list[str] | None) -> str | list[str] | None:
+        return canonical_choices(names)
 
     @model_validator(mode="after")
     def _can_be_satisfied(self) -> Quantize:
-        from llmc.quant.assign import Rule, check_rules
+        from llmc.quant.assign import check_match
         from llmc.quant.schemes import scheme
 
-        _as_value_error(lambda: scheme(self.scheme), "scheme")
-        _as_value_error(lambda: check_rules([Rule(self.match, self.scheme, self.method)]), "match")
+        if self.least is not None and self.scheme is not None:
+            raise at(("least",), "`scheme` says what there is to choose from already: keep one of the two")
+        if isinstance(self.scheme, list):
+            check_choices(self.scheme, "scheme")
+        for key, name in (("scheme", self.scheme), ("least", self.least)):
+            if isinstance(name, str) and (key, name) != ("scheme", AS_IS):
+                _as_value_error(partial(scheme, name), key)
+        _as_value_error(lambda: check_match(self.match), "match")
         return self
+
+    @property
+    def only_scheme(self) -> str:
+        """The one that it gives, where there is no budget to choose by."""
+        assert isinstance(self.scheme, str)
+        return self.scheme
+
+    @property
+    def schemes(self) -> list[str]:
+        """Those that it names."""
+        named = [self.scheme] if isinstance(self.scheme, str) else self.scheme or []
+        return [name for name in [*named, self.least] if name is not None and name != AS_IS]
 
 
 class Recipe(Section):
@@ -97,6 +135,30 @@ class Recipe(Section):
         max_length=1000,
         description="default: experts, or the MLPs of a dense model, int4-g128 by GPTAQ; groups of 64 or 32 where "
         "inputs are no multiple of 128",
+    )
+    size: Size | None = Field(
+        default=None,
+        description="budget: what the safetensors may take on disk, such as 19GiB, all that is in them. Which module "
+        "gets which scheme is then found by measurement, and the rules of `quantize` are constraints; see "
+        "[Bits to a budget](budget.md)",
+    )
+    bits: float | None = Field(
+        default=None,
+        gt=0,
+        le=32,
+        allow_inf_nan=False,
+        description="budget: mean bits per parameter, scales included, of the matrices that may be quantized",
+    )
+    fit: FitText | None = Field(
+        default=None,
+        description="budget: a GPU's memory, for weights, the cache of so many tokens and workspace, such as 24GiB@32K",
+    )
+    candidates: list[str] | None = Field(
+        default=None,
+        max_length=100,
+        description="schemes that a budget chooses from, with as-is for the precision that modules have; default: "
+        "integers of 2, 3 and 4 bits in groups of 32, 64 and 128, of 8 in the widest that fits, fp8-block, as-is: all "
+        "that layout and targets hold",
     )
     kv_cache: Literal["bf16", "fp8"] = Field(
         default="bf16", description="fp8: keys and values, or the latent, are rounded by one calibrated scale per layer"
@@ -130,6 +192,19 @@ class Recipe(Section):
             resolved[name] = _target_options(index, name, options or {})
         return [{name: options} for name, options in resolved.items()]
 
+    @field_validator("candidates")
+    @classmethod
+    def _known_candidates(cls, names: list[str] | None) -> list[str] | None:
+        if names is not None:
+            names = [*(canonical_choices(names) or [])]
+            check_choices(names)
+        return names
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Recipe:
+        check_budget({key: getattr(self, key) for key in KEYS}, self.quantize, self.candidates)
+        return self
+
     @model_validator(mode="after")
     def _layout_has_a_place(self) -> Recipe:
         from llmc.convert.formats import layout
@@ -137,9 +212,18 @@ class Recipe(Section):
 
         chosen = _as_value_error(lambda: layout(self.layout), "layout")
         _as_value_error(lambda: check_layout((), chosen, self.kv_cache == "fp8"), "kv_cache")
-        for index, rule in enumerate(Rule(rule.match, rule.scheme) for rule in self.quantize):
-            _as_value_error(partial(check_layout, [rule], chosen), "quantize", index, "scheme")
+        for index, given in enumerate(self.quantize):
+            rules = [Rule(given.match, name) for name in given.schemes]
+            _as_value_error(partial(check_layout, rules, chosen), "quantize", index, "scheme")
+        for index, name in enumerate(self.candidates or ()):
+            if name != AS_IS:
+                _as_value_error(partial(check_layout, [Rule("", name)], chosen), "candidates", index)
         return self
+
+    @property
+    def budget(self) -> tuple[str, Any] | None:
+        """The key of its budget, and what that says; None: it has none."""
+        return next(((key, value) for key in KEYS if (value := getattr(self, key)) is not None), None)
 
     def public(self) -> dict[str, Any]:
         """As JSON for an artifact: absolute paths, which only tell where a build ran, are cut to their last part."""
@@ -246,7 +330,11 @@ def json_schema() -> dict[str, Any]:
 
     schema = Recipe.model_json_schema()
     rule = schema["$defs"]["Quantize"]["properties"]
-    rule["scheme"]["enum"] = [*sorted(schemes.all), *PRESETS]
+    named = {"type": "string", "enum": [*sorted(schemes.all), *PRESETS]}
+    chosen = {"type": "string", "enum": [*named["enum"], AS_IS]}
+    rule["scheme"]["anyOf"] = [chosen, {"type": "array", "items": chosen, "minItems": 1}]
+    rule["least"]["anyOf"] = [named]
+    schema["properties"]["candidates"]["anyOf"] = [{"type": "array", "items": chosen, "minItems": 1}]
     schema["properties"]["layout"]["enum"] = sorted(layouts.all)
     rule["match"]["anyOf"] = [{"enum": list(QUANTIZABLE)}, {"pattern": "^re:"}]
     options = {}

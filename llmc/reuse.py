@@ -34,6 +34,8 @@ class Earlier:
 
     def results(self) -> Iterator[tuple[str, Any, list[str]]]:
         """Stage, result and files of what may be taken; InputError for a broken artifact."""
+        if "sensitivity" in self.same and (spent := self.manifest.spent):
+            yield "sensitivity", spent.to_json(), []
         yield "quantize", self.manifest.result.to_json(), quantized_files(self.path)
         for name, result in self.manifest.targets.items():
             if name in self.same:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llmc.contracts.manifest import Checks, GateRecord, Manifest, TargetRecord, TokenizerRecord
+from llmc.budget_tables import spent_rows
+from llmc.contracts.manifest import BudgetRecord, Checks, GateRecord, Manifest, TargetRecord, TokenizerRecord
 from llmc.progress import size
 from llmc.runtime.artifact import REFERENCE
 
@@ -24,13 +25,18 @@ def rows(manifest: Manifest) -> list[tuple[str, str]]:
         if spared := {layer: experts for layer, experts in pruned.super_experts.items() if experts}:
             told = "; ".join(f"{', '.join(map(str, experts))} of layer {layer}" for layer, experts in spared.items())
             result.append(("super experts kept", told))
+    if budget := manifest.budget:
+        result.append(("budget", f"{budget.asked}: {size(budget.bytes)} foreseen, {budget.bits:.2f} bits"))
+        result += [(role, f"{bits} bits: {schemes}") for role, _, bits, schemes in spent_rows(budget)]
     for role, counts in manifest.quantized.items():
-        if counts.quantized:
+        if counts.quantized and not (budget and role in budget.roles):
             result.append((role, f"{counts.quantized:,} parameters as {', '.join(counts.schemes)}"))
     result += [("note", note) for note in manifest.notes]
     if manifest.recipe.kv_cache == "fp8":
         result.append(("attention cache", "FP8, one calibrated scale per layer"))
     result += tokenizer_rows(manifest.tokenizer)
+    if budget:
+        result.append(("predicted KL", predicted(budget)))
     if manifest.checks:
         result += check_rows(manifest.checks)
     told = f"its tokens are in {REFERENCE}" if REFERENCE in manifest.files else "is not in the artifact"
@@ -38,6 +44,11 @@ def rows(manifest: Manifest) -> list[tuple[str, str]]:
     for name, target in manifest.targets.items():
         result.append((f"target {name}", target_line(target)))
     return result
+
+
+def predicted(budget: BudgetRecord) -> str:
+    """`0.0296, were all rounded to nearest`"""
+    return f"{budget.predicted_kl:.4f}, were all rounded to nearest"
 
 
 def tokenizer_rows(record: TokenizerRecord | None) -> list[tuple[str, str]]:

@@ -6,7 +6,7 @@ import fcntl
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,10 +76,10 @@ class WorkFolder:
         sync(self.path)
         sync(self.path.parent)
 
-    def clear(self, keep: Path | None = None) -> None:
+    def clear(self, keep: Collection[Path] = ()) -> None:
         """Removes all that llmc put into it, apart from `keep` and what says whose folder it is."""
         for path in self.path.iterdir():
-            if path != keep and self.names.fullmatch(path.name) and _is_folder(path):
+            if path not in keep and self.names.fullmatch(path.name) and _is_folder(path):
                 shutil.rmtree(path)
 
     def remove(self) -> None:

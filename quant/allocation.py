@@ -21,7 +21,7 @@ import numpy as np
 from llmc.errors import InputError
 
 _EXCHANGES = 10_000  # at most; a handful is usual
-_TABLE = 1 << 24  # entries of the table of dynamic programming, times choices: a fifth of a second
+_TABLE = 1 << 22  # entries of the table of dynamic programming, times choices: some hundredths of a second
 
 
 @dataclass(frozen=True)

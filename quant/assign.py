@@ -61,13 +61,17 @@ def check_rules(rules: Iterable[Rule]) -> None:
         scheme(rule.scheme)
         if rule.method not in METHODS:
             raise InputError(unknown("method", rule.method, METHODS))
-        if rule.match.startswith("re:"):
-            compile_pattern(rule.match[3:])
-        elif rule.match not in QUANTIZABLE:
-            raise InputError(
-                f"match {shown(rule.match)} is not a role that can be quantized; "
-                f"use one of {', '.join(QUANTIZABLE)}, or re:…"
-            )
+        check_match(rule.match)
+
+
+def check_match(match: str) -> None:
+    """InputError for what names no role and is no pattern."""
+    if match.startswith("re:"):
+        compile_pattern(match[3:])
+    elif match not in QUANTIZABLE:
+        raise InputError(
+            f"match {shown(match)} is not a role that can be quantized; use one of {', '.join(QUANTIZABLE)}, or re:…"
+        )
 
 
 def check_layout(rules: Iterable[Rule], layout: Layout, fp8_cache: bool = False) -> None:
@@ -201,26 +205,31 @@ def _refuse_unlike_rows(checkpoint: Checkpoint, assigned: dict[str, Assignment])
         whole, members = checkpoint.stored_names.joined_module(ModuleName.parse(module))
         if len(members) == 1:
             continue
-        stored = checkpoint.stored_names.stored(str(whole))
         given = [assigned.get(str(member)) for member in members]
         names = {one.scheme.name if one else "as it is" for one in given}
         if len(names) > 1:
+            stored = checkpoint.stored_names.stored(str(whole))
             raise InputError(
                 f"{stored} holds {', '.join(member.projection for member in members)}, which are to become "
                 f"{' and '.join(sorted(names))}; let one rule of `quantize` match all of them"
             )
-        if given[0] is None:
-            continue
-        found, shapes = given[0].scheme, [checkpoint.shape(f"{member}.weight") for member in members]
-        rows, columns = sum(shape[0] for shape in shapes), shapes[0][1]
-        block = found.block((rows, columns))
-        cuts = {rows for rows, _ in shapes}
-        # Zero points are packed along the rows: those of 32 rows fill whole words, but for 3 bits.
-        packed = 1 if found.symmetric else 32
-        whole_rows = block[0] < rows and not any(cut % max(block[0], packed) for cut in cuts)
-        if not whole_rows or found.dynamic_groups or (found.code_type == "int3" and not found.symmetric):
-            raise InputError(
-                f"{stored}: {found.name} has no scales for {', '.join(member.projection for member in members)} alone, "
-                f"of {' and '.join(map(str, sorted(cuts)))} rows, which are stored as one; use a symmetric scheme with "
-                "groups or channels"
-            )
+        if given[0] is not None:
+            refuse_cut_scales(checkpoint, given[0].scheme, members)
+
+
+def refuse_cut_scales(checkpoint: Checkpoint, found: Scheme, members: Sequence[ModuleName]) -> None:
+    """InputError where a scheme has scales that belong to several of the modules that are stored as one matrix."""
+    shapes = [checkpoint.shape(f"{member}.weight") for member in members]
+    rows, columns = sum(shape[0] for shape in shapes), shapes[0][1]
+    block = found.block((rows, columns))
+    cuts = {rows for rows, _ in shapes}
+    # Zero points are packed along the rows: those of 32 rows fill whole words, but for 3 bits.
+    packed = 1 if found.symmetric else 32
+    whole_rows = block[0] < rows and not any(cut % max(block[0], packed) for cut in cuts)
+    if not whole_rows or found.dynamic_groups or (found.code_type == "int3" and not found.symmetric):
+        stored = checkpoint.stored_names.stored(str(checkpoint.stored_names.joined_module(members[0])[0]))
+        raise InputError(
+            f"{stored}: {found.name} has no scales for {', '.join(member.projection for member in members)} alone, "
+            f"of {' and '.join(map(str, sorted(cuts)))} rows, which are stored as one; use a symmetric scheme with "
+            "groups or channels"
+        )

@@ -25,9 +25,11 @@ def page() -> str:
         "description": "each is one key, a target of [those below](#targets), with its options: "
         "`- tensorrt-rtx: {sm: [89]}`",
     }
-    schemes = schema["$defs"]["Quantize"]["properties"]["scheme"]
-    schemes["description"] = f"[one of {len(schemes['enum'])}](#schemes)"
+    rule = schema["$defs"]["Quantize"]["properties"]
+    schemes = rule["scheme"]["anyOf"][0]["enum"]
+    for value in (rule["scheme"], rule["least"], schema["properties"]["candidates"]):
+        value["description"] = f"[of {len(schemes)}](#schemes); {value['description']}"
     lines = [INTRODUCTION, "## Top level\n", *tables("Recipe", schema), "## Targets\n"]
     for name, value in target_options.items():
         lines += [f"### {name}\n", *table(value["anyOf"][0])]
-    return "\n".join([*lines, "## Schemes\n", ", ".join(f"`{name}`" for name in schemes["enum"]), ""])
+    return "\n".join([*lines, "## Schemes\n", ", ".join(f"`{name}`" for name in schemes), ""])

@@ -67,8 +67,7 @@ def widened_bytes(weights: PlannedWeights, plugins: bool, batch: int, sm: int) -
     """How many bytes more than the checkpoint an engine for `sm` has, as some codes are bfloat16 in it; and whether it
     holds FP8 that TensorRT multiplies by. Of weights that are as large as those of real models.
     """
-    routes, widths = router(weights.spec), (1, 2) if weights.spec.num_mtp_layers else (1,)
-    gathered = routes is not None and gathering_widths(widths, batch, routes.top_k, routes.num_experts) == [*widths]
+    gathered = gathers(weights.spec, batch)
     more, float8 = 0.0, False
     for role, kinds in weights.parameters.items():
         looked_up = role == "embedding" and not weights.spec.tie_word_embeddings
@@ -83,6 +82,12 @@ def widened_bytes(weights: PlannedWeights, plugins: bool, batch: int, sm: int) -
                 more += count / kind.block[1]  # scales of two bytes, of one in the checkpoint
             float8 |= found == Held.CODES and kind.code_type == "float8_e4m3fn"
     return int(more), float8
+
+
+def gathers(spec: ModelSpec, batch: int) -> bool:
+    """Whether all steps that decode take the chosen experts alone out of the stacks."""
+    routes, widths = router(spec), (1, 2) if spec.num_mtp_layers else (1,)
+    return routes is not None and gathering_widths(widths, batch, routes.top_k, routes.num_experts) == [*widths]
 
 
 def check(target: str, spec: ModelSpec, options: ExpectedContents, schemes: Mapping[str, str]) -> None:

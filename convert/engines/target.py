@@ -11,6 +11,8 @@ from llmc.contracts.progress import ProgressFunction
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.engines import contents, tensor_parallel
 from llmc.convert.engines.build import EngineOptions, build
+from llmc.convert.engines.weights import Held, held
+from llmc.convert.quantized_weight import QuantSpec
 from llmc.convert.spec import ModelSpec
 from llmc.convert.targets import PlannedWeights, Target, TargetResult
 from llmc.tensorrt_package import TensorRTPackage
@@ -28,6 +30,20 @@ class EngineTarget(Target[_Options]):
     def check(self, spec: ModelSpec, options: _Options, schemes: Mapping[str, str]) -> None:
         contents.check(self.name, spec, options, schemes)
         tensor_parallel.check(self.name, spec, options.tensor_parallel, schemes)
+
+    def extra_bits(
+        self, spec: ModelSpec, options: _Options, role: str, stacked: bool, kind: QuantSpec, shape: tuple[int, int]
+    ) -> float | None:
+        """On GPUs that know FP8: others compute in bfloat16 whatever the recipe says. Rows are looked up in numbers."""
+        if role == "embedding":
+            return None
+        found = held(
+            kind, shape, contents.known_codes(contents.FP8_SM), options.plugins,
+            stacked=stacked, by_heads=role == "kv_b_proj", gathered=stacked and contents.gathers(spec, options.batch),
+        )  # fmt: skip
+        if found == Held.PLAIN:
+            return None
+        return contents.BITS["int4"] - contents.BITS[kind.code_type] if kind.code_type in ("int2", "int3") else 0
 
     def build(
         self, checkpoint: Checkpoint, options: _Options, directory: Path, progress: ProgressFunction

@@ -94,6 +94,21 @@ class Target(ABC, Generic[_Options]):
             schemes: By module, of what is to be quantized.
         """
 
+    def extra_bits(
+        self, spec: ModelSpec, options: _Options, role: str, stacked: bool, kind: QuantSpec, shape: tuple[int, int]
+    ) -> float | None:
+        """Return how many bits more a weight takes where it is used than on disk; None: it is used as plain numbers.
+
+        Args:
+            spec: Of the model, after pruning.
+            options: From the recipe.
+            role: Of the weight.
+            stacked: Whether it is one of several experts.
+            kind: What its scheme says of it.
+            shape: [out, in]
+        """
+        return 0.0
+
     @abstractmethod
     def build(
         self, checkpoint: Checkpoint, options: _Options, directory: Path, progress: ProgressFunction

@@ -237,6 +237,36 @@ class Checks(Part):
         return [gate for gate in self.gates if not gate.passed]
 
 
+class BudgetPoint(Part):
+    """One size that the model could have had."""
+
+    bytes: Count = Field(description="of the safetensors")
+    bits: Number = Field(description="mean bits per parameter, scales included, of what may be quantized")
+    kl: Number = Field(description="predicted KL divergence, in nats per token")
+
+
+class BudgetRecord(Part):
+    """A recipe's budget, and how it was spent; the recipe's rules say which module got what."""
+
+    asked: str = Field(description="size, bits or fit, as the recipe says it")
+    bytes: Count = Field(description="of the safetensors, as they were foreseen")
+    bits: Number = Field(description="mean bits per parameter, scales included, of what may be quantized")
+    predicted_kl: Number = Field(
+        description="what the measured sensitivities predict for weights rounded to nearest, in nats per token"
+    )
+    tokens: Count = Field(description="of the calibration text that sensitivities were measured on")
+    roles: dict[str, dict[str, Count]] = Field(description="role → scheme, or as-is → parameters")
+    role_bits: dict[str, Number] = Field(description="role → mean bits of these parameters")
+    curve: list[BudgetPoint] = Field(description="what other sizes would have cost, the smallest first")
+
+
+class SpentBudget(Part):
+    """How a budget is spent, and the rules that say so."""
+
+    record: BudgetRecord
+    rules: list[RuleRecord]
+
+
 class QuantizedModel(Part):
     """What is written of a quantized model, whatever is made of it afterwards."""
 
@@ -261,6 +291,7 @@ class Manifest(Part):
     texts: TextsRecord = Field(default=TextsRecord(), description="the texts for calibration and check")
     model: ModelRecord = Field(description="what a program has to know of the model")
     tokenizer: TokenizerRecord | None = Field(default=None, description="what its files were taken to mean")
+    budget: BudgetRecord | None = Field(default=None, description="how its budget was spent; absent: it had none")
     quantized: dict[str, QuantizedRole] = Field(description="role → how much there is, and is quantized")
     tensors: dict[str, TensorRecord] = Field(
         default={}, description="module → what was done to it; others are as in the source"
@@ -301,6 +332,11 @@ class Manifest(Part):
             mode="serialization"
         )
         return schema | {"title": "llmc artifact manifest"}
+
+    @property
+    def spent(self) -> SpentBudget | None:
+        """How its budget was spent; None: it had none."""
+        return SpentBudget(record=self.budget, rules=self.recipe.quantize) if self.budget else None
 
     @property
     def result(self) -> QuantizedModel:
