@@ -76,7 +76,7 @@ def measure(
         seed: of the labels
         memory_budget: bytes
         device: where all is computed
-        progress: is told
+        progress: is told, as by `backward`
         unchanged: raises when the checkpoint's files are not what they were
         tell: is told in a line what of an interrupted pass is damaged
 
@@ -93,7 +93,7 @@ def measure(
         seed=seed,
         memory_budget=memory_budget // 2,
         device=device,
-        progress=progress,
+        progress=collected.report,
         finish=collected.finish,
         with_embedding=EMBEDDING in candidates,
         unchanged=unchanged,
@@ -117,6 +117,7 @@ class _Collected:
     device: torch.device
     progress: ProgressFunction
     modules: dict[str, Linear] = field(default_factory=dict)
+    step: tuple[int, int] = 0, 1  # at work, and how many there are
 
     def __post_init__(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)  # of a layer that was not finished
@@ -127,6 +128,11 @@ class _Collected:
 
     def _file(self, module: str, part: str) -> TokenFile:
         return TokenFile(self.folder / f"{module}.{part}", self.device)
+
+    def report(self, phase: str, done: float, total: float = 1.0, layer: int = 0, layers: int = 1) -> None:
+        """Passes progress on, and notes how far the pass is."""
+        self.step = layer, layers
+        self.progress(phase, done, total, layer, layers)
 
     def add(self, seen: Observed) -> None:
         """Keeps what was shown, if it is asked for."""
@@ -145,8 +151,7 @@ class _Collected:
         losses = {}
         for number, (name, linear) in enumerate(self.modules.items()):
             losses[name] = self._losses(name, linear)
-            layer = ModuleName.parse(name).layer or 0
-            self.progress("losses", number + 1, len(self.modules), layer, self.spec.num_all_layers)
+            self.progress(f"losses, {name}", number + 1, len(self.modules), *self.step)
         self.modules = {}
         shutil.rmtree(self.folder, ignore_errors=True)
         path = self.work_dir / f"sensitivity-{place}.json"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.model import CausalLM, Linear, MixtureOfExperts
 from llmc.quant.assign import linear_modules
 from llmc.quant.change import change
-from llmc.quant.gradients import Observed, backward
+from llmc.quant.gradients import Observed, backward, step_sizes
 from llmc.quant.layer_solver import input_scale
 from llmc.quant.schemes import scheme
 from llmc.quant.schemes.base import Scheme
@@ -47,7 +47,9 @@ def all_candidates(checkpoint: Checkpoint) -> dict[str, Sequence[Scheme]]:
     return {name: PLAIN if name in ends else SCHEMES for name in (*linear_modules(checkpoint), *ends)}
 
 
-def by_definition(checkpoint: Checkpoint, ids: torch.Tensor, work_dir: Path) -> dict[str, dict[str, float]]:
+def by_definition(
+    checkpoint: Checkpoint, ids: torch.Tensor, work_dir: Path, candidates: Mapping[str, Sequence[Scheme]]
+) -> dict[str, dict[str, float]]:
     """Half the mean of the squares, sequence by sequence, of what a token's output moves times its gradient."""
     shown: dict[str, list[Observed]] = defaultdict(list)
     show = lambda one: shown[one.module].append(one)  # noqa: E731
@@ -57,7 +59,7 @@ def by_definition(checkpoint: Checkpoint, ids: torch.Tensor, work_dir: Path) -> 
         x = torch.cat([one.x for one in parts if one.draw == 0])
         weight, is_embedding = parts[0].weight.full(), name == "model.embed_tokens"
         importance = None if is_embedding else x.square().mean(0)
-        for each in PLAIN if name in ("lm_head", "model.embed_tokens") else SCHEMES:
+        for each in candidates.get(name, ()):
             used, place = x.unique(return_inverse=True) if is_embedding else (None, None)
             moved = change(weight if used is None else weight[used], each, importance)
             y = moved[place] if is_embedding else x @ moved.mT
@@ -69,15 +71,28 @@ def by_definition(checkpoint: Checkpoint, ids: torch.Tensor, work_dir: Path) -> 
                 gradient = torch.cat([one.gradient for one in parts if one.draw == draw])
                 sequence = torch.cat([one.sequence for one in parts if one.draw == draw])
                 sums = torch.zeros(len(ids)).index_add_(0, sequence, (y * gradient).sum(-1))
-                total += sums.square().sum().item() / 2 / DRAWS / ids.numel()
+                drafted = name.startswith(f"model.layers.{checkpoint.spec.num_layers}.")
+                total += sums.square().sum().item() / 2 / DRAWS / len(ids) / (ids.shape[1] - drafted)
             losses[name][each.name] = total
     return losses
 
 
+def test_losses_of_experts_and_drafts_are_those_of_the_definition(small_model: Path, tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(small_model)
+    ids = text(260)
+    candidates = dict.fromkeys(linear_modules(checkpoint), (scheme("int3-channel"), scheme("fp8-block")))
+    expected = by_definition(checkpoint, ids, tmp_path / "shown", candidates)
+    found = measure(checkpoint, candidates, ids, tmp_path / "measured", draws=DRAWS, seed=SEED)
+    assert any(".experts." in name for name in found) and "model.layers.2.eh_proj" in found
+    for name, losses in found.items():
+        for each, loss in losses.items():
+            assert loss == pytest.approx(expected.get(name, {}).get(each, 0.0), rel=1e-3), name
+
+
 def test_losses_are_those_of_the_definition_whatever_the_memory(tiny: Checkpoint, tmp_path: Path) -> None:
     ids = text(96)
-    expected = by_definition(tiny, ids, tmp_path / "shown")
     candidates = all_candidates(tiny)
+    expected = by_definition(tiny, ids, tmp_path / "shown", candidates)
     for budget in (1 << 32, 1 << 20):
         found = measure(tiny, candidates, ids, tmp_path / str(budget), draws=DRAWS, seed=SEED, memory_budget=budget)
         assert list(found) == list(candidates)
@@ -107,19 +122,23 @@ class Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("stop", [("gradients", 1), ("gradients", 0), ("losses", 1), ("losses", 0)])
-def test_an_interrupted_measurement_ends_in_the_same_numbers(
-    tiny: Checkpoint, tmp_path: Path, stop: tuple[str, int]
-) -> None:
+@pytest.mark.parametrize("stop", ["gradients, layer 2", "losses, model.layers.0.mlp.up_proj", "losses, lm_head"])
+def test_an_interrupted_measurement_ends_in_the_same_numbers(tiny: Checkpoint, tmp_path: Path, stop: str) -> None:
     def progress(phase: str, done: float, total: float = 1.0, layer: int = 0, layers: int = 1) -> None:
-        if (phase, layer) == stop and done > 1:
+        numbers.append(layer)
+        if phase == stop and not finishing:
             raise Stop
+
+    numbers: list[int] = []
+    finishing = False
 
     candidates, ids = all_candidates(tiny), text(96)
     expected = measure(tiny, candidates, ids, tmp_path / "whole")
     with pytest.raises(Stop):
         measure(tiny, candidates, ids, tmp_path / "stopped", progress=progress)
-    assert measure(tiny, candidates, ids, tmp_path / "stopped") == expected
+    finishing = True
+    assert measure(tiny, candidates, ids, tmp_path / "stopped", progress=progress) == expected
+    assert numbers[-1] == len(step_sizes(tiny, with_embedding=True)) - 1
 
 
 def test_what_is_in_memory_stays_within_the_budget(tmp_path: Path) -> None:
