@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -36,6 +36,7 @@ from llmc.quant.gradients import EMBEDDING, HEAD, SILENT, Observed, backward, no
 from llmc.quant.head_loss import head_losses
 from llmc.quant.layer_solver import input_scale
 from llmc.quant.schemes.base import Scheme
+from llmc.quant.solver_share import solver_share
 from llmc.quant.token_file import TokenFile
 
 _TOGETHER = 16  # sequences whose gradients are multiplied by the changes at once
@@ -48,6 +49,7 @@ def measure(
     ids: torch.Tensor,
     work_dir: Path,
     *,
+    solved: Collection[str] = (),
     draws: int = 2,
     seed: int = 0,
     memory_budget: int = 4 << 30,
@@ -56,7 +58,7 @@ def measure(
     unchanged: Callable[[], None] = nothing,
     tell: Callable[[str], None] = nothing,
 ) -> dict[str, dict[str, float]]:
-    """What rounding each module to nearest alone costs, in nats per token.
+    """What rounding each module alone costs, in nats per token: to nearest, or by a solver.
 
     Numbers of modules add up, since roundings have nothing to do with each other: all modules of a model at once cost
     about the sum. Those of MTP layers are no part of that sum. They are nats of the drafts' distribution, and what they
@@ -72,6 +74,8 @@ def measure(
         work_dir: belongs to this checkpoint, these candidates, ids, draws and seed alone; what an interrupted pass left
             there is taken up. Takes, at a time, inputs of all layers, and those of one layer's modules with their
             gradients.
+        solved: modules that are not rounded to nearest, but by GPTQ or what derives from it: what that leaves of a loss
+            is estimated from the inputs, see `solver_share`
         draws: of labels for the same sequences
         seed: of the labels
         memory_budget: bytes
@@ -83,7 +87,7 @@ def measure(
     Returns:
         module → name of the scheme → KL divergence. 0 for an expert that no token came to.
     """
-    collected = _Collected(checkpoint.spec, candidates, ids, work_dir, draws, memory_budget, device, progress)
+    collected = _Collected(checkpoint.spec, candidates, ids, work_dir, solved, draws, memory_budget, device, progress)
     backward(
         checkpoint,
         ids,
@@ -112,12 +116,14 @@ class _Collected:
     candidates: Mapping[str, Sequence[Scheme]]
     ids: torch.Tensor
     work_dir: Path
+    solved: Collection[str]
     draws: int
     memory_budget: int
     device: torch.device
     progress: ProgressFunction
     modules: dict[str, Linear] = field(default_factory=dict)
     step: tuple[int, int] = 0, 1  # at work, and how many there are
+    shares: dict[str, float] = field(default_factory=dict)  # by what modules read
 
     def __post_init__(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)  # of a layer that was not finished
@@ -152,7 +158,7 @@ class _Collected:
         for number, (name, linear) in enumerate(self.modules.items()):
             losses[name] = self._losses(name, linear)
             self.progress(f"losses, {name}", number + 1, len(self.modules), *self.step)
-        self.modules = {}
+        self.modules, self.shares = {}, {}
         shutil.rmtree(self.folder, ignore_errors=True)
         path = self.work_dir / f"sensitivity-{place}.json"
         write_json(path, Sensitivities(losses=losses).to_json())
@@ -171,16 +177,27 @@ class _Collected:
         x, sequence = self._file(name, "x"), self._file(name, "sequence").read_ids()
         if name == HEAD:
             found = head_losses(self.spec, linear, schemes, x.read(linear.in_features), room)
-            return {scheme.name: loss for scheme, loss in zip(schemes, found, strict=True)}
+            share = self._share(name, linear, x.read(linear.in_features))
+            return {scheme.name: share * loss for scheme, loss in zip(schemes, found, strict=True)}
         width = linear.in_features if name == EMBEDDING else linear.out_features
         gradients = [self._file(name, f"gradient-{draw}").read(width) for draw in range(self.draws)]
         if name == EMBEDDING:
             moved = _moved_by_embedding(linear, schemes, x.read_ids(), gradients, sequence)
         else:
             seen = _Seen(linear, x.read(linear.in_features), gradients, sequence, room)
-            moved = seen.moved(schemes) + seen.moved_by_inputs(schemes)
+            share = self._share(name, linear, seen.x)
+            moved = share**0.5 * seen.moved(schemes) + seen.moved_by_inputs(schemes)
         losses = moved.square().sum(1).mean(0) / (2 * self._tokens(name))
         return {scheme.name: loss for scheme, loss in zip(schemes, losses.tolist(), strict=True)}
+
+    def _share(self, name: str, linear: Linear, x: torch.Tensor) -> float:
+        """Of what rounding to nearest loses."""
+        if name not in self.solved:
+            return 1.0
+        source = ModuleName.parse(name).parent if linear.reads_block else name
+        if source not in self.shares:
+            self.shares[source] = solver_share(x, self.memory_budget // 4)
+        return self.shares[source]
 
     def _tokens(self, name: str) -> int:
         """Whose log-likelihood the module's gradients are of."""

@@ -17,11 +17,13 @@ from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.model import CausalLM, Linear, MixtureOfExperts
 from llmc.quant.assign import linear_modules
 from llmc.quant.change import change
+from llmc.quant.gptq import solve
 from llmc.quant.gradients import Observed, backward, step_sizes
 from llmc.quant.layer_solver import input_scale
 from llmc.quant.schemes import scheme
 from llmc.quant.schemes.base import Scheme
 from llmc.quant.sensitivity import measure
+from llmc.quant.solver_share import solver_share
 from llmc.recipe import Calibration, Check
 from llmc.text import read_texts
 
@@ -153,6 +155,37 @@ def test_what_is_in_memory_stays_within_the_budget(tmp_path: Path) -> None:
             measure(checkpoint, candidates, text(512, 32, 64), tmp_path / str(budget), draws=1, memory_budget=budget)
         peaks[budget] = allocated.most
     assert peaks[small] < small + weights < peaks[large]
+
+
+def test_a_solver_leaves_the_share_that_inputs_say() -> None:
+    """Against GPTQ itself, of inputs that are alike and of such that have nothing to do with each other."""
+    generator = torch.Generator().manual_seed(0)
+    weight, int3 = torch.randn(64, 96, generator=generator), scheme("int3-g32")
+    alike = torch.randn(3000, 24, generator=generator) @ torch.randn(24, 96, generator=generator)
+    x = alike + torch.randn(3000, 96, generator=generator)
+    shares = []
+    for inputs in (x, torch.randn(3000, 96, generator=generator)):
+        hessian = inputs.mT @ inputs
+        solved = solve(weight[None], hessian[None], int3).weight().dequantize() - weight
+        nearest = change(weight, int3, hessian.diagonal())
+        lost, before = (((moved @ hessian) * moved).sum().item() for moved in (solved, nearest))
+        shares.append(solver_share(inputs, 1 << 30))
+        assert shares[-1] == pytest.approx(lost / before, rel=0.35)
+    assert shares[0] < 0.5 < 0.9 < shares[1] <= 1
+    assert solver_share(x[:40], 1 << 30) > 2 * shares[0]  # too few to know
+    assert shares[0] < solver_share(x, 16 * 48**2) <= 1  # not all inputs fit
+    assert 0 < solver_share(torch.zeros(5, 96), 1 << 30) <= 1
+
+
+def test_what_is_solved_loses_its_share(tiny: Checkpoint, tmp_path: Path) -> None:
+    module, ids = "model.layers.0.mlp.down_proj", text(96)
+    (nearest, solved) = (
+        measure(tiny, {module: PLAIN, "lm_head": PLAIN}, ids, tmp_path / str(len(given)), solved=given)
+        for given in ((), (module, "lm_head"))
+    )
+    for name, losses in nearest.items():
+        shares = [solved[name][each] / loss for each, loss in losses.items()]
+        assert 0 < shares[0] < 1 and shares == pytest.approx([shares[0]] * len(shares))
 
 
 # What it does cost ---------------------------------------------------------------------------------------------------
