@@ -113,6 +113,17 @@ def test_what_has_an_odd_size_is_not_decoded_in_every_step(plugins: bool, tmp_pa
         assert not program.decoded and bool(program.plugin_bytes) == plugins  # gate, up and down
 
 
+def test_plugins_multiply_by_fp4(tmp_path: Path) -> None:
+    """Two codes a byte, also where TensorRT knows FP4: it would decode them."""
+    pytest.importorskip("triton")
+    config = LLAMA | ONE_LAYER | {"hidden_size": 128, "intermediate_size": 128, "head_dim": 32}
+    checkpoint = quantized_checkpoint(tmp_path, config, {"dense_mlp": "nvfp4"})
+    result = rtx.build(checkpoint, rtx.Options(sm=[120], context=256), checkpoint.path, lambda *_: None)
+    said = described(checkpoint.path / "engines/rtx-sm120.engine")
+    assert [program.plugin_bytes for program in said.programs] == [{"int32": 3 * 128 * 128 // 2}] * len(said.programs)
+    assert not any(program.decoded for program in said.programs) and not result.notes
+
+
 def test_plugins_multiply_by_fp8_blocks(tmp_path: Path) -> None:
     """On every GPU alike; what is multiplied over heads is no product of theirs."""
     pytest.importorskip("triton")

@@ -33,7 +33,7 @@ def measured_inputs(modules: dict[str, Any], batch: SolveBatch, crossed: bool) -
     return measured
 
 
-@pytest.mark.parametrize("name", ["int4-g128", "int4-g128-asym", "fp8-block"])
+@pytest.mark.parametrize("name", ["int4-g128", "int4-g128-asym", "fp8-block", "nvfp4"])
 @pytest.mark.parametrize("method", ["gptq", "gptaq", "yaqa"])
 @pytest.mark.parametrize("projections", [("gate_proj", "up_proj"), ("down_proj",)])
 @pytest.mark.parametrize("matrices", [1, 3])

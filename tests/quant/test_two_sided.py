@@ -60,7 +60,7 @@ def plainly(
     return steps[rows.argsort()][:, columns.argsort()]
 
 
-@pytest.mark.parametrize("name", ["int3-g32", "int4-g32-asym", "fp8-channel", "int4-g32-actorder"])
+@pytest.mark.parametrize("name", ["int3-g32", "int4-g32-asym", "fp8-channel", "int4-g32-actorder", "nvfp4"])
 def test_agrees_with_the_plain_algorithm(name: str) -> None:
     """Rows that fill no whole block, in two blocks of the output Hessian."""
     weight, hessian, chosen = weights(1, 75, 96), second_moments(1, 96, 0), scheme(name)
