@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, ValidationError, WithJsonSchema
 
 from llmc.errors import InputError
+from llmc.mixes import MIX, mixed
 from llmc.recipe_section import PathOrId, Section, Share, at, explain, path_or_id
 
 PYTHON_DOCS = "builtin:python-docs"
-SELF = "self"  # of a file of this name: ./self
+# What the model writes: chats, if it has a template for them, or text in any case. A file of such a name is ./self.
+SELF, SELF_TEXT = "self", "self:text"
 _TEXT = (
     f"{PYTHON_DOCS}, or the path of a text file, of JSON lines, JSON or Parquet whose records have `text`, `messages`, "
     "`conversations`, `prompt` and `completion`, or `instruction` and `output`, or of a folder of such files; or a "
@@ -78,7 +82,8 @@ class Calibration(Section):
 
     text: TextOrTexts = Field(
         default=PYTHON_DOCS,
-        description=f"{_TEXT}; {SELF}, text that the model writes itself; or a list of such texts, each alone or as "
+        description=f"{_TEXT}; {SELF}, chats or text that the model writes itself, or {SELF_TEXT}, text in any case; a "
+        f"mix of these by name, {MIX}chat, {MIX}code or {MIX}prose; or a list of such texts, each alone or as "
         "`{text: …, weight: 2}`, which get their shares of the tokens",
     )
     samples: int = Field(default=128, ge=1, le=1 << 20, description="windows of text")
@@ -94,8 +99,20 @@ class Calibration(Section):
 
     @property
     def sources(self) -> list[Source]:
-        """The texts with their weights."""
-        return [Source(text=self.text)] if isinstance(self.text, str) else self.text
+        """The texts with their weights; InputError for a mix that is not known."""
+        weights: dict[str, float] = {}
+        for each in [Source(text=self.text)] if isinstance(self.text, str) else self.text:
+            is_mix = each.text.startswith(MIX)
+            for text, share in mixed(each.text.removeprefix(MIX)) if is_mix else [(each.text, 1.0)]:
+                weights[text] = weights.get(text, 0) + share * each.weight
+        return [Source(text=text, weight=weight) for text, weight in weights.items()]
+
+    def shares(self, context: int) -> list[tuple[str, int]]:
+        """Text and tokens of each source; together they fill the windows."""
+        total, sources = math.prod(self.windows(context)), self.sources
+        whole = sum(source.weight for source in sources)
+        ends = [round(total * weight / whole) for weight in accumulate(source.weight for source in sources)]
+        return [(each.text, end - start) for each, start, end in zip(sources, [0, *ends], ends, strict=False)]
 
     def windows(self, context: int) -> tuple[int, int]:
         """How many, and their tokens, for a model with this context; InputError if they are longer."""

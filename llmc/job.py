@@ -11,6 +11,7 @@ import torch
 
 from llmc import machine
 from llmc.budget import BudgetProblem, with_rules
+from llmc.calibration_recipe import public_path
 from llmc.contracts.progress import Progress
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.formats import layout
@@ -173,11 +174,14 @@ def plan(
         _require_tokenizer(source)
         made_tokenizer(source.path, checkpoint.spec.vocab_size)
         recipe = with_possible_targets(recipe, checkpoint.spec)
-        if recipe.budget is None:
-            return plan_checkpoint(checkpoint, recipe, place, memory, gpu_memory)
-        problem = BudgetProblem.of(checkpoint, recipe)
-        recipe, spent = planned(problem, found_record(place.parent, source.id, problem))
-        return replace(plan_checkpoint(checkpoint, recipe, place, memory, gpu_memory), budget=spent)
+        shares = recipe.calibration.shares(checkpoint.spec.max_position_embeddings)
+        told = [f"calibration: {tokens:,} tokens of {public_path(text)}" for text, tokens in shares]
+        spent = None
+        if recipe.budget is not None:
+            problem = BudgetProblem.of(checkpoint, recipe)
+            recipe, spent = planned(problem, found_record(place.parent, source.id, problem))
+        found = plan_checkpoint(checkpoint, recipe, place, memory, gpu_memory)
+        return replace(found, notes=[*found.notes, *(told if len(told) > 1 else [])], budget=spent)
 
 
 def prepare(

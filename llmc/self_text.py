@@ -48,9 +48,9 @@ class Frame:
     end: list[int] = field(default_factory=list)
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer) -> Frame:
-        """As the tokenizer's files say. No start: any token."""
-        if ChatTemplate.find(tokenizer.origin) is None:
+    def of(cls, tokenizer: Tokenizer, chats: bool) -> Frame:
+        """As the tokenizer's files say. No start: any token. chats: where there is a template for them."""
+        if not chats or ChatTemplate.find(tokenizer.origin) is None:
             bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
             return cls(tokenizer.begins_with or bos)
         template = ChatTemplate(tokenizer.origin)
@@ -102,11 +102,13 @@ class SelfText:
         whole: whether they are chats, which are not to be cut
     """
 
-    def __init__(self, checkpoint: Checkpoint, tokenizer: Tokenizer, seed: int, longest: int) -> None:
-        """longest: tokens of a window, which no document is longer than."""
+    def __init__(
+        self, checkpoint: Checkpoint, tokenizer: Tokenizer, seed: int, longest: int, chats: bool = True
+    ) -> None:
+        """longest: tokens of a window, which no document is longer than. chats: rather than text, if it can."""
         self.checkpoint, self.tokenizer, self.seed = checkpoint, tokenizer, seed
         self.longest = min(longest, _LONGEST)
-        self.frame = Frame.of(tokenizer)
+        self.frame = Frame.of(tokenizer, chats)
         self.whole = bool(self.frame.turn)
         self._ends = set(tokenizer.eos_token_ids)
 
@@ -144,7 +146,7 @@ class SelfText:
         """
         model, number, written = None, 0, 0
         while True:
-            path = folder and folder / f"self-{number:05d}.json"
+            path = folder and folder / f"{'chats' if self.whole else 'text'}-{number:05d}.json"
             found = _read(path)
             if found is None:
                 model = model or CausalLM.load(self.checkpoint)

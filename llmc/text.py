@@ -9,6 +9,7 @@ position when it serves as both.
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 import sysconfig
 from collections.abc import Iterator, Sequence
@@ -19,12 +20,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llmc.calibration_recipe import PYTHON_DOCS, SELF, Calibration, Check, Source, public_path
+from llmc.calibration_recipe import PYTHON_DOCS, SELF, SELF_TEXT, Calibration, Check, public_path
 from llmc.contracts.manifest import TextRead, TextsRecord
 from llmc.contracts.progress import Progress, Silent
 from llmc.documents import Documents, pieces, read_documents
 from llmc.errors import InputError
 from llmc.hub_texts import HUB, DataSet, hub_documents
+from llmc.mixes import MIX
 from llmc.packing import Piece, Used, pack
 from llmc.records import Document
 from llmc.registry import unknown
@@ -67,7 +69,7 @@ class Texts:
 
     @cached_property
     def _calibration(self) -> tuple[np.ndarray, list[TextRead]]:
-        if self._drawn.own is None:
+        if not self._drawn.own:
             return self._drawn.windows(None, self._progress)
         with self._progress.stage("write the calibration text"):
             windows, read = self._drawn.windows(self._folder, self._progress)
@@ -78,12 +80,12 @@ class Texts:
     @property
     def is_written(self) -> bool:
         """Whether all of the text is at hand; the model need not write any first."""
-        return self._drawn.own is None or "_calibration" in vars(self)
+        return not self._drawn.own or "_calibration" in vars(self)
 
     def require(self, memory: int | None) -> None:
         """MachineError where the model is to write text, and has no room for that in so many bytes."""
-        if self._drawn.own is not None:
-            self._drawn.own.require(memory)
+        if self._drawn.own:
+            self._drawn.own[0][2].require(memory)
 
     def write_into(self, folder: Path | None, progress: Progress) -> None:
         """What the model writes lies in this folder, for the case that a build is interrupted."""
@@ -127,8 +129,8 @@ def read_texts(
     reader = Reader(tokenizer or Tokenizer(checkpoint.path, vocab_size), vocab_size)
     both = next((each.text for each in calibration.sources if each.text == check.text != PYTHON_DOCS), None)
     parts = (
-        _Part("calibration", calibration.sources, *calibration.windows(context), calibration.seed),
-        _Part("check", [Source(text=check.text)], *check.windows(context), 0),
+        _Part("calibration", calibration.shares(context), *calibration.windows(context), calibration.seed),
+        _Part("check", [(check.text, math.prod(check.windows(context)))], *check.windows(context), 0),
     )
     drawn = [part.draw(checkpoint, reader, base, both) for part in parts]
     kinds = [f"{each.part.name}: {kind}" for each in drawn for kind in each.kinds if "records" in kind]
@@ -149,7 +151,7 @@ class _Part:
     """The text of one purpose: `count` windows of `length` tokens, each source with its share of them."""
 
     name: str
-    sources: Sequence[Source]
+    shares: Sequence[tuple[str, int]]
     count: int
     length: int
     seed: int
@@ -157,28 +159,23 @@ class _Part:
     def draw(self, checkpoint: Checkpoint, reader: Reader, base: Path, both: str | None) -> Drawn:
         """The documents that are needed. both: a text that serves the calibration and the check."""
         drawn = Drawn(self)
-        for number, (source, wanted) in enumerate(zip(self.sources, self.shares(), strict=True)):
-            if source.text == SELF:
+        for number, (text, wanted) in enumerate(self.shares):
+            if text in (SELF, SELF_TEXT):
                 from llmc.self_text import SelfText
 
-                drawn.own = SelfText(checkpoint, reader.tokenizer, self.seed, self.length)
+                own_text = SelfText(checkpoint, reader.tokenizer, self.seed, self.length, text == SELF)
+                drawn.own.append((number, wanted, own_text))
                 drawn.available.append(None)
                 continue
-            found = _documents(source.text, base, source.text == both)
+            found = _documents(text, base, text == both)
             order = [at for at, out in enumerate(found.held_out) if out in (None, self.name == "check")]
             random.Random(self.seed).shuffle(order)
             own = list(reader.draw((found.found[at] for at in order), number, wanted, self.length))
-            self._require(source.text, sum(len(each.tokens) for each in own), wanted, source.text == both)
+            self._require(text, sum(len(each.tokens) for each in own), wanted, text == both)
             drawn.pieces += own
             drawn.available.append(len(order))
             drawn.kinds.append(found.kind)
         return drawn
-
-    def shares(self) -> list[int]:
-        """Tokens of each source, by weight; all of them together are all there are to be."""
-        total, weights = self.count * self.length, [source.weight for source in self.sources]
-        ends = [round(total * sum(weights[: at + 1]) / sum(weights)) for at in range(len(weights))]
-        return [end - start for start, end in zip([0, *ends], ends, strict=False)]
 
     def _require(self, text: str, tokens: int, wanted: int, both: bool) -> None:
         if tokens >= wanted:
@@ -186,7 +183,7 @@ class _Part:
         share = f" for the {self.name}" if both else ""
         needed = f"but {self.count} windows of {self.length} need {wanted:,}"
         less = ""
-        if len(self.sources) > 1:
+        if len(self.shares) > 1:
             needed = f"but its share of {self.count} windows of {self.length} is {wanted:,}"
             less = ", give it less weight"
         raise InputError(
@@ -197,48 +194,50 @@ class _Part:
 
 @dataclass
 class Drawn:
-    """Documents of a part, of which its windows are packed. own: what the model itself is to write."""
+    """Documents of a part, of which its windows are packed. own: (number of the source, tokens, writer) of what the
+    model itself is to write.
+    """
 
     part: _Part
     pieces: list[Piece] = field(default_factory=list)
     available: list[int | None] = field(default_factory=list)
     kinds: list[str] = field(default_factory=list)
-    own: SelfText | None = None
+    own: list[tuple[int, int, SelfText]] = field(default_factory=list)
 
     def windows(self, folder: Path | None, progress: Progress) -> tuple[np.ndarray, list[TextRead]]:
         """[N, L] int64, and what they hold of each source."""
         part, written = self.part, list[Piece]()
-        if self.own is not None:
-            number, wanted = self._written()
-            written = list(self.own.pieces(number, wanted, folder, progress))
+        for number, wanted, own in self.own:
+            written += own.pieces(number, wanted, folder, progress)
         windows, used = pack([*self.pieces, *written], part.count, part.length, part.seed)
-        counts = [used.get(number, Used()) for number in range(len(part.sources))]
-        return windows, [_read(*each) for each in zip(part.sources, self.available, counts, strict=True)]
-
-    def _written(self) -> tuple[int, int]:
-        """The number of the source that the model writes, and its tokens."""
-        number = [source.text for source in self.part.sources].index(SELF)
-        return number, self.part.shares()[number]
+        counts = [used.get(number, Used()) for number in range(len(part.shares))]
+        return windows, [_read(*each) for each in zip(part.shares, self.available, counts, strict=True)]
 
     def key(self) -> str | None:
         """A hash of what decides about windows that are not written yet; None: they are known."""
-        if self.own is None:
+        if not self.own:
             return None
         part, pieces = self.part, [vars(each) for each in self.pieces]
-        return key_of(pieces, self._written(), part.count, part.length, part.seed, module_version("llmc.self_text"))
+        own = [(number, wanted, writer.whole) for number, wanted, writer in self.own]
+        return key_of(pieces, own, part.count, part.length, part.seed, module_version("llmc.self_text"))
 
 
-def _read(source: Source, available: int | None, used: Used) -> TextRead:
+def _read(share: tuple[str, int], available: int | None, used: Used) -> TextRead:
     dropped = round(used.dropped / max(1, used.tokens + used.dropped), 6)
     counts = {"documents": used.documents, "tokens": used.tokens, "cut": used.cut}
-    return TextRead(text=public_path(source.text), available=available, dropped=dropped, **counts)
+    return TextRead(text=public_path(share[0]), available=available, dropped=dropped, **counts)
 
 
 def require_texts(calibration: Calibration, check: Check, base: Path) -> None:
     """InputError, with the key of the recipe, for a text that is no file: before anything is read or downloaded."""
-    if check.text == SELF:
-        raise InputError(f"check.text: {SELF} is for the calibration; a model agrees with what it wrote itself")
-    named = [("calibration", source.text) for source in calibration.sources if source.text != SELF]
+    if check.text in (SELF, SELF_TEXT):
+        raise InputError(f"check.text: {check.text} is for the calibration; a model agrees with what it wrote itself")
+    if check.text.startswith(MIX):
+        raise InputError("check.text: a mix is for the calibration; name one text")
+    try:
+        named = [("calibration", source.text) for source in calibration.sources if source.text not in (SELF, SELF_TEXT)]
+    except InputError as error:
+        raise InputError(f"calibration.text: {error}") from error
     for key, text in (*named, ("check", check.text)):
         if text.startswith("builtin:"):
             if text != PYTHON_DOCS:

@@ -119,7 +119,11 @@ def test_wheel_carries_code_recipes_and_checkpoint(tree: Path, wheel: Path) -> N
         sources = list((tree / room).rglob("*.py"))
         assert all((source.parent / "__init__.py").exists() for source in sources)
         expected |= {f"{inside}/{source.relative_to(tree / room)}" for source in sources}
-    data = [*(tree / "recipes").glob("*.yaml"), *(tree / "recipes/checkpoints").rglob("tiny-deepseek-v3/*")]
+    data = [
+        *(tree / "recipes").glob("*.yaml"),
+        *(tree / "recipes/mixes").glob("*.yaml"),
+        *(tree / "recipes/checkpoints").rglob("tiny-deepseek-v3/*"),
+    ]
     expected |= {f"llmc/{path.relative_to(tree)}" for path in (*data, tree / "recipes/checkpoints/README.md")}
     assert {name for name in names if ".dist-info/" not in name} == expected
 

@@ -1,5 +1,6 @@
 """The plan's numbers against numbers worked out by hand."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -217,3 +218,13 @@ def test_embedding_and_head_are_counted_as_they_are_stored(tmp_path: Path, tied:
     for role in ("embedding",) if tied else ("embedding", "lm_head"):
         assert found.roles[role].after == sizes[role]
         assert found.schemes[role]
+
+
+def test_the_share_of_each_text(llmc, recipe, small_model: Path) -> None:
+    texts = [{"text": "self", "weight": 3}, "builtin:python-docs"]
+    calibration = {"text": texts, "samples": 4, "length": 32}
+    made = llmc("plan", recipe(model=str(small_model), calibration=calibration), "--json")
+    assert json.loads(made.stdout)["notes"][-2:] == [
+        "calibration: 96 tokens of self",
+        "calibration: 32 tokens of builtin:python-docs",
+    ]

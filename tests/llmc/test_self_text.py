@@ -46,7 +46,7 @@ def test_batches_depend_on_seed_and_number_and_are_written_once(
     found = written(checkpoint, 8, folder=tmp_path / "self")
     assert written(checkpoint, 8) == found != written(checkpoint, 8, seed=1)
     assert found[:4] != found[4:] and max(map(len, found)) <= 16
-    (tmp_path / "self" / "self-00001.json").write_text('{"docu')  # as by a kill in the middle
+    (tmp_path / "self" / "text-00001.json").write_text('{"docu')  # as by a kill in the middle
     assert written(checkpoint, 8, folder=tmp_path / "self") == found
     monkeypatch.setattr(SelfText, "_batch", None)
     assert written(checkpoint, 8, folder=tmp_path / "self") == found
@@ -69,7 +69,7 @@ def test_rows_are_what_the_model_says_without_a_cache(checkpoint: Checkpoint, mo
         assert logits.argmax(-1).tolist() == row[1:]
 
 
-def test_a_chat_model_asks_and_answers(checkpoint: Checkpoint) -> None:
+def test_a_chat_model_asks_and_answers(checkpoint: Checkpoint, tmp_path: Path) -> None:
     (checkpoint.path / "chat_template.jinja").write_text(TEMPLATE)
     tokenizer = Tokenizer(checkpoint.path, checkpoint.spec.vocab_size)
     for ids in written(checkpoint, 6, longest=48):

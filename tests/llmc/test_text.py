@@ -9,7 +9,8 @@ import pytest
 from llmc.calibration_recipe import PYTHON_DOCS, Calibration, Check
 from llmc.convert.checkpoint import Checkpoint
 from llmc.errors import InputError
-from llmc.text import Texts, python_documents, read_texts
+from llmc.mixes import known_mixes
+from llmc.text import Texts, python_documents, read_texts, require_texts
 
 
 @pytest.fixture
@@ -131,3 +132,19 @@ def test_one_of_several_sources_serves_the_check_too(checkpoint: Checkpoint, tmp
     found = [set(tokenizer.decode(part.ravel().tolist()).split()) for part in (both.calibration, both.check)]
     whole = [{line for line in part if len(line) == 7 and line.isdigit()} for part in found]
     assert len(whole[0]) > 100 < len(whole[1]) and not whole[0] & whole[1]
+
+
+def test_mixes(checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert set(known_mixes()) == {"chat", "code", "prose"}
+    for name in known_mixes():
+        require_texts(Calibration(text=f"mix:{name}"), Check(), tmp_path)
+    (tmp_path / "three.yaml").write_text("- {text: a.txt, weight: 1}\n- {text: b.txt, weight: 3}\n")
+    monkeypatch.setattr("llmc.mixes.known_mixes", lambda: {"three": tmp_path / "three.yaml"})
+    calibration = Calibration.model_validate(
+        {"text": [{"text": "mix:three", "weight": 2}, "a.txt"], "samples": 3, "length": 16}
+    )
+    assert calibration.shares(128) == [("a.txt", 24), ("b.txt", 24)]
+    with pytest.raises(InputError, match=r"calibration.text: unknown mix 'tree'; did you mean 'three'"):
+        texts(checkpoint, tmp_path, "mix:tree", PYTHON_DOCS)
+    with pytest.raises(InputError, match=r"check.text: a mix is for the calibration"):
+        texts(checkpoint, tmp_path, PYTHON_DOCS, "mix:three")
