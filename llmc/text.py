@@ -248,7 +248,7 @@ def require_texts(calibration: Calibration, check: Check, base: Path) -> None:
             except InputError as error:
                 raise InputError(f"{key}.text: {error}") from error
         elif not (path := base / Path(text).expanduser()).exists():
-            raise InputError(f"{key}.text: there is no file or folder {path}; name your own text, or {PYTHON_DOCS}")
+            raise InputError(f"{key}.text: there is no file {path}; name your own text, or {PYTHON_DOCS}")
 
 
 @dataclass(frozen=True)
