@@ -14,9 +14,9 @@ MIX = "mix:"
 
 def known_mixes() -> dict[str, Path]:
     """Name → file of the mixes that ship with llmc."""
-    import llmc.recipes
+    from llmc.recipes import mixes
 
-    return {path.stem: path for path in sorted((Path(llmc.recipes.__file__).parent / "mixes").glob("*.yaml"))}
+    return {path.stem: path for path in sorted(Path(mixes.__file__).parent.glob("*.yaml"))}
 
 
 @cache

@@ -219,7 +219,8 @@ class Drawn:
             return None
         part, pieces = self.part, [vars(each) for each in self.pieces]
         own = [(number, wanted, writer.whole) for number, wanted, writer in self.own]
-        return key_of(pieces, own, part.count, part.length, part.seed, module_version("llmc.self_text"))
+        code = [module_version(f"llmc.{name}") for name in ("self_text", "packing")]
+        return key_of(pieces, own, part.count, part.length, part.seed, code)
 
 
 def _read(share: tuple[str, int], available: int | None, used: Used) -> TextRead:

@@ -1,0 +1,1 @@
+"""Mixes of calibration texts by name, `mix:chat`: a list of texts with weights each."""
