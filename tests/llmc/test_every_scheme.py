@@ -105,3 +105,25 @@ def test_experts_in_nvfp4_beside_fp8_are_one_recipe(llmc, recipe) -> None:
     assert found == {"experts": {"float4_e2m1fn"}, "attention": {"float8_e4m3fn"}, "mtp": {"float8_e4m3fn"}}
     with load("out") as model:
         assert model.generate("the cat", max_new_tokens=4).token_ids
+
+
+def test_embedding_and_head_from_plan_to_answer(llmc, recipe, wide_model: Path) -> None:
+    rules = {"embedding": "int8-g64", "lm_head": "int4-g64"}
+    path = recipe(
+        model=str(wide_model), prune=None, quantize=[{"match": role, "scheme": name} for role, name in rules.items()]
+    )
+    planned = json.loads(llmc("plan", path, "--json").stdout)
+    made = llmc("build", path, "-o", "out")
+    assert made.exit_code == 0, made.output
+    assert "transformers will not load the result: it has no quantized embeddings" in made.output
+    manifest = json.loads(Path("out/llmc.json").read_text())
+    assert planned["total"]["after"]["bytes"] == manifest["sizes"]["artifact"]
+    assert 0 < manifest["checks"]["kl_mean"] < LIMITS["int4"]
+    for role, name in rules.items():
+        found = manifest["quantized"][role]
+        assert found["schemes"] == [name]
+        assert found["quantized"] == found["expected"] == found["parameters"] == 260 * 256
+        assert planned["schemes"][role] == {name: 260 * 256}
+    assert "lm_head" in llmc("inspect", "out").output
+    with load("out") as model:
+        assert model.generate("the cat", max_new_tokens=4).token_ids
