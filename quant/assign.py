@@ -169,6 +169,7 @@ def _rules_of_end(checkpoint: Checkpoint, module: str, rules: Sequence[Rule]) ->
 def _end(checkpoint: Checkpoint, module: str, rule: Rule) -> Assignment:
     """What becomes of embedding or head. A table whose rows are looked up has no inputs to calibrate it with, and is
     rounded to nearest, whatever the rule's method; a head that is the same matrix is calibrated in the original model.
+    Of a head's outputs every one is as near to what the model says as any: it is solved by its inputs alone.
     """
     name, found = f"{module}.weight", scheme(rule.scheme)
     rows, columns = checkpoint.shape(name)
@@ -177,7 +178,7 @@ def _end(checkpoint: Checkpoint, module: str, rule: Rule) -> Assignment:
         plain = found.name.rpartition("-")[0]
         what = "rounds inputs" if found.activations is not None else "groups channels by their inputs"
         raise InputError(f"{module}: {found.name} {what}, which embedding and head do not do; use {plain} for it")
-    method = rule.method
+    method = "gptaq" if rule.method == "yaqa" else rule.method
     if module != "lm_head":
         method = "gptq" if method != "rtn" and checkpoint.spec.tie_word_embeddings else "rtn"
     return Assignment(found, method, rule)

@@ -78,6 +78,8 @@ def widened_bytes(weights: PlannedWeights, plugins: bool, batch: int, sm: int) -
                 stacked=stacked, by_heads=by_heads, gathered=gathered and stacked, looked_up=looked_up,
             )  # fmt: skip
             more += (16 - BITS[kind.code_type]) / 8 * count if found == Held.PLAIN else 0
+            if role == "embedding" and not looked_up and found == Held.PLUGIN:  # whose codes lie in another order
+                more += BITS[kind.code_type] / 8 * count
             if kind.code_type == FP4 and found == Held.PLUGIN:
                 more += count / kind.block[1]  # scales of two bytes, of one in the checkpoint
             float8 |= found == Held.CODES and kind.code_type == "float8_e4m3fn"

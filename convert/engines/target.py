@@ -34,16 +34,20 @@ class EngineTarget(Target[_Options]):
     def extra_bits(
         self, spec: ModelSpec, options: _Options, role: str, stacked: bool, kind: QuantSpec, shape: tuple[int, int]
     ) -> float | None:
-        """On GPUs that know FP8: others compute in bfloat16 whatever the recipe says. Rows are looked up in numbers."""
-        if role == "embedding":
-            return None
+        """On GPUs that know FP8: others compute in bfloat16 whatever the recipe says. An embedding that is the head,
+        too, is there as that wants it.
+        """
         found = held(
             kind, shape, contents.known_codes(contents.FP8_SM), options.plugins,
             stacked=stacked, by_heads=role == "kv_b_proj", gathered=stacked and contents.gathers(spec, options.batch),
+            looked_up=role == "embedding" and not spec.tie_word_embeddings,
         )  # fmt: skip
         if found == Held.PLAIN:
             return None
-        return contents.BITS["int4"] - contents.BITS[kind.code_type] if kind.code_type in ("int2", "int3") else 0
+        bits = contents.BITS[kind.code_type]
+        in_engine = max(bits, contents.BITS["int4"])
+        twice = role == "embedding" and spec.tie_word_embeddings and found == Held.PLUGIN  # in the order of its kernel
+        return in_engine * (1 + twice) - bits
 
     def build(
         self, checkpoint: Checkpoint, options: _Options, directory: Path, progress: ProgressFunction

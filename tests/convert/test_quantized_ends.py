@@ -18,8 +18,10 @@ from llmc.convert.engines import engine
 from llmc.convert.engines.contents import INTEGERS
 from llmc.convert.engines.lowering import lower
 from llmc.convert.engines.plugins import Plugins
+from llmc.convert.families import family_of
 from llmc.convert.graph.build import graphs
 from llmc.convert.targets import TargetResult, target
+from llmc.quant.schemes import scheme
 
 TIED = QWEN2 | DENSE | {"tie_word_embeddings": True, "head_dim": 24}
 UNTIED = LLAMA | DENSE
@@ -64,16 +66,16 @@ def external(checkpoint: Checkpoint, file: str) -> dict[str, list[tuple[int, str
     return found
 
 
-@pytest.mark.parametrize("scheme", ["int4-g32", "int8-g64"])
-def test_one_matrix_is_there_once(scheme: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["int4-g32", "int8-g64"])
+def test_one_matrix_is_there_once(name: str, tmp_path: Path) -> None:
     """Lookup and product read the artifact's bytes, and nothing of them is written again."""
-    checkpoint = quantized_checkpoint(tmp_path, TIED, {"lm_head": scheme})
+    checkpoint = quantized_checkpoint(tmp_path, TIED, {"lm_head": name})
     result = build("onnxruntime", checkpoint)
     assert "data" not in result.files
     assert result.details["ops"]["main"]["GatherBlockQuantized"] == 1
     place = checkpoint.parts("model.embed_tokens.weight")["weight_packed"]
     mine = [shape for at, _, shape in external(checkpoint, result.files["main"])[place.file.name] if at == place.offset]
-    width, block = (64, 32) if scheme == "int4-g32" else (128, 64)
+    width, block = (64, 32) if name == "int4-g32" else (128, 64)
     assert sorted(map(len, mine)) == [2, 3]
     assert [96, width] in mine
     assert [96, 128 // block, width * block // 128] in mine
@@ -129,6 +131,25 @@ def test_a_plugin_multiplies_by_what_the_compiler_does_not(tmp_path: Path) -> No
     assert held["float8e4m3fn"] == held["int32"] == 96 * 256
     add_plugin_functions(model, checkpoint.spec, plugins)
     compare_with_torch(checkpoint, write_graphs(checkpoint, {"main": model}))
+
+
+@pytest.mark.parametrize(
+    ("tied", "name", "plugins", "more"),
+    [
+        (False, "int8-g64", False, 0),
+        (True, "int8-g64", False, None),
+        (True, "int4-g64", True, 0),
+        (False, "int3-g64", False, 1),
+        (True, "fp8-block", True, 8),
+        (False, "int4-g64-asym", True, None),
+    ],
+)
+def test_a_budget_knows_what_engines_hold(tied: bool, name: str, plugins: bool, more: int | None) -> None:
+    """Bits of an embedding beyond those on disk; None: floats."""
+    found, spec = target("tensorrt-rtx"), family_of(LLAMA).spec(LLAMA | {"tie_word_embeddings": tied})
+    shape = (1024, 512)
+    kind = scheme(name).spec.of(shape)
+    assert found.extra_bits(spec, found.Options(plugins=plugins), "embedding", False, kind, shape) == more
 
 
 @pytest.mark.slow

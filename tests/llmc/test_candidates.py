@@ -63,7 +63,8 @@ def test_what_does_not_fit_is_no_choice(checkpoint: Checkpoint) -> None:
 
 def test_what_an_engine_decodes_is_no_choice(checkpoint: Checkpoint) -> None:
     found = groups(checkpoint, targets=ENGINE)
-    assert not [group for group in found.values() if group.role in ("kv_b_proj", "embedding")]
+    assert not [group for group in found.values() if group.role == "kv_b_proj"]
+    assert {"int4-g32", "int8-g64"} & {*names(found["model.embed_tokens"])}  # rows are gathered of their codes
     pinned = groups(checkpoint, targets=ENGINE, quantize=[{"match": "kv_b_proj", "scheme": "fp8-channel"}])
     assert next(names(group) for group in pinned.values() if group.role == "kv_b_proj") == ["fp8-channel"]
 

@@ -164,6 +164,9 @@ def test_rules_that_fit(tmp_path):
     for names in (["lm_head"], ["embedding"], ["embedding", "lm_head"]):
         given = assign(checkpoint, [Rule(name, "int4-g32") for name in names])
         assert {module: each.method for module, each in given.items()} == {"model.embed_tokens": "gptq"}
+    untied = Checkpoint.open(random_checkpoint(tmp_path / "untied", LLAMA))
+    given = assign(untied, [Rule(name, "int4-g32", "yaqa") for name in ("embedding", "lm_head")])
+    assert {module: each.method for module, each in given.items()} == {"model.embed_tokens": "rtn", "lm_head": "gptaq"}
     assert not {"lm_head", "model.embed_tokens"} & assign(checkpoint, [Rule("re:.*", "fp8-channel")]).keys()
     for name in ("gptq", "native-fp8"):
         with pytest.raises(InputError, match="takes no quantized lm_head; use layout compressed-tensors"):
