@@ -34,7 +34,7 @@ from llmc.quant.prune import Pruning
 from llmc.quant.schemes import scheme
 from llmc.recipe import Recipe, RecipeLike, load_recipe
 from llmc.runtime.tokenizer import Tokenizer
-from llmc.sensitivity import found_record, planned
+from llmc.sensitivity import found_record, planned, with_measurement
 from llmc.source import ModelSource, hash_files, locate, locate_headers
 from llmc.source_files import SourceFiles
 from llmc.stages import code_version, key_of, module_version, versions
@@ -120,7 +120,7 @@ class Job:
         assert self.problem is not None
         code = [module_version(f"llmc.{name}") for name in ("budget", "candidates", "explicit_rules", "sensitivity")]
         groups = [group.to_json() for group in self.problem.groups]
-        return [self.asked.budget, self.problem.budget, key_of(groups), code]
+        return [[*(self.asked.budget or ())], self.problem.budget, key_of(groups), code]
 
     def with_rules(self, rules: Sequence[Rule]) -> Job:
         """The same, once it is known how the budget is spent."""
@@ -181,7 +181,10 @@ def plan(
             problem = BudgetProblem.of(checkpoint, recipe)
             recipe, spent = planned(problem, found_record(place.parent, source.id, problem))
         found = plan_checkpoint(checkpoint, recipe, place, memory, gpu_memory)
-        return replace(found, notes=[*found.notes, *(told if len(told) > 1 else [])], budget=spent)
+        found = replace(found, notes=[*found.notes, *(told if len(told) > 1 else [])], budget=spent)
+        if spent is None or spent.measured:
+            return found
+        return with_measurement(found, checkpoint.spec, recipe.calibration)
 
 
 def prepare(
@@ -208,7 +211,10 @@ def prepare(
     plan = plan_checkpoint(checkpoint, recipe, place.path, limits.memory, limits.gpu_memory)
     for note in plan.notes:
         progress.line(note)
-    _warn(recipe.layout, plan, checkpoint, progress)
+    if problem is None:
+        warn(recipe.layout, plan, checkpoint, progress)
+    else:  # of what a guess gives, nobody has to be warned
+        plan = with_measurement(plan, checkpoint.spec, recipe.calibration)
     tokenizer = Tokenizer(completed(checkpoint.path, made), checkpoint.spec.vocab_size, recipe.add_bos)
     texts = read_texts(recipe.calibration, recipe.check, checkpoint, base, tokenizer)
     texts.require(limits.memory)
@@ -240,7 +246,7 @@ def _guessed(checkpoint: Checkpoint, recipe: Recipe) -> tuple[BudgetProblem | No
     return problem, problem.solve(problem.guess).recipe
 
 
-def _warn(layout_name: str, planned: Plan, checkpoint: Checkpoint, progress: Progress) -> None:
+def warn(layout_name: str, planned: Plan, checkpoint: Checkpoint, progress: Progress) -> None:
     """Of what other programs will make of the result."""
     experts = planned.roles.get("experts")
     plain = experts is not None and sum(planned.schemes.get("experts", {}).values()) < experts.after.parameters

@@ -36,7 +36,7 @@ from llmc.convert.checkpoint import REWRITTEN, Checkpoint
 from llmc.convert.targets import target
 from llmc.errors import InputError, MachineError, MissingPackageError, RefusedError
 from llmc.extras import install
-from llmc.job import Job, Limits, prepare
+from llmc.job import Job, Limits, prepare, warn
 from llmc.manifest import build_manifest, describe_quantized, hash_files_of
 from llmc.measure import Speed, measure, peak_memory
 from llmc.output import OutputFolder, digest, read_manifest, whole
@@ -252,6 +252,7 @@ class _Build:
             return None
         spent = SpentBudget.model_validate(self.stages.run("sensitivity", self.keys["sensitivity"], self._measure))
         self.job = self.job.with_rules([Rule(**dict(rule)) for rule in spent.rules])
+        warn(self.job.recipe.layout, self.job.plan, self.job.checkpoint, self.progress)
         return spent.record
 
     def _measure(self) -> dict[str, Any]:

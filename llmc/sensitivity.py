@@ -12,15 +12,19 @@ import torch
 
 from llmc.budget import BudgetProblem, Losses
 from llmc.budget_recipe import shown_budget
+from llmc.calibration_recipe import Calibration
 from llmc.candidates import Group
 from llmc.contracts.manifest import BudgetPoint, BudgetRecord, RuleRecord, SpentBudget
 from llmc.contracts.part import checked
-from llmc.contracts.progress import Progress
+from llmc.contracts.progress import Progress, ProgressFunction
 from llmc.contracts.sensitivity import GroupLosses, SensitivityRecord
 from llmc.convert.checkpoint import Checkpoint
+from llmc.convert.layer_modules import layer_modules
+from llmc.convert.spec import LinearSpec, MixtureOfExpertsSpec, ModelSpec
+from llmc.convert.tensor_names import ModuleName
 from llmc.errors import InputError
 from llmc.files import read_json
-from llmc.planning import PlannedBudget, Point
+from llmc.planning import Plan, PlannedBudget, Point
 from llmc.quant.durable import write_json
 from llmc.quant.ends import EMBEDDING, HEAD
 from llmc.quant.schemes import scheme
@@ -33,6 +37,8 @@ if TYPE_CHECKING:
 SUFFIX = ".sensitivity.json"
 # Of the calibration text. What decides how far chance is off are sequences, not tokens, so that they are short.
 TOKENS, LENGTH = 16384, 256
+_DRAWS = 2  # of labels
+_BACK = 4  # times as long as forward, where losses of a dozen schemes are measured on the way
 _MODULES = ("change", "drawn_labels", "gradients", "head_loss", "observed", "sensitivity")
 _MOST_BYTES = 1 << 28
 
@@ -171,6 +177,39 @@ def _ids(job: Job) -> torch.Tensor:
     return pieces.transpose(0, 1).flatten(0, 1)[:sequences].contiguous()
 
 
+class BothWays:
+    """Tells of a pass forward and back as of one through twice as many layers."""
+
+    def __init__(self, progress: ProgressFunction) -> None:
+        self.progress, self.step = progress, 0
+
+    def __call__(self, phase: str, done: float, total: float = 1.0, layer: int = 0, layers: int = 1) -> None:
+        """Of a layer's way; never of an earlier one than before."""
+        step = layer if phase == "forward" else 2 * layers - 1 - layer
+        if step == self.step or (step > self.step and phase != "losses"):  # those of the head have no layer
+            self.step = step
+        self.progress(phase, done, total, self.step, 2 * layers)
+
+
+def with_measurement(plan: Plan, spec: ModelSpec, calibration: Calibration) -> Plan:
+    """Return the plan of a build that measures before it quantizes: with room for the inputs of all layers, their
+    gradients, and what the modules of one layer read and give back.
+    """
+    sequences, length = shape(*calibration.windows(spec.max_position_embeddings))
+    widest = 0
+    for index in range(spec.num_all_layers):
+        mlp, channels = spec.mlps[index], 0.0
+        share = mlp.router.top_k / mlp.router.num_experts if isinstance(mlp, MixtureOfExpertsSpec) else 1.0
+        for name, module in layer_modules(spec, index).items():
+            if isinstance(module, LinearSpec):
+                each = module.inputs + _DRAWS * module.outputs
+                channels += each * (share if ModuleName.parse(name).expert is not None else 1.0)
+        widest = max(widest, round(channels))
+    streams = spec.num_all_layers + 1 + 2 * _DRAWS
+    needed = 4 * sequences * length * (streams * spec.hidden_size + widest)
+    return replace(plan, work_disk=max(plan.work_disk, needed))
+
+
 def _members(checkpoint: Checkpoint, group: Group) -> list[str]:
     """What a group's losses are of: of one matrix for embedding and head, the sum of both."""
     tied = checkpoint.spec.tie_word_embeddings and EMBEDDING in group.modules
@@ -196,10 +235,11 @@ def _measure(
         if missing[name]
     }
     weights = [checkpoint.nbytes(f"model.layers.{index}.") for index in range(checkpoint.spec.num_all_layers)]
-    with progress.stage("sensitivity", weights):
+    with progress.stage("sensitivity", [*weights, *(_BACK * each for each in reversed(weights))]):
         found = measure(
-            checkpoint, candidates, ids, work, memory_budget=job.options.memory_budget, device=job.options.device,
-            progress=progress, unchanged=job.files.require_unchanged, tell=progress.line,
+            checkpoint, candidates, ids, work, draws=_DRAWS, memory_budget=job.options.memory_budget,
+            device=job.options.device, progress=BothWays(progress), unchanged=job.files.require_unchanged,
+            tell=progress.line,
         )  # fmt: skip
     groups = {}
     for group in problem.groups:

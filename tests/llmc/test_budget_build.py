@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,13 @@ import pytest
 import yaml
 
 from llmc.budget_recipe import AS_IS
+from llmc.contracts.progress import Silent
 from llmc.convert.checkpoint import Checkpoint
+from llmc.job import Limits
+from llmc.measuring import measure_sensitivity
 from llmc.quant import sensitivity
 from llmc.quant.assign import Rule, assign
+from llmc.sensitivity import BothWays
 
 pytestmark = pytest.mark.slow
 
@@ -42,6 +47,27 @@ def measurements(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[set[str]]]:
 
     monkeypatch.setattr(sensitivity, "measure", noted)
     yield made
+
+
+@pytest.fixture(scope="module")
+def sensitivities(small_model: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What is measured of the model in all of these tests."""
+    recipe = {
+        "model": str(small_model),
+        "calibration": {"text": str(text_file), "samples": 8, "length": 64},
+        "targets": [],
+        "check": {"text": str(text_file), "tokens": 256, "length": 64},
+        "bits": 5.0,
+        "candidates": CANDIDATES,
+    }
+    return measure_sensitivity(recipe, tmp_path_factory.mktemp("known") / "small", Limits(), False, Silent()).path
+
+
+@pytest.fixture
+def known(sensitivities: Path, llmc: Any) -> None:
+    """They are there."""
+    Path("build").mkdir()
+    shutil.copy(sensitivities, "build")
 
 
 def manifest(path: str = "build/small") -> dict[str, Any]:
@@ -75,7 +101,9 @@ def test_bits_are_kept_and_reused(llmc, budget, measurements: list[set[str]]) ->
     assert measurements[1:] == [{"int8-g32"}]
 
 
-def test_the_artifacts_recipe_needs_no_measurement(llmc, budget, tmp_path: Path, measurements: list[set[str]]) -> None:
+def test_the_artifacts_recipe_needs_no_measurement(
+    llmc, budget, known, tmp_path: Path, measurements: list[set[str]]
+) -> None:
     given = yaml.safe_load(budget(bits=5.0, prune={"keep": 0.75}).read_text())
     assert llmc("build", tmp_path / "small.yaml").exit_code == 0
     found = manifest()["recipe"]
@@ -83,11 +111,11 @@ def test_the_artifacts_recipe_needs_no_measurement(llmc, budget, tmp_path: Path,
     again = {name: given[name] for name in ("model", "calibration", "prune", "check")}
     (tmp_path / "again.yaml").write_text(yaml.safe_dump(again | {"quantize": found["quantize"], "targets": []}))
     assert llmc("build", tmp_path / "again.yaml").exit_code == 0
-    assert len(measurements) == 1
+    assert not measurements
     assert shards("build/again") == shards("build/small")
 
 
-def test_a_size_holds_everything(llmc, budget, small_model: Path) -> None:
+def test_a_size_holds_everything(llmc, budget, known, small_model: Path) -> None:
     whole = sum(path.stat().st_size for path in small_model.glob("*.safetensors"))
     limit = whole * 45 // 100
     built = llmc("build", budget(size=limit))
@@ -118,7 +146,7 @@ def test_a_killed_measurement_goes_on(
     assert manifest("anew/small") == resumed
 
 
-def test_rules_are_constraints(llmc, budget, small_model: Path) -> None:
+def test_rules_are_constraints(llmc, budget, known, small_model: Path) -> None:
     rules = [
         {"match": "attention", "least": "fp8-channel"},
         {"match": "experts", "scheme": ["int2-g32", "int4-g32"], "method": "rtn"},
@@ -158,3 +186,19 @@ def test_sensitivity_and_plan(llmc, budget, measurements: list[set[str]]) -> Non
     assert llmc("build", path).exit_code == 0
     assert len(measurements) == 1
     assert manifest()["budget"]["predicted_kl"] == plan["point"]["kl"]
+
+
+def test_the_way_back_counts_as_more_layers() -> None:
+    told: list[tuple[str, int, int]] = []
+    both = BothWays(lambda phase, done, total=1.0, layer=0, layers=1: told.append((phase, layer, layers)))
+    for phase, layer in [
+        ("forward", 0),
+        ("forward", 1),
+        ("losses", 0),
+        ("gradients", 1),
+        ("losses", 1),
+        ("gradients", 0),
+    ]:
+        both(phase, 1.0, 1.0, layer, 2)
+    assert [layer for _, layer, _ in told] == [0, 1, 1, 2, 2, 3]
+    assert {layers for *_, layers in told} == {4}

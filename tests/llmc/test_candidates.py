@@ -12,6 +12,7 @@ from llmc.candidates import Group
 from llmc.convert.checkpoint import Checkpoint
 from llmc.errors import InputError
 from llmc.explicit_rules import explicit_rules
+from llmc.job import plan
 from llmc.planning import cache_bytes_per_token
 from llmc.quant.assign import assign
 from llmc.recipe import load_recipe
@@ -150,3 +151,12 @@ def test_a_role_of_one_scheme_is_named(checkpoint: Checkpoint) -> None:
     }
     chosen = {module: ("int4-g32", "rtn") for module, role in roles.items() if role in ("experts", "lm_head")}
     assert [rule.match for rule in explicit_rules(checkpoint, chosen)] == ["experts", "lm_head"]
+
+
+def test_what_a_measurement_takes_is_planned_for(tmp_path: Path, small_model: Path, text_file: Path) -> None:
+    texts = {"calibration": {"text": str(text_file), "samples": 8, "length": 64}, "check": {"text": str(text_file)}}
+    given = {"model": str(small_model), "targets": [], **texts}
+    measured, plain = (plan({**given, **more}, tmp_path / "x") for more in ({"bits": 5.0}, {}))
+    hidden, layers = 64, 3
+    assert measured.work_disk > 4 * 8 * 64 * hidden * (layers + 1)
+    assert measured.budget is not None and measured.budget.measured is None and plain.budget is None
