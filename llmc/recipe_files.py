@@ -123,6 +123,9 @@ calibration: {{text: builtin:python-docs, samples: 128, length: {length}}}
 quantize:
   - {{match: {role}, scheme: {scheme}}}
 
+# Or say how large the result is to be; which module gets which scheme is then measured, and rules are constraints.
+# size: 4GiB         # of the safetensors; or `bits: 4.0` per parameter, or `fit: 24GiB@32K` on a GPU with its cache
+
 {targets}
 # The build fails if the result is further from the original than this, and keeps it as OUTPUT.rejected.
 check:

@@ -97,7 +97,7 @@ def test_bits_are_kept_and_reused(llmc, budget, measurements: list[set[str]]) ->
     assert manifest()["torch_checks"]["kl_mean"] < four
     assert "predicted KL" in richer.stdout and "budget" in richer.stdout
 
-    assert llmc("build", budget(bits=7.0, candidates=[*CANDIDATES, "int8-g32"])).exit_code == 0
+    assert llmc("sensitivity", budget(bits=7.0, candidates=[*CANDIDATES, "int8-g32"])).exit_code == 0
     assert measurements[1:] == [{"int8-g32"}]
 
 
