@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from support.interpreted_kernels import compiled_alike, let_the_interpreter_multiply_bfloat16, run
+from support.interpreted_kernels import compiled_alike, let_the_interpreter_multiply_bfloat16, run, run_all
 from support.interpreter_process import run_interpreted
 
 from llmc.convert.kernels.expanded_latent_attention_tiles import SMS, columns_for
@@ -27,6 +27,7 @@ from llmc.runtime.plugins.expanded_latent_attention import (
 )
 from llmc.runtime.plugins.kernel_set import KernelSet
 from llmc.runtime.plugins.operation import Gpu
+from llmc.runtime.plugins.phased_latent_attention import PhasedLatentAttentionPlugin, PhasedShape
 
 pytestmark = pytest.mark.slow
 
@@ -225,6 +226,36 @@ def test_the_workspace_suffices_on_every_gpu() -> None:
                         assert chosen.workspace_bytes <= most
 
 
+def test_a_step_is_absorbed_or_expanded(results: dict[Any, Any]) -> None:
+    """By the plugin that engines hold: whichever its program asks for. The other output is not written."""
+    case = CASES[4]
+    (latent, values), launched = results["expanded"]
+    assert launched == ["expanded_expand", "expanded_attend"] and not latent.numel()
+    assert torch.equal(values, results["expanded alone"][0])
+    (latent, values), launched = results["absorbed"]
+    assert launched == ["absorbed_attend", "absorbed_join"] and values.isnan().all()
+    given = inputs(case)
+    mixed = torch.einsum("bhsr,hrv->bshv", latent.double(), given.value_weight.double()).flatten(2)
+    torch.testing.assert_close(mixed, in_float64(case, given), rtol=2**-8, atol=2**-8)
+
+
+def run_phased(case: Case, given: Inputs, tokens: int) -> tuple[list[torch.Tensor], list[str]]:
+    """With so many tokens absorbed."""
+    shape, batch = case.shape, len(case.lengths)
+    absorbed = torch.einsum("bshn,hnr->bhsr", given.query.float(), given.key_weight.float()).to(given.query.dtype)
+    absorbed = torch.cat([absorbed, given.rotated], -1)[:, :, :tokens].contiguous()
+    tensors = [absorbed, given.cache, given.position, given.query, given.rotated, given.key_weight, given.value_weight]
+    return run_all(
+        PhasedLatentAttentionPlugin,
+        KernelRequest("PhasedLatentAttention", PhasedShape(**vars(shape))),
+        tensors,
+        [(batch, shape.heads, tokens, shape.rank), (batch, case.tokens, shape.heads * shape.values)],
+        Gpu(case.sm, case.multiprocessors),
+        scale=SCALE,
+        cache_scale=case.cache_scale,
+    )
+
+
 def run_case(case: Case, given: Inputs) -> tuple[torch.Tensor, list[str]]:
     shape = case.shape
     size = (len(case.lengths), case.tokens, shape.heads * shape.values)
@@ -246,4 +277,8 @@ if __name__ == "__main__":
     spoilt = inputs(Case((150,), 150))
     spoilt.cache[:, :, 128] = torch.nan
     made["nan"] = run_case(Case((150,), 150), spoilt)
+    one_pass, codes = replace(CASES[4], most=1 << 28), inputs(CASES[4])
+    made["expanded alone"] = run_case(one_pass, codes)
+    made["expanded"] = run_phased(one_pass, codes, 0)
+    made["absorbed"] = run_phased(one_pass, codes, one_pass.tokens)
     torch.save(made, sys.argv[1])
