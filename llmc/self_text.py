@@ -145,12 +145,15 @@ class SelfText:
         wanted: tokens that are asked for, to tell the progress by.
         """
         model, number, written = None, 0, 0
+        rows = min(_ROWS, 2 * -(-wanted // self.longest))  # of a few tokens there need not be many
         while True:
             path = folder and folder / f"{'chats' if self.whole else 'text'}-{number:05d}.json"
             found = _read(path)
             if found is None:
                 model = model or CausalLM.load(self.checkpoint)
-                found = self._batch(model, number, lambda tokens: progress("write text", min(tokens, wanted), wanted))
+                found = self._batch(
+                    model, number, rows, lambda tokens: progress("write text", min(tokens, wanted), wanted)
+                )
                 if path is not None:
                     path.parent.mkdir(parents=True, exist_ok=True)
                     write_json(path, {"documents": found})
@@ -159,15 +162,15 @@ class SelfText:
             yield from found
             number += 1
 
-    def _batch(self, model: CausalLM, number: int, tell: Callable[[int], None]) -> list[list[int]]:
+    def _batch(self, model: CausalLM, number: int, count: int, tell: Callable[[int], None]) -> list[list[int]]:
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + number) % (1 << 63))
         known = torch.zeros(model.spec.vocab_size, dtype=torch.bool)
         known[[token for token in self.tokenizer.get_vocab().values() if token < len(known)]] = True
         tokens = torch.nonzero(known)[:, 0]
-        first = tokens[torch.randint(len(tokens), (_ROWS,), generator=generator)].tolist()
+        first = tokens[torch.randint(len(tokens), (count,), generator=generator)].tolist()
         rows = [_Row(self.frame, self.frame.start or [token], self._ends, self.longest) for token in first]
-        alive = [row for row in range(_ROWS) if not rows[row].done]
-        caches = model.new_cache(_ROWS, 0)
+        alive = [row for row in range(count) if not rows[row].done]
+        caches = model.new_cache(count, 0)
         fed = torch.tensor([row.tokens for row in rows])
         while alive:
             _make_room(caches, fed.shape[1], self.longest)
@@ -175,7 +178,7 @@ class SelfText:
             logits[:, ~known] = -torch.inf
             for at, row in enumerate(alive):
                 logits[at, list(rows[row].barred())] = -torch.inf
-            drawn = _draw(logits, torch.rand(_ROWS, dtype=torch.float64, generator=generator)[alive])
+            drawn = _draw(logits, torch.rand(count, dtype=torch.float64, generator=generator)[alive])
             fed = torch.tensor([[rows[row].take(token)] for row, token in zip(alive, drawn, strict=True)])
             left = [at for at, row in enumerate(alive) if not rows[row].done]
             if len(left) < len(alive):

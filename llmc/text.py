@@ -112,7 +112,8 @@ def _hash_of(windows: np.ndarray) -> str:
 def told(read: TextRead) -> str:
     """What was read of a source, for people."""
     of = f" of {read.available:,}" if read.available is not None else ""
-    line = f"{read.text}: {read.tokens:,} tokens of {read.documents:,}{of} documents"
+    one = (read.documents if read.available is None else read.available) == 1
+    line = f"{read.text}: {read.tokens:,} tokens of {read.documents:,}{of} document{'' if one else 's'}"
     if read.cut:
         line += f"; {read.cut:,} chats lost their ends, {read.dropped:.1%} of the tokens of those taken"
     return line

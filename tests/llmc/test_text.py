@@ -113,7 +113,7 @@ def test_sources_get_their_shares(checkpoint: Checkpoint, tmp_path: Path) -> Non
         ("a.txt", 1, 768),
         ("b.txt", 1, 256),
     ]
-    assert read.lines()[1] == "calibration: b.txt: 256 tokens of 1 of 1 documents"
+    assert read.lines()[1] == "calibration: b.txt: 256 tokens of 1 of 1 document"
     assert read.note.startswith("calibration a.txt and b.txt, check builtin:python-docs")
     with pytest.raises(InputError, match=r"b.txt has 20,001 tokens, but its share of 400 windows of 128 is 25,600"):
         more = calibration.model_copy(update={"samples": 400, "length": 128, "text": ["b.txt", "builtin:python-docs"]})
