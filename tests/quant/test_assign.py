@@ -29,7 +29,7 @@ def test_first_match_wins_and_the_rest_keeps_its_precision(checkpoint):
     [
         ([Rule("expert", "int4-g64")], "'expert' is not a role that can be quantized; use one of experts"),
         ([Rule("router", "int4-g64")], "'router' is not a role that can be quantized"),
-        ([Rule("experts", "int4-g64", "awq")], "unknown method 'awq'; known: gptq, gptaq, rtn"),
+        ([Rule("experts", "int4-g64", "awq")], "unknown method 'awq'; known: gptq, gptaq, yaqa, rtn"),
         ([Rule("re:(", "int4-g64")], "no regular expression"),
         ([Rule("experts", "int4-g64"), Rule(r"re:.*\.1\.mlp\.experts.*", "fp8-block")], "matches nothing"),
         (
