@@ -74,8 +74,8 @@ class Quantize(Section):
         default="gptaq",
         description="gptaq approximates the original's outputs where gptq takes what the quantized layers before make "
         "of the text; it is closer to the original and takes twice the time; yaqa is gptaq that knows, from a pass "
-        "back through the original, which errors of outputs change what the model says; it is closer again and takes "
-        "about twice the time again (of lm_head it is gptaq); rtn rounds to nearest",
+        "back through the original, which errors of outputs change what the model says, closer for some models and not "
+        "for others, in twice the time again (of lm_head it is gptaq); rtn rounds to nearest",
     )
 
     @field_validator("scheme", mode="before")

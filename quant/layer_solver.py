@@ -15,7 +15,8 @@ from llmc.convert.tensor_names import ModuleName
 from llmc.quant.activation_file import CPU
 from llmc.quant.assign import ASYMMETRIC, Assignment
 from llmc.quant.gptq import Quantized, round_to_nearest, solve
-from llmc.quant.hessian import CalibrationStats, source
+from llmc.quant.held_out import judge
+from llmc.quant.hessian import HELD_OUT, CalibrationStats, source
 from llmc.quant.output_hessians import OutputHessians, block_sizes
 from llmc.quant.schemes.base import Scheme
 from llmc.quant.two_sided import solve_two_sided
@@ -49,7 +50,8 @@ class SolveBatch:
 
     def moments_bytes(self, modules: dict[str, Linear]) -> int:
         """What is measured for all of the batch before any of it is solved."""
-        return 4 * (1 + self.asymmetric) * self.shape(modules)[1] ** 2 * len(self.members)
+        columns = self.shape(modules)[1]
+        return 4 * (1 + self.asymmetric) * columns * (columns + HELD_OUT) * len(self.members)
 
     def together(self, modules: dict[str, Linear], room: int, on_gpu: bool) -> int:
         """How many matrices are worked on at once in `room` bytes; one, if there is room for none."""
@@ -188,6 +190,7 @@ def _solve_job(job: SolveBatch, modules: dict[str, Linear], measured: Calibratio
     else:
         result = solve(weight, hessian, job.scheme, cross, heights)
     for number, names in enumerate(job.members):
+        judged = judge(result, number, weight[number], moments[number].held_out, heights, outputs)
         weights = _take_apart(result, number, names, modules, moments[number].amax)
         damping, fallback = result.damping[number].item(), None
         if sources[number] in measured.blended:
@@ -207,8 +210,15 @@ def _solve_job(job: SolveBatch, modules: dict[str, Linear], measured: Calibratio
                 "output_error": result.error[number, place].item(),
                 "nearest_error": result.nearest_error[number, place].item(),
             }
+            rounded = ""
             if result.rounded[number, place]:
-                rounded = f"rounded to nearest, which loses less than {job.method}"
+                rounded = f"rounded to nearest, which loses less than {report.method}"
+            if judged is not None:
+                known |= {"held_out_error": judged.error[place], "held_out_nearest_error": judged.nearest_error[place]}
+                if judged.overfits[place]:
+                    known["output_error"] = known["nearest_error"]
+                    rounded = f"rounded to nearest, since {report.method} overfits: {moments[number].tokens} tokens"
+            if rounded:
                 known["fallback"] = rounded if fallback is None else f"{fallback}; {rounded}"
             solved.reports[name] = report.model_copy(update=known)
 

@@ -234,7 +234,7 @@ class MLPCalibration:
             self.shared = measured.moments[name]
         needed = self.few_tokens(_mlp(self.layer, unit.name).up_proj.in_features)
         if routed and len(tokens) < needed:
-            others = CalibrationStats()
+            others = CalibrationStats(holds_out=False)
             others.add(name, *view(unit, torch.arange(0, every, max(1, int(every / (2 * needed))))))
             measured.blend(name, others.moments[name], needed - len(tokens))
         return made

@@ -66,7 +66,7 @@ def solve_two_sided(
     grid, scales, zeros, groups = _grid(scheme, wanted, diagonal, order)
     side = _Side.of_columns(upper / upper.diagonal(dim1=-2, dim2=-1)[:, None])
     del upper
-    steps, blocks = torch.empty_like(weight), [_damped(block) for block in output_hessian]
+    steps, blocks = torch.empty_like(weight), [damped(block) for block in output_hessian]
     start = 0
     # Blocks of one size are independent of each other: those of a single matrix are worked on together.
     for _, same in groupby(enumerate(blocks), lambda each: (len(each[1]), each[0] if experts > 1 else 0)):
@@ -115,7 +115,7 @@ def _grid(
     return grid, wide(grid.scales), None if grid.zero_points is None else wide(grid.zero_points), groups
 
 
-def _damped(block: torch.Tensor) -> torch.Tensor:
+def damped(block: torch.Tensor) -> torch.Tensor:
     """[n, n] over its mean diagonal, damped; one that is zero knows nothing, and becomes the identity."""
     mean = block.diagonal().mean()
     block = block.float() / mean if mean > 0 else torch.zeros_like(block, dtype=torch.float32)

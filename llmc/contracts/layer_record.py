@@ -22,6 +22,10 @@ class ModuleReport(Part):
     nearest_error: float | None = Field(
         default=None, description="that of the same scales with every weight rounded to nearest"
     )
+    held_out_error: float | None = Field(
+        default=None, description="the error on tokens that the solver did not see, of what it found"
+    )
+    held_out_nearest_error: float | None = Field(default=None, description="and that of rounding to nearest")
     damping: float | None = Field(default=None, description="share of the Hessian's mean diagonal that was added to it")
     tokens: Count | None = Field(default=None, description="calibration tokens that an expert saw")
     fallback: str | None = Field(

@@ -28,7 +28,7 @@ def measured_inputs(modules: dict[str, Any], batch: SolveBatch, crossed: bool) -
     """Of every source of the batch, which all have inputs of their own."""
     measured, generator = CalibrationStats(), torch.Generator().manual_seed(0)
     for names in batch.members:
-        x = torch.randn(64, modules[names[0]].in_features, generator=generator)
+        x = torch.randn(256, modules[names[0]].in_features, generator=generator)  # of which 32 are held out
         measured.add(names[0].rpartition(".")[0] if "gate" in names[0] else names[0], x, x + 0.01 if crossed else None)
     return measured
 
