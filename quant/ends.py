@@ -28,6 +28,7 @@ EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 # Weights that are worked on at once: a vocabulary's rows are many, and each takes a dozen temporaries.
 ROWS_TOGETHER = 1 << 25
 _UNIT = 128  # rows that a block may span
+_ERRORS = "weight_error", "output_error", "nearest_error"
 
 
 @dataclass
@@ -229,4 +230,4 @@ def _mean(reports: list[tuple[int, ModuleReport]]) -> ModuleReport:
     first = reports[0][1]
     if len(reports) == 1:
         return first
-    return first.model_copy(update={name: mean(name) for name in ("weight_error", "output_error")})
+    return first.model_copy(update={name: mean(name) for name in _ERRORS})
