@@ -29,20 +29,31 @@ class Stop(Exception):
     pass
 
 
+@pytest.fixture(scope="module")
+def builds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the builds are that all tests begin with."""
+    return tmp_path_factory.mktemp("builds")
+
+
 @pytest.fixture
-def stopped(recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path, dict[str, bytes]]:
+def stopped(
+    recipe, builds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Path, Path, dict[str, bytes]]:
     """A recipe, the work folder of a build that was stopped when its check was done, and what an uninterrupted build
     makes of the recipe."""
     path = recipe(targets=[{"onnxruntime": {}}])
-    run(path, tmp_path / "whole" / "small")
+    whole, halted = builds / "whole" / "small", builds / "stopped" / "small"
 
     def stop(*_: object) -> None:
         raise Stop
 
-    with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr("llmc.pipeline.model_card", stop)
-        run(path, tmp_path / "stopped" / "small")
-    return path, tmp_path / "stopped" / "small.work", contents(tmp_path / "whole" / "small")
+    if not builds.joinpath("stopped").exists():
+        run(path, whole)
+        with monkeypatch.context() as patch, pytest.raises(Stop):
+            patch.setattr("llmc.pipeline.model_card", stop)
+            run(path, halted)
+    work = shutil.copytree(halted.with_name("small.work"), tmp_path / "stopped" / "small.work")
+    return path, work, contents(whole)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
