@@ -39,10 +39,10 @@ ROLES = {
 }
 SCHEMES = (
     "int4-g128", "int4-g64", "int4-g32", "int4-channel", "int4-g128-asym", "int4-g128-actorder", "int3-g64", "int2-g32",
-    "int8-g128", "int8-channel", "fp8-block", "fp8-channel", "fp8-tensor", "fp8-channel-static", "fp8-channel-dynamic",
-    "bfloat16, FP8 cache",
+    "int8-g128", "int8-channel", "nvfp4", "mxfp4", "fp8-block", "fp8-channel", "fp8-tensor", "fp8-channel-static",
+    "fp8-channel-dynamic", "bfloat16, FP8 cache",
 )  # fmt: skip
-CODES = {"int4": "int4", "int8": "int8", "fp8_e4m3": "fp8"}  # as programs call them
+CODES = {"int4": "int4", "int8": "int8", "fp8_e4m3": "fp8", "fp4_e2m1": "fp4"}  # as programs call them
 LOST = "decoded when decoding"
 
 
