@@ -51,10 +51,14 @@ def shape(samples: int, length: int) -> tuple[int, int]:
 
 def sensitivity_key(job: Job) -> str:
     """A hash of everything that decides a measurement, but for the schemes, of which later ones may take more."""
-    ids = _ids(job)
+    if job.texts.is_own:  # and is not written for the sake of a key
+        text: list[int | str] = list(job.texts.key()[:1])
+    else:
+        ids = _ids(job)
+        text = [*ids.shape, key_of(ids.tolist())]
     return key_of(
         job.source_files,
-        [*ids.shape, key_of(ids.tolist())],
+        text,
         str(job.options.device.type),
         code_version("convert", without=("graph/", "targets/", "engines/", "kernels/")),
         [module_version(f"llmc.quant.{name}") for name in _MODULES],

@@ -78,6 +78,11 @@ class Texts:
         return windows, read
 
     @property
+    def is_own(self) -> bool:
+        """Whether the model writes some of it."""
+        return bool(self._drawn.own)
+
+    @property
     def is_written(self) -> bool:
         """Whether all of the text is at hand; the model need not write any first."""
         return not self._drawn.own or "_calibration" in vars(self)

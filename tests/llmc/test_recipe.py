@@ -18,7 +18,11 @@ from llmc.recipe import json_schema, load_recipe, read_recipe
         ("model: x\nquantize:\n  - match: expert\n    scheme: int4-g64", 3, ["'expert'", "experts"]),
         ("model: x\nquantize:\n  - match: experts\n    scheme: int4-g63", 4, ["quantize[0].scheme", "int4-g64"]),
         ("model: x\nquantize:\n  - {match: 're:(', scheme: int4-g64}", 3, ["no regular expression"]),
-        ("model: x\nquantize: [{match: experts, scheme: int4-g64, method: gtpq}]", 2, ["'gptq', 'gptaq', 'yaqa' or 'rtn'"]),
+        (
+            "model: x\nquantize: [{match: experts, scheme: int4-g64, method: gtpq}]",
+            2,
+            ["'gptq', 'gptaq', 'yaqa' or 'rtn'"],
+        ),
         ("model: x\n\nprune: {keep: 175%}", 3, ["prune.keep", "1.75"]),
         ("model: x\nprune: {keep: most}", 2, ["0.02 or 2%"]),
         ("model: x\nprune: {}", 2, ["prune: `keep` is missing"]),

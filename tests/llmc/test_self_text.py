@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from llmc.convert.model import CausalLM
 from llmc.errors import InputError, MachineError
 from llmc.runtime.tokenizer import Tokenizer
 from llmc.self_text import SelfText
+from llmc.sensitivity import sensitivity_key
 from llmc.text import read_texts
 
 TEMPLATE = (
@@ -95,6 +98,9 @@ def test_the_texts_are_known_before_they_are_written(
     key = texts.key()
     assert key == read().key() != read(2).key() and not texts.is_written
     assert texts.lines()[0].startswith("check: ") and len(texts.lines()) == 1
+    files = {"source_files": {}, "options": SimpleNamespace(device=SimpleNamespace(type="cpu"))}
+    measured, other = (sensitivity_key(cast(Any, SimpleNamespace(texts=each, **files))) for each in (texts, read(2)))
+    assert measured != other and not texts.is_written
     assert texts.calibration.shape == (8, 32) and texts.is_written and texts.key() == key
     assert (texts.calibration == read().calibration).all()
     own, other = texts.read["calibration"]
