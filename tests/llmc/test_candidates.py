@@ -128,7 +128,7 @@ def test_a_longer_context_leaves_less_for_weights(checkpoint: Checkpoint) -> Non
     assert halved.budget - long.budget == 1200 * cache // 2
 
 
-@pytest.mark.parametrize("bits", [2.6, 3.3, 6.0])
+@pytest.mark.parametrize("bits", [2.9, 3.3, 6.0])
 def test_rules_say_what_was_solved(checkpoint: Checkpoint, bits: float) -> None:
     found = problem(checkpoint, bits=bits)
     solved = found.solve(found.guess)
