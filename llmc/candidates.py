@@ -199,9 +199,8 @@ class _Options:
                 options.append(self._option(kind, counts, each))
         if not options:
             raise self._no_choice(name, kind, modules, distinct)
-        methods = {
-            module: "gptaq" if rule is None else rule.method for module, rule in zip(modules, rules, strict=True)
-        }
+        usual = Quantize.model_fields["method"].default
+        methods = {module: usual if rule is None else rule.method for module, rule in zip(modules, rules, strict=True)}
         parameters = sum(rows * columns * count for (rows, columns), count in counts.items())
         return Group(name, kind.role, modules, parameters, self._fewer(options), methods)
 

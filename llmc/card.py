@@ -18,7 +18,7 @@ from llmc.convert.formats import Layout, layout
 from llmc.progress import size
 from llmc.quant.schemes import scheme
 from llmc.runtime.artifact import REFERENCE
-from llmc.summary import predicted, rows, target_line
+from llmc.summary import rows, target_line
 from llmc.text import told
 from llmc.visible import visible_line
 
@@ -98,7 +98,7 @@ def _budget(manifest: Manifest) -> list[str]:
         "## Bits to a budget\n",
         f"The recipe asks for {_plain(budget.asked)}. Which module gets which scheme was chosen so that the KL "
         f"divergence is least that sensitivities, measured on {budget.tokens:,} calibration tokens, predict. "
-        f"Predicted: {predicted(budget)}.{measured}\n",
+        f"Predicted: {budget.predicted_kl:.4f}.{measured}\n",
         _table(("role", "parameters", "bits", "schemes"), spent_rows(budget)),
         "What other sizes would have cost, as predicted:\n",
         _table(("safetensors", "bits", "KL divergence"), curve),

@@ -69,7 +69,7 @@ class Point:
     Attributes:
         bytes: Of the safetensors.
         bits: Mean bits of the parameters that may be quantized, scales included.
-        kl: Predicted for weights rounded to nearest, in nats per token.
+        kl: Predicted, in nats per token.
     """
 
     bytes: int

@@ -16,7 +16,7 @@ from llmc.calibration_recipe import Calibration
 from llmc.candidates import Group
 from llmc.contracts.manifest import BudgetPoint, BudgetRecord, RuleRecord, SpentBudget
 from llmc.contracts.part import checked
-from llmc.contracts.progress import Progress, ProgressFunction
+from llmc.contracts.progress import Progress
 from llmc.contracts.sensitivity import GroupLosses, SensitivityRecord
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.layer_modules import layer_modules
@@ -27,6 +27,7 @@ from llmc.files import read_json
 from llmc.planning import Plan, PlannedBudget, Point
 from llmc.quant.durable import write_json
 from llmc.quant.ends import EMBEDDING, HEAD
+from llmc.quant.gradients import step_sizes
 from llmc.quant.schemes import scheme
 from llmc.recipe import Recipe
 from llmc.stages import code_version, key_of, module_version, versions
@@ -38,8 +39,7 @@ SUFFIX = ".sensitivity.json"
 # Of the calibration text. What decides how far chance is off are sequences, not tokens, so that they are short.
 TOKENS, LENGTH = 16384, 256
 _DRAWS = 2  # of labels
-_BACK = 4  # times as long as forward, where losses of a dozen schemes are measured on the way
-_MODULES = ("change", "drawn_labels", "gradients", "head_loss", "observed", "sensitivity")
+_MODULES = ("change", "drawn_labels", "gradients", "head_loss", "observed", "sensitivity", "solver_share")
 _MOST_BYTES = 1 << 28
 
 
@@ -83,7 +83,7 @@ def found_record(folder: Path, model: str, problem: BudgetProblem) -> Sensitivit
     key = headers_key(problem.checkpoint)
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         record = read_record(path)
-        if record and (record.model, record.headers) == (model, key) and record.has(problem.schemes):
+        if record and (record.model, record.headers) == (model, key) and is_known(problem, record):
             return record
     return None
 
@@ -101,11 +101,11 @@ def measured(
         fresh: Whether to forget what is there.
         progress: Is told.
     """
-    key, wanted = sensitivity_key(job), problem.schemes
+    key = sensitivity_key(job)
     path = record_path(folder, job.source.id, key)
     known = None if fresh else read_record(path)
     if known is not None and known.key == key:
-        if known.has(wanted):
+        if is_known(problem, known):
             progress.line(f"sensitivities: taken from {path}")
             return known
     else:
@@ -131,7 +131,7 @@ def losses(record: SensitivityRecord) -> Losses:
 
 def measurement_folder(job: Job, problem: BudgetProblem | None) -> str:
     """Name of the folder that an interrupted measurement goes on from, whatever the budget."""
-    return key_of(sensitivity_key(job), problem.schemes)[:16] if problem else ""
+    return key_of(sensitivity_key(job), problem.schemes, _solved(problem))[:16] if problem else ""
 
 
 def spend(problem: BudgetProblem, record: SensitivityRecord) -> SpentBudget:
@@ -181,20 +181,6 @@ def _ids(job: Job) -> torch.Tensor:
     return pieces.transpose(0, 1).flatten(0, 1)[:sequences].contiguous()
 
 
-class BothWays:
-    """Tells of a pass forward and back as of one through twice as many layers."""
-
-    def __init__(self, progress: ProgressFunction) -> None:
-        self.progress, self.step = progress, 0
-
-    def __call__(self, phase: str, done: float, total: float = 1.0, layer: int = 0, layers: int = 1) -> None:
-        """Of a layer's way; never of an earlier one than before."""
-        step = layer if phase == "forward" else 2 * layers - 1 - layer
-        if step == self.step or (step > self.step and phase != "losses"):  # those of the head have no layer
-            self.step = step
-        self.progress(phase, done, total, self.step, 2 * layers)
-
-
 def with_measurement(plan: Plan, spec: ModelSpec, calibration: Calibration) -> Plan:
     """Return the plan of a build that measures before it quantizes: with room for the inputs of all layers, their
     gradients, and what the modules of one layer read and give back.
@@ -214,6 +200,28 @@ def with_measurement(plan: Plan, spec: ModelSpec, calibration: Calibration) -> P
     return replace(plan, work_disk=max(plan.work_disk, needed))
 
 
+def _solved(problem: BudgetProblem) -> list[str]:
+    """Modules that are not rounded to nearest; an embedding is, whatever its rule says."""
+    mine = [module for group in problem.groups for module in group.modules if group.methods[module] != "rtn"]
+    return [module for module in mine if module != EMBEDDING]
+
+
+def is_known(problem: BudgetProblem, record: SensitivityRecord) -> bool:
+    """Tell whether a record has all losses that a problem needs, by the methods of its rules."""
+    return not any(_missing(group, record) for group in problem.groups)
+
+
+def _missing(group: Group, record: SensitivityRecord | None) -> list[str]:
+    """Schemes whose losses, by the group's methods, are to be measured."""
+    known = record.groups.get(group.name) if record else None
+    losses = known.losses if known and known.methods == _methods(group) else {}
+    return [name for option in group.options if (name := option.scheme) is not None and name not in losses]
+
+
+def _methods(group: Group) -> list[str]:
+    return sorted({"rtn" if method == "rtn" else "solved" for method in group.methods.values()})
+
+
 def _members(checkpoint: Checkpoint, group: Group) -> list[str]:
     """What a group's losses are of: of one matrix for embedding and head, the sum of both."""
     tied = checkpoint.spec.tie_word_embeddings and EMBEDDING in group.modules
@@ -225,11 +233,7 @@ def _measure(
 ) -> SensitivityRecord:
     from llmc.quant.sensitivity import measure
 
-    already = {name: group.losses for name, group in known.groups.items()} if known else {}
-    missing = {
-        group.name: [each for each in problem.schemes[group.name] if each not in already.get(group.name, {})]
-        for group in problem.groups
-    }
+    missing = {group.name: _missing(group, known) for group in problem.groups}
     checkpoint, ids = job.checkpoint, _ids(job)
     members = {group.name: _members(checkpoint, group) for group in problem.groups}
     candidates = {
@@ -238,19 +242,20 @@ def _measure(
         for module in modules
         if missing[name]
     }
-    weights = [checkpoint.nbytes(f"model.layers.{index}.") for index in range(checkpoint.spec.num_all_layers)]
-    with progress.stage("sensitivity", [*weights, *(_BACK * each for each in reversed(weights))]):
+    with progress.stage("sensitivity", step_sizes(checkpoint, EMBEDDING in candidates)):
         found = measure(
-            checkpoint, candidates, ids, work, draws=_DRAWS, memory_budget=job.options.memory_budget,
-            device=job.options.device, progress=BothWays(progress), unchanged=job.files.require_unchanged,
-            tell=progress.line,
+            checkpoint, candidates, ids, work, solved=_solved(problem), draws=_DRAWS,
+            memory_budget=job.options.memory_budget, device=job.options.device, progress=progress,
+            unchanged=job.files.require_unchanged, tell=progress.line,
         )  # fmt: skip
     groups = {}
     for group in problem.groups:
         new = {name: sum(found[module][name] for module in members[group.name]) for name in missing[group.name]}
-        losses = {name: float(f"{loss:.6g}") for name, loss in new.items()}
+        before = known.groups.get(group.name) if known else None
+        kept = before.losses if before and before.methods == _methods(group) else {}
+        losses = {**kept, **{name: float(f"{loss:.6g}") for name, loss in new.items()}}
         groups[group.name] = GroupLosses(
-            role=group.role, parameters=group.parameters, losses={**already.get(group.name, {}), **losses}
+            role=group.role, parameters=group.parameters, methods=_methods(group), losses=losses
         )
     others = known.groups if known else {}
     return SensitivityRecord(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llmc.budget_tables import spent_rows
-from llmc.contracts.manifest import BudgetRecord, Checks, GateRecord, Manifest, TargetRecord, TokenizerRecord
+from llmc.contracts.manifest import Checks, GateRecord, Manifest, TargetRecord, TokenizerRecord
 from llmc.progress import size
 from llmc.runtime.artifact import REFERENCE
 
@@ -36,7 +36,7 @@ def rows(manifest: Manifest) -> list[tuple[str, str]]:
         result.append(("attention cache", "FP8, one calibrated scale per layer"))
     result += tokenizer_rows(manifest.tokenizer)
     if budget:
-        result.append(("predicted KL", predicted(budget)))
+        result.append(("predicted KL", f"{budget.predicted_kl:.4f}"))
     if manifest.checks:
         result += check_rows(manifest.checks)
     told = f"its tokens are in {REFERENCE}" if REFERENCE in manifest.files else "is not in the artifact"
@@ -44,11 +44,6 @@ def rows(manifest: Manifest) -> list[tuple[str, str]]:
     for name, target in manifest.targets.items():
         result.append((f"target {name}", target_line(target)))
     return result
-
-
-def predicted(budget: BudgetRecord) -> str:
-    """`0.0296, were all rounded to nearest`"""
-    return f"{budget.predicted_kl:.4f}, were all rounded to nearest"
 
 
 def tokenizer_rows(record: TokenizerRecord | None) -> list[tuple[str, str]]:

@@ -252,7 +252,7 @@ class BudgetRecord(Part):
     bytes: Count = Field(description="of the safetensors, as they were foreseen")
     bits: Number = Field(description="mean bits per parameter, scales included, of what may be quantized")
     predicted_kl: Number = Field(
-        description="what the measured sensitivities predict for weights rounded to nearest, in nats per token"
+        description="what the measured sensitivities predict, in nats per token, MTP layers left out"
     )
     tokens: Count = Field(description="of the calibration text that sensitivities were measured on")
     roles: dict[str, dict[str, Count]] = Field(description="role → scheme, or as-is → parameters")

@@ -12,6 +12,7 @@ class GroupLosses(Part):
 
     role: str = Field(description="of their weights")
     parameters: Count = Field(description="of all of them")
+    methods: list[str] = Field(description="rtn: rounded to nearest; solved: by GPTQ or what derives from it")
     losses: dict[str, Number] = Field(description="scheme → predicted KL divergence, in nats per token")
 
 
@@ -24,7 +25,3 @@ class SensitivityRecord(Part):
     text: str = Field(description="the text, in words")
     tokens: Count = Field(description="how many went through the model and back")
     groups: dict[str, GroupLosses] = Field(description="name of a group → its losses")
-
-    def has(self, wanted: dict[str, list[str]]) -> bool:
-        """Tell whether the losses of all of these schemes, by group, are known."""
-        return all(name in self.groups and self.groups[name].losses.keys() >= {*each} for name, each in wanted.items())

@@ -18,7 +18,6 @@ from llmc.job import Limits
 from llmc.measuring import measure_sensitivity
 from llmc.quant import sensitivity
 from llmc.quant.assign import Rule, assign
-from llmc.sensitivity import BothWays
 
 pytestmark = pytest.mark.slow
 
@@ -186,19 +185,3 @@ def test_sensitivity_and_plan(llmc, budget, measurements: list[set[str]]) -> Non
     assert llmc("build", path).exit_code == 0
     assert len(measurements) == 1
     assert manifest()["budget"]["predicted_kl"] == plan["point"]["kl"]
-
-
-def test_the_way_back_counts_as_more_layers() -> None:
-    told: list[tuple[str, int, int]] = []
-    both = BothWays(lambda phase, done, total=1.0, layer=0, layers=1: told.append((phase, layer, layers)))
-    for phase, layer in [
-        ("forward", 0),
-        ("forward", 1),
-        ("losses", 0),
-        ("gradients", 1),
-        ("losses", 1),
-        ("gradients", 0),
-    ]:
-        both(phase, 1.0, 1.0, layer, 2)
-    assert [layer for _, layer, _ in told] == [0, 1, 1, 2, 2, 3]
-    assert {layers for *_, layers in told} == {4}
