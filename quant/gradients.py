@@ -9,6 +9,7 @@ gradients, the choice has none.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -33,7 +34,7 @@ from llmc.quant.observed import Observed, ObservedLinear, Observer, SavedBytes, 
 from llmc.quant.overflow import OverflowInModelError, explained
 from llmc.quant.steps import Made, Step, run_steps
 
-__all__ = ["Observed", "Visit", "backward"]
+__all__ = ["Observed", "Visit", "backward", "step_sizes"]
 HEAD, EMBEDDING = "lm_head", "model.embed_tokens"
 _PART = "calibration-original"
 SILENT = Silent()
@@ -87,7 +88,8 @@ def backward(
         memory_budget: bytes, a quarter for what is kept of a layer's way forward (of one row at least), an eighth for
             logits; the rest is left to the visitor
         device: where layers are computed
-        progress: is told of two phases: "forward" from the first layer to the last, then "gradients" back to the first
+        progress: is told; what it counts as layers are steps: forward through each layer, the head, and back through
+            each, see `step_sizes`
         finish: is called with "lm_head", "model.layers.<index>" or "model.embed_tokens" when all of that was shown;
             returns what files in `work_dir` were made of it. It is called again if they are damaged in the end.
         with_embedding: whether `model.embed_tokens` is shown, whose `x` are ids
@@ -103,6 +105,15 @@ def backward(
         run_steps(work_dir, model.steps(with_embedding), unchanged, tell)
     except OverflowInModelError as error:
         raise explained(error, checkpoint, model.place) from error
+
+
+def step_sizes(checkpoint: Checkpoint, with_embedding: bool = False) -> list[int]:
+    """Return how long each step of `backward` takes, up to a factor, as a display of progress wants to know."""
+    last, layers = checkpoint.spec.num_layers, checkpoint.spec.num_all_layers
+    sizes = [checkpoint.nbytes(f"model.layers.{index}.") for index in range(layers)]
+    back = [4 * size for size in (*reversed(sizes[last:]), *reversed(sizes[:last]))]
+    head = 3 * checkpoint.nbytes(f"{EMBEDDING}.")
+    return [*sizes[: max(last, layers - 1)], head, *back, *([1] if with_embedding else [])]
 
 
 class _Backward:
@@ -126,6 +137,7 @@ class _Backward:
         # The last MTP layers have nothing to say of rows that are too short.
         self.layers = min(self.spec.num_all_layers, self.spec.num_layers + ids.shape[1] - 1)
         self.place: tuple[str, ...] = (EMBEDDING,)  # the modules at work, for errors
+        self.number, self.count = 0, 1  # of the step at work, and how many there are, for progress
 
     def steps(self, with_embedding: bool) -> list[Step]:
         """In the order in which they are done."""
@@ -140,7 +152,12 @@ class _Backward:
             steps.append(Step(f"backward-{i:05d}", self._reads(i, i + 1), partial(self._backward, i)))
         if with_embedding:
             steps.append(Step("embedding", tuple(file.path.name for file in self._gradients(0)), self._embedding))
-        return steps
+        self.count = len(steps)
+        return [replace(step, run=partial(self._numbered, number, step.run)) for number, step in enumerate(steps)]
+
+    def _numbered(self, number: int, run: Callable[[], Made]) -> Made:
+        self.number = number
+        return run()
 
     def _reads(self, index: int, gradient: int | None = None) -> tuple[str, ...]:
         files = [self._inputs(index), *([] if gradient is None else self._gradients(gradient))]
@@ -154,8 +171,8 @@ class _Backward:
         """Of what enters a layer, for each draw; of an MTP layer without those that its own loss starts with."""
         return [self._inputs(index).beside(f"{_PART}-gradient-{draw}") for draw in range(self.draws)]
 
-    def _report(self, phase: str, rows: int, index: int) -> None:
-        self.progress(phase, rows * self.ids.shape[1], self.ids.numel(), index, self.spec.num_all_layers)
+    def _report(self, phase: str, rows: int) -> None:
+        self.progress(phase, rows * self.ids.shape[1], self.ids.numel(), self.number, self.count)
 
     # Forward -----------------------------------------------------------------------------------------------------
 
@@ -175,7 +192,7 @@ class _Backward:
         for rows in x.micro_batches(min(fitting, MICRO_BATCH_TOKENS)):
             y = layer(*self._entering(index, rows))
             target.write(rows, functional.pad(y, (0, 0, 0, target.shape[1] - y.shape[1])))
-            self._report("forward", rows.stop, index)
+            self._report(f"forward, layer {index + 1}", rows.stop)
         target.flush()
         return Made([x.path, target.path] if index == 0 else [target.path])
 
@@ -225,7 +242,7 @@ class _Backward:
             normed = self._norm(hidden)
             found = labels.gradients(normed.detach()[0], row, kind=0)
             self._back(normed, hidden, found[:, None], targets, rows)
-            self._report("gradients", row + 1, self.spec.num_all_layers - 1)
+            self._report("gradients, head", row + 1)
         return self._finished(HEAD, targets)
 
     def _backward(self, index: int) -> Made:
@@ -268,7 +285,7 @@ class _Backward:
                 fitting = self.room_for_layer // (2 * max(1, saved.count))
                 step = max(1, min(fitting, MICRO_BATCH_TOKENS // x.shape[1]))
             start = rows.stop
-            self._report("gradients", start, index)
+            self._report(f"gradients, layer {index + 1}", start)
 
     def _back(
         self, y: torch.Tensor, x: torch.Tensor, gradients: torch.Tensor, targets: list[ActivationFile], rows: slice
@@ -295,5 +312,5 @@ class _Backward:
                 sequence = torch.arange(rows.start, rows.stop, device=self.device).repeat_interleave(length)
                 ids = self.ids[rows].flatten().to(self.device)
                 self.observer.visit(Observed(EMBEDDING, ids, gradient, sequence, linear, draw))
-        self._report("gradients", len(self.ids), 0)
+        self._report("gradients, embedding", len(self.ids))
         return self._finished(EMBEDDING, [])

@@ -80,7 +80,7 @@ def measure(
         seed: of the labels
         memory_budget: bytes
         device: where all is computed
-        progress: is told, as by `backward`, and of "losses" behind each layer's "gradients"
+        progress: is told, as by `backward`
         unchanged: raises when the checkpoint's files are not what they were
         tell: is told in a line what of an interrupted pass is damaged
 
@@ -157,7 +157,7 @@ class _Collected:
         losses = {}
         for number, (name, linear) in enumerate(self.modules.items()):
             losses[name] = self._losses(name, linear)
-            self.progress("losses", number + 1, len(self.modules), *self.step)
+            self.progress(f"losses, {name}", number + 1, len(self.modules), *self.step)
         self.modules, self.shares = {}, {}
         shutil.rmtree(self.folder, ignore_errors=True)
         path = self.work_dir / f"sensitivity-{place}.json"

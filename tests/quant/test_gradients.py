@@ -20,7 +20,7 @@ from llmc.convert.model import CausalLM, Linear, MixtureOfExperts, scaled_logits
 from llmc.convert.quantized_weight import Activations, round_to_fp8
 from llmc.errors import InputError
 from llmc.quant.drawn_labels import drawn, uniform
-from llmc.quant.gradients import Observed, backward
+from llmc.quant.gradients import Observed, backward, step_sizes
 from llmc.quant.observed import ObservedLinear, Observer
 
 ROWS, LENGTH, DRAWS, SEED = 3, 20, 2, 5
@@ -222,8 +222,11 @@ def test_an_interrupted_pass_ends_in_the_same_bytes(
     result = shown(tiny, ids, work, progress=progress, tell=said.append)
     assert result == expected
     if not damaged:
-        assert phases[0] == ("gradients", 0 if stop == "model.layers.0" else 1)
+        names = {"lm_head": "gradients, head", "model.layers.1": "gradients, layer 2"}
+        assert phases[0][0] == names.get(stop, "gradients, layer 1")
         assert not said
+    numbers = [number for _, number in phases]
+    assert numbers == sorted(numbers) and numbers[-1] == len(step_sizes(tiny)) - 1
     assert not list(work.glob("*.f32"))
     assert shown(tiny, ids, work, progress=lambda *_: pytest.fail("nothing is left to do")) == expected
 

@@ -18,7 +18,7 @@ from llmc.convert.model import CausalLM, Linear, MixtureOfExperts
 from llmc.quant.assign import linear_modules
 from llmc.quant.change import change
 from llmc.quant.gptq import solve
-from llmc.quant.gradients import Observed, backward
+from llmc.quant.gradients import Observed, backward, step_sizes
 from llmc.quant.layer_solver import input_scale
 from llmc.quant.schemes import scheme
 from llmc.quant.schemes.base import Scheme
@@ -124,19 +124,23 @@ class Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("stop", [("gradients", 1), ("gradients", 0), ("losses", 1)])
-def test_an_interrupted_measurement_ends_in_the_same_numbers(
-    tiny: Checkpoint, tmp_path: Path, stop: tuple[str, int]
-) -> None:
+@pytest.mark.parametrize("stop", ["gradients, layer 2", "losses, model.layers.0.mlp.up_proj", "losses, lm_head"])
+def test_an_interrupted_measurement_ends_in_the_same_numbers(tiny: Checkpoint, tmp_path: Path, stop: str) -> None:
     def progress(phase: str, done: float, total: float = 1.0, layer: int = 0, layers: int = 1) -> None:
-        if (phase, layer) == stop:
+        numbers.append(layer)
+        if phase == stop and not finishing:
             raise Stop
+
+    numbers: list[int] = []
+    finishing = False
 
     candidates, ids = all_candidates(tiny), text(96)
     expected = measure(tiny, candidates, ids, tmp_path / "whole")
     with pytest.raises(Stop):
         measure(tiny, candidates, ids, tmp_path / "stopped", progress=progress)
-    assert measure(tiny, candidates, ids, tmp_path / "stopped") == expected
+    finishing = True
+    assert measure(tiny, candidates, ids, tmp_path / "stopped", progress=progress) == expected
+    assert numbers[-1] == len(step_sizes(tiny, with_embedding=True)) - 1
 
 
 def test_what_is_in_memory_stays_within_the_budget(tmp_path: Path) -> None:
