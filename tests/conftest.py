@@ -65,8 +65,8 @@ def kernels_are_compiled_here() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def disks_are_not_waited_for() -> Iterator[None]:
-    """A build syncs sixty times, which takes a third of its time; only a loss of power would show it, and no test has
-    one. What cannot be synced still fails.
+    """A build syncs files sixty times; only a loss of power would show it, and no test has one. What cannot be synced
+    still fails.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", os.fstat)
