@@ -90,7 +90,11 @@ def test_progress_comes_from_every_stage(built: llmc.BuildResult, heard: Heard) 
     assert heard.stages == ["read the checkpoint", "quantize", "target onnxruntime", "check"]
     assert heard.layers == {0, 1, 2}
     assert heard.shares.keys() == set(heard.stages) and all(max(shares) > 0.5 for shares in heard.shares.values())
-    assert heard.lines == [f"building {built.path}"]
+    read = [
+        "calibration: words.txt: 128 tokens of 1 of 11 documents",
+        "check: words.txt: 128 tokens of 1 of 3 documents",
+    ]
+    assert heard.lines == [*read, f"building {built.path}"]
 
 
 def test_silent_by_default(contents: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
