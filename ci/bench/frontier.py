@@ -157,7 +157,8 @@ def _budget(model: Model, bits: float) -> dict[str, object]:
         "model": str(model.source),
         "bits": bits,
         "calibration": {"samples": samples, "length": length},
-        "check": {"tokens": 1024, "length": 512},
+        "check": {"tokens": 512, "length": 512},
+        "targets": [],
     }
 
 
