@@ -186,11 +186,14 @@ class _Pass:
         return result
 
     def _measure_outputs(self) -> None:
+        def report(phase: str, done: int, total: int, step: int, steps: int) -> None:
+            self.progress(f"output Hessians, {phase}", done, total, 0, self.layers)  # before the first layer
+
         self.outputs.run(
             self.ids["calibration"],
             self.options.memory_budget,
             self.options.device,
-            self.progress,
+            report,
             self.unchanged,
             self.tell,
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from llmc.convert.safetensors_file import read_header
-from llmc.convert.tensor_names import ModuleName
+from llmc.convert.tensor_names import ModuleName, module_of, part_of
 
 WIDEST = 2048  # rows of a block; a layer with more has several on the diagonal, and nothing outside of them
 
@@ -29,10 +29,8 @@ class OutputHessians:
         """Those on the diagonal of a module, by its name inside its layer, float32; [] if no token showed anything."""
         key = key_of(module)
         stored = read_header(self.path) if self.path.exists() else {}
-        names = sorted(
-            (name for name in stored if name.rpartition(".")[0] == key), key=lambda x: int(x.rsplit(".")[-1])
-        )
-        return [stored[name].read().to(device) for name in names]
+        numbers = sorted(int(part_of(name)) for name in stored if module_of(name) == key)
+        return [stored[f"{key}.{number}"].read().to(device) for number in numbers]
 
 
 def key_of(module: str) -> str:

@@ -59,6 +59,7 @@ class Case(NamedTuple):
 
 
 IN_PORTIONS, FEW_ROWS, MANY_ROWS = ("portions_8", "add"), ("product_16",), ("product_64",)
+HELD = Case("fp8-block", 18, 1152, 200, FP16, 24, True, ("portions_16", "add"))
 CASES = [
     Case("int4-128", 1, 256, 128),
     Case("int4-32", 9, 160, 72, FP16, bias=True, kernels=FEW_ROWS),
@@ -72,7 +73,7 @@ CASES = [
     Case("fp4-16", 33, 160, 72, FP16, kernels=MANY_ROWS),
     Case("fp8-block", 1, 256, 136, FP16),
     Case("fp8-block", 32, 200, 264, kernels=FEW_ROWS),
-    Case("fp8-block", 18, 1152, 200, FP16, 24, True, ("portions_16", "add")),
+    HELD,
     Case("fp8-channel", 1, 1024, 32, BF16, 100, False, IN_PORTIONS),
     Case("fp8-block", 65, 264, 136, bias=True, kernels=MANY_ROWS),
     Case("fp8-tensor", 4, 72, 40, FP16),
@@ -189,7 +190,7 @@ def values(shape: LinearShape, rows: int | str, kind: int) -> tuple[list[Any], l
 
 
 def test_an_engine_holds_it(tmp_path: Path) -> None:
-    wanted, (_, *weights), _ = problem(CASES[9])
+    wanted, (_, *weights), _ = problem(HELD)
     shape = LinearShape(1152, 200, "bf16", wanted.shape.weight, True)
     (made,) = kernel_sets([KernelRequest("Linear", shape)], [89], lambda _: None)
     kernel_set.write(tmp_path / "rtx.kernels.safetensors", [made])

@@ -386,6 +386,8 @@ def test_an_interrupted_step_is_taken_by_all(pair):
 
     def interrupt():
         begun.wait(30)
+        while sys._current_frames()[main].f_code is not threading.Condition.wait.__code__:
+            time.sleep(0.01)
         time.sleep(0.5)  # a signal that comes just before the main thread waits is seen when it has waited
         signal.pthread_kill(main, signal.SIGINT)
 
