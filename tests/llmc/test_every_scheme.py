@@ -5,6 +5,7 @@ Rounded to nearest, in the dense MLP, the experts and attention of a model whose
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.random_checkpoint import DEEPSEEK_V3, random_checkpoint
@@ -19,6 +20,7 @@ pytestmark = pytest.mark.slow
 
 # Not kv_b_proj: schemes that round inputs have no place there.
 ROLES = ("dense_mlp", "experts", "shared_experts", "attention")
+DRAWN: dict[str, Any] = {"max_new_tokens": 4, "temperature": 1.0, "seed": 0}  # the likeliest token may be an end
 
 
 @pytest.fixture(scope="session")
@@ -83,9 +85,7 @@ def test_plan_build_check_and_answer(name: str, llmc, recipe, wide_model: Path) 
             stored[role] += 1
     assert stored == {"dense_mlp": 3, "experts": 12, "shared_experts": 3, "attention": 8}
     with load("out") as model:
-        assert model.generate(
-            "the cat", max_new_tokens=4, temperature=1.0, seed=0
-        ).token_ids  # the likeliest may be an end
+        assert model.generate("the cat", **DRAWN).token_ids
 
 
 def test_experts_in_nvfp4_beside_fp8_are_one_recipe(llmc, recipe) -> None:
@@ -106,9 +106,7 @@ def test_experts_in_nvfp4_beside_fp8_are_one_recipe(llmc, recipe) -> None:
             found.setdefault(role, set()).add(kind.code_type if kind else "plain")
     assert found == {"experts": {"float4_e2m1fn"}, "attention": {"float8_e4m3fn"}, "mtp": {"float8_e4m3fn"}}
     with load("out") as model:
-        assert model.generate(
-            "the cat", max_new_tokens=4, temperature=1.0, seed=0
-        ).token_ids  # the likeliest may be an end
+        assert model.generate("the cat", **DRAWN).token_ids
 
 
 def test_embedding_and_head_from_plan_to_answer(llmc, recipe, wide_model: Path) -> None:
@@ -130,6 +128,4 @@ def test_embedding_and_head_from_plan_to_answer(llmc, recipe, wide_model: Path) 
         assert planned["schemes"][role] == {name: 260 * 256}
     assert "lm_head" in llmc("inspect", "out").output
     with load("out") as model:
-        assert model.generate(
-            "the cat", max_new_tokens=4, temperature=1.0, seed=0
-        ).token_ids  # the likeliest may be an end
+        assert model.generate("the cat", **DRAWN).token_ids
