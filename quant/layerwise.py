@@ -186,7 +186,7 @@ class _Pass:
         return result
 
     def _measure_outputs(self) -> None:
-        def report(phase: str, done: int, total: int, step: int, steps: int) -> None:
+        def report(phase: str, done: float, total: float = 1.0, layer: int = 0, layers: int = 1) -> None:
             self.progress(f"output Hessians, {phase}", done, total, 0, self.layers)  # before the first layer
 
         self.outputs.run(

@@ -369,7 +369,15 @@ def test_a_leader_that_fails_lets_the_others_go(pair):
     assert communicator.ended and ended == ["rank 1 of 2: rank 0 ended; load the model again"]
 
 
-def test_an_interrupted_step_is_taken_by_all(pair):
+@pytest.fixture
+def interruptible():
+    """Processes that a shell starts in the background ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupted_step_is_taken_by_all(pair, interruptible):
     """Ctrl-C while rank 0 waits for its engine: the step goes on, and the next one is the next one everywhere."""
     mine, theirs = Recorder(), Recorder()
     leader, *_ = pair(mine, theirs)
