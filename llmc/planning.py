@@ -33,7 +33,7 @@ from llmc.default_targets import target_notes
 from llmc.errors import InputError, MachineError
 from llmc.progress import size
 from llmc.quant.activation_file import MICRO_BATCH_TOKENS
-from llmc.quant.assign import Assignment, assign
+from llmc.quant.assign import Assignment, assign, stale_copies
 from llmc.quant.ends import peak_bytes
 from llmc.quant.layer_solver import linears, solve_batches
 from llmc.quant.layerwise import DEFAULT_MEMORY_BUDGET
@@ -190,9 +190,10 @@ def plan(
     changes: dict[str, Change] = {}
     schemes: dict[str, dict[str, int]] = {}
     layers = [_NOTHING for _ in range(spec.num_all_layers)]
+    left_out = stale_copies(checkpoint, assigned)
     for name, before in tensor_sizes(checkpoint).items():
         role = checkpoint.role(name)
-        parameters, count = before.parameters, before.bytes
+        parameters, count = (0, 0) if name in left_out else (before.parameters, before.bytes)
         tensor = TensorName.parse(name)
         assignment = assigned.get(str(tensor.module)) if tensor.part == "weight" else None
         if assignment:

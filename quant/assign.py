@@ -107,6 +107,15 @@ def end_modules(checkpoint: Checkpoint) -> dict[str, Role]:
     return found if checkpoint.spec.tie_word_embeddings else found | {"lm_head": "lm_head"}
 
 
+def stale_copies(checkpoint: Checkpoint, assigned: Iterable[str]) -> set[str]:
+    """Tensors of MTP layers that repeat an embedding or a head which is to be quantized: they would be another one."""
+    quantized, found = {f"{module}.weight" for module in assigned}, set[str]()
+    for index in range(checkpoint.spec.num_layers, checkpoint.spec.num_all_layers):
+        names = map(str, checkpoint.names_of(index))
+        found |= {name for name in names if checkpoint.family.original(name, checkpoint.spec) in quantized}
+    return found
+
+
 def assign(checkpoint: Checkpoint, rules: Sequence[Rule]) -> dict[str, Assignment]:
     """Module → scheme and method, first match wins; InputError for a rule that matches nothing or does not fit."""
     check_rules(rules)

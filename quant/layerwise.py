@@ -35,7 +35,7 @@ from llmc.convert.spec import MixtureOfExpertsSpec
 from llmc.convert.tensor_names import ModuleName
 from llmc.errors import InputError
 from llmc.quant.activation_file import CPU, ActivationFile
-from llmc.quant.assign import Assignment, Rule, assign, check_layout, linear_modules
+from llmc.quant.assign import Assignment, Rule, assign, check_layout, linear_modules, stale_copies
 from llmc.quant.durable import write_json
 from llmc.quant.ends import EMBEDDING, HEAD, Ends
 from llmc.quant.layer_calibration import LayerCalibration, calibration_dtype
@@ -319,6 +319,7 @@ class _Pass:
             {name: given.scheme for name, given in mine.items()},
             self._shard(index + 1),
             self.layout,
+            stale_copies(self.checkpoint, self.assigned),
         )
         reports = calibration.solved.reports
         reports |= {name: ModuleReport(method="kept as stored") for name in sorted(as_stored)}

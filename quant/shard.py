@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -68,6 +68,7 @@ def write_layer(
     assigned: dict[str, Scheme],
     path: Path,
     layout: Layout,
+    left_out: Collection[str] = (),
 ) -> dict[str, str]:
     """Writes `model.layers.<index>` under the names of the checkpoint's family; returns module → scheme for all that is
     stored quantized, by our names.
@@ -77,6 +78,7 @@ def write_layer(
         weights: quantized modules by name inside the layer, experts renumbered; all else is copied from the checkpoint,
             quantized modules of its own included, and the router from `layer`, where it is pruned
         assigned: the scheme that each module is to be stored in, by the same names
+        left_out: tensors of the checkpoint that are not written
     """
     shard = _LayerShard(checkpoint, kept, weights, assigned, layout)
     scales = layer.self_attn.cache_scales if layer is not None else {}
@@ -89,7 +91,7 @@ def write_layer(
         experts: dict[TensorName, list[TensorName]] = {}
         done: set[TensorName] = set()
         for name in checkpoint.names_of(index):
-            if name in done:
+            if name in done or str(name) in left_out:
                 continue
             if name.module.expert is None:
                 members = shard.members(name)

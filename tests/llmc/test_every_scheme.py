@@ -129,3 +129,18 @@ def test_embedding_and_head_from_plan_to_answer(llmc, recipe, wide_model: Path) 
     assert "lm_head" in llmc("inspect", "out").output
     with load("out") as model:
         assert model.generate("the cat", **DRAWN).token_ids
+
+
+def test_mtp_layers_do_not_repeat_ends_that_are_quantized(llmc, recipe) -> None:
+    """Their copies of embedding and head would be another embedding and head: they are left out, and so planned."""
+    rules = [{"match": "embedding", "scheme": "int8-g64"}, {"match": "lm_head", "scheme": "int4-g64", "method": "rtn"}]
+    path = recipe(model="builtin:tiny-deepseek-v3", prune=None, quantize=rules)
+    planned = llmc("plan", path, "--json")
+    made = llmc("build", path, "-o", "out")
+    assert made.exit_code == 0, made.output
+    bytes_after = json.loads(planned.stdout)["total"]["after"]["bytes"]
+    assert bytes_after == json.loads(Path("out/llmc.json").read_text())["sizes"]["artifact"]
+    names = Checkpoint.open("out").names()
+    assert not [name for name in names if name.startswith("model.layers.4.") and "embed_tokens" in name]
+    with load("out") as model:
+        assert model.generate("def ", max_new_tokens=8).drafted
