@@ -138,6 +138,7 @@ def make(tool: str, model: Model, variant: str, point: Point) -> Path:
         point.bytes = json.loads(file.with_suffix(".json").read_text())["bytes"]
         file.unlink()
     elif tool == "llmc-budget":
+        shutil.rmtree(f"{output}.work", ignore_errors=True)  # of an earlier run; what it measured lies beside it
         recipe = output.with_suffix(".yaml")
         recipe.write_text(yaml.safe_dump(_budget(model, float(variant.split()[0]))))
         _call([sys.executable, "-m", "llmc.cli", "build", recipe, "--output", output], output)
