@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from llmc.contracts.layer_record import ScratchFile
-from llmc.contracts.part import File, checked
+from llmc.contracts.part import File, Part, checked
 from llmc.errors import MachineError
 
 
@@ -27,6 +27,7 @@ def _xxh3() -> Any:
 
 
 Sealed = TypeVar("Sealed", bound=File | ScratchFile)
+_Record = TypeVar("_Record", bound=Part)
 # xxh3, against accidents: activations of many GB are hashed after every layer, in a third of the time of sha256.
 _ALGORITHMS: dict[type, tuple[str, Callable[[], Any]]] = {
     File: ("sha256", hashlib.sha256),
@@ -138,6 +139,24 @@ def read_record(path: Path) -> Any:
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass
     raise Damaged(f"{path.name} is {'damaged' if path.stat().st_size else 'empty'}")
+
+
+def whole_records(
+    paths: Iterable[Path], kind: type[_Record], damaged: Callable[[_Record], str | None]
+) -> tuple[list[_Record], str | None]:
+    """Records up to the first that is missing or damaged, or whose files `damaged` finds so; and what is damaged."""
+    records = list[_Record]()
+    for path in paths:
+        try:
+            read = read_record(path)
+            record = None if read is None else kind.model_validate(read)
+            found = record and damaged(record)
+        except Damaged as error:
+            return records, str(error)
+        if record is None or found:
+            return records, found or None
+        records.append(record)
+    return records, None
 
 
 def _hash_of(record: Any) -> str:

@@ -132,6 +132,7 @@ class _Pass:
                 f"use layout {DEFAULT_LAYOUT}"
             )
         self.assigned = assign(checkpoint, rules)
+        self.left_out = stale_copies(checkpoint, self.assigned)
         self.parsed = {ModuleName.parse(module): given for module, given in self.assigned.items()}
         self.ids, self.output_dir, self.work_dir = ids, output_dir, work_dir
         self.options, self.progress = options, progress
@@ -319,7 +320,7 @@ class _Pass:
             {name: given.scheme for name, given in mine.items()},
             self._shard(index + 1),
             self.layout,
-            stale_copies(self.checkpoint, self.assigned),
+            self.left_out,
         )
         reports = calibration.solved.reports
         reports |= {name: ModuleReport(method="kept as stored") for name in sorted(as_stored)}

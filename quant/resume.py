@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from llmc.contracts.layer_record import LayerRecord, ScratchFile
-from llmc.quant.durable import Damaged, damage, read_record, seal, write_record
+from llmc.quant.durable import damage, seal, whole_records, write_record
 
 
 def record_path(work_dir: Path, index: int) -> Path:
@@ -44,17 +44,8 @@ def finished_layers(
         last: the layer before whose inputs the reference is made of; MTP layers follow it
         tell: is told what is damaged, and what is done again for that
     """
-    records, found = list[LayerRecord](), None
-    for index in range(layers):
-        try:
-            read = read_record(record_path(work_dir, index))
-            record = None if read is None else LayerRecord.model_validate(read)
-            found = record and damage(output_dir, record.shard)
-        except Damaged as error:
-            record, found = None, str(error)
-        if record is None or found:
-            break
-        records.append(record)
+    paths = (record_path(work_dir, index) for index in range(layers))
+    records, found = whole_records(paths, LayerRecord, lambda record: damage(output_dir, record.shard))
     while records:
         needed = records[-1].following
         if len(records) > last:

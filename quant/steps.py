@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmc.contracts.layer_record import ScratchFile, StepRecord
-from llmc.quant.durable import Damaged, damage, read_record, seal, write_record
+from llmc.quant.durable import damage, seal, whole_records, write_record
 from llmc.quant.memory import release_memory
 
 
@@ -83,17 +83,8 @@ def _forget(work_dir: Path, records: Iterable[StepRecord], needed: set[str]) -> 
 
 def _finished(work_dir: Path, steps: Sequence[Step], tell: Callable[[str], None]) -> list[StepRecord]:
     """Records of the first steps that need not be done again; those of others are removed."""
-    records, found = list[StepRecord](), None
-    for step in steps:
-        try:
-            read = read_record(_path(work_dir, step))
-            record = None if read is None else StepRecord.model_validate(read)
-            found = record and damage(work_dir, record.results)
-        except Damaged as error:
-            record, found = None, str(error)
-        if record is None or found:
-            break
-        records.append(record)
+    paths = (_path(work_dir, step) for step in steps)
+    records, found = whole_records(paths, StepRecord, lambda record: damage(work_dir, record.results))
     while records:
         made = {name: file for record in records for name, file in record.files.items()}
         needed = {name: made[name] for name in sorted(_read_by(steps[len(records) :]) & made.keys())}
