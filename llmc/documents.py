@@ -7,6 +7,7 @@ sets use; one that has none of them is refused, since braces, keys and escapes a
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -89,7 +90,23 @@ def _folder(path: Path) -> Documents:
     return Documents(Joined([each.found for each in found]), f"{len(found):,} files of text{rest}: {kinds}")
 
 
-class Joined(Sequence[Document]):
+class _Lazy(Sequence[Document]):
+    """Documents that are made when they are asked for."""
+
+    @abstractmethod
+    def _one(self, at: int) -> Document: ...
+
+    @overload
+    def __getitem__(self, at: int) -> Document: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Document]: ...
+    def __getitem__(self, at: int | slice) -> Document | list[Document]:
+        if isinstance(at, slice):
+            return [self[each] for each in range(*at.indices(len(self)))]
+        return self._one(at)
+
+
+class Joined(_Lazy):
     """Documents of several files."""
 
     def __init__(self, parts: Sequence[Sequence[Document]]) -> None:
@@ -99,20 +116,14 @@ class Joined(Sequence[Document]):
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    @overload
-    def __getitem__(self, at: int) -> Document: ...
-    @overload
-    def __getitem__(self, at: slice) -> list[Document]: ...
-    def __getitem__(self, at: int | slice) -> Document | list[Document]:
-        if isinstance(at, slice):
-            return [self[each] for each in range(*at.indices(len(self)))]
+    def _one(self, at: int) -> Document:
         part = bisect_right(self._ends, at)
         if at < 0 or part == len(self._ends):
             raise IndexError(at)
         return self._parts[part][at - self._ends[part] + len(self._parts[part])]
 
 
-class _Rows(Sequence[Document]):
+class _Rows(_Lazy):
     """Documents of a Parquet file, each read when it is asked for."""
 
     def __init__(self, path: Path) -> None:
@@ -128,13 +139,7 @@ class _Rows(Sequence[Document]):
     def _read(self, at: int) -> tuple[str, Document]:
         return document(f"{self._path}: row {at + 1}", self._rows[at])
 
-    @overload
-    def __getitem__(self, at: int) -> Document: ...
-    @overload
-    def __getitem__(self, at: slice) -> list[Document]: ...
-    def __getitem__(self, at: int | slice) -> Document | list[Document]:
-        if isinstance(at, slice):
-            return [self[each] for each in range(*at.indices(len(self)))]
+    def _one(self, at: int) -> Document:
         return self._read(at)[1]
 
 
