@@ -35,13 +35,10 @@ import yaml
 from decode_tools import reason
 from environment import TORCH, interpreter
 from evaluate import evaluate, logits
-from gguf_to_checkpoint import convert
 from importance import importance
 from quantize import HERE, make_source, texts_of
-from real import NAME, model_file
 from rich.console import Console
 from rich.table import Table
-from safetensors.torch import load_file, save_file
 
 from llmc.convert.checkpoint import Checkpoint
 
@@ -77,7 +74,7 @@ class Model:
 
     def __init__(self, name: str, work: Path, samples: int) -> None:
         self.name, self.work = name, work
-        self.source = _smollm2(work) if name == "smollm2" else make_source(name, work)
+        self.source = make_source(name, work)
         texts = texts_of(self.source, samples)
         self.check, self.calibration = torch.from_numpy(texts.check), texts.calibration
         self.ids = work / f"{name}.npy"
@@ -95,19 +92,6 @@ class Model:
         if not path.exists():
             np.savez(path, **importance(self.source, self.calibration))
         return path
-
-
-def _smollm2(work: Path) -> Path:
-    """In bfloat16, as its makers publish it."""
-    if not (path := work / f"{NAME}-bf16").exists():
-        convert(model_file(work), wide := work / NAME)
-        weights = {name: weight.bfloat16() for name, weight in load_file(wide / "model.safetensors").items()}
-        made = shutil.copytree(wide, work / "half-made", dirs_exist_ok=True)
-        save_file(weights, made / "model.safetensors")
-        config = json.loads((made / "config.json").read_text()) | {"dtype": "bfloat16"}
-        (made / "config.json").write_text(json.dumps(config, indent=2))
-        made.rename(path)
-    return path
 
 
 def weights_of(result: Path) -> int:

@@ -1,19 +1,21 @@
 #!/usr/bin/env python3
 """Quantize the same checkpoints with llmc, GPTQModel and llm-compressor, and measure all results by one evaluator.
 
-    python ci/bench/quantize.py                        # everything: a quarter of an hour
+    python ci/bench/quantize.py                        # everything: an hour
     python ci/bench/quantize.py --models moe --tools llmc gptqmodel
 
-int4, symmetric, groups of 128 (64 for the embedded checkpoint, whose experts are narrow), GPTQ, every linear layer of
-the decoder; the same calibration tokens in the same order; each tool in a process and a virtual environment of its
-own, on the same cores. llmc runs twice: with GPTAQ, its default, and with plain GPTQ, as the others do. Prints the
-table that stands in ci/bench/README.md.
+int4, symmetric, GPTQ, every linear layer of the decoder; groups of 128, or of 64 for the embedded checkpoint and for
+SmolLM2-135M-Instruct, whose widths 128 does not divide; the same calibration tokens in the same order; each tool in a
+process and a virtual environment of its own, on the same cores. llmc runs twice: with GPTAQ, its default, and with
+plain GPTQ, as the others do. Prints the table that stands in ci/bench/README.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -24,8 +26,11 @@ import numpy as np
 import torch
 from environment import TORCH, interpreter
 from evaluate import Evaluation, evaluate, logits, perplexity
+from gguf_to_checkpoint import convert
+from real import NAME, model_file
 from rich.console import Console
 from rich.table import Table
+from safetensors.torch import load_file, save_file
 from synthesize import CONFIGS, synthesize
 
 from llmc.calibration_recipe import Calibration, Check
@@ -34,7 +39,7 @@ from llmc.source import locate
 from llmc.text import Texts, read_texts
 
 HERE = Path(__file__).parent
-MODELS = ("dense", "moe", "embedded")
+MODELS = {"dense": 128, "moe": 128, "embedded": 64, "smollm2": 64}  # with the size of a group
 TOOLS = {"llmc": None, "llmc-gptq": None, "gptqmodel": "gptqmodel==7.6.0", "llmcompressor": "llmcompressor==0.14.0.1"}
 
 
@@ -57,12 +62,27 @@ def python_of(tool: str, work: Path) -> Path:
 def make_source(model: str, work: Path) -> Path:
     """The checkpoint of that name; it is made when it is not there."""
     source = work / model
+    if model == "smollm2":
+        return _smollm2(work)
     if model == "embedded":
         if not source.exists():
             source.symlink_to(locate("builtin:tiny-deepseek-v3", Path()).path)
     elif not (source / "config.json").exists():
         synthesize(CONFIGS[model], source)
     return source
+
+
+def _smollm2(work: Path) -> Path:
+    """In bfloat16, as its makers publish it."""
+    if not (path := work / f"{NAME}-bf16").exists():
+        convert(model_file(work), wide := work / NAME)
+        weights = {name: weight.bfloat16() for name, weight in load_file(wide / "model.safetensors").items()}
+        made = shutil.copytree(wide, work / "half-made", dirs_exist_ok=True)
+        save_file(weights, made / "model.safetensors")
+        config = json.loads((made / "config.json").read_text()) | {"dtype": "bfloat16"}
+        (made / "config.json").write_text(json.dumps(config, indent=2))
+        made.rename(path)
+    return path
 
 
 def texts_of(source: Path, samples: int) -> Texts:
@@ -107,7 +127,7 @@ def peak_bytes(pid: int) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--tools", nargs="+", choices=TOOLS, default=list(TOOLS))
     parser.add_argument("--work", type=Path, default=Path("build/bench"), help="checkpoints, results, environments")
     parser.add_argument("--cores", type=int, default=2)
@@ -127,7 +147,7 @@ def main() -> None:
         reference = logits(source, check)
         table.add_row(model, "original", "", "", "", "", f"{perplexity(reference, check):.3f}", "", "")
         for tool in args.tools:
-            measured, output = run(tool, source, ids, 64 if model == "embedded" else 128, work, cores)
+            measured, output = run(tool, source, ids, MODELS[model], work, cores)
             row = [
                 model,
                 tool,
