@@ -13,7 +13,9 @@ measured is kept in WORK/frontier.json and not measured again, but with --again.
 why.
 
 `smollm2` is SmolLM2-135M-Instruct out of a GGUF file in Q4_1 (see real.py): its weights lie on a grid of llama.cpp's,
-an advantage for llama.cpp's 4-bit types there.
+whose types Q4_1 and Q5_1 hold them almost without loss. `smollm2-off-grid` is the same function without that: what a
+matrix reads is multiplied channel by channel, in the norm or the matrix that it comes from, and its columns are
+divided by the same.
 """
 
 from __future__ import annotations
@@ -39,11 +41,13 @@ from importance import importance
 from quantize import HERE, make_source, texts_of
 from rich.console import Console
 from rich.table import Table
+from safetensors.torch import load_file, save_file
 
 from llmc.convert.checkpoint import Checkpoint
+from llmc.errors import InputError
 
-MODELS = ("embedded", "smollm2")
-GROUPS = {"embedded": (64, 32), "smollm2": (64, 32)}  # what divides their widths
+MODELS = ("embedded", "smollm2", "smollm2-off-grid")
+GROUPS = (64, 32)  # what divides their widths
 K_QUANTS = ("q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k")
 PACKAGES = {
     "gptqmodel": ["gptqmodel==7.6.0", "datasets"],
@@ -74,7 +78,7 @@ class Model:
 
     def __init__(self, name: str, work: Path, samples: int) -> None:
         self.name, self.work = name, work
-        self.source = make_source(name, work)
+        self.source = off_grid(work) if name == "smollm2-off-grid" else make_source(name, work)
         texts = texts_of(self.source, samples)
         self.check, self.calibration = torch.from_numpy(texts.check), texts.calibration
         self.ids = work / f"{name}.npy"
@@ -94,6 +98,36 @@ class Model:
         return path
 
 
+def off_grid(work: Path) -> Path:
+    """SmolLM2 with channels that are multiplied and divided by factors around 1; the same function."""
+    if (path := work / "smollm2-off-grid").exists():
+        return path
+    made = shutil.copytree(make_source("smollm2", work), work / "half-made", dirs_exist_ok=True)
+    config = json.loads((made / "config.json").read_text())
+    weights = {name: weight.float() for name, weight in load_file(made / "model.safetensors").items()}
+    drawn = torch.Generator().manual_seed(0)
+
+    def multiply(writer: str, readers: list[str], repeats: int = 1) -> None:
+        """What `writer` gives out by random factors; a reader's columns by their inverses, for each repeated head."""
+        factors = torch.exp(0.1 * torch.randn(len(weights[writer]), generator=drawn))
+        weights[writer] = weights[writer] * factors.view(-1, *[1] * (weights[writer].dim() - 1))
+        heads = factors.view(-1, config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
+        columns = heads.repeat_interleave(repeats, 0).flatten() if repeats > 1 else factors
+        for reader in readers:
+            weights[reader] = weights[reader] / columns
+
+    for index in range(config["num_hidden_layers"]):
+        layer = f"model.layers.{index}."
+        attention, mlp = f"{layer}self_attn.", f"{layer}mlp."
+        multiply(f"{layer}input_layernorm.weight", [f"{attention}{name}_proj.weight" for name in "qkv"])
+        multiply(f"{layer}post_attention_layernorm.weight", [f"{mlp}{name}_proj.weight" for name in ("gate", "up")])
+        shared = config["num_attention_heads"] // config["num_key_value_heads"]
+        multiply(f"{attention}v_proj.weight", [f"{attention}o_proj.weight"], shared)
+        multiply(f"{mlp}up_proj.weight", [f"{mlp}down_proj.weight"])
+    save_file({name: weight.bfloat16() for name, weight in weights.items()}, made / "model.safetensors")
+    return made.rename(path)
+
+
 def weights_of(result: Path) -> int:
     """Bytes of all tensors but those of layers for multi-token prediction."""
     checkpoint = Checkpoint.open(result)
@@ -101,12 +135,12 @@ def weights_of(result: Path) -> int:
     return checkpoint.nbytes() - sum(checkpoint.nbytes(f"model.layers.{index}.") for index in ahead)
 
 
-def variants(tool: str, model: str) -> list[str]:
+def variants(tool: str) -> list[str]:
     if tool == "llama.cpp":
         return list(K_QUANTS)
     if tool == "llmc-budget":
         return [f"{bits:g} bits" for bits in BUDGETS]
-    return [f"int{bits}-g{group}" for bits in BITS[tool] for group in GROUPS[model]]
+    return [f"int{bits}-g{group}" for bits in BITS[tool] for group in GROUPS]
 
 
 def make(tool: str, model: Model, variant: str, point: Point) -> Path:
@@ -159,7 +193,7 @@ def _call(command: list[object], output: Path) -> None:
 
 
 def measured(model: Model, tool: str, known: dict[tuple[str, ...], Point]) -> Iterator[Point]:
-    for variant in variants(tool, model.name):
+    for variant in variants(tool):
         if (model.name, tool, variant) in known:
             continue
         point = Point(model.name, tool, variant)
@@ -167,7 +201,7 @@ def measured(model: Model, tool: str, known: dict[tuple[str, ...], Point]) -> It
             result = make(tool, model, variant, point)
             model.measure(point, result)
             shutil.rmtree(result)
-        except SystemExit as error:
+        except (SystemExit, InputError, OSError) as error:
             point.failed = str(error)
         yield point
 

@@ -12,7 +12,11 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-TITLES = {"embedded": "embedded DeepSeek-V3 (8 M parameters)", "smollm2": "SmolLM2-135M-Instruct"}
+TITLES = {
+    "embedded": "embedded DeepSeek-V3 (8 M parameters)",
+    "smollm2": "SmolLM2-135M-Instruct",
+    "smollm2-off-grid": "SmolLM2-135M-Instruct, off the grid of Q4_1",
+}
 # Okabe and Ito's colors, which can be told apart by everybody; marks for those who print in gray.
 STYLES = {
     "llmc-budget": ("llmc, bits to a budget", "#0072B2", "o", 2.5),

@@ -4,7 +4,9 @@ Arguments: checkpoint, calibration ids (.npy), bits, group size, output. 50 step
 instead of 200, which would take hours here.
 """
 
+import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,3 +30,6 @@ if __name__ == "__main__":
         device_map="cpu",
     )
     rounding.quantize_and_save(output, format="auto_gptq")
+    for folder in [each for each in Path(output).iterdir() if each.is_dir()]:  # it names some of its results itself
+        shutil.copytree(folder, output, dirs_exist_ok=True)
+        shutil.rmtree(folder)
