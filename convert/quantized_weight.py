@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-CodeType = Literal["int2", "int3", "int4", "int8", "float8_e4m3fn", "float4_e2m1fn"]
+CodeType = Literal["int2", "int3", "int4", "int5", "int6", "int8", "float8_e4m3fn", "float4_e2m1fn"]
 
 
 LARGEST_FP8 = 448.0  # of E4M3
@@ -155,6 +155,13 @@ class QuantizedWeight:
 
 def bits_of(code_type: CodeType) -> int:
     return int(code_type.partition("_")[0].removeprefix("int").removeprefix("float"))
+
+
+def held_type(code_type: CodeType) -> CodeType:
+    """What programs hold such codes in, without loss: 2 and 3 bits in 4, 5 and 6 in 8."""
+    if not is_integer(code_type):
+        return code_type
+    return "int4" if bits_of(code_type) <= 4 else "int8"
 
 
 def is_integer(code_type: CodeType) -> bool:

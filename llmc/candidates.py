@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from llmc.budget_recipe import AS_IS
 from llmc.convert.checkpoint import Checkpoint
-from llmc.convert.engines.contents import BITS
 from llmc.convert.formats import layout
+from llmc.convert.quantized_weight import bits_of
 from llmc.convert.spec import ModelSpec
 from llmc.convert.targets import Target
 from llmc.convert.tensor_names import ModuleName
@@ -20,6 +20,8 @@ from llmc.patterns import Budget, Pattern, compile_pattern
 from llmc.quant.assign import END_ROLES, end_modules, linear_modules, refuse_cut_scales
 from llmc.quant.schemes import scheme
 from llmc.recipe import Quantize, Recipe
+
+_WIDEST = ("int5", "int6", "int8")  # in the widest groups that fit
 
 Targets = Sequence[tuple[Target[Any], Any]]
 
@@ -75,7 +77,7 @@ def default_candidates() -> list[str]:
     Not the 4-bit floats: nvfp4 is as large as int4-g32, and the search for its scales takes a dozen times as long.
     """
     integers = [f"int{bits}-g{group}" for bits in (2, 3, 4) for group in sorted(GROUPS)]
-    return [*integers, *(f"int8-g{group}" for group in GROUPS), "fp8-block", AS_IS]
+    return [*integers, *(f"{bits}-g{group}" for bits in _WIDEST for group in GROUPS), "fp8-block", AS_IS]
 
 
 def candidate_groups(
@@ -218,8 +220,8 @@ class _Options:
             return rule.scheme
         if rule.least is None:
             return self.candidates
-        least = BITS[scheme(rule.least).code_type]
-        more = [name for name in self.candidates if name != AS_IS and BITS[scheme(name).code_type] >= least]
+        least = bits_of(scheme(rule.least).code_type)
+        more = [name for name in self.candidates if name != AS_IS and bits_of(scheme(name).code_type) >= least]
         return dict.fromkeys([rule.least, *more, AS_IS])
 
     def _pins(self, rules: Sequence[Quantize | None]) -> bool:
@@ -264,7 +266,7 @@ class _Options:
     def _option(self, kind: _Kind, counts: Mapping[tuple[int, int], int], name: str) -> Option:
         """Of so many matrices of each shape."""
         stored, device = 0, 0.0
-        plain = 16 - BITS[scheme(name).code_type]
+        plain = 16 - bits_of(scheme(name).code_type)
         for (rows, columns), count in counts.items():
             found = [self._extra_bits(target, each, kind, (rows, columns), name) for target, each in self.targets]
             more = max((plain if each is None else each for each in found), default=0.0)
@@ -274,15 +276,13 @@ class _Options:
         return Option(name, stored, round(device))
 
     def _fewer(self, options: Iterable[Option]) -> tuple[Option, ...]:
-        """Without default candidates of 8 bits in narrower groups than need be: more scales buy nothing there."""
-        kept, widest = list[Option](), None
+        """Without default candidates of 5 to 8 bits in narrower groups than need be: more scales buy less there."""
+        kept = dict[str | None, Option]()
         for option in options:
-            if not self.recipe.candidates and (option.scheme or "").startswith("int8-g"):
-                if widest is not None:
-                    continue
-                widest = option
-            kept.append(option)
-        return tuple(kept)
+            bits, _, group = (option.scheme or "").partition("-g")
+            lavish = not self.recipe.candidates and group and bits in _WIDEST
+            kept.setdefault(bits if lavish else option.scheme, option)
+        return tuple(kept.values())
 
     def _no_choice(
         self, name: str, kind: _Kind, modules: Sequence[str], rules: Sequence[Quantize | None]

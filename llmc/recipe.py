@@ -157,8 +157,8 @@ class Recipe(Section):
         default=None,
         max_length=100,
         description="schemes that a budget chooses from, with as-is for the precision that modules have; default: "
-        "integers of 2, 3 and 4 bits in groups of 32, 64 and 128, of 8 in the widest that fits, fp8-block, as-is: all "
-        "that layout and targets hold",
+        "integers of 2, 3 and 4 bits in groups of 32, 64 and 128, of 5, 6 and 8 in the widest that fit, fp8-block, "
+        "as-is: all that layout and targets hold",
     )
     kv_cache: Literal["bf16", "fp8"] = Field(
         default="bf16", description="fp8: keys and values, or the latent, are rounded by one calibrated scale per layer"

@@ -56,7 +56,7 @@ PACKAGES = {
 }
 TOOLS = ("llmc", "llmc-budget", *PACKAGES, "llama.cpp")
 BITS = {"llmc": (2, 3, 4, 8), "gptqmodel": (2, 3, 4, 8), "llmcompressor": (3, 4, 8), "autoround": (2, 3, 4)}
-BUDGETS = (2.25, 2.5, 2.75, 3.0, 3.25, 3.5, 4.0, 4.5, 5.0, 6.0)  # bits per weight
+BUDGETS = (2.25, 2.5, 2.75, 3.0, 3.25, 3.5, 4.0, 4.5, 5.0, 5.5, 6.0, 7.0, 8.0)  # bits per weight
 
 
 @dataclass
@@ -192,9 +192,9 @@ def _call(command: list[object], output: Path) -> None:
         raise SystemExit(signal + reason(log))
 
 
-def measured(model: Model, tool: str, known: dict[tuple[str, ...], Point]) -> Iterator[Point]:
+def measured(model: Model, tool: str, known: dict[tuple[str, ...], Point], only: list[str] | None) -> Iterator[Point]:
     for variant in variants(tool):
-        if (model.name, tool, variant) in known:
+        if (model.name, tool, variant) in known or (only and variant not in only):
             continue
         point = Point(model.name, tool, variant)
         try:
@@ -228,6 +228,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     parser.add_argument("--tools", nargs="+", choices=TOOLS, default=TOOLS)
+    parser.add_argument("--variants", nargs="+", help='some of what each tool makes, such as int4-g64 q4_k_m "3 bits"')
     parser.add_argument("--samples", type=int, default=32, help="calibration windows of 512 tokens")
     parser.add_argument("--again", action="store_true", help="measure what has been measured before, too")
     parser.add_argument("--work", type=Path, default=Path("build/bench/frontier"), help="results, environments")
@@ -246,7 +247,7 @@ def main() -> None:
     for name in args.models:
         model = Model(name, work, args.samples)
         for tool in args.tools:
-            for point in measured(model, tool, points):
+            for point in measured(model, tool, points, args.variants):
                 points[point.model, point.tool, point.variant] = point
                 file.write_text(json.dumps([asdict(each) for each in points.values()], indent=1))
                 Console(stderr=True).print(*vars(point).values(), highlight=False)

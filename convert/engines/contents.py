@@ -18,6 +18,7 @@ from llmc.convert.graph.weight import WeightTensor
 from llmc.convert.kernels.expert_weights import PLAIN
 from llmc.convert.kernels.grouped_query_attention_tiles import MOST_CHANNELS
 from llmc.convert.kernels.latent_attention_tiles import LARGEST_RANK, LARGEST_ROPE
+from llmc.convert.quantized_weight import bits_of, held_type
 from llmc.convert.spec import (
     AttentionSpec,
     GroupedQueryAttentionSpec,
@@ -35,7 +36,6 @@ USUAL_CONTEXT = 4096
 INTEGERS = {"int4", "int8"}
 FP4 = "float4_e2m1fn"  # codes of plugins alone
 MOST_OFFSETS = 2**31  # inside of a row, see `llmc.runtime.plugins.latent_attention.plan`
-BITS = {"int2": 2, "int3": 3, "int4": 4, "int8": 8, "float8_e4m3fn": 8, "float4_e2m1fn": 4}
 _LARGE = 1 << 14
 MOST_DENSE_EXPERTS = 64  # that a step may compute for the sake of the chosen ones
 
@@ -77,9 +77,10 @@ def widened_bytes(weights: PlannedWeights, plugins: bool, batch: int, sm: int) -
                 kind.of((_LARGE, _LARGE)), (_LARGE, _LARGE), known_codes(sm), plugins,
                 stacked=stacked, by_heads=by_heads, gathered=gathered and stacked, looked_up=looked_up,
             )  # fmt: skip
-            more += (16 - BITS[kind.code_type]) / 8 * count if found == Held.PLAIN else 0
+            bits = bits_of(kind.code_type)
+            more += ((16 if found == Held.PLAIN else bits_of(held_type(kind.code_type))) - bits) / 8 * count
             if role == "embedding" and not looked_up and found == Held.PLUGIN:  # whose codes lie in another order
-                more += BITS[kind.code_type] / 8 * count
+                more += bits / 8 * count
             if kind.code_type == FP4 and found == Held.PLUGIN:
                 more += count / kind.block[1]  # scales of two bytes, of one in the checkpoint
             float8 |= found == Held.CODES and kind.code_type == "float8_e4m3fn"
@@ -265,7 +266,7 @@ class Contents:
             return stored_in_engine(weight) == PLAIN
         odd = weight.kind.zero_points or weight.kind.g_idx
         odd |= weight.kind.code_type == FP4 and not self.plugins
-        return odd or (weight.kind.code_type == "int8" and in_groups(weight))
+        return odd or (weight.code_type == "int8" and in_groups(weight))
 
     def _widened(self) -> set[str]:
         """What an engine has no codes for."""

@@ -12,7 +12,7 @@ from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.engines import contents, tensor_parallel
 from llmc.convert.engines.build import EngineOptions, build
 from llmc.convert.engines.weights import Held, held
-from llmc.convert.quantized_weight import QuantSpec
+from llmc.convert.quantized_weight import QuantSpec, bits_of, held_type
 from llmc.convert.spec import ModelSpec
 from llmc.convert.targets import PlannedWeights, Target, TargetResult
 from llmc.tensorrt_package import TensorRTPackage
@@ -44,8 +44,7 @@ class EngineTarget(Target[_Options]):
         )  # fmt: skip
         if found == Held.PLAIN:
             return None
-        bits = contents.BITS[kind.code_type]
-        in_engine = max(bits, contents.BITS["int4"])
+        bits, in_engine = bits_of(kind.code_type), bits_of(held_type(kind.code_type))
         twice = role == "embedding" and spec.tie_word_embeddings and found == Held.PLUGIN  # in the order of its kernel
         return in_engine * (1 + twice) - bits
 

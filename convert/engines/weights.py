@@ -15,7 +15,7 @@ from llmc.convert.graph.build import EMBEDDING
 from llmc.convert.graph.rewrite import Rewriter
 from llmc.convert.graph.weight import CODE_TYPES, ChunkedTensor, WeightTensor, WeightView, tensor_of
 from llmc.convert.kernels.expert_weights import stored_as
-from llmc.convert.quantized_weight import QuantizedWeight, QuantSpec
+from llmc.convert.quantized_weight import QuantizedWeight, QuantSpec, held_type
 from llmc.errors import InputError
 
 # Groups of int4 that the compiler fuses into products: 32, 64 or 128. Others it decodes in each call.
@@ -68,14 +68,15 @@ def held(
         return Held.PLAIN
     if stacked and plugins:
         return Held.PLUGIN if in_plugin else Held.PLAIN
-    known = ("int4" if kind.code_type in ("int2", "int3") else kind.code_type) in code_types
+    code_type = held_type(kind.code_type)
+    known = code_type in code_types
     known &= not (kind.zero_points or kind.g_idx)
     if looked_up:
         return Held.CODES if known else Held.PLAIN
-    picked = gathered and (kind.code_type != "int8" or kind.block[1] >= columns)
+    picked = gathered and (code_type != "int8" or kind.block[1] >= columns)
     # Of 8 bits, experts side by side in one product are decoded: gate_up with what the compiler joins it with, down as
     # it has a scale for each of them in a row.
-    if known and (picked or (_multiplied(kind, rows, columns) and not (stacked and kind.code_type in _EIGHT_BITS))):
+    if known and (picked or (_multiplied(kind, rows, columns) and not (stacked and code_type in _EIGHT_BITS))):
         return Held.CODES
     return Held.PLUGIN if in_plugin else Held.PLAIN
 
@@ -86,7 +87,7 @@ def _multiplied(kind: QuantSpec, rows: int, columns: int) -> bool:
     """
     if rows % 2 or columns % 2:
         return False
-    if kind.code_type in _EIGHT_BITS:
+    if held_type(kind.code_type) in _EIGHT_BITS:
         return kind.block[1] >= columns
     return math.gcd(kind.block[1], columns, _FUSED) >= _LEAST_FUSED and columns >= 2 * _LEAST_FUSED
 

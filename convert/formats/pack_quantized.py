@@ -1,4 +1,4 @@
-"""compressed-tensors `pack-quantized`: integers of 2, 3, 4 or 8 bits, packed along the input dimension.
+"""compressed-tensors `pack-quantized`: integers of 2, 3, 4, 5, 6 or 8 bits, packed along the input dimension.
 
 `weight_packed` holds codes as `llmc.convert.bits` packs them, `weight_shape` [out, in], `weight_scale` is
 [out, in / group_size] ([out, 1] for strategy `channel`) and multiplies. Asymmetric weights have a `weight_zero_point`,
@@ -40,7 +40,7 @@ class PackQuantized(Format):
         """`group`: one config group; `budget`: what the patterns of all groups may take."""
         weights = group.mapping("weights")
         weights.one_of("type", "int")
-        bits = weights.one_of("num_bits", 4, 8, 3, 2)
+        bits = weights.one_of("num_bits", 4, 8, 3, 2, 5, 6)
         weights.one_of("strategy", "group", "channel")
         symmetric = weights.boolean("symmetric", True)
         group.require("input_activations", None, "integer weights take inputs as they are")

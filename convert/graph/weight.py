@@ -13,7 +13,7 @@ import torch
 
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.formats import Format
-from llmc.convert.quantized_weight import QuantizedWeight, QuantSpec
+from llmc.convert.quantized_weight import QuantizedWeight, QuantSpec, held_type
 from llmc.convert.safetensors_file import DTYPES
 from llmc.convert.tensor_names import module_of
 from llmc.errors import InputError
@@ -125,11 +125,11 @@ class WeightTensor(ChunkedTensor):
     @property
     def code_type(self) -> str | None:
         """`int4`, `int8` or `float8_e4m3fn`; None where the weight is stored as plain floats, or in groups of scattered
-        channels (dynamic act-order), which no operator knows. Codes of 2 and 3 bits are codes of 4, too.
+        channels (dynamic act-order), which no operator knows. Codes of fewer bits are codes of 4 or 8, too.
         """
         if self.kind is None or self.kind.g_idx:
             return None
-        return "int4" if self.kind.code_type in ("int2", "int3") else self.kind.code_type
+        return held_type(self.kind.code_type)
 
     @property
     def has_zeros(self) -> bool:

@@ -1,4 +1,4 @@
-"""Signed integers of 2, 3, 4 or 8 bits, one scale per group of input channels."""
+"""Signed integers of 2, 3, 4, 5, 6 or 8 bits, one scale per group of input channels."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class Integer(Scheme):
 
 SCHEMES = tuple(
     Integer(bits, size, symmetric, dynamic_groups)
-    for bits in (4, 8, 3, 2)
+    for bits in (4, 8, 3, 2, 5, 6)
     for size in (*GROUP_SIZES, None)
     for symmetric in (True, False)
     for dynamic_groups in ((False, True) if size else (False,))

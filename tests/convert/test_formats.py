@@ -40,6 +40,7 @@ SCHEMES: dict[str, tuple[str, dict[str, Any]]] = {
     "int4 channel": ("pack-quantized", {"num_bits": 4, "type": "int", "strategy": "channel"}),
     "int8 group": ("pack-quantized", {"num_bits": 8, "type": "int", "strategy": "group", "group_size": 16}),
     "int3 group": ("pack-quantized", {"num_bits": 3, "type": "int", "strategy": "group", "group_size": 32}),
+    "int6 group": ("pack-quantized", {"num_bits": 6, "type": "int", "strategy": "group", "group_size": 16}),
     "int2 channel": ("pack-quantized", {"num_bits": 2, "type": "int", "strategy": "channel"}),
     "fp8 tensor": ("float-quantized", {"num_bits": 8, "type": "float", "strategy": "tensor"}),
     "fp8 naive": ("naive-quantized", {"num_bits": 8, "type": "float", "strategy": "channel"}),
@@ -146,6 +147,7 @@ def test_each_format_alone(tmp_path: Path, name: str) -> None:
             "int4 channel": (1, 80),
             "int8 group": (1, 16),
             "int3 group": (1, 32),
+            "int6 group": (1, 16),
             "int2 channel": (1, 80),
             "fp8 tensor": (64, 80),
             "fp8 channel": (1, 80),
@@ -164,7 +166,7 @@ def test_names_of_packed_tensors_have_one_home() -> None:
     assert sorted(found) == ["float4.py", "pack_quantized.py"]
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
 @pytest.mark.parametrize("columns", [32, 64, 80, 7])
 def test_packing_is_what_the_package_packs(bits: int, columns: int) -> None:
     limit = 1 << bits - 1
@@ -173,7 +175,7 @@ def test_packing_is_what_the_package_packs(bits: int, columns: int) -> None:
     assert torch.equal(unpack(pack(codes, bits), bits, columns), codes)
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
 def test_packing_stays_on_its_device(bits: int) -> None:
     """Plans pack tensors without memory."""
     packed = pack(torch.empty(5, 64, dtype=torch.int8, device="meta"), bits)
@@ -266,9 +268,9 @@ def broken(change: Any) -> dict[str, Any]:
 
 UNREADABLE = {
     "another tool's": ({"quant_method": "quark", "bits": 4}, "'quark' cannot be read"),
-    "5 bits": (
-        broken(lambda g: g["weights"].update(num_bits=5)),
-        "group_0.weights.num_bits` must be 4 or 8 or 3 or 2, not 5",
+    "7 bits": (
+        broken(lambda g: g["weights"].update(num_bits=7)),
+        "group_0.weights.num_bits` must be 4 or 8 or 3 or 2 or 5 or 6, not 7",
     ),
     "no targets": (broken(lambda g: g.pop("targets")), "group_0.targets` is missing"),
     "broken target": (broken(lambda g: g.update(targets=["re:("])), "group_0.targets`: '(' is no regular expression"),

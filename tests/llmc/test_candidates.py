@@ -70,11 +70,11 @@ def test_what_an_engine_decodes_is_no_choice(checkpoint: Checkpoint) -> None:
     assert next(names(group) for group in pinned.values() if group.role == "kv_b_proj") == ["fp8-channel"]
 
 
-def test_int3_takes_four_bits_in_an_engine(checkpoint: Checkpoint) -> None:
-    group = next(group for group in groups(checkpoint, targets=ENGINE).values() if group.role == "experts")
-    for option in group.options:
-        if option.scheme is not None and option.scheme.startswith("int3"):
-            assert option.device_bytes == option.bytes + group.parameters // 8
+@pytest.mark.parametrize(("name", "role", "more"), [("int3-g32", "experts", 1), ("int6-g64", "embedding", 2)])
+def test_few_bits_take_four_or_eight_in_an_engine(checkpoint: Checkpoint, name: str, role: str, more: int) -> None:
+    group = next(group for group in groups(checkpoint, targets=ENGINE).values() if group.role == role)
+    option = next(option for option in group.options if option.scheme == name)
+    assert option.device_bytes == option.bytes + more * group.parameters // 8
 
 
 def test_pruned_experts_take_nothing(checkpoint: Checkpoint) -> None:

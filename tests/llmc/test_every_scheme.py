@@ -48,7 +48,16 @@ def wide_model(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> P
 
 
 # Nats that rounding to this many bits may cost in a model of random weights; a wrong code or scale costs more.
-LIMITS = {"int2": 1.0, "int3": 0.4, "int4": 0.12, "float4_e2m1fn": 0.12, "int8": 0.02, "float8_e4m3fn": 0.03}
+LIMITS = {
+    "int2": 1.0,
+    "int3": 0.4,
+    "int4": 0.12,
+    "float4_e2m1fn": 0.12,
+    "int5": 0.06,
+    "int6": 0.03,
+    "int8": 0.02,
+    "float8_e4m3fn": 0.03,
+}
 
 
 def expected(name: str, shape: tuple[int, int]) -> QuantSpec:

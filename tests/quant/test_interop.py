@@ -30,6 +30,7 @@ CASES = {
         LLAMA | {"intermediate_size": 128},
         [Rule("dense_mlp", "int3-g64"), Rule("attention", "int2-channel", "gptq")],
     ),
+    "dense, 6 bits and 5 bits": (DENSE, [Rule("dense_mlp", "int6-g64", "rtn"), Rule("attention", "int5-g32", "rtn")]),
     # Experts that stay floats beside integers: transformers decodes experts by a group that names some.
     "int4 attention, float experts": (DEEPSEEK, [Rule("attention", "int4-g32", "rtn")]),
     "int4 shared and MTP, float experts": (

@@ -48,7 +48,7 @@ CASES: dict[str, tuple[Any, ...]] = {
             "dense_mlp": "int3-g64",
             "attention": "int4-g32-asym",
             "kv_b_proj": "int8-channel",
-            "mtp": "int4-g32-asym",
+            "mtp": "int6-g32",
         },
     ),
     "deepseek, zero points": (DEEPSEEK, {"experts": "int4-g32-asym", "attention": "int8-g64-asym"}),
