@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from llmc.runtime.plugins.cubin import ALIGNMENT
-from llmc.runtime.plugins.kernel_set import KernelSet
-from llmc.runtime.plugins.operation import MOST_MULTIPROCESSORS, Addresses, Gpu, InputSpec, Operation, OutputSpec, Shape
+from llmc.runtime.plugins.latent_cache import LatentCacheOperation
+from llmc.runtime.plugins.operation import MOST_MULTIPROCESSORS, Addresses, Gpu, InputSpec, OutputSpec, Shape
 
 MOST_EXPANDED = 256 << 20  # bytes of keys and values at a time
 PROGRAMS = 4  # on a multiprocessor, one after the other or at once, so that the last ones are a small part
@@ -119,31 +120,24 @@ def plan(
     return ExpandedPlan(shape, layout, tokens, heads, groups, blocks, -(-all_blocks // blocks))
 
 
-class ExpandedLatentAttentionPlugin(Operation):
+class ExpandedLatentAttentionPlugin(LatentCacheOperation):
     """query [B, S, Hq, N] and rotated [B, Hq, S, P], cache [B, 1, T, R + P], cache_position [B], key weight
     [Hq, N, R], value weight [Hq, R, V] → [B, S, Hq * V].
-
-    The query at offset s of row b sees the entries t <= cache_position[b] + s. An FP8 cache is E4M3 codes in int8, each
-    to be multiplied by `cache_scale`.
     """
 
     name = "ExpandedLatentAttention"
-    scalars = ("scale", "cache_scale")
 
-    def __init__(self, kernels: KernelSet, scale: float, cache_scale: float = 1.0) -> None:
-        super().__init__(kernels)
-        self.shape = ExpandedShape(**kernels.shape)
-        self.scale, self.cache_scale = scale, cache_scale
+    @cached_property
+    def shape(self) -> ExpandedShape:
+        return ExpandedShape(**self.kernels.shape)
 
     @property
     def inputs(self) -> tuple[InputSpec, ...]:
         shape = self.shape
-        cache_type = "i8" if shape.float8 else shape.dtype
         return (
             InputSpec(shape.dtype, (None, None, shape.heads, shape.nope)),
             InputSpec(shape.dtype, (None, shape.heads, None, shape.rope)),
-            InputSpec(cache_type, (None, 1, None, shape.channels)),
-            InputSpec("i64", (None,)),
+            *self.cache_inputs,
             InputSpec(shape.dtype, (shape.heads, shape.nope, shape.rank)),
             InputSpec(shape.dtype, (shape.heads, shape.rank, shape.values)),
         )
@@ -167,7 +161,7 @@ class ExpandedLatentAttentionPlugin(Operation):
     def launch(
         self, gpu: Gpu, shapes: Sequence[Shape], inputs: Addresses, outputs: Addresses, workspace: int, stream: int
     ) -> None:
-        layout = ExpandedLaunch(**self.kernels.layouts[self.kernels.fitting(gpu.sm)])
+        layout = ExpandedLaunch(**self.kernels.layout(gpu.sm))
         (batch, tokens, _, _), (_, _, capacity, _) = shapes[0], shapes[2]
         if not batch * tokens:
             return

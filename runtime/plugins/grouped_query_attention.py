@@ -154,7 +154,7 @@ class GroupedQueryAttentionPlugin(Operation):
     def launch(
         self, gpu: Gpu, shapes: Sequence[Shape], inputs: Addresses, outputs: Addresses, workspace: int, stream: int
     ) -> None:
-        layout = GroupedQueryLaunch(**self.kernels.layouts[self.kernels.fitting(gpu.sm)])
+        layout = GroupedQueryLaunch(**self.kernels.layout(gpu.sm))
         (batch, _, tokens, _), (_, _, capacity, _) = shapes[:2]
         chosen = plan(self.shape, layout, gpu.multiprocessors, batch, tokens)
         place: dict[str, float] = {"cache_position": inputs[3], "tokens": tokens, "capacity": capacity}

@@ -63,6 +63,10 @@ class KernelSet:
             )
         return max(found)
 
+    def layout(self, sm: int) -> dict[str, Any]:
+        """Of the kernels that a GPU of SM `sm` runs. MachineError if there are none."""
+        return self.layouts[self.fitting(sm)]
+
     def load(self, sm: int, device: int = 0) -> None:
         """All of them: loading may have to wait for the GPU, which a graph that is being captured does not allow."""
         for name in self._sm[self.fitting(sm)]["kernels"]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from llmc.runtime.plugins.cubin import ALIGNMENT
-from llmc.runtime.plugins.kernel_set import KernelSet
-from llmc.runtime.plugins.operation import MOST_MULTIPROCESSORS, Addresses, Gpu, InputSpec, Operation, OutputSpec, Shape
+from llmc.runtime.plugins.latent_cache import LatentCacheOperation
+from llmc.runtime.plugins.operation import MOST_MULTIPROCESSORS, Addresses, Gpu, InputSpec, OutputSpec, Shape
 
 MOST_WORKERS = MOST_MULTIPROCESSORS  # the kernel that joins their parts holds as many sums at once
 
@@ -90,30 +91,18 @@ def plan(
     return LatentPlan(shape, layout, batch, tokens, workers)
 
 
-class LatentAttentionPlugin(Operation):
-    """query [B, Hq, S, R + P], cache [B, 1, T, R + P], cache_position [B] → [B, Hq, S, R].
-
-    The query at offset s of row b sees the entries t <= cache_position[b] + s. An FP8 cache is E4M3 codes in int8, each
-    to be multiplied by `cache_scale`.
-    """
+class LatentAttentionPlugin(LatentCacheOperation):
+    """query [B, Hq, S, R + P], cache [B, 1, T, R + P], cache_position [B] → [B, Hq, S, R]."""
 
     name = "LatentAttention"
-    scalars = ("scale", "cache_scale")
 
-    def __init__(self, kernels: KernelSet, scale: float, cache_scale: float = 1.0) -> None:
-        super().__init__(kernels)
-        self.shape = LatentShape(**kernels.shape)
-        self.scale, self.cache_scale = scale, cache_scale
+    @cached_property
+    def shape(self) -> LatentShape:
+        return LatentShape(**self.kernels.shape)
 
     @property
     def inputs(self) -> tuple[InputSpec, ...]:
-        shape = self.shape
-        cache_type = "i8" if shape.float8 else shape.dtype
-        return (
-            InputSpec(shape.dtype, (None, shape.heads, None, shape.channels)),
-            InputSpec(cache_type, (None, 1, None, shape.channels)),
-            InputSpec("i64", (None,)),
-        )
+        return InputSpec(self.shape.dtype, (None, self.shape.heads, None, self.shape.channels)), *self.cache_inputs
 
     @property
     def outputs(self) -> tuple[OutputSpec, ...]:
@@ -127,7 +116,7 @@ class LatentAttentionPlugin(Operation):
     def launch(
         self, gpu: Gpu, shapes: Sequence[Shape], inputs: Addresses, outputs: Addresses, workspace: int, stream: int
     ) -> None:
-        layout = LatentLaunch(**self.kernels.layouts[self.kernels.fitting(gpu.sm)])
+        layout = LatentLaunch(**self.kernels.layout(gpu.sm))
         (batch, _, tokens, _), (_, _, capacity, _), _ = shapes
         chosen = plan(self.shape, layout, gpu.multiprocessors, batch, tokens, capacity)
         query, cache, cache_position = inputs

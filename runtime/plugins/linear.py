@@ -131,7 +131,7 @@ class LinearPlugin(Operation):
     def launch(
         self, gpu: Gpu, shapes: Sequence[Shape], inputs: Addresses, outputs: Addresses, workspace: int, stream: int
     ) -> None:
-        layout = LinearLaunch(**self.kernels.layouts[self.kernels.fitting(gpu.sm)])
+        layout = LinearLaunch(**self.kernels.layout(gpu.sm))
         plan = LinearPlan(self.shape, layout, shapes[0][0], gpu.multiprocessors)
         if not plan.rows:
             return

@@ -186,7 +186,7 @@ class MixtureOfExpertsPlugin(Operation):
     def launch(
         self, gpu: Gpu, shapes: Sequence[Shape], inputs: Addresses, outputs: Addresses, workspace: int, stream: int
     ) -> None:
-        layout = ExpertsLaunch(**self.kernels.layouts[self.kernels.fitting(gpu.sm)])
+        layout = ExpertsLaunch(**self.kernels.layout(gpu.sm))
         chosen = ExpertsPlan(self.shape, layout, shapes[0][0])
         if not chosen.tokens:
             return

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar
 
 from llmc.runtime.plugins.expanded_latent_attention import ExpandedLatentAttentionPlugin, ExpandedLaunch, ExpandedShape
 from llmc.runtime.plugins.kernel_set import KernelSet
 from llmc.runtime.plugins.latent_attention import LatentAttentionPlugin, LatentLaunch, LatentShape
-from llmc.runtime.plugins.operation import Addresses, Gpu, InputSpec, Operation, OutputSpec, Shape
+from llmc.runtime.plugins.latent_cache import LatentCacheOperation
+from llmc.runtime.plugins.operation import Addresses, Gpu, InputSpec, OutputSpec, Shape
 
 LEAST_EXPANDED = 128  # tokens of a step that fill a tile of the kernels: narrower ones are always absorbed
 _T = TypeVar("_T")
@@ -33,7 +35,7 @@ class PhasedLaunch:
     expanded: ExpandedLaunch
 
 
-class PhasedLatentAttentionPlugin(Operation):
+class PhasedLatentAttentionPlugin(LatentCacheOperation):
     """Absorbed query [B, Hq, S or 0, R + P], cache [B, 1, T, R + P], cache_position [B], query [B, S, Hq, N], rotated
     [B, Hq, S, P], key weight [Hq, N, R], value weight [Hq, R, V] → mixed latents [B, Hq, S or 0, R] and values
     [B, S, Hq * V]. Values are written if nothing is absorbed, and mixed latents if something is.
@@ -42,18 +44,19 @@ class PhasedLatentAttentionPlugin(Operation):
     """
 
     name = "PhasedLatentAttention"
-    scalars = ("scale", "cache_scale")
 
     def __init__(self, kernels: KernelSet, scale: float, cache_scale: float = 1.0) -> None:
-        super().__init__(kernels)
-        shape = PhasedShape(**kernels.shape)
-        self.scale, self.cache_scale = scale, cache_scale
+        super().__init__(kernels, scale, cache_scale)
         self.absorbed = LatentAttentionPlugin(
-            kernels.part("absorbed", LatentAttentionPlugin.name, vars(shape.absorbed)), scale, cache_scale
+            kernels.part("absorbed", LatentAttentionPlugin.name, vars(self.shape.absorbed)), scale, cache_scale
         )
         self.expanded = ExpandedLatentAttentionPlugin(
-            kernels.part("expanded", ExpandedLatentAttentionPlugin.name, vars(shape)), scale, cache_scale
+            kernels.part("expanded", ExpandedLatentAttentionPlugin.name, vars(self.shape)), scale, cache_scale
         )
+
+    @cached_property
+    def shape(self) -> PhasedShape:
+        return PhasedShape(**self.kernels.shape)
 
     @property
     def inputs(self) -> tuple[InputSpec, ...]:
