@@ -14,12 +14,12 @@ import pytest
 import torch
 from support.interpreted_kernels import (
     GENERATIONS,
-    compiled_alike,
+    compiled_without_spills,
     let_the_interpreter_multiply_bfloat16,
     let_the_interpreter_round_to_bfloat16,
     run,
 )
-from support.interpreter_process import run_interpreted
+from support.interpreter_process import results_of
 from support.stored_weights import stored
 
 from llmc.convert.bits import unpack_e2m1
@@ -234,12 +234,7 @@ def decoded(form: str, rows: int) -> torch.Tensor:
     return y
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
-    """What the kernels make of each case, from a process whose Triton interprets."""
-    path = tmp_path_factory.mktemp("kernel") / "results.pt"
-    run_interpreted(__file__, path)
-    return torch.load(path)
+results = results_of(__file__)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)).replace("torch.", ""))
@@ -345,10 +340,9 @@ def test_what_there_is_no_kernel_for() -> None:
     ("shape", "sm"), COMPILED, ids=lambda x: x.gate_up.form if isinstance(x, ExpertsShape) else str(x)
 )
 def test_compiles_without_spills(shape: ExpertsShape, sm: int) -> None:
-    made = compiled_alike(KernelRequest("MixtureOfExperts", shape), sm)
+    made = compiled_without_spills(KernelRequest("MixtureOfExperts", shape), sm)
     assert len(made) == 10
     for name, kernel in made.items():
-        assert kernel.description.stack_bytes == 0, name
         assert kernel.description.registers > 20, name
         assert str(Path.home()).encode() not in kernel.cubin
 

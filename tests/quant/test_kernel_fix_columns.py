@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.interpreter_process import run_interpreted
+from support.interpreter_process import results_of
 
 from llmc.quant import gptq
 from llmc.quant.gptq import _fix_columns, solve
@@ -132,12 +132,7 @@ def in_torch(name: str, given: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
     return steps, lost
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    """What the kernel makes of each case, from a process whose Triton interprets."""
-    path = tmp_path_factory.mktemp("kernel") / "results.pt"
-    run_interpreted(__file__, path)
-    return torch.load(path)
+results = results_of(__file__)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))

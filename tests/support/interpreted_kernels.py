@@ -5,7 +5,7 @@ What the kernels do not write is not left to chance: outputs and workspace are 0
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from llmc.convert.kernels.ahead_of_time import KernelSource
-from llmc.convert.kernels.kernel_sets import CUBINS, KernelRequest
+from llmc.convert.kernels.kernel_sets import CUBINS, CompiledKernels, KernelRequest, kernel_set
 from llmc.runtime.plugins.kernel_set import KernelSet
 from llmc.runtime.plugins.operation import Gpu, Operation
 
@@ -28,10 +28,7 @@ GENERATIONS = tuple(sm for sm in CUBINS if sm not in (103, 121))
 
 class InterpretedKernels(KernelSet):
     def __init__(self, wanted: KernelRequest, sm: int) -> None:
-        layout = asdict(wanted.module().layout_for(wanted.shape, sm))
-        compiled = {str(sm): {"layout": layout, "kernels": {}}}
-        told = {"operation": wanted.operation, "shape": asdict(wanted.shape), "sm": compiled}
-        super().__init__(told, lambda _: b"")
+        super().__init__(layouts_alone(wanted, [sm]).told, lambda _: b"")
         self.sources: dict[str, KernelSource] = wanted.module().sources(wanted.shape, sm)
         self.memory: list[torch.Tensor] = []
         self.launched: list[str] = []
@@ -139,8 +136,17 @@ def let_the_interpreter_round_to_bfloat16() -> None:
     interpreter._convert_float = converted
 
 
-def compiled_alike(wanted: KernelRequest, sm: int) -> Mapping[str, Any]:
+def compiled_without_spills(wanted: KernelRequest, sm: int) -> Mapping[str, Any]:
     """The kernels, compiled as for engines: of what Triton has in its cache, the same code comes from there."""
     from llmc.convert.kernels.ahead_of_time import compile_kernel
 
-    return {name: compile_kernel(each, sm) for name, each in wanted.module().sources(wanted.shape, sm).items()}
+    found = {name: compile_kernel(each, sm) for name, each in wanted.module().sources(wanted.shape, sm).items()}
+    for name, kernel in found.items():
+        assert kernel.description.stack_bytes == 0, name
+    return found
+
+
+def layouts_alone(wanted: KernelRequest, sms: Iterable[int]) -> KernelSet:
+    """What plugins know without a kernel: how those for each SM would be launched."""
+    layouts = {sm: asdict(wanted.module().layout_for(wanted.shape, sm)) for sm in sms}
+    return kernel_set(wanted, {sm: CompiledKernels(layout, {}) for sm, layout in layouts.items()})

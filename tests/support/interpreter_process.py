@@ -14,14 +14,29 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
+
 _TESTS = str(Path(__file__).parents[1])
 
 
-def run_interpreted(script: str, results: Path) -> None:
-    """Runs a test module as a program, with the file that it writes its results into."""
-    path = os.pathsep.join(filter(None, [_TESTS, os.environ.get("PYTHONPATH")]))
-    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": path}
-    subprocess.run([sys.executable, "-m", __spec__.name, script, results], env=environment, check=True)
+def results_of(script: str) -> Any:
+    """A fixture called `results`: what a test module, run as a program with an interpreter, makes of its cases.
+
+    Args:
+        script: The module, which writes a file of torch's under the name that it is given.
+    """
+
+    @pytest.fixture(scope="module", name="results")
+    def made(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
+        file = tmp_path_factory.mktemp("kernel") / "results.pt"
+        path = os.pathsep.join(filter(None, [_TESTS, os.environ.get("PYTHONPATH")]))
+        environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": path}
+        subprocess.run([sys.executable, "-m", __spec__.name, script, file], env=environment, check=True)
+        found: dict[Any, Any] = torch.load(file)
+        return found
+
+    return made
 
 
 def _prepare_once() -> None:
