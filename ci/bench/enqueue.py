@@ -34,6 +34,7 @@ from llmc.runtime.plugins.latent_attention import LatentShape
 from llmc.runtime.plugins.linear import LinearShape
 from llmc.runtime.plugins.mixture_of_experts import ExpertsShape, ExpertWeights
 from llmc.runtime.plugins.operation import Gpu
+from llmc.runtime.plugins.phased_latent_attention import PhasedShape
 
 SM, MULTIPROCESSORS, CAPACITY = 90, 132, 32_768
 KEYS = ("told", "prepared", "same")
@@ -56,12 +57,14 @@ int cuGetProcAddress(const char *name, void **function, int version, unsigned lo
 INT4, FP8 = ExpertWeights("int4", 128, 1, "bf16"), ExpertWeights("fp8", 128, 128, "fp32")
 REQUESTS = {
     "LatentAttention": KernelRequest("LatentAttention", LatentShape(128, 512, 64, "bf16")),
+    "PhasedLatentAttention": KernelRequest("PhasedLatentAttention", PhasedShape(128, 512, 128, 64, 128, "bf16")),
     "AppendFloat8": KernelRequest("AppendFloat8", EntryShape(576, "bf16")),
     "MixtureOfExperts": KernelRequest("MixtureOfExperts", ExpertsShape(256, 8, 7168, 2048, "bf16", "fp32", INT4, INT4)),
     "Linear": KernelRequest("Linear", LinearShape(16384, 7168, "bf16", FP8)),
 }
-TIMES = {"LatentAttention": LAYERS, "AppendFloat8": LAYERS, "MixtureOfExperts": SPARSE, "Linear": 4 * LAYERS}
-SIZES = {"LatentAttention": {1: CAPACITY}, "AppendFloat8": {0: CAPACITY}}  # of the axis 2 of such an input; others: 1
+TIMES = dict.fromkeys(REQUESTS, LAYERS) | {"MixtureOfExperts": SPARSE, "Linear": 4 * LAYERS}
+# Of the axis 2 of such an input; others: 1. A token is absorbed.
+SIZES = {"LatentAttention": {1: CAPACITY}, "PhasedLatentAttention": {1: CAPACITY}, "AppendFloat8": {0: CAPACITY}}
 
 
 def shapes_of(operation: Any) -> list[tuple[int, ...]]:
