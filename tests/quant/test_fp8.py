@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.layerwise_pass import random_ids, run_pass
 from support.random_checkpoint import DEEPSEEK_V3, LLAMA, random_checkpoint
 
 from llmc.convert.checkpoint import Checkpoint
@@ -12,16 +13,13 @@ from llmc.convert.model import CausalLM
 from llmc.convert.quantized_weight import Activations
 from llmc.errors import InputError
 from llmc.quant.assign import Rule
-from llmc.quant.layerwise import QuantizeOptions, quantize
+from llmc.quant.layerwise import QuantizeOptions
 
-TEXT = torch.randint(3, 96, (12, 32), generator=torch.Generator().manual_seed(0))
+TEXT = random_ids(12, 32)
 
 
 def run(source, directory, rules, options=QuantizeOptions()):  # noqa: B008  # immutable
-    return quantize(
-        Checkpoint.open(source), rules, None, TEXT, TEXT[:2], directory / "out", directory / "work",
-        lambda *_: None, options,
-    )  # fmt: skip
+    return run_pass(source, directory, rules, TEXT, TEXT[:2], options=options)
 
 
 def stored(directory):

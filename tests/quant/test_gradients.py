@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from support.gpt_oss import gpt_oss_checkpoint
+from support.layerwise_pass import Stop
 from support.model_lines import published_config
 from support.random_checkpoint import DEEPSEEK_V3, LLAMA, random_checkpoint, random_weights, write_checkpoint
 from support.small_config import small_config
@@ -154,10 +155,6 @@ def test_every_module_has_the_gradients_of_the_whole_model(name: str, tmp_path: 
         scale = parts[1].abs().max().item()
         torch.testing.assert_close(gradient, parts[1], rtol=0, atol=1e-5 * scale, msg=str(key))
         assert torch.equal(sequence, parts[2]), key
-
-
-class Stop(Exception):
-    pass
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.random_checkpoint import DEEPSEEK_V3, LLAMA, random_checkpoint
+from support.layerwise_pass import Stop, files, random_ids, run_pass
+from support.random_checkpoint import LLAMA, random_checkpoint
 
 from llmc.contracts.progress import ProgressFunction
 from llmc.convert.checkpoint import Checkpoint
@@ -19,17 +20,11 @@ from llmc.convert.model import CausalLM, load_layer
 from llmc.errors import InputError, MachineError
 from llmc.quant.activation_file import ActivationFile
 from llmc.quant.assign import Rule
-from llmc.quant.layerwise import QuantizeOptions, quantize
+from llmc.quant.layerwise import QuantizeOptions
 from llmc.quant.mlp_calibration import ExpertTokens
-from llmc.quant.prune import Pruning
 from llmc.quant.result import QuantizeResult
 
-DEEPSEEK = DEEPSEEK_V3 | {"moe_intermediate_size": 64, "intermediate_size": 96, "n_routed_experts": 12}
 RULES = [Rule("experts", "int4-g32"), Rule("attention", "fp8-block", "rtn")]
-
-
-def ids(rows: int, length: int, seed: int) -> torch.Tensor:
-    return torch.randint(3, 96, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
 def run(
@@ -42,42 +37,24 @@ def run(
     memory: int = 1 << 32,
     experts: ExpertTokens = "routed",
 ) -> QuantizeResult:
-    pruning = Pruning(keep) if keep else None
-    calibration = ids(48, 32, 0) if calibration is None else calibration
-    output, work = directory / "out", directory / "work"
-    return quantize(
-        Checkpoint.open(source),
-        rules,
-        pruning,
-        calibration,
-        ids(4, 24, 1),
-        output,
-        work,
-        progress,
-        QuantizeOptions(memory, experts),
+    calibration = random_ids(48, 32) if calibration is None else calibration
+    options = QuantizeOptions(memory, experts)
+    return run_pass(
+        source, directory, rules, calibration, random_ids(4, 24, 1), keep, progress=progress, options=options
     )
 
 
-def files(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted((directory / "out").iterdir())}
-
-
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return random_checkpoint(tmp_path_factory.mktemp("source"), DEEPSEEK)
-
-
-@pytest.fixture(scope="module")
-def finished(source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, QuantizeResult]:
+def finished(prunable: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, QuantizeResult]:
     directory = tmp_path_factory.mktemp("finished")
-    return directory, run(source, directory, keep=2 / 3)
+    return directory, run(prunable, directory, keep=2 / 3)
 
 
 def test_the_result_opens_and_every_promised_parameter_is_quantized(
-    source: Path, finished: tuple[Path, QuantizeResult]
+    prunable: Path, finished: tuple[Path, QuantizeResult]
 ) -> None:
     directory, result = finished
-    before, after = Checkpoint.open(source), Checkpoint.open(directory / "out")
+    before, after = Checkpoint.open(prunable), Checkpoint.open(directory / "out")
     assert after.spec.mlps[1].router.num_experts == 8
     experts = 2 * 8 * 3 * 64 * 64
     assert result.roles["experts"].to_json() == {"expected": experts, "quantized": experts}
@@ -88,9 +65,11 @@ def test_the_result_opens_and_every_promised_parameter_is_quantized(
         assert torch.equal(after.stored(name).read(), before.stored(name).read())
 
 
-def test_the_mtp_layer_is_inside_and_pruned_like_the_rest(source: Path, finished: tuple[Path, QuantizeResult]) -> None:
+def test_the_mtp_layer_is_inside_and_pruned_like_the_rest(
+    prunable: Path, finished: tuple[Path, QuantizeResult]
+) -> None:
     directory, result = finished
-    before, after = Checkpoint.open(source), Checkpoint.open(directory / "out")
+    before, after = Checkpoint.open(prunable), Checkpoint.open(directory / "out")
     assert after.spec.num_mtp_layers == 1
     kept = result.experts["3"].survivors
     assert len(kept) == 8 and all(sum(3 * g <= e < 3 * g + 3 for e in kept) == 2 for g in range(4))
@@ -102,20 +81,22 @@ def test_the_mtp_layer_is_inside_and_pruned_like_the_rest(source: Path, finished
         assert torch.equal(after.tensor(gate), before.tensor(gate)[kept])
 
 
-def test_reported_perplexities_are_those_of_the_two_models(source: Path, finished: tuple[Path, QuantizeResult]) -> None:
+def test_reported_perplexities_are_those_of_the_two_models(
+    prunable: Path, finished: tuple[Path, QuantizeResult]
+) -> None:
     directory, result = finished
-    text = ids(4, 24, 1)
-    for path, reported in ((source, result.ppl_original), (directory / "out", result.ppl)):
+    text = random_ids(4, 24, 1)
+    for path, reported in ((prunable, result.ppl_original), (directory / "out", result.ppl)):
         model = CausalLM.load(Checkpoint.open(path))
         logits = model.logits(model.hidden(text))[:, :-1]
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), text[:, 1:].flatten())
         assert reported == pytest.approx(loss.exp().item(), rel=1e-4)
 
 
-def test_the_reference_is_what_the_original_says(source: Path, finished: tuple[Path, QuantizeResult]) -> None:
+def test_the_reference_is_what_the_original_says(prunable: Path, finished: tuple[Path, QuantizeResult]) -> None:
     directory, _ = finished
     reference = load_file(directory / "out" / "reference.safetensors")
-    model = CausalLM.load(Checkpoint.open(source))
+    model = CausalLM.load(Checkpoint.open(prunable))
     said = model.logits(model.hidden(reference["input_ids"].long()))[:, :-1].log_softmax(-1)
     assert reference["top_ids"].shape == (4, 23, 64)
     torch.testing.assert_close(reference["top_logprobs"], said.topk(64).values, atol=1e-4, rtol=1e-4)
@@ -130,17 +111,17 @@ def test_stacked_experts_lie_one_behind_the_other(finished: tuple[Path, Quantize
         assert all(a.offset + a.nbytes == b.offset for a, b in itertools.pairwise(stored))
 
 
-def test_gptq_beats_rounding_where_it_counts(source: Path, tmp_path: Path) -> None:
+def test_gptq_beats_rounding_where_it_counts(prunable: Path, tmp_path: Path) -> None:
     errors = {}
     for method in ("gptaq", "gptq", "rtn"):
         rules = [Rule(role, "int4-g32", method) for role in ("experts", "shared_experts", "dense_mlp")]
-        result = run(source, tmp_path / method, rules, calibration=ids(96, 32, 0))
+        result = run(prunable, tmp_path / method, rules, calibration=random_ids(96, 32))
         errors[method] = result.layer_errors[-1]
     assert errors["gptaq"] < errors["gptq"] < 0.95 * errors["rtn"]
 
 
 def test_experts_in_portions_give_the_same_bytes(
-    source: Path, finished: tuple[Path, QuantizeResult], tmp_path: Path
+    prunable: Path, finished: tuple[Path, QuantizeResult], tmp_path: Path
 ) -> None:
     portions = []
 
@@ -148,22 +129,22 @@ def test_experts_in_portions_give_the_same_bytes(
         if (phase, done) == ("gate and up", total):
             portions.append(layer)
 
-    run(source, tmp_path, keep=2 / 3, memory=1 << 17, progress=progress)
+    run(prunable, tmp_path, keep=2 / 3, memory=1 << 17, progress=progress)
     assert portions.count(1) > 1
     assert files(tmp_path) == files(finished[0])
 
 
-def test_experts_with_too_few_tokens_have_others_blended_in_and_say_so(source: Path, tmp_path: Path) -> None:
-    result = run(source, tmp_path, calibration=ids(2, 16, 0))
+def test_experts_with_too_few_tokens_have_others_blended_in_and_say_so(prunable: Path, tmp_path: Path) -> None:
+    result = run(prunable, tmp_path, calibration=random_ids(2, 16))
     experts = {name: report for name, report in result.modules.items() if ".experts." in name}
     few = [report for report in experts.values() if (report.tokens or 0) < 2 * 64 / 3]
     assert few and all((report.fallback or "").startswith("all-token Hessian blended in") for report in few)
 
 
-def test_experts_calibrated_on_all_tokens_see_all_tokens(source: Path, tmp_path: Path) -> None:
+def test_experts_calibrated_on_all_tokens_see_all_tokens(prunable: Path, tmp_path: Path) -> None:
     tokens = {}
     for mode in ("routed", "shared", "all"):
-        result = run(source, tmp_path / mode, [Rule("experts", "int4-g32")], experts=mode)
+        result = run(prunable, tmp_path / mode, [Rule("experts", "int4-g32")], experts=mode)
         for end in ("gate_proj", "down_proj"):
             tokens[mode, end] = {r.tokens for name, r in result.modules.items() if name.endswith(end)}
     every = {48 * 32}
@@ -172,14 +153,14 @@ def test_experts_calibrated_on_all_tokens_see_all_tokens(source: Path, tmp_path:
     assert sum(tokens["routed", "gate_proj"]) < 48 * 32 * 12
 
 
-def test_what_the_mtp_layer_reads_is_the_quantized_model(source: Path, tmp_path: Path) -> None:
+def test_what_the_mtp_layer_reads_is_the_quantized_model(prunable: Path, tmp_path: Path) -> None:
     """Its calibration goes through embedding, norms and eh_proj: with those, GPTAQ beats rounding."""
     errors = {}
     for method in ("gptaq", "rtn"):
         rules = [Rule(r"re:model\.layers\.3\.(eh_proj|mlp\..*)", "int3-g32", method)]
-        run(source, tmp_path / method, rules)
-        models = [CausalLM.load(Checkpoint.open(path)) for path in (source, tmp_path / method / "out")]
-        text = ids(16, 24, 1)
+        run(prunable, tmp_path / method, rules)
+        models = [CausalLM.load(Checkpoint.open(path)) for path in (prunable, tmp_path / method / "out")]
+        text = random_ids(16, 24, 1)
         original, quantized = (m.mtp(text[:, 1:], m.hidden(text)[:, :-1]) for m in models)
         errors[method] = (quantized - original).norm() / original.norm()
     assert errors["gptaq"] < 0.96 * errors["rtn"]
@@ -203,20 +184,16 @@ def test_weights_that_are_stored_in_the_scheme_already_are_not_rounded_again(
         assert torch.equal(before.tensor(name), after.tensor(name))
 
 
-def test_mtp_layers_are_quantized_when_named(source: Path, tmp_path: Path) -> None:
-    result = run(source, tmp_path, [Rule("re:model.layers.3.mlp.experts.*", "int4-g32")])
+def test_mtp_layers_are_quantized_when_named(prunable: Path, tmp_path: Path) -> None:
+    result = run(prunable, tmp_path, [Rule("re:model.layers.3.mlp.experts.*", "int4-g32")])
     assert result.roles["mtp"].quantized == 12 * 3 * 64 * 64
-    original, quantized = (load_layer(Checkpoint.open(path), 3) for path in (source, tmp_path / "out"))
+    original, quantized = (load_layer(Checkpoint.open(path), 3) for path in (prunable, tmp_path / "out"))
     assert not torch.equal(original.mlp.experts[0].up_proj.weight, quantized.mlp.experts[0].up_proj.weight)
-
-
-class Stop(Exception):
-    pass
 
 
 @pytest.mark.parametrize("moment", [1, 4, 9, 12, 15])
 def test_an_interrupted_pass_goes_on_and_ends_in_the_same_bytes(
-    source: Path, finished: tuple[Path, QuantizeResult], tmp_path: Path, moment: int
+    prunable: Path, finished: tuple[Path, QuantizeResult], tmp_path: Path, moment: int
 ) -> None:
     steps = iter(range(1000))
 
@@ -225,15 +202,15 @@ def test_an_interrupted_pass_goes_on_and_ends_in_the_same_bytes(
             raise Stop
 
     with pytest.raises(Stop):
-        run(source, tmp_path, keep=2 / 3, progress=stop)
+        run(prunable, tmp_path, keep=2 / 3, progress=stop)
     layers = set()
-    run(source, tmp_path, keep=2 / 3, progress=lambda phase, done, total, layer, _: layers.add(layer))
+    run(prunable, tmp_path, keep=2 / 3, progress=lambda phase, done, total, layer, _: layers.add(layer))
     assert files(tmp_path) == files(finished[0])
     if moment >= 9:
         assert 0 not in layers  # the first layer was not done again
 
 
-def test_killed_and_resumed(source: Path, finished: tuple[Path, QuantizeResult], tmp_path: Path) -> None:
+def test_killed_and_resumed(prunable: Path, finished: tuple[Path, QuantizeResult], tmp_path: Path) -> None:
     """kill -9 in the middle, for real; the marker of the first layer tells when."""
     code = (
         "import sys, time; sys.path[:0] = sys.argv[3:5]\n"
@@ -242,7 +219,7 @@ def test_killed_and_resumed(source: Path, finished: tuple[Path, QuantizeResult],
         "t.run(Path(sys.argv[1]), Path(sys.argv[2]), keep=2 / 3, progress=lambda *_: time.sleep(0.2))\n"
     )
     here = Path(__file__).parent
-    child = subprocess.Popen([sys.executable, "-c", code, str(source), str(tmp_path), str(here), str(here.parent)])
+    child = subprocess.Popen([sys.executable, "-c", code, str(prunable), str(tmp_path), str(here), str(here.parent)])
     marker = tmp_path / "work" / "layer-00000.json"
     deadline = time.monotonic() + 120
     while not marker.exists() and child.poll() is None and time.monotonic() < deadline:
@@ -250,7 +227,7 @@ def test_killed_and_resumed(source: Path, finished: tuple[Path, QuantizeResult],
     child.send_signal(signal.SIGKILL)
     child.wait()
     assert marker.exists() and not (tmp_path / "out" / "config.json").exists()
-    run(source, tmp_path, keep=2 / 3)
+    run(prunable, tmp_path, keep=2 / 3)
     assert files(tmp_path) == files(finished[0])
 
 

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.layerwise_pass import random_ids, run_pass
 from support.random_checkpoint import DEEPSEEK_V3, LLAMA, random_checkpoint
 from transformers import AutoModelForCausalLM, FineGrainedFP8Config
 
@@ -12,18 +13,16 @@ from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.model import CausalLM
 from llmc.errors import InputError
 from llmc.quant.assign import Rule
-from llmc.quant.layerwise import QuantizeOptions, quantize
+from llmc.quant.layerwise import QuantizeOptions
 
 # An expert is two blocks of 128 rows, the second cut short; transformers spreads such scales evenly over all rows.
 DEEPSEEK = DEEPSEEK_V3 | {"moe_intermediate_size": 160}
 ROLES = ("experts", "shared_experts", "dense_mlp", "attention", "kv_b_proj")
-TEXT = torch.randint(3, 96, (16, 32), generator=torch.Generator().manual_seed(0))
+TEXT = random_ids(16, 32)
 
 
 def written(source, directory, rules, options):
-    quantize(
-        Checkpoint.open(source), rules, None, TEXT, TEXT[:2], directory / "out", directory / "work", print, options
-    )
+    run_pass(source, directory, rules, TEXT, TEXT[:2], options=options)
     return directory / "out"
 
 

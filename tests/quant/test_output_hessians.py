@@ -6,58 +6,34 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.random_checkpoint import DEEPSEEK_V3, random_checkpoint
+from support.layerwise_pass import Stop, files, random_ids, run_pass
 
 from llmc.contracts.progress import ProgressFunction
 from llmc.convert.checkpoint import Checkpoint
 from llmc.quant import output_hessian_pass, output_hessians
 from llmc.quant.assign import Rule
 from llmc.quant.gradients import Observed, backward
-from llmc.quant.layerwise import QuantizeOptions, quantize
+from llmc.quant.layerwise import QuantizeOptions
 from llmc.quant.output_hessian_pass import scratch_bytes, shown_rows
-from llmc.quant.prune import Pruning
 from llmc.quant.result import QuantizeResult
 
 CPU = torch.device("cpu")
-DEEPSEEK = DEEPSEEK_V3 | {"moe_intermediate_size": 64, "intermediate_size": 96, "n_routed_experts": 12}
 SCHEMES = {"experts": "int4-g32", "attention": "fp8-channel", "mtp": "fp8-channel", "lm_head": "int4-g32"}
 RULES = [Rule(role, name, "yaqa") for role, name in SCHEMES.items()]
-IDS = torch.randint(3, 96, (24, 16), generator=torch.Generator().manual_seed(0))
-
-
-class Interrupted(Exception):
-    pass
+IDS = random_ids(24, 16)
 
 
 def run(source: Path, directory: Path, progress: ProgressFunction = lambda *_: None) -> QuantizeResult:
-    given = (
-        Checkpoint.open(source),
-        RULES,
-        Pruning(2 / 3),
-        IDS,
-        IDS[:2],
-        directory / "out",
-        directory / "work",
-        progress,
-    )
-    return quantize(*given, QuantizeOptions(1 << 28))
-
-
-def files(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted((directory / "out").iterdir())}
+    options = QuantizeOptions(1 << 28)
+    return run_pass(source, directory, RULES, IDS, IDS[:2], 2 / 3, progress=progress, options=options)
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return random_checkpoint(tmp_path_factory.mktemp("source"), DEEPSEEK)
-
-
-@pytest.fixture(scope="module")
-def finished(source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, QuantizeResult]:
+def finished(prunable: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, QuantizeResult]:
     directory = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(output_hessians, "WIDEST", 40)
-        return directory, run(source, directory)
+        return directory, run(prunable, directory)
 
 
 def test_every_layer_is_rounded_by_both_sides(finished: tuple[Path, QuantizeResult]) -> None:
@@ -72,14 +48,14 @@ def test_every_layer_is_rounded_by_both_sides(finished: tuple[Path, QuantizeResu
 
 
 def test_blocks_are_sums_over_gradients_and_experts_share_theirs(
-    source: Path, finished: tuple[Path, QuantizeResult], tmp_path: Path
+    prunable: Path, finished: tuple[Path, QuantizeResult], tmp_path: Path
 ) -> None:
     seen: dict[str, list[torch.Tensor]] = {}
 
     def visit(one: Observed) -> None:
         seen.setdefault(one.module, []).append(one.gradient)
 
-    backward(Checkpoint.open(source), IDS, tmp_path, visit)
+    backward(Checkpoint.open(prunable), IDS, tmp_path, visit)
     found = output_hessians.OutputHessians(
         finished[0] / "work" / "gradients" / "output-hessians-model.layers.1.safetensors"
     )
@@ -109,7 +85,7 @@ BACK = "output Hessians, gradients, layer"
 @pytest.mark.parametrize("where", [(f"{BACK} 2", 0), ("down", 2)])
 def test_an_interrupted_pass_ends_in_the_same_bytes(
     where: tuple[str, int],
-    source: Path,
+    prunable: Path,
     finished: tuple[Path, QuantizeResult],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -119,11 +95,11 @@ def test_an_interrupted_pass_ends_in_the_same_bytes(
 
     def interrupt(phase: str, done: int, total: int, layer: int, layers: int) -> None:
         if (phase, layer) == where:
-            raise Interrupted
+            raise Stop
 
-    with pytest.raises(Interrupted):
-        run(source, tmp_path, interrupt)
-    run(source, tmp_path, lambda phase, done, total, layer, layers: phases.append((phase, layer)))
+    with pytest.raises(Stop):
+        run(prunable, tmp_path, interrupt)
+    run(prunable, tmp_path, lambda phase, done, total, layer, layers: phases.append((phase, layer)))
     assert files(tmp_path) == files(finished[0])
     assert where in phases and (f"{BACK} 4", 0) not in phases  # that was shown already
 

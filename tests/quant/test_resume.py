@@ -5,15 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from support.damaged_files import DAMAGES, flip
-from support.random_checkpoint import DEEPSEEK_V3, random_checkpoint
+from support.layerwise_pass import Stop, files, random_ids, run_pass
 
 from llmc.contracts.progress import ProgressFunction
-from llmc.convert.checkpoint import Checkpoint
 from llmc.quant.assign import Rule
-from llmc.quant.layerwise import quantize
-from llmc.quant.prune import Pruning
 
 pytestmark = pytest.mark.slow
 
@@ -22,11 +18,6 @@ RULES = [
     Rule(r"re:model\.layers\.3\.mlp\..*", "int4-g32"),
     Rule("attention", "fp8-block", "rtn"),
 ]
-MODEL = DEEPSEEK_V3 | {"moe_intermediate_size": 64, "intermediate_size": 96, "n_routed_experts": 12}
-
-
-class Stop(Exception):
-    pass
 
 
 def run(
@@ -37,33 +28,20 @@ def run(
 ) -> list[str]:
     """What is said about damage."""
     said: list[str] = []
-    generator = torch.Generator().manual_seed(0)
-    calibration, check = (torch.randint(3, 96, shape, generator=generator) for shape in ((8, 16), (2, 16)))
-    quantize(
-        Checkpoint.open(source), RULES, Pruning(2 / 3), calibration, check,
-        directory / "out", directory / "work", progress, unchanged=unchanged, tell=said.append,
-    )  # fmt: skip
+    ids, others = (random_ids(8, 16), random_ids(2, 16, 1)), {"progress": progress, "unchanged": unchanged}
+    run_pass(source, directory, RULES, *ids, 2 / 3, **others, tell=said.append)
     return said
 
 
-def files(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted((directory / "out").iterdir())}
-
-
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return random_checkpoint(tmp_path_factory.mktemp("source"), MODEL)
-
-
-@pytest.fixture(scope="module")
-def expected(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def expected(prunable: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     directory = tmp_path_factory.mktemp("finished")
-    assert run(source, directory) == []
+    assert run(prunable, directory) == []
     return files(directory)
 
 
 @pytest.fixture(scope="module")
-def stopped(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+def stopped(prunable: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
     """A pass that was stopped inside of a layer."""
     made: dict[int, Path] = {}
 
@@ -75,7 +53,7 @@ def stopped(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
         if stop not in made:
             made[stop] = tmp_path_factory.mktemp(f"stopped-{stop}")
             with pytest.raises(Stop):
-                run(source, made[stop], progress)
+                run(prunable, made[stop], progress)
         return made[stop]
 
     return stopped_in
@@ -101,7 +79,7 @@ FILES = {
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", FILES)
 def test_damage_to_any_file_ends_in_the_same_bytes(
-    source: Path, expected: dict[str, bytes], stopped: Callable[[int], Path], tmp_path: Path, name: str, damage: str
+    prunable: Path, expected: dict[str, bytes], stopped: Callable[[int], Path], tmp_path: Path, name: str, damage: str
 ) -> None:
     layer, file, again = FILES[name]
     shutil.copytree(stopped(layer), tmp_path, dirs_exist_ok=True)
@@ -109,7 +87,7 @@ def test_damage_to_any_file_ends_in_the_same_bytes(
     if name == "newest record" and damage == "missing":
         again = 1  # a pass that was killed before it was written leaves the same
     layers: list[int] = []
-    said = run(source, tmp_path, lambda phase, done, total, layer, _: layers.append(layer))
+    said = run(prunable, tmp_path, lambda phase, done, total, layer, _: layers.append(layer))
     assert files(tmp_path) == expected
     assert layers[0] == (layer if again is None else again)
     if damage != "missing" and again is not None:
@@ -118,16 +96,16 @@ def test_damage_to_any_file_ends_in_the_same_bytes(
 
 
 def test_damage_to_everything_at_once(
-    source: Path, expected: dict[str, bytes], stopped: Callable[[int], Path], tmp_path: Path
+    prunable: Path, expected: dict[str, bytes], stopped: Callable[[int], Path], tmp_path: Path
 ) -> None:
     shutil.copytree(stopped(MTP), tmp_path, dirs_exist_ok=True)
     for path in [*(tmp_path / "work").iterdir(), *(tmp_path / "out").iterdir()]:
         flip(path)
-    run(source, tmp_path)
+    run(prunable, tmp_path)
     assert files(tmp_path) == expected
 
 
-def test_a_layer_made_of_changed_files_is_not_kept(source: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
+def test_a_layer_made_of_changed_files_is_not_kept(prunable: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
     """`unchanged` is asked after each layer, before it counts."""
     asked: list[bool] = []
 
@@ -137,8 +115,8 @@ def test_a_layer_made_of_changed_files_is_not_kept(source: Path, expected: dict[
             raise Stop
 
     with pytest.raises(Stop):
-        run(source, tmp_path, unchanged=unchanged)
+        run(prunable, tmp_path, unchanged=unchanged)
     assert asked == [False, False]
     assert [path.name for path in (tmp_path / "work").glob("layer-*")] == ["layer-00000.json"]
-    assert run(source, tmp_path) == []
+    assert run(prunable, tmp_path) == []
     assert files(tmp_path) == expected

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from support.allocated import Allocated
+from support.layerwise_pass import Stop
 from support.random_checkpoint import LLAMA, random_checkpoint
 
 from llmc.convert.checkpoint import Checkpoint
@@ -118,10 +119,6 @@ def head_divergence(checkpoint: Checkpoint, ids: torch.Tensor) -> dict[str, floa
         after = model.logits(hidden).double().log_softmax(-1)
         losses[each.name] = (before.exp() * (before.double() - after)).sum(-1).mean().item()
     return losses
-
-
-class Stop(Exception):
-    pass
 
 
 @pytest.mark.parametrize("stop", ["gradients, layer 2", "losses, model.layers.0.mlp.up_proj", "losses, lm_head"])
