@@ -49,10 +49,23 @@ def unpack(packed: torch.Tensor, bits: int, n: int) -> torch.Tensor:
     return (codes[..., :n] - (1 << bits - 1)).to(torch.int8)
 
 
+LARGEST_E2M1 = 6.0
 # E2M1 by code, the sign on top. All of them are values of E4M3, too, zeros of both signs included.
 _E2M1 = torch.tensor([sign * size for sign in (1, -1) for size in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)])
 _E4M3_BYTES = _E2M1.to(torch.float8_e4m3fn).view(torch.uint8)
 _NIBBLES = torch.zeros(256, dtype=torch.uint8).scatter_(0, _E4M3_BYTES.long(), torch.arange(16, dtype=torch.uint8))
+_TO_INTEGER = 1.5 * 2.0**23  # added to a float: what it then has no bits for is rounded, half to even
+
+
+def round_to_e2m1_(x: torch.Tensor) -> torch.Tensor:
+    """Turn each number of float32 x into the nearest value of E2M1, in place.
+
+    Ties go to the even code; what is larger than 6 becomes 6.
+    """
+    x.clamp_(-LARGEST_E2M1, LARGEST_E2M1)
+    # The power of two below each, whose half is how far codes lie apart there; below 1 they do as above it.
+    shift = (x.view(torch.int32) & 0x7F800000).view(torch.float32).clamp_(1.0, 4.0).mul_(_TO_INTEGER / 2)
+    return x.add_(shift).sub_(shift)
 
 
 def unpack_e2m1(packed: torch.Tensor) -> torch.Tensor:

@@ -4,16 +4,22 @@ the numbers that it is multiplied with are rounded.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
+
+from llmc.convert.bits import LARGEST_E2M1, round_to_e2m1_
 
 CodeType = Literal["int2", "int3", "int4", "int5", "int6", "int8", "float8_e4m3fn", "float4_e2m1fn"]
 
 
 LARGEST_FP8 = 448.0  # of E4M3
 FP8_GROUP = 128  # channels of a row that share a scale, in DeepSeek's scheme
+NVFP4_GROUP, MXFP4_GROUP = 16, 32
+LARGEST_EXPONENT = 100  # of a scale: what it multiplies stays normal in float32
 
 
 def round_to_fp8(x: torch.Tensor, scale: torch.Tensor | float) -> torch.Tensor:
@@ -22,7 +28,7 @@ def round_to_fp8(x: torch.Tensor, scale: torch.Tensor | float) -> torch.Tensor:
     The gradient passes as if nothing were rounded (straight-through, Bengio et al. 2013).
     """
     if x.requires_grad:
-        rounded: torch.Tensor = _StraightThrough.apply(x, scale)
+        rounded: torch.Tensor = _StraightThrough.apply(x, lambda plain: round_to_fp8(plain, scale))
         return rounded
     codes = (x / scale).clamp(-LARGEST_FP8, LARGEST_FP8).to(torch.float8_e4m3fn)
     return codes.to(x.dtype) * scale
@@ -30,33 +36,96 @@ def round_to_fp8(x: torch.Tensor, scale: torch.Tensor | float) -> torch.Tensor:
 
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, scale: torch.Tensor | float) -> torch.Tensor:
-        return round_to_fp8(x.detach(), scale)
+    def forward(ctx: Any, x: torch.Tensor, rounded: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        return rounded(x.detach())
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
         return gradients[0], None
 
 
+Rounding = Literal["tensor", "token", "group", "nvfp4", "mxfp4"]
+
+
 @dataclass(frozen=True)
 class Activations:
-    """How a layer's inputs are rounded to E4M3 in front of the product.
+    """How a layer's inputs are rounded in front of the product.
 
     Attributes:
-        per: what shares a scale: "tensor" all inputs, "token" one row, "group" 128 channels of a row
-        scale: found in calibration, for "tensor"; None: such that the largest magnitude becomes 448 (dynamic)
+        per: what shares a scale of E4M3: "tensor" all inputs, "token" one row, "group" 128 channels of a row; or one of
+            E2M1: "nvfp4" 16 channels of a row, in E4M3 times `scale`, "mxfp4" 32 channels of a row, a power of two
+        scale: found in calibration, for "tensor" and "nvfp4"; None: such that the largest magnitude becomes the largest
+            code (dynamic)
     """
 
-    per: Literal["tensor", "token", "group"]
+    per: Rounding
     scale: float | None = None
 
+    @property
+    def measured(self) -> bool:
+        """Whether it takes a scale that calibration finds."""
+        return self.per in ("tensor", "nvfp4")
+
+    def at(self, peak: float) -> Activations:
+        """The same with the scale for inputs of this largest magnitude, 0 if there were none, where it takes one.
+
+        That of NVFP4 is the power of two at which no scale of 16 channels exceeds E4M3's range. E4M3 has 15 octaves of
+        normal numbers, so that a smaller scale would gain nothing; and programs may divide by it or multiply by its
+        reciprocal.
+        """
+        if not self.measured:
+            return self
+        if self.per == "tensor":
+            return replace(self, scale=input_scale(peak))
+        mantissa, exponent = math.frexp(peak / (LARGEST_E2M1 * LARGEST_FP8))
+        exponent = min(max(exponent - (mantissa == 0.5), -LARGEST_EXPONENT), LARGEST_EXPONENT)
+        return replace(self, scale=math.ldexp(1.0, exponent) if peak else 1.0)
+
     def rounded(self, x: torch.Tensor) -> torch.Tensor:
-        """X [..., in]"""
-        if self.scale is not None:
+        """X [..., in]; the gradient passes as if nothing were rounded."""
+        if x.requires_grad:
+            passed: torch.Tensor = _StraightThrough.apply(x, self.rounded)
+            return passed
+        if self.per == "tensor" and self.scale is not None:
             return round_to_fp8(x, self.scale)
+        if self.per == "mxfp4":
+            return _round_to_mxfp4(x)
+        if self.per == "nvfp4":
+            assert self.scale is not None
+            return _round_to_nvfp4(x, self.scale)
         parts = x.unflatten(-1, (-1, FP8_GROUP if self.per == "group" else x.shape[-1]))
         largest = parts.abs().amax(-1, keepdim=True)
         return round_to_fp8(parts, torch.where(largest == 0, 1.0, largest / LARGEST_FP8)).flatten(-2)
+
+
+def input_scale(peak: float) -> float:
+    """The float32 by which the largest magnitude seen becomes the largest code of E4M3."""
+    return torch.tensor(peak / LARGEST_FP8 if peak else 1.0).item()
+
+
+def _round_to_nvfp4(x: torch.Tensor, scale: float) -> torch.Tensor:
+    """Of x [..., in] in groups of 16. Where the scale of a group is too small for E4M3 all of it becomes 0.
+
+    Source: NVIDIA, "Introducing NVFP4", 2025; `compute_dynamic_scales_and_zp` of compressed-tensors 0.20.
+    """
+    groups = x.float().unflatten(-1, (-1, NVFP4_GROUP))
+    scales = groups.abs().amax(-1, keepdim=True) / (LARGEST_E2M1 * scale)
+    scales = scales.clamp(max=LARGEST_FP8).to(torch.float8_e4m3fn).float() * scale
+    codes = round_to_e2m1_(groups / torch.where(scales == 0, scale, scales))
+    return (codes * scales).flatten(-2).to(x.dtype)
+
+
+def _round_to_mxfp4(x: torch.Tensor) -> torch.Tensor:
+    """Of x [..., in] in groups of 32. The largest magnitude of a group, rounded to a bit behind its first, which may
+    make it the next power of two, decides the scale: what would be 7 or more becomes 3.5 or more.
+
+    Source: `generate_mx_scales` of compressed-tensors 0.20, which vLLM rounds alike. OCP's specification rounds down,
+    and clips all above 6 of what would become 8.
+    """
+    groups = x.float().unflatten(-1, (-1, MXFP4_GROUP))
+    largest = groups.abs().amax(-1, keepdim=True).clamp(min=2.0**-LARGEST_EXPONENT)
+    power = ((largest.view(torch.int32) + (1 << 21)) & 0x7F800000).view(torch.float32) / 4
+    return round_to_e2m1_(groups / power).mul_(power).flatten(-2).to(x.dtype)
 
 
 class QuantSpec(NamedTuple):
@@ -65,14 +134,14 @@ class QuantSpec(NamedTuple):
     Attributes:
         block: rows and columns that share a scale; 0, of a scheme: all of them
         zero_points, g_idx: whether it has its own
-        activations: what shares a scale of its inputs, if they are rounded
+        activations: how its inputs are rounded, if they are: see `Activations`
     """
 
     code_type: CodeType
     block: tuple[int, int]
     zero_points: bool
     g_idx: bool
-    activations: Literal["tensor", "token", "group"] | None
+    activations: Rounding | None
 
     def of(self, shape: tuple[int, int]) -> QuantSpec:
         """Return what a scheme says of weights of one shape."""

@@ -15,7 +15,7 @@ from llmc import machine
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.formats import layout
 from llmc.convert.model.causal_lm import empty_layer
-from llmc.convert.quantized_weight import Activations, QuantizedWeight
+from llmc.convert.quantized_weight import QuantizedWeight
 from llmc.convert.spec import (
     CACHE_SCALES,
     LatentAttentionSpec,
@@ -294,7 +294,7 @@ def stored_bytes(layout_name: str, scheme: Scheme, shape: tuple[int, int]) -> in
     scales, zeros = scheme.grid(weight)
     codes = scheme.to_codes(weight, None if zeros is None else scheme.expand(zeros, shape))
     groups = torch.empty(shape[1], dtype=torch.int32, device="meta") if scheme.dynamic_groups else None
-    activations = Activations("tensor", 1.0) if scheme.measures_inputs else scheme.activations
+    activations = scheme.activations and scheme.activations.at(1.0)
     block = scheme.block(shape)
     levels = scheme.two_level(scales)
     quantized = QuantizedWeight(codes, scales, block, scheme.code_type, zeros, groups, activations, levels)

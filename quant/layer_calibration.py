@@ -16,11 +16,12 @@ from dataclasses import dataclass
 import torch
 
 from llmc.convert.model import DecoderLayer
+from llmc.convert.quantized_weight import input_scale
 from llmc.convert.spec import CACHE_SCALES
 from llmc.quant.assign import Assignment
 from llmc.quant.hessian import CalibrationStats
 from llmc.quant.layer_run import Begin, Flow, InputFunction, LayerRun, Tick, positions, rows_of
-from llmc.quant.layer_solver import Solved, calibrated_sources, input_scale, linears, solve_modules
+from llmc.quant.layer_solver import Solved, calibrated_sources, linears, solve_modules
 from llmc.quant.mlp_calibration import MLPCalibration
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from llmc.contracts.layer_record import ModuleReport
 from llmc.convert.model import Linear
-from llmc.convert.quantized_weight import LARGEST_FP8, Activations, QuantizedWeight
+from llmc.convert.quantized_weight import QuantizedWeight
 from llmc.convert.tensor_names import ModuleName
 from llmc.quant.activation_file import CPU
 from llmc.quant.assign import ASYMMETRIC, Assignment
@@ -250,12 +250,5 @@ def _take_apart(
 
 
 def _with_input_scale(weight: QuantizedWeight, peak: float) -> QuantizedWeight:
-    """A weight whose inputs are rounded by one scale, with that."""
-    if weight.activations is None or weight.activations.per != "tensor":
-        return weight
-    return replace(weight, activations=Activations("tensor", input_scale(peak)))
-
-
-def input_scale(peak: float) -> float:
-    """The float32 by which the largest magnitude seen becomes the largest code."""
-    return torch.tensor(peak / LARGEST_FP8 if peak else 1.0).item()
+    """A weight whose inputs are rounded by a scale found in calibration, with that."""
+    return replace(weight, activations=weight.activations and weight.activations.at(peak))

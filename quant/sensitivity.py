@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -34,7 +34,6 @@ from llmc.quant.change import ROWS, change
 from llmc.quant.durable import write_json
 from llmc.quant.gradients import EMBEDDING, HEAD, SILENT, Observed, backward, nothing
 from llmc.quant.head_loss import head_losses
-from llmc.quant.layer_solver import input_scale
 from llmc.quant.schemes.base import Scheme
 from llmc.quant.solver_share import solver_share
 from llmc.quant.token_file import TokenFile
@@ -244,9 +243,7 @@ class _Seen:
         for number, scheme in enumerate(schemes):
             if scheme.activations is None:
                 continue
-            rounding = scheme.activations
-            if scheme.measures_inputs:
-                rounding = replace(rounding, scale=input_scale(self.x.abs().max().item()))
+            rounding = scheme.activations.at(self.x.abs().max().item())
             for start in range(0, len(self.x), _TOKENS):
                 part = slice(start, start + _TOKENS)
                 x = self.x[part]

@@ -206,7 +206,7 @@ class Contents:
         if self.checkpoint.vision is not None:
             notes.append("features of images come from the vision tower of target onnxruntime, which runs on the CPU")
         kinds = {weight.kind for weight in self._weights if weight.kind is not None}
-        if any(kind.activations in ("token", "group") for kind in kinds):
+        if any(kind.activations not in (None, "tensor") for kind in kinds):
             notes.append("TensorRT takes no scales that depend on the input: dynamic activations stay bfloat16")
         blocks = [
             weight.modules[0]

@@ -17,6 +17,7 @@ from llmc.convert.engines.weights import EngineWeights, Held, in_groups
 from llmc.convert.engines.windows import add_window
 from llmc.convert.graph.builder import DOMAIN
 from llmc.convert.graph.grouped_query_attention import NAME as GROUPED
+from llmc.convert.graph.linear import DYNAMIC_ROUNDING
 from llmc.convert.graph.rewrite import Rewriter, layer_of, producer, weight_of
 from llmc.convert.spec import GroupedQueryAttentionSpec, LatentAttentionSpec, MixtureOfExpertsSpec, ModelSpec
 from llmc.errors import InputError
@@ -63,7 +64,8 @@ def lower(
             grouped_query_attention_plugin(b, node, grouped, dtype, plugins)
         elif grouped.value_size != grouped.head_dim:
             _widen_values(b, node, grouped)
-    rounding = b.nodes("RoundActivations", DOMAIN)  # the compiler wants scales to be constants
+    dynamic = [node for name in DYNAMIC_ROUNDING for node in b.nodes(name, DOMAIN)]
+    rounding = list(dynamic)  # the compiler wants scales to be constants
     rounding += [
         node
         for node in b.nodes("DequantizeLinear")
@@ -72,7 +74,7 @@ def lower(
         and ("float8_e4m3fn" not in code_types or any(map(_in_blocks, node.outputs[0].consumers())))
     ]
     for node in rounding:
-        x = node.inputs[0] if node.op_type == "RoundActivations" else producer(node.inputs[0]).inputs[0]
+        x = (node if node in dynamic else producer(node.inputs[0])).inputs[0]
         assert x is not None
         b.replace(node, x)
     for node in b.nodes("MixtureOfExperts", DOMAIN):

@@ -108,7 +108,7 @@ class FloatQuantized(Format):
 
     @classmethod
     def takes(cls, spec: QuantSpec) -> bool:
-        return spec.code_type == "float8_e4m3fn"
+        return spec.code_type == "float8_e4m3fn" and spec.activations not in ("nvfp4", "mxfp4")
 
     @classmethod
     def encode(cls, module: str, weight: QuantizedWeight, spec: QuantSpec) -> dict[str, torch.Tensor]:

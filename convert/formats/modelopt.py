@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -34,6 +34,15 @@ class ModelOptNVFP4(NVFP4):
     cuts = dict.fromkeys(("weight_scale_2", "input_scale"), "whole")
     key = global_part = "weight_scale_2"
     qweight_part = "weight"
+    input_part = "input_scale"
+
+    def _rounding(self, parts: Parts) -> Literal["nvfp4", "mxfp4"] | None:
+        """Inputs are rounded where there is a scale for them."""
+        return self.rounding if self.input_part in parts else None
+
+    @staticmethod
+    def _input_scale(stored: float) -> float:
+        return stored
 
     def scales(self, parts: Parts) -> tuple[torch.Tensor, TwoLevelScales | None]:
         """The products; what is written divides by the reciprocal, which may differ in the last place of a float32."""

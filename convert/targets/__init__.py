@@ -39,7 +39,7 @@ def rounding_notes(checkpoint: Checkpoint, wider_cache: bool = True) -> list[str
         notes.append("the cache holds FP8's numbers in a wider type: as exact as an FP8 cache, and not as small")
     tensors = map(TensorName.parse, checkpoint.names())
     if any(checkpoint.activations(str(name.module)) for name in tensors if name.module.expert is not None):
-        notes.append("the inputs of routed experts are not rounded to FP8")
+        notes.append("the inputs of routed experts are not rounded")
     return notes
 
 

@@ -14,7 +14,8 @@ schemes: Registry[Scheme] = Registry(
     "SCHEMES",
     "int4-g32, int4-g64, int4-g128, int4-g256, int4-channel, nvfp4, mxfp4, fp8-block, fp8-channel, fp8-tensor; "
     "likewise int2, int3, int5, int6, int8; behind an integer's name -asym for zero points, -actorder for groups in "
-    "act-order, behind that of an FP8 -dynamic or -static for inputs that are rounded, too",
+    "act-order, behind that of an FP8 -dynamic or -static for inputs that are rounded, too, as in nvfp4-static and "
+    "mxfp4-dynamic",
 )
 
 

@@ -58,7 +58,7 @@ class Scheme(ABC):
     @property
     def measures_inputs(self) -> bool:
         """Whether calibration has to find how large a layer's inputs get, whatever the method."""
-        return self.activations is not None and self.activations.per == "tensor"
+        return self.activations is not None and self.activations.measured
 
     @abstractmethod
     def grid(self, weight: torch.Tensor, importance: torch.Tensor | None = None) -> QuantParams:

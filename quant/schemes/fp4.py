@@ -13,11 +13,12 @@ from collections.abc import Iterator
 
 import torch
 
-from llmc.convert.quantized_weight import LARGEST_FP8, TwoLevelScales
+from llmc.convert.bits import LARGEST_E2M1, round_to_e2m1_
+from llmc.convert.quantized_weight import LARGEST_FP8, Activations, TwoLevelScales
 from llmc.errors import InputError
 from llmc.quant.schemes.base import QuantParams, Scheme
 
-_LARGEST, _FOUR = 6.0, 4.0
+_FOUR = 4.0
 # Weights whose scales are searched at once: as many as a processor's cache holds, or as keep a GPU busy.
 _CHUNK, _GPU_CHUNK = 1 << 18, 1 << 26
 # Steps of E4M3 from the scale that makes the largest weight 6: 8 of them double it, and 4 to 5 make that weight 4.
@@ -27,14 +28,13 @@ _STEPS = range(-4, 10)
 _POWERS = range(-1, 2)  # of two, beside the one that OCP's specification takes, which clips what lies above 6
 _LARGEST_CODE = 126  # of E4M3, 448; its codes are in the order of their values
 _EXPONENTS = -100, 100  # of the scale of a matrix: what it multiplies stays normal in float32
-_TO_INTEGER = 1.5 * 2.0**23  # added to a float: what it then has no bits for is rounded, half to even
 
 
 class FP4(Scheme):
     """What both have in common."""
 
     code_type = "float4_e2m1fn"
-    lowest, highest = -_LARGEST, _LARGEST
+    lowest, highest = -LARGEST_E2M1, LARGEST_E2M1
     group: int
 
     def check(self, weight_name: str, shape: tuple[int, int]) -> None:
@@ -84,10 +84,7 @@ class FP4(Scheme):
 
     def round_(self, ratio: torch.Tensor, zeros: torch.Tensor | None = None) -> torch.Tensor:
         """Ties go to the even code; zeros are positive."""
-        ratio.clamp_(self.lowest, self.highest)
-        # The power of two below each, whose half is how far codes lie apart there; below 1 they do as above it.
-        shift = (ratio.view(torch.int32) & 0x7F800000).view(torch.float32).clamp_(1.0, 4.0).mul_(_TO_INTEGER / 2)
-        return ratio.add_(shift).sub_(shift)
+        return round_to_e2m1_(ratio)
 
     def to_codes(self, steps: torch.Tensor, zeros: torch.Tensor | None = None) -> torch.Tensor:
         return steps.to(torch.float8_e4m3fn)
@@ -102,14 +99,18 @@ class NVFP4(FP4):
     place for one.
     """
 
-    name, group, sharing, scaled_as_a_whole = "nvfp4", 16, (1, 16), True
+    group, sharing, scaled_as_a_whole = 16, (1, 16), True
+
+    def __init__(self, static_inputs: bool = False) -> None:
+        self.name = "nvfp4-static" if static_inputs else "nvfp4"
+        self.activations = Activations("nvfp4") if static_inputs else None
 
     def _unit(self, largest: torch.Tensor) -> torch.Tensor:
         exponent = torch.frexp(largest / (_FOUR * LARGEST_FP8)).exponent.clamp(*_EXPONENTS)
         return torch.ldexp(torch.ones_like(largest), exponent)
 
     def _candidates(self, largest: torch.Tensor, unit: torch.Tensor) -> Iterator[torch.Tensor]:
-        six = (largest / (_LARGEST * unit)).clamp(max=LARGEST_FP8).to(torch.float8_e4m3fn).view(torch.uint8).short()
+        six = (largest / (LARGEST_E2M1 * unit)).clamp(max=LARGEST_FP8).to(torch.float8_e4m3fn).view(torch.uint8).short()
         for step in _STEPS:
             codes = (six + step).clamp(1, _LARGEST_CODE).to(torch.uint8)
             yield codes.view(torch.float8_e4m3fn).float() * unit
@@ -125,7 +126,11 @@ class NVFP4(FP4):
 
 
 class MXFP4(FP4):
-    name, group, sharing = "mxfp4", 32, (1, 32)
+    group, sharing = 32, (1, 32)
+
+    def __init__(self, dynamic_inputs: bool = False) -> None:
+        self.name = "mxfp4-dynamic" if dynamic_inputs else "mxfp4"
+        self.activations = Activations("mxfp4") if dynamic_inputs else None
 
     def _unit(self, largest: torch.Tensor) -> torch.Tensor:
         return torch.ones_like(largest)
@@ -137,4 +142,4 @@ class MXFP4(FP4):
             yield torch.ldexp(torch.ones_like(largest), (power + step).clamp(*_EXPONENTS))
 
 
-SCHEMES = (NVFP4(), MXFP4())
+SCHEMES = (NVFP4(), NVFP4(static_inputs=True), MXFP4(), MXFP4(dynamic_inputs=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,13 @@ import torch
 from compressed_tensors.compressors.base import BaseCompressor
 from compressed_tensors.compressors.nvfp4.helpers import pack_fp4_to_uint8, unpack_fp4_from_uint8
 from compressed_tensors.entrypoints.convert.converters.modelopt_nvfp4 import ModelOptNvfp4Converter
-from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme, preset_name_to_scheme
+from compressed_tensors.quantization import (
+    QuantizationArgs,
+    QuantizationScheme,
+    QuantizationStatus,
+    preset_name_to_scheme,
+)
+from compressed_tensors.quantization.lifecycle.forward import forward_quantize
 from safetensors.torch import load_file, save_file
 from support.float4_checkpoint import MXFP4, NVFP4, compressed_tensors, packed_weights
 from support.quantized_checkpoint import DEEPSEEK, quantized_copy
@@ -25,7 +32,7 @@ from llmc.convert.formats.float4 import MXFP4 as StoredMXFP4
 from llmc.convert.formats.float4 import NVFP4 as StoredNVFP4
 from llmc.convert.formats.mxfp4 import MXFP4Blocks
 from llmc.convert.model import CausalLM
-from llmc.convert.quantized_weight import QuantizedWeight
+from llmc.convert.quantized_weight import Activations, QuantizedWeight
 from llmc.convert.safetensors_file import read_header
 from llmc.errors import InputError
 from llmc.job import _kinds_of_experts
@@ -94,6 +101,49 @@ def test_is_kept_bit_for_bit_and_loads_in_transformers(tmp_path: Path, scales: s
     found = ours.logits(ours.hidden(ids))
     bound = 1e-5 if scales == "mxfp4" else 2e-2  # the package rounds NVFP4 to bfloat16
     assert ((expected - found).abs().max() / expected.abs().max()).item() < bound
+
+
+@pytest.mark.parametrize("name", ["nvfp4-static", "mxfp4-dynamic"])
+def test_inputs_are_rounded_as_the_package_rounds_them(name: str) -> None:
+    """By what is stored, and by config.json; groups of zeros, and inputs far below and above all others among them."""
+    chosen = scheme(name)
+    x = torch.randn(3, 5, 128, generator=torch.Generator().manual_seed(0)) * torch.logspace(-5, 2, 128)
+    x[0, 0, :32] = 0
+    activations = chosen.activations.at(x.abs().max().item())
+    weight = replace(round_to_nearest(torch.randn(16, 128), chosen), activations=activations)
+    stored_as = layout("compressed-tensors").format_of(chosen.spec)
+    stored, config = stored_as.encode("m", weight, chosen.spec), stored_as.config(chosen.spec)
+    preset = preset_name_to_scheme(name.partition("-")[0].upper(), ["Linear"]).input_activations
+    args = QuantizationArgs(**config["input_activations"])
+    same = ("num_bits", "type", "strategy", "group_size", "symmetric", "dynamic", "scale_dtype")
+    assert all(getattr(args, field) == getattr(preset, field) for field in same)
+    linear = torch.nn.Linear(128, 4)
+    linear.quantization_status = QuantizationStatus.COMPRESSED
+    if name == "nvfp4-static":
+        linear.input_global_scale = stored["m.input_global_scale"]
+        assert 0.5 < x.abs().max() * linear.input_global_scale / (6 * 448) <= 1
+    x[1] *= 10  # more than calibration has seen
+    assert torch.equal(forward_quantize(linear, x, "input", args), activations.rounded(x))
+
+
+def test_the_scale_of_inputs_is_kept_bit_for_bit(tmp_path: Path) -> None:
+    weights, generator = packed_weights(DENSE, "nvfp4"), torch.Generator().manual_seed(1)
+    for name in [name for name in weights if name.endswith(".weight_packed")]:
+        scale = torch.rand(1, generator=generator) * 1000
+        weights[name.replace("weight_packed", "input_global_scale")] = scale
+    config = compressed_tensors("nvfp4", input_activations=NVFP4 | {"dynamic": "local"})
+    source = Checkpoint.open(write_checkpoint(tmp_path / "source", DENSE | {"quantization_config": config}, weights))
+    assert source.activations(MODULE).scale == 1 / weights[f"{MODULE}.input_global_scale"].double().item()
+    kept = quantized_copy(source, {}, tmp_path)
+    stored = {name: tensor for file in kept.shards for name, tensor in load_file(file).items()}
+    assert stored.keys() == weights.keys()
+    for name in weights:
+        if name.endswith("input_global_scale"):
+            assert torch.equal(stored[name], weights[name]), name
+    assert kept.kind(f"{MODULE}.weight").activations == "nvfp4"
+    weights[f"{MODULE}.input_global_scale"] = torch.ones(2)
+    with pytest.raises(InputError, match=r"input_global_scale must be one F32, and is F32 \[2\]"):
+        Checkpoint.open(write_checkpoint(tmp_path / "other", DENSE | {"quantization_config": config}, weights))
 
 
 @pytest.mark.parametrize("scales", ["nvfp4", "mxfp4"])
@@ -185,7 +235,7 @@ def test_modelopt(tmp_path: Path, where: str, cache: bool) -> None:
     codes = unpack_fp4_from_uint8(weights[f"{MODULE}.weight"], 64, 96, torch.float32)
     scales = weights[f"{MODULE}.weight_scale"].float() * weights[f"{MODULE}.weight_scale_2"]
     assert torch.equal(checkpoint.tensor(f"{MODULE}.weight"), codes * scales.repeat_interleave(16, 1))
-    assert checkpoint.activations(MODULE) is None
+    assert checkpoint.activations(MODULE) == Activations("nvfp4", 0.25)
     attention = "model.layers.0.self_attn.q_proj"
     plain = weights[f"{attention}.weight"].float() * weights[f"{attention}.weight_scale"]
     assert torch.equal(checkpoint.tensor(f"{attention}.weight"), plain)
@@ -213,7 +263,7 @@ def test_modelopt_is_stored_as_the_package_would_convert_it(tmp_path: Path) -> N
     weight = Checkpoint.open(write_checkpoint(tmp_path, config, weights)).quantized(MODULE)
     assert weight is not None
     ours = StoredNVFP4.encode(MODULE, weight, weight.kind)
-    assert ours.keys() == theirs.keys() - {f"{MODULE}.input_global_scale"}
+    assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
         assert torch.equal(tensor.view(torch.uint8), theirs[name].reshape(tensor.shape).view(torch.uint8))
 

@@ -12,9 +12,11 @@ from onnx_ir.passes.common import CheckerPass
 from llmc.convert.graph.builder import DOMAIN, OPSET
 from llmc.convert.graph.grouped_topk import grouped_topk_function
 from llmc.convert.graph.latent_attention import latent_attention_function
+from llmc.convert.graph.linear import round_to_mxfp4_function, round_to_nvfp4_function
 from llmc.convert.graph.mixture_of_experts import mixture_of_experts_function
 from llmc.convert.model.grouped_topk import GroupedTopK
 from llmc.convert.model.mixture_of_experts import MixtureOfExperts
+from llmc.convert.quantized_weight import Activations
 from llmc.convert.spec import Activation, ClampedSwiGLU, MixtureOfExpertsSpec, RouterSpec
 from llmc.runtime.quiet_onnxruntime import onnxruntime as ort
 
@@ -58,6 +60,21 @@ def test_latent_attention(tokens: int) -> None:
     keys = cache.expand(-1, heads, -1, -1)
     expected = torch.nn.functional.scaled_dot_product_attention(query, keys, keys[..., :rank], mask, scale=0.3)
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["nvfp4", "mxfp4"])
+def test_inputs_are_rounded_to_fp4_as_in_torch(kind: str) -> None:
+    """Of all sizes, around powers of two among them, and beyond what calibration has seen."""
+    x = random(3, 64, 64) * torch.logspace(-30, 2, 64)[:, None]
+    x[0, 0] = 0
+    largest = torch.exp2(torch.arange(-40, 24).float()) * torch.tensor([1.0, 1.75]).repeat(32)
+    x[1] *= 0.01 * largest[:, None] / x[1].abs().amax(-1, keepdim=True)
+    x[1, :, ::16] = torch.stack([largest, largest.nextafter(torch.tensor(0.0)), -largest, largest / 2], -1)
+    activations = Activations(kind).at(64.0)
+    scale = {"scale": activations.scale} if kind == "nvfp4" else {}
+    function = round_to_nvfp4_function() if kind == "nvfp4" else round_to_mxfp4_function()
+    (got,) = run(function, [x], [x.shape], **scale)
+    assert torch.equal(got, activations.rounded(x))
 
 
 ROUTERS = {

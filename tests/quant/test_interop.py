@@ -54,6 +54,7 @@ CASES = {
         DEEPSEEK,
         [Rule("experts", "mxfp4"), Rule("attention", "fp8-block", "rtn"), Rule("shared_experts", "nvfp4")],
     ),
+    "FP4 with rounded inputs": (DENSE, [Rule("dense_mlp", "nvfp4-static"), Rule("attention", "mxfp4-dynamic")]),
     "dense, NVFP4 and MXFP4": (DENSE, [Rule("dense_mlp", "nvfp4"), Rule("attention", "mxfp4")]),
     "dense": (
         LLAMA | {"intermediate_size": 128},

@@ -102,6 +102,9 @@ def test_a_group_size_that_does_not_divide_names_those_that_do():
         ("nvfp4", "nvfp4"),
         ("NVFP4A16", "nvfp4"),
         ("mxfp4", "mxfp4"),
+        ("NVFP4", "nvfp4-static"),
+        ("w4a4-nvfp4", "nvfp4-static"),
+        ("MXFP4", "mxfp4-dynamic"),
     ],
 )
 def test_names_of_other_programs(name: str, ours: str) -> None:
@@ -109,7 +112,8 @@ def test_names_of_other_programs(name: str, ours: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "preset", ["W4A16", "W4A16_ASYM", "W8A16", "FP8", "FP8_DYNAMIC", "FP8_BLOCK", "NVFP4A16", "MXFP4A16"]
+    "preset",
+    ["W4A16", "W4A16_ASYM", "W8A16", "FP8", "FP8_DYNAMIC", "FP8_BLOCK", "NVFP4", "NVFP4A16", "MXFP4", "MXFP4A16"],
 )
 def test_presets_are_those_of_compressed_tensors(preset: str) -> None:
     theirs = preset_name_to_scheme(preset, ["Linear"])
@@ -123,7 +127,8 @@ def test_presets_are_those_of_compressed_tensors(preset: str) -> None:
     inputs = theirs.input_activations
     assert (ours.activations is None) == (inputs is None)
     if inputs is not None and ours.activations is not None:
-        assert ours.activations.per == inputs.strategy
+        kinds = {"tensor_group": "nvfp4", "group": "mxfp4"} if inputs.num_bits == 4 else {}
+        assert ours.activations.per == kinds.get(inputs.strategy, inputs.strategy)
 
 
 @pytest.mark.parametrize(
@@ -136,8 +141,8 @@ def test_presets_are_those_of_compressed_tensors(preset: str) -> None:
         ("Q4_K_M", "llama.cpp"),
         ("IQ4_XS", "llama.cpp"),
         ("gguf", "llama.cpp"),
-        ("MXFP4", "mxfp4 in small letters is weights only"),
-        ("NVFP4", "as a preset rounds inputs, too"),
+        ("nvfp4-dynamic", "is what nvfp4-static does, but for one scale"),
+        ("mxfp4-static", "use mxfp4-dynamic"),
         ("W8A8", "rounds inputs to integers"),
         ("bf16", "what no rule matches keeps its precision"),
         ("int4-g12", "did you mean 'int4-g128'?"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from llmc.quant.assign import linear_modules
 from llmc.quant.change import change
 from llmc.quant.gptq import solve
 from llmc.quant.gradients import Observed, backward, step_sizes
-from llmc.quant.layer_solver import input_scale
 from llmc.quant.schemes import scheme
 from llmc.quant.schemes.base import Scheme
 from llmc.quant.sensitivity import measure
@@ -67,8 +65,7 @@ def by_definition(
             moved = change(weight if used is None else weight[used], each, importance)
             y = moved[place] if is_embedding else x @ moved.mT
             if each.activations is not None:
-                scale = input_scale(x.abs().max().item()) if each.measures_inputs else None
-                y = y + (replace(each.activations, scale=scale).rounded(x) - x) @ weight.mT
+                y = y + (each.activations.at(x.abs().max().item()).rounded(x) - x) @ weight.mT
             total = 0.0
             for draw in range(DRAWS):
                 gradient = torch.cat([one.gradient for one in parts if one.draw == draw])
