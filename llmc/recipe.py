@@ -61,9 +61,9 @@ class Quantize(Section):
     match: str = Field(description="a role (experts, shared_experts, dense_mlp, attention, …) or re:PATTERN")
     scheme: str | list[str] | None = Field(
         default=None,
-        description="such as int4-g128, int8-channel, fp8-block, nvfp4; other programs' W4A16, W8A16, FP8, FP8_DYNAMIC, "
-        "FP8_BLOCK, NVFP4 and MXFP4 are known, too; all but the first two round inputs as well: fp8-channel-dynamic, "
-        "fp8-block-dynamic, nvfp4-static, mxfp4-dynamic. "
+        description="such as int4-g128, int8-channel, fp8-block, nvfp4; other programs' W4A16, W8A16, FP8, "
+        "FP8_DYNAMIC, FP8_BLOCK, NVFP4 and MXFP4 are known, too; all but the first two round inputs as well: "
+        "fp8-channel-dynamic, fp8-block-dynamic, nvfp4-static, mxfp4-dynamic. "
         "With a budget it may be a list to choose from, with as-is for the precision that a module has; without it all "
         "`candidates` are",
     )

@@ -66,6 +66,7 @@ def make_source(model: str, work: Path) -> Path:
         return _smollm2(work)
     if model == "embedded":
         if not source.exists():
+            source.unlink(missing_ok=True)  # a link to where the checkpoint has been
             source.symlink_to(locate("builtin:tiny-deepseek-v3", Path()).path)
     elif not (source / "config.json").exists():
         synthesize(CONFIGS[model], source)
