@@ -15,6 +15,9 @@ GROUP_SIZES = (32, 64, 128, 256)
 # first from 1 down in wide steps, then around the best of those.
 _COARSE = tuple(1.0 - 0.05 * step for step in range(10))
 _FINE = (0.025, -0.025, 0.0125, -0.0125)
+# A symmetric grid has a code more below zero than above it. A negative scale turns it over, for groups whose largest
+# weights are positive. Of 8 bits, that is one code of 256, which is not worth what programs may make of such a scale.
+_MOST_BITS_TURNED_OVER = 4
 # Weights whose scales are searched at once: as many as a processor's cache holds, or as keep a GPU busy.
 _CHUNK, _GPU_CHUNK = 1 << 18, 1 << 26
 
@@ -37,7 +40,7 @@ class Integer(Scheme):
             raise InputError(f"{weight_name} has {columns} inputs, no multiple of {self.group_size or 32}; {advice}")
 
     def grid(self, weight: torch.Tensor, importance: torch.Tensor | None = None) -> QuantParams:
-        """Of least weighted squared error per group; scales are bfloat16."""
+        """Of least weighted squared error per group; scales are bfloat16, and of up to 4 bits of either sign."""
         groups = weight.unflatten(-1, (-1, self.group_size or weight.shape[-1]))  # [..., out, G, g]
         *batch, out, count, size = groups.shape
         scales = torch.empty(*batch, out, count, dtype=torch.bfloat16, device=weight.device)
@@ -87,11 +90,12 @@ class Integer(Scheme):
             best_error, best = torch.where(better, error, best_error), torch.where(better, scale, best)
             best_share, best_zero = torch.where(better, share, best_share), torch.where(better, zero, best_zero)
 
-        for share in _COARSE:
-            look(torch.full_like(reach, share))
+        for sign in (1.0, -1.0) if self.symmetric and self.bits <= _MOST_BITS_TURNED_OVER else (1.0,):
+            for share in _COARSE:
+                look(torch.full_like(reach, sign * share))
         center = best_share
         for offset in _FINE:
-            look((center + offset).clamp(max=1.0))
+            look(center.sign() * (center.abs() + offset).clamp(max=1.0))
         return QuantParams(best, None if self.symmetric else best_zero.to(torch.int8))
 
     def round_(self, ratio: torch.Tensor, zeros: torch.Tensor | None = None) -> torch.Tensor:

@@ -32,6 +32,17 @@ def test_int4_scales_are_bfloat16_and_clip_where_that_helps():
     assert error(scales.float()) < error((weight.abs().amax(1, keepdim=True) / 7).bfloat16().float())
 
 
+@pytest.mark.parametrize("bits", [3, 4])
+def test_a_scale_is_negative_where_the_largest_weights_are_positive(bits: int) -> None:
+    """The code that has no positive counterpart is theirs then; weights and their negatives are rounded alike."""
+    codes = scheme(f"int{bits}-g64")
+    weight = torch.arange(1 - (1 << bits - 1), (1 << bits - 1) + 1).repeat(1, 64 >> bits).float()
+    for sign in (1, -1):
+        result = round_to_nearest(sign * weight, codes)
+        assert torch.equal(result.dequantize(), sign * weight) and result.scales.sign().item() == -sign
+    assert (scheme("int8-g64").grid(weight).scales > 0).all()
+
+
 def test_importance_moves_the_scale_towards_channels_that_matter():
     weight = torch.randn(1, 64, generator=torch.Generator().manual_seed(3))
     importance = torch.ones(1, 64)
