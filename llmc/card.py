@@ -24,8 +24,8 @@ from llmc.visible import visible_line
 
 _MEASURES = {
     "ppl": "perplexity per token of the check text; ± is the standard error over its windows",
-    "kl": "Kullback–Leibler divergence from the original's distribution to this model's, in nats per token, over the "
-    "original's 64 most likely tokens and one bucket for the rest (a lower bound of the full one)",
+    "KL": "Kullback–Leibler divergence from the original's distribution to this model's, in nats per token; ± is the "
+    "standard error over the windows of the check text",
     "top-1": "share of positions at which both find the same token most likely",
 }
 
@@ -91,8 +91,9 @@ def _budget(manifest: Manifest) -> list[str]:
     """What it was spent on, and what other sizes were predicted to cost."""
     if (budget := manifest.budget) is None:
         return []
-    found = manifest.checks or manifest.torch_checks
-    measured = f" Measured: {found.kl_mean:.4f}." if found else ""
+    exact = manifest.torch_checks and manifest.torch_checks.kl_kind == "exact"
+    found = manifest.torch_checks if exact else manifest.checks
+    measured = f" Measured: {found.kl_mean:.4f} ({found.kl_kind})." if found else ""
     curve = [(size(each.bytes), f"{each.bits:.2f}", f"{each.kl:.3g}") for each in budget.curve]
     return [
         "## Bits to a budget\n",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 from llmc import __version__
@@ -47,15 +48,28 @@ def describe_quantized(job: Job, artifact: Checkpoint, result: QuantizeResult) -
 
 
 def _checks(answers: Answers | None) -> Checks | Nothing:
-    """What a backend would be measured by, of the answers that the pass had in its hands."""
+    """What a backend would be measured by, of the answers that the pass had in its hands; the divergence is the exact
+    one, with what the sample tells of it beside it.
+    """
+    from llmc.runtime.check import Answers as Said
     from llmc.runtime.check import compare
+    from llmc.runtime.divergence import Divergence, divergence
 
     if answers is None:
         return Nothing()
-    original = {"top_ids": answers.top_ids, "top_logprobs": answers.top, "true_logprobs": answers.true}
-    quantized = (answers.top_quantized, answers.true_quantized, answers.best_quantized)
-    report = compare({name: each.numpy() for name, each in original.items()}, *(each.numpy() for each in quantized))
-    return Checks.model_validate(report.to_json() | {"computed_by": "torch"})
+    found = {field.name: getattr(answers, field.name).numpy() for field in fields(answers)}
+    names = {"top_ids": "top_ids", "top_logprobs": "top", "true_logprobs": "true"}
+    names |= (
+        {"tail_ids": "tail_ids", "tail_logprobs": "tail", "tail_mass": "tail_mass"} if found["tail_ids"].size else {}
+    )
+    original = {name: found[mine] for name, mine in names.items()}
+    said = Said(*(found[f"{name}_quantized"] for name in ("top", "tail", "true", "best")))
+    report = compare(original, said, Divergence(found["divergence"], "exact"))
+    told = report.to_json() | {"computed_by": "torch"}
+    if found["tail_ids"].size:
+        sample = divergence(original, said.top, said.tail, 0)
+        told |= {"kl_sampled": float(sample.values.mean()), "kl_sampling_stderr": sample.sampling_stderr}
+    return Checks.model_validate(told)
 
 
 def build_manifest(

@@ -39,6 +39,7 @@ def rows(manifest: Manifest) -> list[tuple[str, str]]:
         result.append(("predicted KL", f"{budget.predicted_kl:.4f}"))
     if manifest.checks:
         result += check_rows(manifest.checks)
+    result += exact_row(manifest)
     told = f"its tokens are in {REFERENCE}" if REFERENCE in manifest.files else "is not in the artifact"
     result.append(("check text", told))
     for name, target in manifest.targets.items():
@@ -74,17 +75,44 @@ def check_rows(checks: Checks) -> list[tuple[str, str]]:
     before = _measured(checks.ppl_original, checks.ppl_original_stderr, 3)
     after = _measured(checks.ppl, checks.ppl_stderr, 3)
     change = _percent(checks.ppl / checks.ppl_original - 1, checks.ppl_increase_stderr, "+")
-    kl = _measured(checks.kl_mean, checks.kl_mean_stderr, 4)
     rest = f"median {checks.kl_median:.4f}, 99 % {checks.kl_p99:.3f}, max {checks.kl_max:.2f}"
     result = [("measured", "by the pass over the layers, in torch: the weights alone")] if checks.computed_by else []
     result += [
         ("perplexity", f"{before} → {after} ({change})"),
-        ("KL divergence", f"mean {kl}, {rest}"),
+        (kl_name(checks), f"mean {_measured(checks.kl_mean, checks.kl_mean_stderr, 4)}, {rest}"),
+        ("", _KL_TOLD[checks.kl_kind] + _sampling(checks)),
         ("top-1 agreement", f"{_percent(checks.top1, checks.top1_stderr)} of {checks.tokens:,} tokens"),
     ]
     if checks.mtp_acceptance is not None:
         result.append(("MTP acceptance", f"{checks.mtp_acceptance:.1%} of drafts, greedy"))
     return result + [(f"gate {gate.name}", gate_line(gate)) for gate in checks.gates]
+
+
+_KL_TOLD = {
+    "exact": "exact: over the whole vocabulary, in float64",
+    "sampled": "estimated without bias, from the likely tokens and a sample of the others",
+    "lower bound": "of the likely tokens and one bucket for all others: the whole is larger",
+}
+
+
+def kl_name(checks: Checks) -> str:
+    """What the measured KL may be called."""
+    return "KL, a lower bound" if checks.kl_kind == "lower bound" else "KL divergence"
+
+
+def exact_row(manifest: Manifest) -> list[tuple[str, str]]:
+    """The divergence of the weights alone, where it was taken over the whole vocabulary and is not told anyway."""
+    found = manifest.torch_checks
+    if not found or found.kl_kind != "exact" or (manifest.checks and manifest.checks.computed_by):
+        return []
+    told = _measured(found.kl_mean, found.kl_mean_stderr, 4)
+    return [("KL of the weights", f"mean {told}, {_KL_TOLD['exact']}, by the pass over the layers")]
+
+
+def _sampling(checks: Checks) -> str:
+    if checks.kl_sampling_stderr is None or checks.kl_kind != "sampled":
+        return ""
+    return f" (± {checks.kl_sampling_stderr:.1g})"
 
 
 def target_line(target: TargetRecord) -> str:

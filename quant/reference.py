@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,29 +14,97 @@ from llmc.convert.model import load_final_norm, load_lm_head, logits
 from llmc.convert.safetensors_file import SafetensorsWriter
 from llmc.quant.activation_file import ActivationFile
 from llmc.quant.overflow import OverflowInModelError, refuse_overflow
+from llmc.quant.tail_sample import tail_sample
 
 KEPT = 64  # log-probabilities per position
+DRAWN = 64  # of those that are not kept, as many stand for all
 LARGEST_SURPRISE = 700.0  # nats per token: the perplexity still is a number
-_LOGITS_BYTES = 1 << 27  # of each model, at once
+_LOGITS_BYTES = 1 << 26  # of each model, at once, as float64
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What two models say of every next token of a text: the original's most likely tokens int64 [N, P, K], and of both
-    the log-probabilities of those, and of the tokens that follow [N, P]; and what the second finds most likely.
+    """What two models say of every next token of a text.
+
+    Attributes:
+        top_ids: The original's most likely tokens, int64 [N, P, K], the likeliest first.
+        tail_ids: Tokens drawn from the others by `tail_sample`, int64 [N, P, S]; S is 0 where there are no others.
+        tail_mass: Probability of the others together, float64 [N, P].
+        top, tail, true: The original's log-probabilities of those tokens, and of the one that follows [N, P]; float64.
+        top_quantized, tail_quantized, true_quantized: The second model's.
+        best_quantized: What the second finds most likely, int64 [N, P].
+        divergence: Kullback–Leibler divergence of the second from the original over the whole vocabulary, in nats,
+            float64 [N, P].
     """
 
     top_ids: torch.Tensor
+    tail_ids: torch.Tensor
+    tail_mass: torch.Tensor
     top: torch.Tensor
+    tail: torch.Tensor
     true: torch.Tensor
     top_quantized: torch.Tensor
+    tail_quantized: torch.Tensor
     true_quantized: torch.Tensor
     best_quantized: torch.Tensor
+    divergence: torch.Tensor
+
+    @classmethod
+    def blank(cls, rows: int, positions: int, vocabulary: int) -> Answers:
+        """Room for them."""
+        kept, drawn = min(KEPT, vocabulary), DRAWN if vocabulary > KEPT else 0
+
+        def room(*size: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+            return torch.empty(rows, positions, *size, dtype=dtype)
+
+        return cls(
+            room(kept, dtype=torch.int64), room(drawn, dtype=torch.int64), room(), room(kept), room(drawn), room(),
+            room(kept), room(drawn), room(), room(dtype=torch.int64), room(),
+        )  # fmt: skip
+
+    def note(
+        self, row: int, part: slice, scores: Sequence[torch.Tensor], following: torch.Tensor, offsets: torch.Tensor
+    ) -> None:
+        """Write down what two models' logits [n, V] say at some positions of a row, where `following` [n] came next.
+
+        Args:
+            offsets: Of the draw from the tail, see `tail_sample`.
+        """
+        said, said_quantized = (each.double().log_softmax(-1) for each in scores)
+        top_ids = said.topk(self.top_ids.shape[-1], dim=-1).indices
+        drawn = self.tail_ids.shape[-1]
+        tail_ids = tail_sample(said, top_ids, offsets, drawn) if drawn else top_ids[:, :0]
+        following = following[:, None]
+        self.top_ids[row, part], self.tail_ids[row, part] = top_ids, tail_ids
+        for model, top, tail, true in (
+            (said, self.top, self.tail, self.true),
+            (said_quantized, self.top_quantized, self.tail_quantized, self.true_quantized),
+        ):
+            top[row, part], tail[row, part] = model.gather(-1, top_ids), model.gather(-1, tail_ids)
+            true[row, part] = model.gather(-1, following)[:, 0]
+        self.best_quantized[row, part] = said_quantized.argmax(-1)
+        p = said.exp()
+        self.divergence[row, part] = (p * (said - said_quantized)).sum(-1)
+        self.tail_mass[row, part] = p.scatter(-1, top_ids, 0.0).sum(-1)
+
+    def write(self, ids: torch.Tensor, path: Path) -> None:
+        """Leave the original's part, with the text's ids [N, L], as docs/artifact-format.md has it."""
+        with SafetensorsWriter(path) as writer:
+            writer.add("input_ids", ids.int())
+            writer.add("top_ids", self.top_ids.int())
+            writer.add("top_logprobs", self.top.float())
+            writer.add("true_logprobs", self.true.float())
+            if self.tail_ids.shape[-1]:
+                writer.add("tail_ids", self.tail_ids.int())
+                writer.add("tail_logprobs", self.tail.float())
+                writer.add("tail_mass", self.tail_mass.float())
 
 
 @dataclass(frozen=True)
 class Distance:
-    """Of two models over a text: their perplexities, and the mean KL divergence of the second from the first, nats."""
+    """Of two models over a text: their perplexities, and the mean KL divergence of the second from the first over the
+    whole vocabulary, in nats.
+    """
 
     ppl_original: float
     ppl: float
@@ -57,48 +125,31 @@ def write_reference(
     """Writes reference.safetensors, and measures how far the quantized model is from it, before any target rounds.
 
     ids [N, L]; the streams hold what enters the final norm, `quantized_head` is [V, H], float32, None if the head
-    stayed as it is. Position i predicts token i + 1:
-    input_ids int32 [N, L], top_ids int32 and top_logprobs float32 [N, L-1, 64], true_logprobs float32 [N, L-1].
-    OverflowInModelError for logits of either model that are no numbers to compute with; a quantized model's perplexity
-    is cut at e^700.
+    stayed as it is. Position i predicts token i + 1. What is drawn from the tails depends on the row's number
+    alone. OverflowInModelError for logits of either model that are no numbers to compute with; a quantized model's
+    perplexity is cut at e^700.
     """
     device = original.device
     norm, head = load_final_norm(checkpoint).to(device), load_lm_head(checkpoint).to(device)
     heads = head, head if quantized_head is None else quantized_head.to(device)
     rows, length = ids.shape
-    kept = min(KEPT, head.shape[0])
-    top_ids = torch.empty(rows, length - 1, kept, dtype=torch.int32)
-    top_logprobs, top_quantized = torch.empty(2, rows, length - 1, kept).unbind()
-    best_quantized = torch.empty(rows, length - 1, dtype=torch.int64)
-    true, true_quantized, divergence = torch.empty(3, rows, length - 1).unbind()
-    step = max(1, _LOGITS_BYTES // (4 * head.shape[0]))
+    answers = Answers.blank(rows, length - 1, head.shape[0])
+    step = max(1, _LOGITS_BYTES // (8 * head.shape[0]))
     for row in range(rows):
+        offsets = torch.rand(length - 1, generator=torch.Generator().manual_seed(row), dtype=torch.float64).to(device)
         hidden = [norm(stream.read(slice(row, row + 1)))[0, :-1] for stream in (original, quantized)]
         for start in range(0, length - 1, step):
             part = slice(start, min(start + step, length - 1))
             scores = [logits(checkpoint.spec, x[part], each) for x, each in zip(hidden, heads, strict=True)]
             for model, each in zip(("original", "quantized"), scores, strict=True):
                 refuse_overflow(each, f"the {model} model's logits over the check text")
-            said, said_quantized = (each.log_softmax(-1) for each in scores)
-            following = ids[row, 1:][part, None].to(original.device)
-            true[row, part] = said.gather(-1, following)[:, 0]
-            true_quantized[row, part] = said_quantized.gather(-1, following)[:, 0]
-            top = said.topk(kept, dim=-1)
-            top_ids[row, part], top_logprobs[row, part] = top.indices.int(), top.values
-            top_quantized[row, part] = said_quantized.gather(-1, top.indices)
-            best_quantized[row, part] = said_quantized.argmax(-1)
-            divergence[row, part] = (said.exp() * (said - said_quantized)).sum(-1)
+            answers.note(row, part, scores, ids[row, 1:][part].to(device), offsets[part])
         progress((row + 1) * length, rows * length)
-    with SafetensorsWriter(path) as writer:
-        writer.add("input_ids", ids.int())
-        writer.add("top_ids", top_ids)
-        writer.add("top_logprobs", top_logprobs)
-        writer.add("true_logprobs", true)
-    surprise, surprise_quantized = (-each.double().mean().item() for each in (true, true_quantized))
+    answers.write(ids, path)
+    surprise, surprise_quantized = (-each.mean().item() for each in (answers.true, answers.true_quantized))
     if surprise > LARGEST_SURPRISE:
         raise OverflowInModelError(
             f"the original model holds the check text for impossible, by {surprise:.3g} nats a token"
         )
     ppl = math.exp(min(surprise_quantized, LARGEST_SURPRISE))
-    answers = Answers(top_ids.long(), top_logprobs, true, top_quantized, true_quantized, best_quantized)
-    return Distance(math.exp(surprise), ppl, divergence.double().mean().item(), answers)
+    return Distance(math.exp(surprise), ppl, answers.divergence.mean().item(), answers)

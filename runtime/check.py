@@ -1,7 +1,7 @@
 """Does the artifact still say what the original said? Its answers to the check text against the recorded ones.
 
-Measures and their names follow llama.cpp's perplexity tool. The original's 64 most likely tokens are on record; the
-Kullback–Leibler divergence is taken over those and one bucket for all others, a lower bound of the full one.
+Measures and their names follow llama.cpp's perplexity tool; how far a part of the original's answers tells the whole
+Kullback–Leibler divergence stands in `divergence.py`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from llmc.errors import InputError
 from llmc.runtime.artifact import Artifact
 from llmc.runtime.backends import Backend, longer, step_width
+from llmc.runtime.divergence import Divergence, Kind, divergence
 from llmc.runtime.reference import read_reference
 
 if TYPE_CHECKING:
@@ -40,9 +41,10 @@ class Gate:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """tokens: predictions compared; ppl: per token; kl in nats; top1: share of positions whose most likely token is the
-    original's; p_change: mean change of the true token's probability. Standard errors (`…_stderr`) are over windows;
-    that of the increase of perplexity is paired: what makes a window hard for both models does not count.
+    """tokens: predictions compared; ppl: per token; kl in nats, with kl_kind and kl_sampling_stderr as `Divergence` has
+    them; top1: share of positions whose most likely token is the original's; p_change: mean change
+    of the true token's probability. Standard errors (`…_stderr`) are over windows; that of the increase of perplexity
+    is paired: what makes a window hard for both models does not count.
     """
 
     tokens: int
@@ -51,8 +53,10 @@ class CheckReport:
     ppl: float
     ppl_stderr: float
     ppl_increase_stderr: float
+    kl_kind: Kind
     kl_mean: float
     kl_mean_stderr: float
+    kl_sampling_stderr: float | None
     kl_median: float
     kl_p99: float
     kl_max: float
@@ -89,19 +93,25 @@ def gates(report: CheckReport, limits: dict[str, float]) -> list[Gate]:
     return result
 
 
-def compare(reference: dict[str, Array], top_logprobs: Array, true_logprobs: Array, best: Array) -> CheckReport:
-    """Statistics of a model's answers: log-probabilities at the reference's `top_ids` [N, P, K] and of the true
-    tokens [N, P], and its most likely token [N, P].
+@dataclass(frozen=True)
+class Answers:
+    """A model's, at every position of the check text: log-probabilities at the reference's `top_ids` [N, P, K] and
+    `tail_ids` [N, P, S], if it has any, and of the true tokens [N, P], and its most likely token [N, P].
     """
-    base, other = (array.astype(np.float64) for array in (reference["top_logprobs"], top_logprobs))
-    p, q = np.exp(base), np.exp(other)
-    rest_p, rest_q = (np.clip(1.0 - x.sum(-1), 0.0, 1.0) for x in (p, q))
-    tail = np.where(rest_p > 1e-9, rest_p * np.log(np.maximum(rest_p, 1e-9) / np.maximum(rest_q, 1e-9)), 0.0)
-    kl = np.maximum((p * (base - other)).sum(-1) + tail, 0.0)
-    before, after = (array.astype(np.float64) for array in (reference["true_logprobs"], true_logprobs))
+
+    top: Array
+    tail: Array | None
+    true: Array
+    best: Array
+
+
+def compare(reference: dict[str, Array], said: Answers, apart: Divergence) -> CheckReport:
+    """Statistics of a model's answers, whose divergence from the reference is known."""
+    kl = apart.values
+    before, after = (array.astype(np.float64) for array in (reference["true_logprobs"], said.true))
     ppl_original, ppl_original_stderr = _perplexity(before)
     ppl, ppl_stderr = _perplexity(after)
-    agreed = best == reference["top_ids"][..., 0]
+    agreed = said.best == reference["top_ids"][..., 0]
     return CheckReport(
         tokens=kl.size,
         ppl_original=ppl_original,
@@ -109,8 +119,10 @@ def compare(reference: dict[str, Array], top_logprobs: Array, true_logprobs: Arr
         ppl=ppl,
         ppl_stderr=ppl_stderr,
         ppl_increase_stderr=ppl / ppl_original * _standard_error(after - before),
+        kl_kind=apart.kind,
         kl_mean=float(kl.mean()),
         kl_mean_stderr=_standard_error(kl),
+        kl_sampling_stderr=apart.sampling_stderr,
         kl_median=float(np.median(kl)),
         kl_p99=float(np.quantile(kl, 0.99)),
         kl_max=float(kl.max()),
@@ -143,10 +155,20 @@ def check(
         file: of the reference, where it is not in the artifact.
     """
     reference = read_reference(artifact, file)
-    ids, top_ids = reference["input_ids"], reference["top_ids"]
+    said = _answers(artifact, backend, reference, progress)
+    apart = divergence(reference, said.top, said.tail, artifact.vocab_size)
+    report = compare(reference, said, apart)
+    report.gates.extend(gates(report, artifact.gates))
+    return report
+
+
+def _answers(
+    artifact: Artifact, backend: Backend, reference: dict[str, Array], progress: ProgressFunction | None
+) -> Answers:
+    ids, top_ids, tail_ids = reference["input_ids"], reference["top_ids"], reference.get("tail_ids")
     windows, predictions, _ = top_ids.shape
-    top = np.empty(top_ids.shape, np.float32)
-    true, best = np.empty((windows, predictions), np.float32), np.empty((windows, predictions), np.int64)
+    top, tail = np.empty(top_ids.shape), None if tail_ids is None else np.empty(tail_ids.shape)
+    true, best = np.empty((windows, predictions)), np.empty((windows, predictions), np.int64)
     chunk = max(1, min(step_width(backend, 1, predictions), _CHUNK_BYTES // (4 * artifact.vocab_size)))
     long = longer(backend, ids.shape[1:])
     for row in range(windows):
@@ -164,10 +186,10 @@ def check(
             peak = logits.max(-1, keepdims=True)
             normalizer = peak + np.log(np.exp(logits - peak).sum(-1, keepdims=True, dtype=np.float64))
             top[row, part] = np.take_along_axis(logits, top_ids[row, part], -1) - normalizer
+            if tail is not None and tail_ids is not None:
+                tail[row, part] = np.take_along_axis(logits, tail_ids[row, part], -1) - normalizer
             true[row, part] = (np.take_along_axis(logits, ids[row, 1:][part, None], -1) - normalizer)[:, 0]
             best[row, part] = logits.argmax(-1)
         if progress:
             progress("perplexity, KL", (row + 1) * predictions, windows * predictions)
-    report = compare(reference, top, true, best)
-    report.gates.extend(gates(report, artifact.gates))
-    return report
+    return Answers(top, tail, true, best)

@@ -23,7 +23,8 @@ _LARGEST_SURPRISE = 700.5  # nats per token: what a build accepts, and the perpl
 
 def read_reference(artifact: Artifact, file: str | Path | None = None) -> dict[str, Array]:
     """Position i predicts token i + 1: input_ids int64 [N, P + 1], top_ids int64 and top_logprobs float32 [N, P, K],
-    true_logprobs float32 [N, P]. InputError when there is none, or none that can be compared with.
+    true_logprobs float32 [N, P]; unless an earlier llmc wrote it, tail_ids int64 and tail_logprobs float32
+    [N, P, S] and tail_mass float32 [N, P], too. InputError when there is none, or none that can be compared with.
 
     Args:
         file: where it lies if it is not in the artifact
@@ -36,7 +37,8 @@ def read_reference(artifact: Artifact, file: str | Path | None = None) -> dict[s
     except Exception as error:  # safetensors' and numpy's share no base class
         said = f"lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise InputError(f"{path}: no reference to compare with ({said}); build or download it again") from error
-    return {name: found[name].astype(np.int64 if name.endswith("_ids") else np.float32) for name in _NAMES}
+    names = [name for name in (*_NAMES, *_TAIL) if name in found]
+    return {name: found[name].astype(np.int64 if name.endswith("_ids") else np.float32) for name in names}
 
 
 def _own(artifact: Artifact) -> bytes:
@@ -57,30 +59,45 @@ def _given(artifact: Artifact, path: Path) -> bytes:
 
 
 _NAMES = ("input_ids", "top_ids", "top_logprobs", "true_logprobs")
+_TAIL = ("tail_ids", "tail_logprobs", "tail_mass")
 
 
 def _check(found: dict[str, Array], artifact: Artifact) -> None:
-    found = {name: found[name] for name in _NAMES}
+    tailed = any(name in found for name in _TAIL)
+    found = {name: found[name] for name in (*_NAMES, *(_TAIL if tailed else ()))}
     top_ids, top = found["top_ids"], found["top_logprobs"]
     if top_ids.ndim != 3 or 0 in top_ids.shape or top_ids.shape[1] < 2:
         raise ValueError(f"top_ids is {list(top_ids.shape)}, not windows, positions, tokens")
     windows, positions, _ = top_ids.shape
-    wanted = (windows, positions + 1), top_ids.shape, top_ids.shape, (windows, positions)
-    for name, shape in zip(_NAMES, wanted, strict=True):
+    tail = (windows, positions, found["tail_ids"].shape[-1] or 1) if tailed and found["tail_ids"].shape else ()
+    wanted = (windows, positions + 1), top_ids.shape, top_ids.shape, (windows, positions), tail, tail, tail[:2]
+    for name, shape in zip((*_NAMES, *_TAIL)[: len(found)], wanted, strict=False):
         kind = np.integer if name.endswith("_ids") else np.floating
         if found[name].shape != shape or not np.issubdtype(found[name].dtype, kind):
             raise ValueError(f"{name} is {found[name].dtype} {list(found[name].shape)}")
     if positions > artifact.context:
         raise ValueError(f"windows of {positions} positions, but the model's context is {artifact.context}")
-    for name in ("input_ids", "top_ids"):
+    for name in (name for name in found if name.endswith("_ids")):
         if not (found[name].min() >= 0 and found[name].max() < artifact.vocab_size):
             raise ValueError(f"{name} holds tokens that are none of the model's {artifact.vocab_size}")
-    for name in ("top_logprobs", "true_logprobs"):
+    for name in (name for name in found if name.endswith("_logprobs")):
         if not np.isfinite(found[name]).all() or found[name].max() > _ROUNDING:
             raise ValueError(f"{name} holds what is no log-probability")
     if np.exp(top.astype(np.float64)).sum(-1).max() > 1 + 100 * _ROUNDING:
         raise ValueError("top_logprobs are of more than one in sum")
+    if tailed:
+        _check_tail(top, found["tail_logprobs"], found["tail_mass"].astype(np.float64))
     _check_agreement(found["input_ids"][:, 1:, None], top_ids, top, found["true_logprobs"])
+
+
+def _check_tail(top: Array, tail: Array, mass: Array) -> None:
+    """ValueError for a sample that is none of what `top` leaves over."""
+    if not (np.isfinite(mass).all() and mass.min() >= 0):
+        raise ValueError("tail_mass holds what is no probability")
+    if np.abs(np.exp(top.astype(np.float64)).sum(-1) + mass - 1).max() > 100 * _ROUNDING:
+        raise ValueError("top_logprobs and tail_mass are not of one in sum")
+    if (tail.max(-1) > top[..., -1] + _SAME)[mass > 0].any():
+        raise ValueError("tail_logprobs are of more likely tokens than top_logprobs")
 
 
 def _check_agreement(following: Array, top_ids: Array, top: Array, true: Array) -> None:

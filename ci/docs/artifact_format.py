@@ -72,7 +72,9 @@ kernel sets.
 REFERENCE = """## The reference
 
 `reference.safetensors` lets `llmc check` repeat the measurement without the original. It has N windows of P + 1 tokens;
-position i predicts token i + 1. K is 64, or the size of the vocabulary where that is less.
+position i predicts token i + 1. K is 64, or the size of the vocabulary where that is less, and S is 64. The last three
+tensors stand for the tokens that are not among the most likely: they are absent where there are no such tokens, and in
+files of earlier llmc, of which only a lower bound of the Kullback–Leibler divergence can be told.
 
 | tensor | type and shape | meaning |
 |---|---|---|
@@ -80,6 +82,15 @@ position i predicts token i + 1. K is 64, or the size of the vocabulary where th
 | `top_ids` | int32 [N, P, K] | the original's most likely tokens |
 | `top_logprobs` | float32 [N, P, K] | their log-probabilities, descending |
 | `true_logprobs` | float32 [N, P] | log-probability of the token that follows |
+| `tail_ids` | int32 [N, P, S] | tokens drawn from the others, in proportion to their probabilities, by systematic \
+sampling from likely to unlikely ones; a token may occur more than once. What chance decides depends on the window's \
+number alone |
+| `tail_logprobs` | float32 [N, P, S] | their log-probabilities |
+| `tail_mass` | float32 [N, P] | probability of all the others together |
+
+With `p` the original's probabilities, `m` the tail's mass, and `d` the difference of the two models' log-probabilities
+of a token, `Σ p (d − 1 + exp(−d))` over the K tokens and `m` times the mean of `d − 1 + exp(−d)` over the S drawn ones
+are an unbiased estimate of the divergence over the whole vocabulary, and never negative.
 
 With `check: {publish_text: false}` it is not part of the artifact but lies beside it, as `NAME.reference.safetensors`,
 and the manifest has its size and SHA-256 under `reference`.

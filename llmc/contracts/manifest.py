@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
@@ -220,8 +220,22 @@ class Checks(Part):
     ppl_increase_stderr: Number | None = Field(
         default=None, description="standard error of ppl / ppl_original - 1, from the same windows (paired)"
     )
+    kl_kind: Literal["exact", "sampled", "lower bound"] = Field(
+        default="lower bound",
+        description="exact: over the whole vocabulary, in float64; sampled: an estimate of that without bias, of "
+        "likely tokens and a sample of the others; lower bound: of likely tokens and one bucket for the others, by a "
+        "reference.safetensors that lacks such a sample",
+    )
     kl_mean: Number = Field(description="Kullback–Leibler divergence from the original, mean, in nats per token")
-    kl_mean_stderr: Number | None = Field(default=None, description="standard error of kl_mean")
+    kl_mean_stderr: Number | None = Field(default=None, description="standard error of kl_mean, over windows")
+    kl_sampled: Number | None = Field(
+        default=None, description="beside an exact kl_mean: what the sample in reference.safetensors makes of it"
+    )
+    kl_sampling_stderr: Number | None = Field(
+        default=None,
+        description="standard error that sampling the vocabulary adds: of kl_sampled, otherwise of kl_mean, where it "
+        "is part of kl_mean_stderr",
+    )
     kl_median: Number = Field(description="its median")
     kl_p99: Number = Field(description="its 99th percentile")
     kl_max: Number = Field(description="its maximum")

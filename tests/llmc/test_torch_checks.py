@@ -24,9 +24,12 @@ def test_a_checkpoint_alone_is_measured(llmc, recipe) -> None:
     assert checks["computed_by"] == "torch" and checks["tokens"] == 4 * 63
     assert checks["kl_mean"] > 0 and 0 < checks["top1"] <= 1 and checks["ppl"] != checks["ppl_original"]
     assert {*CheckReport.__dataclass_fields__} <= checks.keys()
+    assert checks["kl_kind"] == "exact" and checks["kl_sampling_stderr"] > 0
+    assert abs(checks["kl_sampled"] - checks["kl_mean"]) < 4 * checks["kl_sampling_stderr"]
     card = (Path("out") / "README.md").read_text()
     for told in (made.stdout, card):
         assert "KL divergence" in told and "perplexity" in told and "the weights alone" in told
+        assert "exact: over the whole vocabulary" in " ".join(told.replace("│", "").split())
     assert Checkpoint.open(Path("out")).spec.num_layers == 2
 
 
@@ -40,6 +43,12 @@ def test_it_measures_what_onnx_runtime_measures(llmc, recipe) -> None:
     found = json.loads(made.stdout)["manifest"]
     ours, theirs = found["torch_checks"], found["checks"]
     assert "computed_by" not in theirs and ours["gates"] == []
+    assert theirs["kl_kind"] == "sampled" and "kl_sampled" not in theirs
+    assert ours["kl_sampled"] == pytest.approx(theirs["kl_mean"], rel=2e-2)
+    card = (Path("out") / "README.md").read_text()
+    exact = f"{ours['kl_mean']:.4f} ± {ours['kl_mean_stderr']:.4f}"
+    assert f"| KL of the weights | mean {exact}, exact: over the whole vocabulary" in card
+    assert "estimated without bias" in card
     assert ours["ppl_original"] == pytest.approx(theirs["ppl_original"], rel=1e-6)
     assert ours["ppl"] == pytest.approx(theirs["ppl"], rel=1e-3)
 

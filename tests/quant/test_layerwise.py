@@ -98,7 +98,12 @@ def test_the_reference_is_what_the_original_says(prunable: Path, finished: tuple
     reference = load_file(directory / "out" / "reference.safetensors")
     model = CausalLM.load(Checkpoint.open(prunable))
     said = model.logits(model.hidden(reference["input_ids"].long()))[:, :-1].log_softmax(-1)
-    assert reference["top_ids"].shape == (4, 23, 64)
+    assert reference["top_ids"].shape == reference["tail_ids"].shape == (4, 23, 64)
+    rest = said.exp().scatter(-1, reference["top_ids"].long(), 0.0).sum(-1)
+    torch.testing.assert_close(reference["tail_mass"], rest, atol=1e-5, rtol=1e-4)
+    drawn = said.gather(-1, reference["tail_ids"].long())
+    torch.testing.assert_close(reference["tail_logprobs"], drawn, atol=1e-4, rtol=1e-4)
+    assert (reference["top_ids"][..., None] != reference["tail_ids"][..., None, :]).all()
     torch.testing.assert_close(reference["top_logprobs"], said.topk(64).values, atol=1e-4, rtol=1e-4)
     true = said.gather(-1, reference["input_ids"][:, 1:, None].long())[..., 0]
     torch.testing.assert_close(reference["true_logprobs"], true, atol=1e-4, rtol=1e-4)

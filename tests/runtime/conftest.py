@@ -42,13 +42,17 @@ def seeing(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def dense(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def dense_source(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama whose tokens are bytes, without MTP."""
     config = LLAMA | {"vocab_size": 260, "intermediate_size": 128, "max_position_embeddings": 600, "eos_token_id": 1}
     source = random_checkpoint(tmp_path_factory.mktemp("llama"), config)
-    shutil.copy(small_model / "tokenizer.json", source)
+    return Path(shutil.copy(small_model / "tokenizer.json", source)).parent
+
+
+@pytest.fixture(scope="session")
+def dense(dense_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = torch.randint(2, 258, (3, 40), generator=torch.Generator().manual_seed(0))
-    return make_artifact(source, [Rule("dense_mlp", "int4-g32", "rtn")], text, tmp_path_factory.mktemp("dense"))
+    return make_artifact(dense_source, [Rule("dense_mlp", "int4-g32", "rtn")], text, tmp_path_factory.mktemp("dense"))
 
 
 @pytest.fixture

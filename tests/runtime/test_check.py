@@ -8,13 +8,17 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
+from support.listed_files import list_files
+from typer.testing import CliRunner
 
+from llmc.cli import app
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.model import CausalLM
 from llmc.errors import InputError
 from llmc.runtime import CheckReport, load
-from llmc.runtime.check import compare, gates
+from llmc.runtime.check import Answers, compare, gates
+from llmc.runtime.divergence import divergence
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +55,11 @@ def test_statistics_are_those_of_the_plain_formulas(
     kl = []
     for n in range(len(ids)):
         for i in range(ids.shape[1] - 1):
-            p = np.exp(reference["top_logprobs"][n, i].astype(float))
-            q = np.exp(logprobs[n, i, top_ids[n, i]])
-            rest = (1 - p.sum()) * math.log((1 - p.sum()) / (1 - q.sum()))
-            kl.append((p * np.log(p / q)).sum() + rest)
+            p, q = reference["top_logprobs"][n, i].astype(float), logprobs[n, i, top_ids[n, i]]
+            drawn, q_drawn = reference["tail_logprobs"][n, i].astype(float), logprobs[n, i, reference["tail_ids"][n, i]]
+            tail = [d - 1 + math.exp(-d) for d in drawn - q_drawn]
+            kept = (np.exp(p) * (p - q) - np.exp(p) + np.exp(q)).sum()
+            kl.append(kept + reference["tail_mass"][n, i] * sum(tail) / len(tail))
     assert measured.kl_mean == pytest.approx(np.mean(kl), rel=1e-3)
     by_window = np.reshape(kl, (len(ids), -1)).mean(1)
     assert measured.kl_mean_stderr == pytest.approx(by_window.std(ddof=1) / 2, rel=1e-2)
@@ -81,6 +86,27 @@ def test_onnx_runtime_says_what_the_quantized_torch_model_says(
             assert kl.max() < 1e-4
 
 
+def compared(reference: dict[str, NDArray[Any]], said: Answers) -> CheckReport:
+    return compare(reference, said, divergence(reference, said.top, said.tail, 1000))
+
+
+def test_a_reference_without_a_sample_gives_a_lower_bound_that_is_called_one(
+    trained: Path, tmp_path: Path, report: tuple[CheckReport, list[tuple[Any, ...]]]
+) -> None:
+    copy = shutil.copytree(trained, tmp_path / "copy")
+    file = copy / "reference.safetensors"
+    save_file({name: each for name, each in load_file(file).items() if not name.startswith("tail")}, file)
+    list_files(copy, file.name)
+    done = CliRunner().invoke(app, ["check", str(copy)])
+    assert done.exit_code == 0, done.output
+    assert "KL, a lower bound" in done.stdout and "KL divergence" not in done.stdout
+    with load(copy, threads=1) as model:
+        found = model.check()
+    assert found.kl_kind == "lower bound" and found.kl_sampling_stderr is None
+    assert 0.3 * report[0].kl_mean < found.kl_mean < report[0].kl_mean
+    assert (found.ppl, found.top1, found.p_change) == (report[0].ppl, report[0].top1, report[0].p_change)
+
+
 def test_a_model_against_itself_and_gates(report: tuple[CheckReport, list[tuple[Any, ...]]]) -> None:
     rng = np.random.default_rng(0)
     logprobs = np.log(rng.dirichlet(np.ones(100), size=(3, 10)))
@@ -90,9 +116,10 @@ def test_a_model_against_itself_and_gates(report: tuple[CheckReport, list[tuple[
         "top_logprobs": np.take_along_axis(logprobs, order, -1),
         "true_logprobs": logprobs[..., 0],
     }
-    same = compare(reference, reference["top_logprobs"], reference["true_logprobs"], logprobs.argmax(-1))
+    top, true, ids = reference["top_logprobs"], reference["true_logprobs"], logprobs.argmax(-1)
+    same = compared(reference, Answers(top, None, true, ids))
     assert same.kl_max == pytest.approx(0, abs=1e-9) and same.top1 == 1 and same.ppl == same.ppl_original
-    worse = compare(reference, reference["top_logprobs"] - 0.1, logprobs[..., 0] - 0.1, logprobs.argmin(-1))
+    worse = compared(reference, Answers(top - 0.1, None, true - 0.1, logprobs.argmin(-1)))
     assert worse.ppl == pytest.approx(same.ppl * math.exp(0.1)) and worse.top1 == 0 and worse.kl_mean > 0
     held = {gate.name: gate for gate in gates(worse, {"ppl_increase": 0.05, "kl_mean": 10.0, "top1": 0.9})}
     assert not held["ppl_increase"].passed and held["ppl_increase"].value == pytest.approx(math.exp(0.1) - 1)
@@ -111,7 +138,8 @@ def test_one_window_has_the_standard_error_of_its_tokens() -> None:
         "top_logprobs": -np.sort(-logprobs)[..., :4],
         "true_logprobs": logprobs[..., 0],
     }
-    report = compare(reference, reference["top_logprobs"], reference["true_logprobs"], logprobs.argmax(-1))
+    said = Answers(reference["top_logprobs"], None, reference["true_logprobs"], logprobs.argmax(-1))
+    report = compared(reference, said)
     expected = report.ppl * logprobs[0, :, 0].std(ddof=1) / math.sqrt(500)
     assert report.ppl_stderr == report.ppl_original_stderr == pytest.approx(expected)
 

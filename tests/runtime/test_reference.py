@@ -46,6 +46,8 @@ def impossible(tensors: Tensors) -> None:
     tensors["top_ids"] = (following + np.arange(1, 5, dtype=following.dtype)) % 260
     tensors["top_logprobs"] = tensors["top_logprobs"][..., :4].copy()
     tensors["true_logprobs"][...] = -1e4
+    for name in ("tail_ids", "tail_logprobs", "tail_mass"):
+        del tensors[name]
 
 
 DAMAGES: dict[str, tuple[Callable[[Tensors], Any], str]] = {
@@ -66,6 +68,21 @@ DAMAGES: dict[str, tuple[Callable[[Tensors], Any], str]] = {
     "out of order": (replace("top_logprobs", lambda array: array[..., ::-1]), "top_logprobs are not in order"),
     "two numbers for a token": (replace("true_logprobs", np.zeros_like), "true_logprobs are not those of top_logprobs"),
     "an impossible text": (impossible, "true_logprobs hold the text for impossible"),
+    "a tail without its mass": (lambda tensors: tensors.pop("tail_mass"), "lacks 'tail_mass'"),
+    "a tail of another shape": (replace("tail_ids", lambda array: array[..., 1:]), "tail_logprobs is float32"),
+    "an empty tail": (
+        lambda tensors: [
+            replace(name, lambda array: array[..., :0])(tensors) for name in ("tail_ids", "tail_logprobs")
+        ],
+        "tail_ids is int32",
+    ),
+    "a flat tail": (replace("tail_ids", np.ravel), "tail_ids is int32"),
+    "a tail of nothing": (replace("tail_ids", lambda array: array[0, 0, 0].reshape(())), "tail_ids is int32"),
+    "a tail of other tokens": (put("tail_ids", 260), "tail_ids holds tokens that are none"),
+    "a tail that is likely": (put("tail_logprobs", -0.1), "tail_logprobs are of more likely tokens"),
+    "a tail without end": (put("tail_logprobs", -np.inf), "tail_logprobs holds what is no log-probability"),
+    "a negative tail": (put("tail_mass", -0.1), "tail_mass holds what is no probability"),
+    "too heavy a tail": (put("tail_mass", 1.1), "top_logprobs and tail_mass are not of one in sum"),
     "a tensor is missing": (lambda tensors: tensors.pop("true_logprobs"), "lacks 'true_logprobs'"),
 }
 

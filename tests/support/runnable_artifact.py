@@ -18,9 +18,12 @@ GATES = {"ppl_increase": 0.05, "kl_mean": 0.05, "top1": 0.9}
 
 
 def make_artifact(source: Path, rules: list[Rule], text: torch.Tensor, directory: Path) -> Path:
-    """Quantizes to nearest, lowers to ONNX Runtime and writes a manifest, without the front door."""
-    artifact = directory / "artifact"
-    quantize(Checkpoint.open(source), rules, None, text[:1], text, artifact, directory / "work", lambda *_: None)
+    """Quantizes to nearest, lowers to ONNX Runtime and writes a manifest, without the front door; `kl` beside it is
+    what the pass measured.
+    """
+    artifact, work = directory / "artifact", directory / "work"
+    made = quantize(Checkpoint.open(source), rules, None, text[:1], text, artifact, work, lambda *_: None)
+    (directory / "kl").write_text(repr(made.kl))
     shutil.copy(source / "tokenizer.json", artifact)
     return lower(artifact, 1)
 
