@@ -6,7 +6,8 @@ import triton
 import triton.language as tl
 
 from llmc.convert.kernels.ahead_of_time import KernelSource
-from llmc.runtime.plugins.append_float8 import EntryLayout, EntryShape
+from llmc.runtime.plugins.append_float8 import EntryShape
+from llmc.runtime.plugins.operation import FixedLaunch
 
 
 @triton.jit
@@ -40,8 +41,9 @@ def sources(shape: EntryShape, sm: int) -> dict[str, KernelSource]:
     return {"append": KernelSource(_append, types, append_constants(shape.channels))}
 
 
-def layout_for(shape: EntryShape, sm: int) -> EntryLayout:
-    return EntryLayout()
+def layout_for(shape: EntryShape, sm: int) -> FixedLaunch:
+    """A program takes one entry."""
+    return FixedLaunch()
 
 
 def append_constants(channels: int) -> dict[str, int]:

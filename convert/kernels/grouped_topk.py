@@ -8,7 +8,8 @@ import triton
 import triton.language as tl
 
 from llmc.convert.kernels.ahead_of_time import KernelSource
-from llmc.runtime.plugins.grouped_topk import RoutingLaunch, RoutingShape
+from llmc.runtime.plugins.grouped_topk import RoutingShape
+from llmc.runtime.plugins.operation import FixedLaunch
 
 _NONE = tl.constexpr(-(1 << 63))  # below all keys
 
@@ -71,8 +72,9 @@ def _route(
     tl.store(weight + at, (weights * SCALING).to(weight.dtype.element_ty), mask=slot < TOP_K)
 
 
-def layout_for(shape: RoutingShape, sm: int) -> RoutingLaunch:
-    return RoutingLaunch()
+def layout_for(shape: RoutingShape, sm: int) -> FixedLaunch:
+    """A program takes one token."""
+    return FixedLaunch()
 
 
 def sources(shape: RoutingShape, sm: int) -> dict[str, KernelSource]:

@@ -20,11 +20,6 @@ class EntryShape:
     dtype: str
 
 
-@dataclass(frozen=True)
-class EntryLayout:
-    """A program takes one entry."""
-
-
 class AppendFloat8Plugin(Operation):
     """cache [B, 1, T, C] int8, entries [B, 1, S, C], cache_position [B] → the cache, in the same memory.
 

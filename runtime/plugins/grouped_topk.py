@@ -26,11 +26,6 @@ class RoutingShape:
     dtype: str
 
 
-@dataclass(frozen=True)
-class RoutingLaunch:
-    """A program takes one token."""
-
-
 class GroupedTopKPlugin(Operation):
     """logits [N, E] and bias [E], float32 → index [N, K] int64, weight [N, K].
 

@@ -34,6 +34,11 @@ class OutputSpec:
 
 
 @dataclass(frozen=True)
+class FixedLaunch:
+    """What launches have to know of kernels whose programs take one thing each: nothing."""
+
+
+@dataclass(frozen=True)
 class Gpu:
     """sm: compute capability times ten."""
 
