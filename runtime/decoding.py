@@ -79,9 +79,12 @@ class Decoder:
 
     def run(self, cancelled: Cancelled) -> Iterator[None]:
         """Yields whenever answers may have grown; ends when all are done, or between two passes when `cancelled`."""
-        passes = self._passes()
-        while not cancelled() and next(passes, StopIteration) is None:
+        if cancelled():
+            return
+        for _ in self._passes():
             yield
+            if cancelled():
+                return
 
     def _passes(self) -> Iterator[None]:
         yield from self._prefill()

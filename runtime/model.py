@@ -310,7 +310,9 @@ class Session(TextGenerator):
                 if steps is None:
                     memory = self._memory if len(answers) == 1 else self.fork()._memory
                     steps = self.model._steps(answers, lambda: cancelled() or self._turn != turn, memory)
-                if next(steps, StopIteration) is StopIteration:
+                try:
+                    next(steps)
+                except StopIteration:
                     return
             yield
 

@@ -99,13 +99,15 @@ def test_a_cancelled_task_ends_the_answer(endless: Model, monkeypatch: pytest.Mo
 
     async def both() -> None:
         for task in (asyncio.create_task(read()), asyncio.create_task(endless.agenerate(PROMPT, max_new_tokens=None))):
-            await asyncio.sleep(0.05)
+            begun = len(passes)
+            while len(passes) < begun + 3:
+                await asyncio.sleep(0.001)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
 
     asyncio.run(both())  # waits for the threads
-    assert 4 < len(passes) < 900
+    assert len(passes) < 900
 
 
 def test_several_threads_use_one_model(model: Model, whole: Generation) -> None:
