@@ -12,6 +12,7 @@ from llmc.convert.graph.rewrite import Rewriter
 from llmc.convert.graph.weight import ChunkedTensor, WeightTensor, tensor_of
 from llmc.convert.kernels import expert_weights
 from llmc.convert.quantized_weight import QuantizedWeight
+from llmc.errors import InputError
 from llmc.runtime.plugins.mixture_of_experts import ExpertWeights as Stored
 from llmc.runtime.plugins.operation import InputSpec
 
@@ -19,11 +20,16 @@ _Part = Callable[[QuantizedWeight, Stored], torch.Tensor]
 
 
 def stored_in_engine(weight: WeightTensor) -> Stored:
-    """How a plugin's weights lie in an engine: decoded where its kernels do not know the codes."""
+    """How a plugin's weights lie in an engine: decoded where its kernels do not know the codes. InputError for scales
+    of a type that these do not read.
+    """
     if weight.kind is None or weight.scales_dtype is None:
         return expert_weights.PLAIN
     columns = weight.checkpoint.shape(weight.names[0])[1]
-    found = expert_weights.stored_as(weight.kind, columns, weight.scales_dtype)
+    try:
+        found = expert_weights.stored_as(weight.kind, columns, weight.scales_dtype)
+    except InputError as error:
+        raise InputError(f"{weight.names[0]}: {error}") from error
     return expert_weights.PLAIN if found is None else found
 
 

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from llmc.convert.bits import e2m1_codes
 from llmc.convert.quantized_weight import QuantizedWeight, QuantSpec
+from llmc.errors import InputError
 from llmc.runtime.plugins.mixture_of_experts import CODES, WORDS, ExpertWeights
 
 _FORMS = {"int2": "int4", "int3": "int4", "int4": "int4", "float4_e2m1fn": "fp4", "float8_e4m3fn": "fp8"}
@@ -24,7 +25,11 @@ PLAIN = ExpertWeights("plain")
 
 
 def stored_as(kind: QuantSpec, columns: int, scales: torch.dtype) -> ExpertWeights | None:
-    """How the kernels read weights of that kind, with so many inputs and scales of that type; None: they do not."""
+    """How the kernels read weights of that kind, with so many inputs and scales of that type; None: they do not.
+
+    Raises:
+        InputError: They would, but for the type of the scales.
+    """
     form, (rows, group) = _FORMS.get(kind.code_type), kind.block
     if form is None or kind.zero_points or kind.g_idx:
         return None
@@ -33,9 +38,16 @@ def stored_as(kind: QuantSpec, columns: int, scales: torch.dtype) -> ExpertWeigh
         group = -(-columns // step) * step
     if group % WORDS or (step % group and group % step):
         return None
+    if scales not in _TYPES and form != "fp4":
+        known, name = ", ".join(map(_named, _TYPES)), _named(scales)
+        raise InputError(f"scales in {name}: the plugins' kernels read {known}; say `plugins: false`")
     # Scales of FP4 are powers of two, or four bits and a power of two, which bfloat16 holds; or, of NVFP4 that is made
     # elsewhere, four bits and a factor, rounded as weights of bfloat16 are.
     return ExpertWeights(form, group, rows, "bf16" if form == "fp4" else _TYPES[scales])
+
+
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def words(weight: QuantizedWeight, like: ExpertWeights) -> torch.Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,6 +16,8 @@ from support.random_checkpoint import LLAMA, random_weights, write_checkpoint
 from transformers import AutoModelForCausalLM, FineGrainedFP8Config
 
 from llmc.convert.checkpoint import Checkpoint
+from llmc.convert.engines.plugin_weights import stored_in_engine
+from llmc.convert.graph.weight import WeightTensor, WeightView
 from llmc.convert.targets import target
 from llmc.errors import InputError
 from llmc.quant.layerwise import QuantizeOptions
@@ -65,6 +69,16 @@ def test_blocks_in_every_spelling(tmp_path: Path, name: str) -> None:
         assert before is not None and after is not None and before.kind == after.kind
         assert torch.equal(before.qweight.view(torch.uint8), after.qweight.view(torch.uint8))
         assert torch.equal(before.scales.float(), after.scales.float())
+
+
+def test_a_type_of_scales_that_no_plugin_reads_is_one_line(tmp_path: Path) -> None:
+    spelling, dtype = SPELLINGS["ue8m0 in its own type"]
+    write_checkpoint(tmp_path, WIDE | {"quantization_config": BLOCKS | spelling}, fp8_weights({}, 128, dtype))
+    names = ("model.layers.1.mlp.down_proj.weight",)
+    weight = WeightTensor(Checkpoint.open(tmp_path), names, WeightView(), "down", ir.DataType.FLOAT)
+    why = "scales in float8_e8m0fnu: the plugins' kernels read bfloat16, float16, float32; say `plugins: false`"
+    with pytest.raises(InputError, match=f"^{re.escape(f'{names[0]}: {why}')}$"):
+        stored_in_engine(weight)
 
 
 @pytest.mark.parametrize("names", [("weight_scale_inv", "activation_scale"), ("weight_scale", "input_scale")])
