@@ -22,7 +22,7 @@ from llmc.runtime.model import Model
 from llmc.runtime.reference import read_reference
 from llmc.tables import Report, table
 from llmc.terminal import console
-from llmc.text import python_documents
+from llmc.text_sources import python_documents
 
 _DOCUMENTS = 20
 _PROMPT_TOKENS = (32, 512)

@@ -38,7 +38,8 @@ from llmc.sensitivity import found_record, planned, with_measurement
 from llmc.source import ModelSource, hash_files, locate, locate_headers
 from llmc.source_files import SourceFiles
 from llmc.stages import code_version, key_of, module_version, versions
-from llmc.text import Texts, read_texts, require_texts
+from llmc.text import Texts, read_texts
+from llmc.text_sources import require_texts
 
 # Packages whose version may change the bytes of a stage's result.
 _QUANTIZE_PACKAGES = ("torch", "numpy")

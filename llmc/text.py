@@ -1,9 +1,6 @@
 """Calibration and check texts: documents of one or several sources, tokenized and packed into windows.
 
-The two texts never share a document. `builtin:python-docs` is text that every CPython carries: the sources of
-its standard library and its documentation topics, split by a hash of each document's name, which is also how the
-embedded checkpoint's training text was split: its check text is text it has never seen. A text file is split by
-position when it serves as both.
+The two texts never share a document, see text_sources.py.
 """
 
 from __future__ import annotations
@@ -11,8 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,24 +19,16 @@ import numpy as np
 from llmc.calibration_recipe import PYTHON_DOCS, SELF, SELF_TEXT, Calibration, Check, public_path
 from llmc.contracts.manifest import TextRead, TextsRecord
 from llmc.contracts.progress import Progress, Silent
-from llmc.documents import Documents, pieces, read_documents
 from llmc.errors import InputError
-from llmc.hub_texts import HUB, DataSet, hub_documents
-from llmc.mixes import MIX
 from llmc.packing import Piece, Used, pack
-from llmc.records import Document
-from llmc.registry import unknown
 from llmc.runtime.tokenizer import Tokenizer
 from llmc.stages import key_of, module_version
 from llmc.text_reader import Reader
+from llmc.text_sources import CHECK_ONE_IN, documents_of, require_texts
 
 if TYPE_CHECKING:
     from llmc.convert.checkpoint import Checkpoint
     from llmc.self_text import SelfText
-
-# Tests, generated tables and build configuration are poor text.
-_LEFT_OUT = ("test", "site-packages", "encodings", "config-", "_sysconfigdata", "pydoc_data")
-_CHECK_ONE_IN = 5  # documents of a file that is both texts
 
 
 class Texts:
@@ -145,7 +133,7 @@ def read_texts(
 
 
 def _note(sources: Sequence[str], check: str, both: str | None) -> str:
-    split = f"{check}: every {_CHECK_ONE_IN}th piece for the check, the others for calibration"
+    split = f"{check}: every {CHECK_ONE_IN}th piece for the check, the others for calibration"
     if both is not None and len(sources) == 1:
         return split
     note = f"calibration {' and '.join(sources)}, check {check}, which share no document"
@@ -173,7 +161,7 @@ class _Part:
                 drawn.own.append((number, wanted, own_text))
                 drawn.available.append(None)
                 continue
-            found = _documents(text, base, text == both)
+            found = documents_of(text, base, text == both)
             order = [at for at, out in enumerate(found.held_out) if out in (None, self.name == "check")]
             random.Random(self.seed).shuffle(order)
             own = list(reader.draw((found.found[at] for at in order), number, wanted, self.length))
@@ -233,82 +221,3 @@ def _read(share: tuple[str, int], available: int | None, used: Used) -> TextRead
     dropped = round(used.dropped / max(1, used.tokens + used.dropped), 6)
     counts = {"documents": used.documents, "tokens": used.tokens, "cut": used.cut}
     return TextRead(text=public_path(share[0]), available=available, dropped=dropped, **counts)
-
-
-def require_texts(calibration: Calibration, check: Check, base: Path) -> None:
-    """InputError, with the key of the recipe, for a text that is no file: before anything is read or downloaded."""
-    if check.text in (SELF, SELF_TEXT):
-        raise InputError(f"check.text: {check.text} is for the calibration; a model agrees with what it wrote itself")
-    if check.text.startswith(MIX):
-        raise InputError("check.text: a mix is for the calibration; name one text")
-    try:
-        named = [("calibration", source.text) for source in calibration.sources if source.text not in (SELF, SELF_TEXT)]
-    except InputError as error:
-        raise InputError(f"calibration.text: {error}") from error
-    for key, text in (*named, ("check", check.text)):
-        if text.startswith("builtin:"):
-            if text != PYTHON_DOCS:
-                raise InputError(f"{key}.text: {unknown('text', text, [PYTHON_DOCS])}")
-        elif text.startswith(HUB):
-            try:
-                DataSet.parse(text)
-            except InputError as error:
-                raise InputError(f"{key}.text: {error}") from error
-        elif not (path := base / Path(text).expanduser()).exists():
-            raise InputError(f"{key}.text: there is no file {path}; name your own text, or {PYTHON_DOCS}")
-
-
-@dataclass(frozen=True)
-class _Found:
-    """held_out: of each document, whether it is for the check; None: the whole text serves one purpose."""
-
-    found: Sequence[Document]
-    held_out: Sequence[bool | None]
-    kind: str
-
-
-def _documents(text: str, base: Path, split: bool) -> _Found:
-    """The documents of a source. split: it serves the calibration and the check."""
-    if text == PYTHON_DOCS:
-        held_out, found = zip(*python_documents(), strict=True)
-        return _Found(found, held_out, "")
-    read = hub_documents(text) if text.startswith(HUB) else read_documents(base / Path(text).expanduser())
-    if not split:
-        return _Found(read.found, [None] * len(read.found), read.kind)
-    read = _divisible(read)
-    if len(read.found) < 2:
-        raise InputError(
-            f"text {text}: too few documents ({len(read.found)}) for both calibration and check; give more"
-        )
-    return _Found(read.found, [at % _CHECK_ONE_IN == 0 for at in range(len(read.found))], read.kind)
-
-
-def _divisible(read: Documents) -> Documents:
-    """In pieces, where each of two purposes would not get some of it otherwise."""
-    whole = [each for each in read.found if isinstance(each, str)] if len(read.found) < _CHECK_ONE_IN else []
-    size = -(-sum(map(len, whole)) // _CHECK_ONE_IN)
-    found = [piece for each in whole for piece in pieces(each, max(1, size), within_lines=True)]
-    return Documents(found, read.kind) if whole else read
-
-
-def python_documents() -> Iterator[tuple[bool, str]]:
-    """(held out?, text) of the running Python's standard library modules and documentation topics."""
-    library = Path(sysconfig.get_paths()["stdlib"])
-    for path in sorted(library.rglob("*.py")):
-        name = path.relative_to(library).as_posix()
-        if name.startswith(_LEFT_OUT) or "/test" in name or "_test/" in name:
-            continue
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            continue
-        if 200 <= len(text) <= 400_000:
-            yield _held_out(name, 25), text
-    from pydoc_data.topics import topics
-
-    for name, text in sorted(topics.items()):
-        yield _held_out(name, 12), text
-
-
-def _held_out(name: str, one_in: int) -> bool:
-    return int(hashlib.md5(name.encode(), usedforsecurity=False).hexdigest(), 16) % one_in == 0

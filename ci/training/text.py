@@ -3,7 +3,7 @@
 import random
 from pathlib import Path
 
-from llmc.text import python_documents as all_python_documents
+from llmc.text_sources import python_documents as all_python_documents
 
 
 def python_documents() -> tuple[list[str], list[str]]:

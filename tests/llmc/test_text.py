@@ -10,7 +10,8 @@ from llmc.calibration_recipe import PYTHON_DOCS, Calibration, Check
 from llmc.convert.checkpoint import Checkpoint
 from llmc.errors import InputError
 from llmc.mixes import known_mixes
-from llmc.text import Texts, python_documents, read_texts, require_texts
+from llmc.text import Texts, read_texts
+from llmc.text_sources import python_documents, require_texts
 
 
 @pytest.fixture
