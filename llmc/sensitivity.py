@@ -39,7 +39,9 @@ SUFFIX = ".sensitivity.json"
 # Of the calibration text. What decides how far chance is off are sequences, not tokens, so that they are short.
 TOKENS, LENGTH = 16384, 256
 _DRAWS = 2  # of labels
-_MODULES = ("change", "drawn_labels", "gradients", "head_loss", "observed", "sensitivity", "solver_share")
+_MODULES = (
+    "change", "drawn_labels", "gradients", "head_loss", "layer_inputs", "observed", "sensitivity", "solver_share",
+)  # fmt: skip
 _MOST_BYTES = 1 << 28
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,26 +19,17 @@ from torch.nn import functional
 
 from llmc.contracts.progress import ProgressFunction, Silent
 from llmc.convert.checkpoint import Checkpoint
-from llmc.convert.model import (
-    Linear,
-    RMSNorm,
-    load_embedding,
-    load_final_norm,
-    load_stored_layer,
-)
+from llmc.convert.model import Linear, load_stored_layer
 from llmc.quant.activation_file import CPU, MICRO_BATCH_TOKENS, ActivationFile
 from llmc.quant.drawn_labels import DrawnLabels
-from llmc.quant.layer_run import positions
-from llmc.quant.layer_solver import linears
+from llmc.quant.layer_inputs import LayerInputs
 from llmc.quant.observed import Observed, ObservedLinear, Observer, SavedBytes, Visit
 from llmc.quant.overflow import OverflowInModelError, explained
 from llmc.quant.steps import Made, Step, run_steps
 
 __all__ = ["Observed", "Visit", "backward", "step_sizes"]
 HEAD, EMBEDDING = "lm_head", "model.embed_tokens"
-_PART = "calibration-original"
 SILENT = Silent()
-_COPIES = 8  # of the widest activations, that a layer has in memory at once on the way forward
 
 
 def nothing(*_: object) -> None:
@@ -130,9 +121,10 @@ class _Backward:
         progress: ProgressFunction,
         finish: Callable[[str], Iterable[Path]],
     ) -> None:
-        self.checkpoint, self.spec, self.ids, self.work_dir = checkpoint, checkpoint.spec, ids, work_dir
+        self.checkpoint, self.spec, self.ids = checkpoint, checkpoint.spec, ids
         self.draws, self.seed, self.device = draws, seed, device
         self.room_for_layer, self.room_for_logits = budget
+        self.inputs = LayerInputs(checkpoint, ids, work_dir, device, self.room_for_layer)
         self.observer, self.progress, self.finish = Observer(visit), progress, finish
         # The last MTP layers have nothing to say of rows that are too short.
         self.layers = min(self.spec.num_all_layers, self.spec.num_layers + ids.shape[1] - 1)
@@ -160,62 +152,19 @@ class _Backward:
         return run()
 
     def _reads(self, index: int, gradient: int | None = None) -> tuple[str, ...]:
-        files = [self._inputs(index), *([] if gradient is None else self._gradients(gradient))]
+        files = [self.inputs.file(index), *([] if gradient is None else self._gradients(gradient))]
         return tuple(file.path.name for file in files)
-
-    def _inputs(self, index: int) -> ActivationFile:
-        """What enters a layer."""
-        return ActivationFile(self.work_dir, _PART, index, (*self.ids.shape, self.spec.hidden_size), self.device)
 
     def _gradients(self, index: int) -> list[ActivationFile]:
         """Of what enters a layer, for each draw; of an MTP layer without those that its own loss starts with."""
-        return [self._inputs(index).beside(f"{_PART}-gradient-{draw}") for draw in range(self.draws)]
+        return self.inputs.gradients(index, self.draws)
 
     def _report(self, phase: str, rows: int) -> None:
         self.progress(phase, rows * self.ids.shape[1], self.ids.numel(), self.number, self.count)
 
-    # Forward -----------------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
     def _forward(self, index: int) -> Made:
         self.place = (f"model.layers.{index}",)
-        x = self._inputs(index)
-        if index == 0:
-            x.create()
-            for row, tokens in enumerate(self.ids):
-                x.write(slice(row, row + 1), functional.embedding(tokens, self._embedded)[None])
-            x.flush()
-        target = x.following()
-        layer = load_stored_layer(self.checkpoint, index).to(self.device)
-        widest = max(max(each.in_features, each.out_features) for each in linears(layer).values())
-        fitting = self.room_for_layer // (4 * _COPIES * widest)
-        for rows in x.micro_batches(min(fitting, MICRO_BATCH_TOKENS)):
-            y = layer(*self._entering(index, rows))
-            target.write(rows, functional.pad(y, (0, 0, 0, target.shape[1] - y.shape[1])))
-            self._report(f"forward, layer {index + 1}", rows.stop)
-        target.flush()
-        return Made([x.path, target.path] if index == 0 else [target.path])
-
-    def _entering(self, index: int, rows: slice) -> tuple[torch.Tensor, ...]:
-        """What a layer is called with: x and positions, or the embeddings of an MTP layer's tokens in front of them."""
-        x = self._inputs(index).read(rows)
-        if not self.spec.is_mtp(index):
-            return x, positions(x)
-        depth = index - self.spec.num_layers
-        tokens, x = self.ids[rows, 1 + depth :], x[:, : x.shape[1] - 1 - depth]
-        if depth == 0 and self.spec.wiring.mtp_hidden_normed:
-            x = self._norm(x)
-        return functional.embedding(tokens, self._embedded).to(self.device), x, positions(x)
-
-    @cached_property
-    def _norm(self) -> RMSNorm:
-        return load_final_norm(self.checkpoint).to(self.device)
-
-    @cached_property
-    def _embedded(self) -> torch.Tensor:
-        return load_embedding(self.checkpoint)
-
-    # Backward ----------------------------------------------------------------------------------------------------
+        return self.inputs.compute(index, self._report)
 
     def _labels(self, observer: Observer) -> DrawnLabels:
         name = EMBEDDING if self.spec.tie_word_embeddings else HEAD
@@ -234,12 +183,12 @@ class _Backward:
     def _head(self) -> Made:
         """From the labels to what enters the final norm."""
         self.place = "model.norm", EMBEDDING if self.spec.tie_word_embeddings else HEAD
-        x, labels = self._inputs(self.spec.num_layers), self._labels(self.observer)
+        x, labels = self.inputs.file(self.spec.num_layers), self._labels(self.observer)
         targets = [file.create() for file in self._gradients(x.layer)]
         for row in range(len(self.ids)):
             rows = slice(row, row + 1)
             hidden = x.read(rows).requires_grad_()
-            normed = self._norm(hidden)
+            normed = self.inputs.norm(hidden)
             found = labels.gradients(normed.detach()[0], row, kind=0)
             self._back(normed, hidden, found[:, None], targets, rows)
             self._report("gradients, head", row + 1)
@@ -275,7 +224,7 @@ class _Backward:
         start, step, count = 0, 1, len(self.ids)
         while start < count:
             rows = slice(start, min(start + step, count))
-            *first, x, places = self._entering(index, rows)
+            *first, x, places = self.inputs.entering(index, rows)
             self.observer.rows, self.observer.length = rows, x.shape[1]
             with torch.enable_grad(), (saved := SavedBytes()):
                 x.requires_grad_()
