@@ -20,6 +20,7 @@ from this_gpu import (
     compiled,
     console,
     copied_bytes_per_second,
+    difference_of_rows,
     judged,
     milliseconds,
     on_tensors,
@@ -54,12 +55,6 @@ def weight_bytes(shape: LinearShape) -> int:
     return sum(math.prod(size or 0 for size in each.shape) * TYPES[each.type].itemsize for each in told)
 
 
-def difference(found: torch.Tensor, want: torch.Tensor) -> float:
-    """The largest of all rows, each relative to its own norm."""
-    rows = (found.double() - want).norm(dim=1) / want.norm(dim=1)
-    return torch.nan_to_num(rows, nan=torch.inf).max().item()
-
-
 def main() -> None:
     require_gpu("linear.py")
     wanted = shapes()
@@ -80,7 +75,7 @@ def main() -> None:
             call, output = on_tensors(operation, x, *weights.stored, *bias)
             call()
             want = x.double() @ weights.exact(0).mT + sum(each.double() for each in bias)
-            found = difference(output, want)
+            found = difference_of_rows(output, want)
             right &= found <= TOLERANCE
             took = milliseconds(call)
             speed = weight_bytes(shape) / took * 1e3

@@ -24,6 +24,7 @@ from this_gpu import (
     compiled,
     console,
     copied_bytes_per_second,
+    difference_of_rows,
     judged,
     milliseconds,
     multiplied_flops_per_second,
@@ -105,12 +106,6 @@ def exact(
     return want
 
 
-def difference(found: torch.Tensor, want: torch.Tensor) -> float:
-    """The largest of all tokens, each relative to its own norm."""
-    rows = (found.double() - want).norm(dim=1) / want.norm(dim=1)
-    return torch.nan_to_num(rows, nan=torch.inf).max().item()
-
-
 def check(operations: dict[tuple[str, str], MixtureOfExpertsPlugin]) -> bool:
     table = Table("widths", "weights", "routing", *map(str, CHECKED_TOKENS), title="difference from float64, by tokens")
     right = True
@@ -125,7 +120,7 @@ def check(operations: dict[tuple[str, str], MixtureOfExpertsPlugin]) -> bool:
                 given = inputs_of(kind, tokens, shape, generator)
                 call, output = on_tensors(operation, *given, *gate.stored, *up.stored, *down.stored, *biases)
                 call()
-                found = difference(output, exact(given, gate, up, down, biases, shape.alpha, shape.limit))
+                found = difference_of_rows(output, exact(given, gate, up, down, biases, shape.alpha, shape.limit))
                 right &= found <= TOLERANCE
                 row.append(judged(found, TOLERANCE))
             table.add_row(widths, form, kind, *row)

@@ -39,6 +39,12 @@ def judged(difference: float, most: float) -> str:
     return f"{difference:.2e}" + ("" if difference <= most else " WRONG")
 
 
+def difference_of_rows(found: torch.Tensor, want: torch.Tensor) -> float:
+    """The largest of all rows, each relative to its own norm."""
+    rows = (found.double() - want).norm(dim=1) / want.norm(dim=1)
+    return torch.nan_to_num(rows, nan=torch.inf).max().item()
+
+
 def show(table: Table) -> None:
     """Prints a table, and keeps it for `all.py`."""
     console.print(table)
