@@ -14,6 +14,7 @@ from llmc.convert.engines.plugin_weights import stack, stored_in_engine
 from llmc.convert.engines.plugins import TYPES, Plugins
 from llmc.convert.engines.weights import EngineWeights
 from llmc.convert.graph.rewrite import Rewriter, producer, weight_of
+from llmc.convert.graph.weight import WeightTensor
 from llmc.convert.kernels.kernel_sets import KernelRequest
 from llmc.convert.spec import Activation, ClampedSwiGLU
 from llmc.errors import InputError
@@ -24,10 +25,7 @@ def mixture_of_experts_plugin(
     b: Rewriter, node: ir.Node, activation: Activation, dtype: ir.DataType, plugins: Plugins
 ) -> None:
     """Replace `llmc.MixtureOfExperts` by the plugin of that name, which takes weights in the order of its kernels."""
-    x, index, share = node.inputs[:3]
-    gate, up, down = (weight_of(value) for value in node.inputs[3:6])
-    biases = [value for value in node.inputs[6:] if value is not None]
-    assert x and index and share and gate and up and down
+    (x, index, share), (gate, up, down), biases = _operands(node)
     top_k = producer(index).attributes["top_k"].as_int()
     experts, hidden, inner = gate.shape.numpy()
     of_gate, of_down = stored_in_engine(gate), stored_in_engine(down)
@@ -49,13 +47,9 @@ def mixture_of_experts(
     b: Rewriter, node: ir.Node, activation: Activation, weights: EngineWeights, phases: Phases, batch: int
 ) -> None:
     """Replace `llmc.MixtureOfExperts`; `batch` is the most rows of a step."""
-    x, index, share = node.inputs[:3]
-    gate, up, down = (weight_of(value) for value in node.inputs[3:6])
-    biases = [value for value in node.inputs[6:] if value is not None]
-    assert x and index and share and gate and up and down and up.name and down.name
-    router = index.producer()
-    assert router is not None
-    top_k = router.attributes["top_k"].as_int()
+    (x, index, share), (gate, up, down), biases = _operands(node)
+    assert up.name and down.name
+    top_k = producer(index).attributes["top_k"].as_int()
     experts, hidden, inner = gate.shape.numpy()
     with b.before(node):
         # Each expert's gate and up lie together. Left apart, the compiler joins them for the product over all
@@ -73,6 +67,16 @@ def mixture_of_experts(
         parts = (phases.split(value, 0, max(narrow)) for value in (x, index, share))
         decode, prefill = zip(*parts, strict=True)
         b.replace(node, b.concat(stacks.chosen(*decode), stacks.all(*prefill), axis=0))
+
+
+def _operands(
+    node: ir.Node,
+) -> tuple[tuple[ir.Value, ir.Value, ir.Value], tuple[WeightTensor, WeightTensor, WeightTensor], list[ir.Value]]:
+    """Of `llmc.MixtureOfExperts`: x, index and share; gate, up and down; their biases, if there are any."""
+    x, index, share = node.inputs[:3]
+    gate, up, down = (weight_of(value) for value in node.inputs[3:6])
+    assert x and index and share and gate and up and down
+    return (x, index, share), (gate, up, down), [value for value in node.inputs[6:] if value is not None]
 
 
 def gathering_widths(widths: Sequence[int], batch: int, top_k: int, experts: int) -> list[int]:

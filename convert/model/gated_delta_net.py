@@ -31,13 +31,8 @@ class GatedDeltaNet(StateBlock):
         spec = self.spec
         convolved, z, b, a = self._projected(x)
         convolved = functional.silu(self.conv1d(convolved, cache))
-        sizes = spec.key_size, spec.key_size, spec.output_size
-        query, key, value = (
-            part.unflatten(-1, (-1, channels)).transpose(1, 2).float()
-            for part, channels in zip(
-                convolved.split(sizes, dim=-1), (spec.key_dim, spec.key_dim, spec.value_dim), strict=True
-            )
-        )
+        keys = spec.key_size, spec.key_dim
+        query, key, value = self.by_head(convolved, keys, keys, (spec.output_size, spec.value_dim))
         shared = spec.num_value_heads // spec.num_key_heads
         query, key = (_unit(part).repeat_interleave(shared, dim=1) for part in (query, key))
         decay = -self.A_log.weight.float().exp() * functional.softplus(a.float() + self.dt_bias.weight.float())

@@ -27,14 +27,8 @@ class Mamba2(StateBlock):
         gate, convolved, step = self.in_proj(x).split((spec.output_size, spec.convolved_size, spec.num_heads), dim=-1)
         convolved = functional.silu(self.conv1d(convolved, cache))
         shared = spec.num_groups * spec.key_dim
-        value, key, query = (
-            part.unflatten(-1, (-1, channels)).transpose(1, 2).float()
-            for part, channels in zip(
-                convolved.split((spec.output_size, shared, shared), dim=-1),
-                (spec.head_dim, spec.key_dim, spec.key_dim),
-                strict=True,
-            )
-        )
+        parts = (spec.output_size, spec.head_dim), (shared, spec.key_dim), (shared, spec.key_dim)
+        value, key, query = self.by_head(convolved, *parts)
         key, query = (part.repeat_interleave(spec.num_heads // spec.num_groups, dim=1) for part in (key, query))
         step = functional.softplus(step.float() + self.dt_bias.weight.float()).clamp(min=spec.least_step)
         step = step.transpose(1, 2)

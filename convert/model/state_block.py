@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import nn
@@ -31,6 +31,16 @@ class StateBlock(nn.Module):
     def mix(self, x: torch.Tensor, positions: torch.Tensor, cache: StateCache | None = None) -> torch.Tensor:
         """[B, S, H] → [B, S, output_size], what `out_proj` reads."""
         raise NotImplementedError
+
+    def by_head(self, convolved: torch.Tensor, *parts: tuple[int, int]) -> Iterator[torch.Tensor]:
+        """[B, S, channels] → [B, heads, S, channels of a head] float32, for parts that follow each other.
+
+        Args:
+            parts: (channels, channels of a head) of each
+        """
+        sizes = [channels for channels, _ in parts]
+        for part, (_, of_head) in zip(convolved.split(sizes, dim=-1), parts, strict=True):
+            yield part.unflatten(-1, (-1, of_head)).transpose(1, 2).float()
 
     def forward(self, x: torch.Tensor, positions: torch.Tensor, cache: StateCache | None = None) -> torch.Tensor:
         """X [B, S, H] → [B, S, H]."""
