@@ -1,13 +1,12 @@
 """Which room may import what, read from the sources; and that the light parts stay light."""
 
-import ast
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from support.source_files import EVERYWHERE, REPOSITORY, imported_modules, sources
 
-REPOSITORY = Path(__file__).parents[1]
 FORBIDDEN = {
     "runtime": ("llmc.convert", "llmc.quant", "torch", "transformers"),
     "convert": ("llmc.quant", "llmc.runtime"),
@@ -32,22 +31,14 @@ FRONT = {
 
 def imported(path: Path) -> set[str]:
     """Absolute names: `from llmc.convert import spec` is llmc.convert and llmc.convert.spec."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            names |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return names
+    found = imported_modules(path)
+    return {module for module, _ in found} | {f"{module}.{name}" for module, names in found for name in names}
 
 
 @pytest.mark.parametrize("room", FORBIDDEN)
 def test_rooms_import_only_what_they_may(room: str) -> None:
     rooms = ("llmc.convert", "llmc.quant", "llmc.runtime")
-    sources = sorted((REPOSITORY / room).rglob("*.py"))
-    assert sources
-    for path in sources:
+    for path in sources(room):
         for name in imported(path):
             if not f"{name}.".startswith(tuple(f"{allowed}." for allowed in ALLOWED.get(room, ()))):
                 for forbidden in FORBIDDEN[room]:
@@ -72,10 +63,9 @@ def test_checkpoints_are_read_without_the_model() -> None:
 
 
 def test_no_file_without_a_subject() -> None:
-    for room in ("llmc", "convert", "quant", "runtime", "recipes", "tests", "ci"):
-        for path in (REPOSITORY / room).rglob("*.py"):
-            assert path.stem not in {"utils", "helpers", "misc", "common"}, path
-            assert len(path.read_text(encoding="utf-8").splitlines()) <= 500, f"{path} is too long"
+    for path in sources(*EVERYWHERE):
+        assert path.stem not in {"utils", "helpers", "misc", "common"}, path
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 500, f"{path} is too long"
 
 
 @pytest.mark.parametrize(

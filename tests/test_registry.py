@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.source_files import ROOMS, sources
 
 from llmc.convert.families import families
 from llmc.convert.formats import layouts
@@ -18,8 +19,6 @@ from llmc.quant.schemes import schemes
 from llmc.registry import Registry, unknown
 from llmc.runtime.backends import backends
 from llmc.runtime.plugins.tensorrt import operations
-
-REPOSITORY = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize(
@@ -80,6 +79,6 @@ def test_names_of_strangers_stay_in_one_short_line() -> None:
 
 def test_no_other_sentence_for_an_unknown_name() -> None:
     sentence = re.compile(r"f?\"unknown [^\"]*; (use|known|did)|did you mean")
-    rooms = ("llmc", "convert", "quant", "runtime")
-    files = {path.resolve() for room in rooms for path in (REPOSITORY / room).rglob("*.py")}
-    assert [path.name for path in files if sentence.search(path.read_text(encoding="utf-8"))] == ["registry.py"]
+    assert [path.name for path in sources(*ROOMS) if sentence.search(path.read_text(encoding="utf-8"))] == [
+        "registry.py"
+    ]

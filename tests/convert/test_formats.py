@@ -14,6 +14,7 @@ from compressed_tensors.compressors.base import BaseCompressor
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from support.random_checkpoint import DEEPSEEK_V3, LLAMA, random_weights, write_checkpoint
+from support.source_files import ROOMS, sources
 from transformers import AutoModelForCausalLM, FineGrainedFP8Config
 
 from llmc.convert.bits import pack, unpack
@@ -160,9 +161,7 @@ def test_each_format_alone(tmp_path: Path, name: str) -> None:
 def test_names_of_packed_tensors_have_one_home() -> None:
     """Whoever else wants them asks the format."""
     names = re.compile(r"\bweight_(packed|shape|zero_point|g_idx)\b")
-    root = Path(__file__).parents[2]
-    files = [path for room in ("convert", "quant", "runtime", "llmc", "ci") for path in (root / room).rglob("*.py")]
-    found = [path.name for path in files if names.search(path.read_text(encoding="utf-8"))]
+    found = [path.name for path in sources(*ROOMS, "ci") if names.search(path.read_text(encoding="utf-8"))]
     assert sorted(found) == ["float4.py", "pack_quantized.py"]
 
 

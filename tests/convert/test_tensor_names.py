@@ -1,10 +1,10 @@
 """Names of modules and tensors: taken apart, and put together to the same."""
 
 import re
-from pathlib import Path
 
 import pytest
 from support.random_checkpoint import DEEPSEEK_V3, LLAMA
+from support.source_files import sources
 
 from llmc.convert.families import family_of
 from llmc.convert.layer_modules import weight_shapes
@@ -54,13 +54,10 @@ def test_nobody_else_takes_names_apart() -> None:
         r"""removesuffix\("\.weight"\)|split\("\."|index\("experts"\)|"experts" (not )?in|"\S*\.experts\.\S*" in|"""
         r"""(starts|ends)with\("(model\.layers|\.?mlp|\.?self_attn)"""
     )
-    root = Path(__file__).parents[2]
-    sources = [path for room in ("convert", "quant") for path in (root / room).rglob("*.py")]
-    sources += (root / "llmc").glob("*.py")
     homes = {"tensor_names.py", "stored_names.py"}
     found = [
         f"{path.name}: {line.strip()}"
-        for path in sources
+        for path in sources("convert", "quant", "llmc")
         if path.name not in homes and path.parent.name != "families"
         for line in path.read_text(encoding="utf-8").splitlines()
         if by_hand.search(line)

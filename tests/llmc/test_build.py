@@ -7,18 +7,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from support.folder_contents import contents
 
 from llmc.convert.checkpoint import Checkpoint
 from llmc.errors import RefusedError
 from llmc.output import OutputFolder
 from llmc.planning import plan
 from llmc.recipe import read_recipe
-
-
-def contents(directory: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*") if path.is_file()
-    }
 
 
 def test_build(llmc, recipe, small_model: Path) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 from support.damaged_files import DAMAGES, flip
+from support.folder_contents import contents
+from support.layerwise_pass import Stop
 
 from llmc.errors import InputError
 from llmc.pipeline import _Build, build
@@ -14,19 +16,9 @@ from llmc.progress import Display
 pytestmark = pytest.mark.slow
 
 
-def contents(directory: Path) -> dict[str, bytes]:
-    return {
-        file.relative_to(directory).as_posix(): file.read_bytes() for file in directory.rglob("*") if file.is_file()
-    }
-
-
 def run(recipe: Path, output: Path) -> str:
     build(recipe, output, progress=Display(Console(quiet=True)))
     return output.with_name(f"{output.name}.log").read_text()
-
-
-class Stop(Exception):
-    pass
 
 
 @pytest.fixture(scope="module")

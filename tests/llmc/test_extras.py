@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import importlib.metadata
 import os
 import re
@@ -13,12 +12,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from support.source_files import REPOSITORY, ROOMS, imported_modules, sources
 
 from llmc import extras
 
 pytestmark = pytest.mark.slow
 
-REPOSITORY = Path(__file__).parents[2]
 # Every package that an import statement names and the base install does not have, with the extra a user is sent to.
 OPTIONAL = {
     "torch": "build",
@@ -126,14 +125,9 @@ def test_no_optional_import_is_forgotten() -> None:
     listed = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["dependencies"]
     base = {re.split(r"[^\w-]", each)[0].lower() for each in listed} | {"yaml", "pydantic_core", "llmc"}
     base.add("tqdm")  # comes with lm_eval, and is imported behind it
-    for path in (
-        path for room in ("llmc", "convert", "quant", "runtime") for path in (REPOSITORY / room).rglob("*.py")
-    ):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
-            for name in (name.partition(".")[0] for name in names):
-                assert name in base | OPTIONAL.keys() | sys.stdlib_module_names, f"{path} imports {name}"
+    for path in sources(*ROOMS):
+        for name in (name.partition(".")[0] for name, _ in imported_modules(path)):
+            assert name in base | OPTIONAL.keys() | sys.stdlib_module_names, f"{path} imports {name}"
 
 
 class Distribution:

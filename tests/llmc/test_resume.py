@@ -9,18 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.folder_contents import contents
 from support.killable_build import finish, start
 
 from llmc.errors import InputError
 from llmc.pipeline import build
 
 pytestmark = pytest.mark.slow
-
-
-def contents(directory: Path) -> dict[str, bytes]:
-    return {
-        file.relative_to(directory).as_posix(): file.read_bytes() for file in directory.rglob("*") if file.is_file()
-    }
 
 
 @pytest.fixture

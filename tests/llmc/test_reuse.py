@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from support.folder_contents import contents
 
 from llmc import pipeline
 from llmc.convert.targets import onnx, onnxruntime
@@ -15,12 +16,6 @@ from llmc.output import digest
 pytestmark = pytest.mark.slow
 
 BOTH = [{"onnxruntime": {}}, {"onnx": {}}]
-
-
-def contents(directory: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*") if path.is_file()
-    }
 
 
 @pytest.fixture

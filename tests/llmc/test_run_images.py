@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from support.nvlm import nvlm
+from support.nvlm import nvlm, recipe_of
 from typer.testing import CliRunner, Result
 
 from llmc.cli import app
@@ -19,14 +19,7 @@ from llmc.cli import app
 def recipe(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Path:
     folder = tmp_path_factory.mktemp("seeing")
     nvlm(folder / "source")
-    content: dict[str, Any] = {
-        "name": "seeing",
-        "model": str(folder / "source"),
-        "calibration": {"text": str(text_file), "samples": 4, "length": 32},
-        "quantize": [{"match": "dense_mlp", "scheme": "int8-channel", "method": "rtn"}],
-        "targets": [{"onnxruntime": {"accuracy_level": 1}}],
-        "check": {"text": str(text_file), "tokens": 128, "length": 64},
-    }
+    content = {"name": "seeing"} | recipe_of(folder / "source", text_file)
     (folder / "recipe.yaml").write_text(json.dumps(content))
     return folder / "recipe.yaml"
 

@@ -5,17 +5,12 @@ import re
 from pathlib import Path
 
 import pytest
+from support.folder_contents import contents
 
 from llmc.errors import InputError
 from llmc.output import OutputFolder
 from llmc.reference import Reference
 from llmc.work_folder import LOCK, README, WorkFolder
-
-
-def contents(directory: Path) -> dict[str, bytes]:
-    return {
-        file.relative_to(directory).as_posix(): file.read_bytes() for file in directory.rglob("*") if file.is_file()
-    }
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "lock", "README", "replaced/chapter.tex", "0123456789abcdef/a/thesis"])

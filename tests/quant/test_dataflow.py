@@ -10,6 +10,7 @@ import torch
 from support.graph_comparison import compare_with_torch, write_graphs
 from support.quantized_checkpoint import DEEPSEEK, DENSE
 from support.random_checkpoint import LLAMA, random_weights, write_checkpoint
+from support.source_files import sources
 
 from llmc.convert import dataflow, layer_modules
 from llmc.convert.checkpoint import Checkpoint
@@ -119,6 +120,5 @@ def test_one_change(flow: str, name: str, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_the_sequence_of_norms_stands_in_one_file() -> None:
-    rooms = [Path(__file__).parents[2] / room for room in ("convert", "quant")]
-    found = [path for room in rooms for path in room.rglob("*.py") if "post_attention_layernorm" in path.read_text()]
+    found = [path for path in sources("convert", "quant") if "post_attention_layernorm" in path.read_text()]
     assert [path.name for path in found] == ["dataflow.py"]

@@ -13,6 +13,7 @@ import onnx
 import pytest
 from onnx.external_data_helper import set_external_data
 from support.listed_files import list_files
+from support.source_files import sources
 
 from llmc.errors import InputError
 from llmc.runtime import load
@@ -145,8 +146,7 @@ def test_a_chat_template_of_ones_own(copy: Path) -> None:
 
 def test_nothing_else_looks_into_the_folder() -> None:
     """Whoever has an artifact asks it for files: its path is for messages, and for others who open it themselves."""
-    room = Path(__file__).parents[2] / "runtime"
-    for path in sorted(room.rglob("*.py")):
+    for path in sources("runtime"):
         if path.name in ("artifact.py", "origin.py"):
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"))

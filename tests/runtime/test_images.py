@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.nvlm import ADDED, CONFIG, TILE, TOKEN, Nvlm, nvlm
+from support.nvlm import ADDED, CONFIG, TILE, TOKEN, Nvlm, nvlm, recipe_of
 
 import llmc
 from llmc.contracts.images import ImagesRecord
@@ -40,14 +40,7 @@ def picture(width: int, height: int, seed: int = 0) -> np.ndarray:
 def built(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> tuple[Nvlm, Path]:
     folder = tmp_path_factory.mktemp("nvlm")
     reference = nvlm(folder / "source")
-    recipe = {
-        "model": str(folder / "source"),
-        "calibration": {"text": str(text_file), "samples": 4, "length": 32},
-        "quantize": [{"match": "dense_mlp", "scheme": "int8-channel", "method": "rtn"}],
-        "targets": [{"onnxruntime": {"accuracy_level": 1}}],
-        "check": {"text": str(text_file), "tokens": 128, "length": 64},
-    }
-    return reference, llmc.build(recipe, folder / "artifact").path
+    return reference, llmc.build(recipe_of(folder / "source", text_file), folder / "artifact").path
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import socket
 import subprocess
@@ -12,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.source_files import EVERYWHERE, REPOSITORY, imported_modules, sources
 
-REPOSITORY = Path(__file__).parents[2]
 HOME = "runtime/quiet_onnxruntime.py"
 GENERATE = """
 import os, sys
@@ -84,12 +83,6 @@ def test_it_is_turned_off_where_something_else_imported_it(
 
 
 def test_nothing_else_imports_it() -> None:
-    found = set()
-    for room in ("llmc", "convert", "quant", "runtime", "recipes", "tests", "ci"):
-        for path in sorted((REPOSITORY / room).rglob("*.py")):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-                names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
-                if any(name.split(".")[0] == "onnxruntime" for name in names):
-                    found.add(path.relative_to(REPOSITORY).as_posix())
-    assert found == {HOME}
+    for path in sources(*EVERYWHERE):
+        names = {name.split(".")[0] for name, _ in imported_modules(path)}
+        assert ("onnxruntime" in names) == (path == REPOSITORY / HOME), path

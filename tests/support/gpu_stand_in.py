@@ -52,17 +52,25 @@ def add_engines(source: Path, directory: Path, target: str = "tensorrt-rtx", **c
     """A copy of an artifact with "engines" that name the graphs of its ONNX Runtime target."""
     artifact = shutil.copytree(source, directory / "artifact")
     manifest = json.loads((artifact / "llmc.json").read_text())
-    files = {}
+    files = dict[str, str]()
     for graph in manifest["targets"]["onnxruntime"]["files"].keys() & {"main", "mtp"}:
         onnx = manifest["targets"]["onnxruntime"]["files"][graph]
         description = describe(graph, artifact / onnx, [80, 86], 160) | changes
-        for name, text in ((f"{graph}.engine", str(artifact / onnx)), (f"{graph}.json", json.dumps(description))):
-            (artifact / name).write_text(text)
-            files[name] = name
-            manifest["files"][name] = {"bytes": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+        files |= add_engine(artifact, manifest, graph, artifact / onnx, description)
     manifest["targets"][target] = {"files": files}
     (artifact / "llmc.json").write_text(json.dumps(manifest))
     return artifact
+
+
+def add_engine(
+    artifact: Path, manifest: dict[str, Any], name: str, onnx_file: Path, description: dict[str, Any]
+) -> dict[str, str]:
+    """An "engine" that names a graph, and its description: the files, of which the manifest then knows."""
+    texts = {f"{name}.engine": str(onnx_file), f"{name}.json": json.dumps(description)}
+    for file, text in texts.items():
+        (artifact / file).write_text(text)
+        manifest["files"][file] = {"bytes": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    return {file: file for file in texts}
 
 
 def add_kernels(artifact: Path, sm: int) -> None:

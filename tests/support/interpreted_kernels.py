@@ -146,6 +146,13 @@ def compiled_without_spills(wanted: KernelRequest, sm: int) -> Mapping[str, Any]
     return found
 
 
+def assert_close_in_all_rows(found: torch.Tensor, want: torch.Tensor, largest: float) -> None:
+    """The error as a whole is less than `largest` of the norm, and no row is wrong among many that are right."""
+    error = found.double() - want
+    assert error.norm() < largest * want.norm()
+    assert (error.norm(dim=1) < 2 * largest * want.norm(dim=1)).all()
+
+
 def layouts_alone(wanted: KernelRequest, sms: Iterable[int]) -> KernelSet:
     """What plugins know without a kernel: how those for each SM would be launched."""
     layouts = {sm: asdict(wanted.module().layout_for(wanted.shape, sm)) for sm in sms}

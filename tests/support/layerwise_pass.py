@@ -12,6 +12,7 @@ from llmc.quant.assign import Rule
 from llmc.quant.layerwise import quantize
 from llmc.quant.prune import Pruning
 from llmc.quant.result import QuantizeResult
+from support.folder_contents import contents
 from support.random_checkpoint import DEEPSEEK_V3
 
 # With experts that a third can be pruned of, in groups, and widths that groups of 32 divide; the last layer is MTP's.
@@ -49,4 +50,4 @@ def run_pass(
 
 def files(directory: Path) -> dict[str, bytes]:
     """What such a pass wrote, by name."""
-    return {path.name: path.read_bytes() for path in sorted((directory / "out").iterdir())}
+    return contents(directory / "out")

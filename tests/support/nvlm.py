@@ -186,6 +186,17 @@ def shapes(config: dict[str, Any], heads: int) -> dict[str, tuple[int, ...]]:
     return found
 
 
+def recipe_of(source: Path, text_file: Path) -> dict[str, Any]:
+    """A build of such a model with all that it takes and no more."""
+    return {
+        "model": str(source),
+        "calibration": {"text": str(text_file), "samples": 4, "length": 32},
+        "quantize": [{"match": "dense_mlp", "scheme": "int8-channel", "method": "rtn"}],
+        "targets": [{"onnxruntime": {"accuracy_level": 1}}],
+        "check": {"text": str(text_file), "tokens": 128, "length": 64},
+    }
+
+
 def nvlm(directory: Path, heads: int = 4, **changes: Any) -> Nvlm:
     """Write a checkpoint in bfloat16, of which one stored head is of zeros if `heads` is 4, and its tokenizer."""
     from safetensors.torch import save_file

@@ -6,7 +6,6 @@ of other ranks.
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import importlib.util
 import json
 import os
@@ -64,10 +63,7 @@ def add_rank_engines(source: Path, directory: Path, ranks: int) -> Path:
             onnx_file, stem = folder / written[role], f"{role}-rank{rank}of{ranks}"
             said = gpu_stand_in.describe(role, onnx_file, [86], CONTEXT)
             said |= {"ranks": ranks, "rank": rank, "engine": f"{stem}.engine"}
-            for name, text in ((f"{stem}.engine", str(onnx_file)), (f"{stem}.json", json.dumps(said))):
-                (artifact / name).write_text(text)
-                files[name] = name
-                manifest["files"][name] = {"bytes": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+            files |= gpu_stand_in.add_engine(artifact, manifest, stem, onnx_file, said)
     manifest["targets"]["tensorrt-rtx"] = {"files": files}
     (artifact / "llmc.json").write_text(json.dumps(manifest))
     return artifact
