@@ -154,7 +154,8 @@ class TwoLevelScales:
 
     Attributes:
         codes: float8_e4m3fn, in the shape of `scales`
-        divisor: float32 [1], of the whole matrix
+        divisor: float32 [1], of the whole matrix; float64 where it is the reciprocal of what is stored, so that the
+            reciprocal of that is the same again
     """
 
     codes: torch.Tensor

@@ -167,7 +167,8 @@ class Recipe(Section):
     layout: str = Field(
         default="compressed-tensors",
         description="of the safetensors: compressed-tensors; gptq, in version 2, for integers; native-fp8, DeepSeek's "
-        "own, for fp8-block; mxfp4, gpt-oss's own, for experts in mxfp4 or what is there",
+        "own, for fp8-block; modelopt, NVIDIA's, for nvfp4, nvfp4-static and fp8-tensor-static or what is there; "
+        "mxfp4, gpt-oss's own, for experts in mxfp4 or what is there",
     )
     targets: list[dict[str, dict[str, Any] | None]] = Field(default=[{"onnxruntime": {}}], max_length=100)
     check: Check = Field(default_factory=Check)

@@ -474,6 +474,8 @@ class _Pass:
             modules = dict.fromkeys(map(stored, self._surviving_modules(result)))
             named = {stored(module): scheme(name) for module, name in schemes.items()}
             config["quantization_config"] = self.layout.config(named, modules, fp8_cache)
+            for name, content in self.layout.beside(config["quantization_config"]).items():
+                write_json(self.output_dir / name, content)
         write_json(self.output_dir / "config.json", config)
         return result
 

@@ -163,7 +163,7 @@ class NVFP4(Float4):
         tensors = {
             f"{module}.weight_packed": pack_e2m1(weight.qweight),
             f"{module}.weight_scale": weight.two_level.codes,
-            f"{module}.weight_global_scale": weight.two_level.divisor,
+            f"{module}.weight_global_scale": weight.two_level.divisor.float(),
         }
         if weight.activations is not None and weight.activations.scale is not None:
             tensors[f"{module}.input_global_scale"] = torch.tensor([1 / weight.activations.scale])

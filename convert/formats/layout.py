@@ -101,6 +101,10 @@ class Layout(Source):
             fp8_cache: Whether there are scales for the attention cache.
         """
 
+    def beside(self, config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """Return further files by name, JSON objects that lie beside config.json and say the same; `config`: that."""
+        return {}
+
     def one_by_one(self, specs: Mapping[str, Collection[QuantSpec]]) -> list[str]:
         """Return the roles of which some weights are quantized and not in stacks; `specs`: see `obstacle`."""
         return [role for role, found in specs.items() if not all(self.format_of(spec).stacked for spec in found)]

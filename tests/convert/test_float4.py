@@ -19,7 +19,7 @@ from compressed_tensors.quantization import (
 )
 from compressed_tensors.quantization.lifecycle.forward import forward_quantize
 from safetensors.torch import load_file, save_file
-from support.float4_checkpoint import MXFP4, NVFP4, compressed_tensors, packed_weights
+from support.float4_checkpoint import MODELOPT, MXFP4, NVFP4, compressed_tensors, modelopt_weights, packed_weights
 from support.quantized_checkpoint import DEEPSEEK, quantized_copy
 from support.random_checkpoint import LLAMA, write_checkpoint
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig
@@ -188,29 +188,6 @@ def test_a_rule_quantizes_it_anew(tmp_path: Path) -> None:
     assert ((expected - found).abs().max() / expected.abs().max()).item() < 5e-2
 
 
-def modelopt_weights() -> dict[str, torch.Tensor]:
-    """MLPs in NVFP4, attention in FP8, with the scales that ModelOpt's exporter writes."""
-    weights = packed_weights(DENSE, "nvfp4")
-    for name in [name for name in weights if name.endswith(".weight_global_scale")]:
-        module = name.rpartition(".")[0]
-        factor = weights.pop(name).reciprocal().reshape(())
-        if ".mlp." in module:
-            weights[f"{module}.weight"] = weights.pop(f"{module}.weight_packed")
-            weights[f"{module}.weight_scale_2"] = factor
-        else:
-            codes = weights.pop(f"{module}.weight_packed")
-            weights[f"{module}.weight"] = unpack_e2m1(codes)
-            weights[f"{module}.weight_scale"] = factor * 100
-        weights[f"{module}.input_scale"] = torch.tensor(0.25)
-    return weights
-
-
-MIXED = {
-    "quant_algo": "MIXED_PRECISION",
-    "kv_cache_scheme": {"dynamic": False, "num_bits": 8, "type": "float"},
-    "quantized_layers": {MODULE: {"quant_algo": "NVFP4", "group_size": 16}, "model.x": {"quant_algo": "FP8"}},
-    "producer": {"name": "modelopt", "version": "0.45.0"},
-}
 # In config.json as today, without the method (Qwen3-32B-FP8-Static-PerTensor), and in a file of its own.
 WHERE = ("config.json", "config.json, no method", "hf_quant_config.json")
 
@@ -218,16 +195,16 @@ WHERE = ("config.json", "config.json, no method", "hf_quant_config.json")
 @pytest.mark.parametrize("where", WHERE)
 @pytest.mark.parametrize("cache", [False, True])
 def test_modelopt(tmp_path: Path, where: str, cache: bool) -> None:
-    weights, config, source = modelopt_weights(), dict(DENSE), tmp_path / "source"
+    weights, config, source = modelopt_weights(DENSE), dict(DENSE), tmp_path / "source"
     if cache:
         for layer in range(2):
             weights[f"model.layers.{layer}.self_attn.k_proj.k_scale"] = torch.tensor(0.5)
             weights[f"model.layers.{layer}.self_attn.v_proj.v_scale"] = torch.tensor([0.25])
     if where != "hf_quant_config.json":
-        config["quantization_config"] = MIXED | ({} if "no method" in where else {"quant_method": "modelopt"})
+        config["quantization_config"] = MODELOPT | ({} if "no method" in where else {"quant_method": "modelopt"})
     write_checkpoint(source, config, weights)
     if where == "hf_quant_config.json":
-        content = {"producer": MIXED["producer"], "quantization": MIXED | {"exclude_modules": ["lm_head"]}}
+        content = {"producer": MODELOPT["producer"], "quantization": MODELOPT | {"exclude_modules": ["lm_head"]}}
         (source / where).write_text(json.dumps(content))
     checkpoint = Checkpoint.open(source)
     assert checkpoint.spec.fp8_cache is cache
@@ -256,10 +233,10 @@ def test_modelopt(tmp_path: Path, where: str, cache: bool) -> None:
 
 
 def test_modelopt_is_stored_as_the_package_would_convert_it(tmp_path: Path) -> None:
-    weights = modelopt_weights()
+    weights = modelopt_weights(DENSE)
     parts = {name: weights[name] for name in weights if name.startswith(f"{MODULE}.")}
     theirs = ModelOptNvfp4Converter(targets=["re:.*_proj$"]).process(parts)
-    config = DENSE | {"quantization_config": MIXED | {"quant_method": "modelopt"}}
+    config = DENSE | {"quantization_config": MODELOPT | {"quant_method": "modelopt"}}
     weight = Checkpoint.open(write_checkpoint(tmp_path, config, weights)).quantized(MODULE)
     assert weight is not None
     ours = StoredNVFP4.encode(MODULE, weight, weight.kind)
@@ -283,7 +260,7 @@ REFUSED = {
 def test_what_modelopt_has_beyond_is_refused_by_name(tmp_path: Path, name: str) -> None:
     quantization, said = REFUSED[name]
     config = DENSE | {"quantization_config": quantization | {"quant_method": "modelopt"}}
-    write_checkpoint(tmp_path, config, modelopt_weights())
+    write_checkpoint(tmp_path, config, modelopt_weights(DENSE))
     with pytest.raises(InputError) as caught:
         Checkpoint.open(tmp_path)
     assert said in str(caught.value) and "config.json: `quantization_config." in str(caught.value)

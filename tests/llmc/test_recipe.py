@@ -179,5 +179,5 @@ def test_schema_names_schemes_and_targets() -> None:
     schema = json_schema()
     assert "int4-g128" in schema["$defs"]["Quantize"]["properties"]["scheme"]["anyOf"][0]["enum"]
     assert schema["properties"]["targets"]["items"]["properties"]["onnxruntime"]
-    assert schema["properties"]["layout"]["enum"] == ["compressed-tensors", "gptq", "mxfp4", "native-fp8"]
+    assert schema["properties"]["layout"]["enum"] == ["compressed-tensors", "gptq", "modelopt", "mxfp4", "native-fp8"]
     assert set(schema["required"]) == {"model"}

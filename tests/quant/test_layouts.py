@@ -111,7 +111,8 @@ def test_gptq_config_names_every_exception(tmp_path):
         ("gptq", "fp8-block", False, "layout gptq has no place for fp8-block; it stores integers"),
         ("native-fp8", "int4-g32", False, "layout native-fp8 has no place for int4-g32; it stores fp8-block"),
         ("gptq", "int4-g32", True, "no place for the scales of an FP8 cache; use compressed-tensors"),
-        ("awq", "int4-g32", False, "unknown layout 'awq'; known: compressed-tensors, gptq, mxfp4, native-fp8"),
+        ("modelopt", "fp8-block", False, "no place for fp8-block; it stores nvfp4, nvfp4-static and fp8-tensor-static"),
+        ("awq", "int4-g32", False, "unknown layout 'awq'; known: compressed-tensors, gptq, modelopt, mxfp4, native"),
     ],
 )
 def test_what_a_layout_has_no_place_for_is_refused(tmp_path, layout, scheme, fp8_cache, said):

@@ -1,4 +1,4 @@
-"""Small checkpoints in 4-bit floats, as compressed-tensors stores them."""
+"""Small checkpoints in 4-bit floats, as compressed-tensors and ModelOpt store them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from llmc.convert.bits import unpack_e2m1
 from support.random_checkpoint import random_weights
 
 NVFP4 = {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16, "symmetric": True}
@@ -38,3 +39,28 @@ def compressed_tensors(scales: str, **more: Any) -> dict[str, Any]:
         "config_groups": {"group_0": group},
         "ignore": ["lm_head"],
     }
+
+
+def modelopt_weights(config: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """MLPs in NVFP4, attention in FP8, with the scales that ModelOpt's exporter writes."""
+    weights = packed_weights(config, "nvfp4")
+    for name in [name for name in weights if name.endswith(".weight_global_scale")]:
+        module = name.rpartition(".")[0]
+        factor = weights.pop(name).reciprocal().reshape(())
+        if ".mlp." in module:
+            weights[f"{module}.weight"] = weights.pop(f"{module}.weight_packed")
+            weights[f"{module}.weight_scale_2"] = factor
+        else:
+            codes = weights.pop(f"{module}.weight_packed")
+            weights[f"{module}.weight"] = unpack_e2m1(codes)
+            weights[f"{module}.weight_scale"] = factor * 100
+        weights[f"{module}.input_scale"] = torch.tensor(0.25)
+    return weights
+
+
+MODELOPT = {
+    "quant_algo": "MIXED_PRECISION",
+    "kv_cache_scheme": {"dynamic": False, "num_bits": 8, "type": "float"},
+    "quantized_layers": {"model.x": {"quant_algo": "NVFP4", "group_size": 16}, "model.y": {"quant_algo": "FP8"}},
+    "producer": {"name": "modelopt", "version": "0.45.0"},
+}
