@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from llmc.budget_recipe import AS_IS, KEYS, read_fit, shown_budget
-from llmc.candidates import Group, Option, candidate_groups
+from llmc.candidates import candidate_groups
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.spec import MixtureOfExpertsSpec, ModelSpec, StateSpec, state_bytes
 from llmc.convert.tensor_names import TensorName
@@ -19,6 +19,7 @@ from llmc.progress import size
 from llmc.quant.allocation import Allocation, Choice, allocate, curve, least_bytes
 from llmc.quant.assign import Rule
 from llmc.recipe import Quantize, Recipe
+from llmc.scheme_options import Group, Option
 from llmc.sizes import tensor_sizes
 
 # Group → scheme → nats per token that its modules lose together.

@@ -119,7 +119,8 @@ class Job:
     def _budgeted(self) -> Any:
         """What decides the rules of a recipe with a budget, before they are known."""
         assert self.problem is not None
-        code = [module_version(f"llmc.{name}") for name in ("budget", "candidates", "explicit_rules", "sensitivity")]
+        modules = "budget", "candidates", "explicit_rules", "scheme_options", "sensitivity"
+        code = [module_version(f"llmc.{name}") for name in modules]
         groups = [group.to_json() for group in self.problem.groups]
         return [[*(self.asked.budget or ())], self.problem.budget, key_of(groups), code]
 

@@ -13,7 +13,6 @@ import torch
 from llmc.budget import BudgetProblem, Losses
 from llmc.budget_recipe import shown_budget
 from llmc.calibration_recipe import Calibration
-from llmc.candidates import Group
 from llmc.contracts.manifest import BudgetPoint, BudgetRecord, RuleRecord, SpentBudget
 from llmc.contracts.part import checked
 from llmc.contracts.progress import Progress
@@ -30,6 +29,7 @@ from llmc.quant.ends import EMBEDDING, HEAD
 from llmc.quant.gradients import step_sizes
 from llmc.quant.schemes import scheme
 from llmc.recipe import Recipe
+from llmc.scheme_options import Group
 from llmc.stages import code_version, key_of, module_version, versions
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from llmc.budget import BudgetProblem
-from llmc.candidates import Group
 from llmc.convert.checkpoint import Checkpoint
 from llmc.errors import InputError
 from llmc.explicit_rules import explicit_rules
@@ -16,6 +15,7 @@ from llmc.job import plan
 from llmc.planning import cache_bytes_per_token
 from llmc.quant.assign import assign
 from llmc.recipe import load_recipe
+from llmc.scheme_options import Group
 
 ENGINE = [{"tensorrt-rtx": {"sm": [120]}}]
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from llmc.calibration_recipe import PYTHON_DOCS, Calibration, Check
 from llmc.convert.checkpoint import Checkpoint
@@ -44,17 +45,20 @@ def test_deterministic_and_seeded(checkpoint: Checkpoint) -> None:
     assert first.calibration.dtype == np.int64
 
 
+def whole_lines(checkpoint: Checkpoint, texts: Texts) -> list[set[str]]:
+    """Lines of seven digits that were not cut, of the calibration and of the check."""
+    tokenizer = Tokenizer.from_file(str(checkpoint.path / "tokenizer.json"))
+    lines = [tokenizer.decode(part.ravel().tolist()).split() for part in (texts.calibration, texts.check)]
+    return [{line for line in part if len(line) == 7 and line.isdigit()} for part in lines]
+
+
 def test_one_file_for_both_is_split(checkpoint: Checkpoint, tmp_path: Path) -> None:
     # Every line is its own number: what is in both texts would be seen.
     (tmp_path / "t.txt").write_text("".join(f"{number:07d}\n" for number in range(20_000)))
     both = read_texts(
         Calibration(text="t.txt", samples=900, length=128), Check(text="t.txt", tokens=12800), checkpoint, tmp_path
     )
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(checkpoint.path / "tokenizer.json"))
-    lines = [set(tokenizer.decode(part.ravel().tolist()).split()) for part in (both.calibration, both.check)]
-    whole = [{line for line in part if len(line) == 7} for part in lines]
+    whole = whole_lines(checkpoint, both)
     assert len(whole[0]) > 10_000
     assert len(whole[1]) > 1_000
     assert not whole[0] & whole[1]
@@ -127,11 +131,7 @@ def test_one_of_several_sources_serves_the_check_too(checkpoint: Checkpoint, tmp
     calibration = Calibration.model_validate({"text": ["a.txt", "t.txt"], "samples": 64, "length": 64})
     both = read_texts(calibration, Check(text="t.txt", tokens=1280), checkpoint, tmp_path)
     assert "t.txt: every 5th piece for the check" in both.note
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(checkpoint.path / "tokenizer.json"))
-    found = [set(tokenizer.decode(part.ravel().tolist()).split()) for part in (both.calibration, both.check)]
-    whole = [{line for line in part if len(line) == 7 and line.isdigit()} for part in found]
+    whole = whole_lines(checkpoint, both)
     assert len(whole[0]) > 100 < len(whole[1]) and not whole[0] & whole[1]
 
 
