@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from llmc.quant.durable import no_space
 from llmc.quant.overflow import refuse_overflow
@@ -46,6 +47,14 @@ class ActivationFile:
                 os.posix_fallocate(file.fileno(), 0, max(1, 4 * math.prod(self.shape)))
             except OSError as error:
                 raise no_space(self.path, error) from error
+        return self
+
+    def embed(self, ids: torch.Tensor, table: torch.Tensor) -> ActivationFile:
+        """Create it, with the rows of `table` that ids [N, L] name."""
+        self.create()
+        for row, tokens in enumerate(ids):
+            self.write(slice(row, row + 1), functional.embedding(tokens, table)[None])
+        self.flush()
         return self
 
     def beside(self, part: str, width: int | None = None) -> ActivationFile:

@@ -53,10 +53,7 @@ class LayerInputs:
         """
         x = self.file(index)
         if index == 0:
-            x.create()
-            for row, tokens in enumerate(self.ids):
-                x.write(slice(row, row + 1), functional.embedding(tokens, self._embedding)[None])
-            x.flush()
+            x.embed(self.ids, self._embedding)
         target = x.following()
         layer = load_stored_layer(self.checkpoint, index).to(self.device)
         widest = max(max(each.in_features, each.out_features) for each in linears(layer).values())

@@ -67,6 +67,20 @@ def positions(x: torch.Tensor) -> torch.Tensor:
     return torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
 
 
+@torch.no_grad()
+def advance(layer: DecoderLayer, stream: ActivationFile, report: Callable[[int, int], None]) -> ActivationFile:
+    """Take what enters a decoder layer through it; return what enters the next. report: is told how many tokens of how
+    many are through.
+    """
+    target = stream.following()
+    for rows in stream.micro_batches():
+        x = stream.read(rows)
+        target.write(rows, layer(x, positions(x)))
+        report(rows.stop * stream.shape[1], stream.tokens)
+    target.flush()
+    return target
+
+
 def rows_of(runs: list[LayerRun], phase: str, tick: Tick) -> Iterator[slice]:
     """Rows of the text, so many at a time as are worked on at once."""
     stream = runs[0].x

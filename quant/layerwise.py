@@ -39,7 +39,7 @@ from llmc.quant.assign import Assignment, Rule, assign, check_layout, linear_mod
 from llmc.quant.durable import write_json
 from llmc.quant.ends import EMBEDDING, HEAD, Ends
 from llmc.quant.layer_calibration import LayerCalibration, calibration_dtype
-from llmc.quant.layer_run import Flow, LayerRun, positions
+from llmc.quant.layer_run import Flow, LayerRun
 from llmc.quant.layer_solver import Solved, linears, round_modules
 from llmc.quant.memory import release_memory
 from llmc.quant.mlp_calibration import ExpertTokens, MLPCalibration
@@ -49,8 +49,10 @@ from llmc.quant.prune import Pruning, kept_per_group, original_name, renumber, r
 from llmc.quant.reference import write_reference
 from llmc.quant.result import QuantizeResult
 from llmc.quant.resume import finish_layer, finished_layers
+from llmc.quant.scale_range import require_range
 from llmc.quant.schemes import scheme
-from llmc.quant.shard import scheme_of, shard_path, write_ends, write_index, write_layer
+from llmc.quant.shard import shard_path, write_ends, write_index, write_layer
+from llmc.quant.streams import Streams
 from llmc.quant.tied_head import TiedHead
 
 DEFAULT_MEMORY_BUDGET = 4 << 30
@@ -147,6 +149,7 @@ class _Pass:
         if any(given.asymmetric for given in self.assigned.values()):
             self.calibration_parts.append("calibration-original")
             self.ids = ids | {"calibration-original": ids["calibration"]}
+        self.streams = Streams(self.spec, work_dir, self.ids, options.device)
         tied = TiedHead(
             checkpoint, ids["calibration"], work_dir / "tied-head", options.device, self._report, unchanged, tell
         )
@@ -168,17 +171,17 @@ class _Pass:
     def _run(self) -> QuantizeResult:
         records = finished_layers(self.work_dir, self.output_dir, self.layers, self.spec.num_layers, self.tell)
         if not records:
-            self._require_range()
+            require_range(self.checkpoint, self.assigned, self.layout, self._report, self.tell)
         if len(records) < self.layers and self.outputs.modules:
             self._measure_outputs()
         if not records:
-            self._embed()
+            self.streams.embed(self.ends)
         for index in range(len(records), self.layers):
             self.layer, self.place = index, (f"model.layers.{index}",)
             record = self._one_layer(index)
             self.unchanged()
             finished = finish_layer(self.work_dir, index, record, self._shard(index + 1), self._following(index))
-            self._forget(index - 1)
+            self.streams.forget(index - 1)
             records.append(finished)
             release_memory()
         self.layer = self.layers - 1
@@ -202,28 +205,6 @@ class _Pass:
     def _report(self, phase: str, done: int, total: int) -> None:
         self.progress(phase, done, total, self.layer, self.layers)
 
-    def _require_range(self) -> None:
-        """One reading of all weights before any work, for a layout that may have no place for their scales."""
-        modules = linear_modules(self.checkpoint) if self.layout.narrows else []
-        narrowed: dict[str, int] = {}
-        for number, module in enumerate(modules):
-            self._report(f"range of scales, module {number} of {len(modules)}", 0, len(modules))
-            given, codes = self.assigned.get(module), self.checkpoint.quantized(module)
-            wanted = given.scheme if given else None
-            kept = scheme_of(codes, self.layout, wanted) if codes is not None else None
-            if codes is not None and kept is not None and wanted in (None, kept):
-                self.layout.format_of(kept.spec).encode(module, codes, kept.spec)
-            elif given is not None:
-                weight, spec = self.checkpoint.tensor(f"{module}.weight"), given.scheme.spec
-                if lossy := self.layout.format_of(spec).require_range(module, weight, spec):
-                    narrowed[module] = lossy
-        if narrowed:
-            self.tell(
-                f"layout {self.layout.name}: {sum(narrowed.values()):,} groups of weights in {len(narrowed):,} modules "
-                f"({next(iter(narrowed))}, …) have scales that its float16 rounds to few bits or to none; look at the "
-                f"check's KL, or use layout {DEFAULT_LAYOUT}"
-            )
-
     def _last_calibrated(self) -> int:
         """The last layer that the calibration text has to reach; -1: none."""
         if self.fp8_cache:
@@ -240,35 +221,12 @@ class _Pass:
         """That of the ends of the model, 0, or of layer `number - 1`."""
         return shard_path(self.output_dir, number, self.layers + 1)
 
-    def _stream(self, part: str, index: int) -> ActivationFile:
-        rows, length = self.ids[part].shape
-        return ActivationFile(self.work_dir, part, index, (rows, length, self.spec.hidden_size), self.options.device)
-
     def _following(self, index: int) -> list[Path]:
         """What a layer leaves for those behind it."""
         parts = self.calibration_parts if self._goes_on(index) else []
         if index < self.spec.num_layers:
             parts = [*parts, "original", "check"]
-        return [self._stream(part, index + 1).path for part in parts]
-
-    def _forget(self, index: int) -> None:
-        """Drops the inputs of a layer once the one behind it is finished, too; MTP layers still need those of the
-        first of them, and the layer before it.
-        """
-        if 0 <= index < self.spec.num_layers - 1:
-            for part in self.ids:
-                self._stream(part, index).delete()
-
-    def _embed(self) -> None:
-        for is_original in (False, True):
-            embedding = self.ends.embedding(is_original)
-            for part, ids in self.ids.items():
-                if is_original == ("original" in part):
-                    stream = self._stream(part, 0)
-                    stream.create()
-                    for row, tokens in enumerate(ids):
-                        stream.write(slice(row, row + 1), functional.embedding(tokens, embedding)[None])
-                    stream.flush()
+        return [self.streams.entering(part, index + 1).path for part in parts]
 
     # One layer ---------------------------------------------------------------------------------------------------
 
@@ -279,7 +237,7 @@ class _Pass:
         layer = load_stored_layer(self.checkpoint, index).to(self.options.device)
         experts, error = None, None
         if not is_mtp:
-            self._advance(layer, "original", index)
+            self.streams.advance(layer, "original", index, self._report)
         as_stored: set[str] = set()
 
         def begin(part: str) -> dict[str, Assignment]:
@@ -308,8 +266,8 @@ class _Pass:
             mine = renumber(mine, kept)
         if not is_mtp:
             compute_in(layer, None)
-            self._advance(layer, "check", index)
-            error = self._distance(index + 1)
+            self.streams.advance(layer, "check", index, self._report)
+            error = self.streams.distance(index + 1)
         weights = calibration.solved.weights
         schemes = write_layer(
             self.checkpoint,
@@ -332,7 +290,7 @@ class _Pass:
     ) -> LayerCalibration:
         runs = []
         for part in self.calibration_parts:
-            mine, entry = layer, self._stream(part, index)
+            mine, entry = layer, self.streams.entering(part, index)
             if part != "calibration":
                 mine = share_layer(self.spec, index, layer)
             compute_in(mine, calibration_dtype(self.options.device))
@@ -395,18 +353,6 @@ class _Pass:
         top_k = mlp.router.top_k if isinstance(mlp, MixtureOfExpertsSpec) else 1
         return lambda inputs: max(MIN_TOKEN_SHARE * tokens, 2 * inputs / top_k)
 
-    @torch.no_grad()
-    def _advance(self, layer: DecoderLayer, part: str, index: int) -> None:
-        """One part's text through a decoder layer, into the next layer's input."""
-        stream = self._stream(part, index)
-        target = stream.following()
-        for rows in stream.micro_batches():
-            x = stream.read(rows)
-            target.write(rows, layer(x, positions(x)))
-            done = rows.stop * stream.shape[1]
-            self._report(f"forward {part}", done, stream.tokens)
-        target.flush()
-
     def _stored_alike(self, prefix: str, mine: dict[str, Assignment], kept: list[int] | None) -> set[str]:
         """Modules that the checkpoint already stores in the scheme asked for: codes are kept, not rounded twice."""
         names = set()
@@ -415,17 +361,6 @@ class _Pass:
             if weight is not None and assignment.scheme.stores(weight):
                 names.add(name)
         return names
-
-    def _distance(self, index: int) -> float:
-        """Relative distance between the two models' activations that enter layer `index`, over the check text."""
-        apart = whole = 0.0
-        quantized = self._stream("check", index)
-        original = self._stream("original", index)
-        for rows in original.micro_batches():
-            x = original.read(rows)
-            apart += (quantized.read(rows) - x).double().square().sum().item()
-            whole += x.double().square().sum().item()
-        return (apart / whole) ** 0.5 if whole else 0.0
 
     def _count(
         self, prefix: str, mine: dict[str, Assignment], schemes: dict[str, str], layer: DecoderLayer
@@ -452,8 +387,8 @@ class _Pass:
         distance = write_reference(
             self.checkpoint,
             self.ids["check"],
-            self._stream("original", last),
-            self._stream("check", last),
+            self.streams.entering("original", last),
+            self.streams.entering("check", last),
             self.ends.quantized_head(),
             self.output_dir / "reference.safetensors",
             partial(self._report, "reference"),
@@ -484,8 +419,8 @@ class _Pass:
         last = self.spec.num_layers
         asymmetric = HEAD in self.assigned and self.assigned[HEAD].method == "gptaq"
         self.ends.finish(
-            self._stream("calibration", last),
-            self._stream("calibration-original", last) if asymmetric else None,
+            self.streams.entering("calibration", last),
+            self.streams.entering("calibration-original", last) if asymmetric else None,
             self._report,
         )
         wanted = {module: given.scheme for module, given in self.ends.assigned.items()}

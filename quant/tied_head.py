@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch.nn import functional
 
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.model import compute_in, load_embedding, load_final_norm, load_stored_layer
@@ -20,7 +19,7 @@ from llmc.convert.safetensors_file import SafetensorsWriter, read_header
 from llmc.quant.activation_file import ActivationFile
 from llmc.quant.hessian import HessianStats
 from llmc.quant.layer_calibration import calibration_dtype
-from llmc.quant.layer_run import positions
+from llmc.quant.layer_run import advance
 from llmc.quant.steps import Made, Step, run_steps
 
 _PART = "head-original"
@@ -66,21 +65,12 @@ class TiedHead:
         return ActivationFile(self.work_dir, _PART, index, shape, self.device)
 
     def _embed(self) -> Made:
-        table, stream = load_embedding(self.checkpoint), self._stream(0).create()
-        for row, tokens in enumerate(self.ids):
-            stream.write(slice(row, row + 1), functional.embedding(tokens, table)[None])
-        stream.flush()
-        return Made([stream.path])
+        return Made([self._stream(0).embed(self.ids, load_embedding(self.checkpoint)).path])
 
     def _layer(self, index: int) -> Made:
-        stream = self._stream(index)
-        layer, target = load_stored_layer(self.checkpoint, index).to(self.device), stream.following()
+        layer = load_stored_layer(self.checkpoint, index).to(self.device)
         compute_in(layer, calibration_dtype(self.device))
-        for rows in stream.micro_batches():
-            x = stream.read(rows)
-            target.write(rows, layer(x, positions(x)))
-            self.tick(f"to the head, layer {index + 1}", rows.stop * stream.shape[1], stream.tokens)
-        target.flush()
+        target = advance(layer, self._stream(index), partial(self.tick, f"to the head, layer {index + 1}"))
         return Made([target.path])
 
     def _sum(self) -> Made:
