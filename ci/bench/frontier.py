@@ -57,6 +57,7 @@ PACKAGES = {
 TOOLS = ("llmc", "llmc-budget", *PACKAGES, "llama.cpp")
 BITS = {"llmc": (2, 3, 4, 8), "gptqmodel": (2, 3, 4, 8), "llmcompressor": (3, 4, 8), "autoround": (2, 3, 4)}
 BUDGETS = (2.25, 2.5, 2.75, 3.0, 3.25, 3.5, 4.0, 4.5, 5.0, 5.5, 6.0, 7.0, 8.0)  # bits per weight
+ENDS_KEPT = (3.0, 3.25)  # of the layers alone: 3.25 are those of int3-g64
 
 
 @dataclass
@@ -139,13 +140,13 @@ def variants(tool: str) -> list[str]:
     if tool == "llama.cpp":
         return list(K_QUANTS)
     if tool == "llmc-budget":
-        return [f"{bits:g} bits" for bits in BUDGETS]
+        return [f"{bits:g} bits" for bits in BUDGETS] + [f"{bits:g} bits, ends kept" for bits in ENDS_KEPT]
     return [f"int{bits}-g{group}" for bits in BITS[tool] for group in GROUPS]
 
 
 def make(tool: str, model: Model, variant: str, point: Point) -> Path:
     """The checkpoint that the tool makes; SystemExit with its own words where it fails."""
-    work, output = model.work, model.work / f"{model.name}-{tool}-{variant.replace(' ', '-')}"
+    work, output = model.work, model.work / f"{model.name}-{tool}-{variant.replace(',', '').replace(' ', '-')}"
     shutil.rmtree(output, ignore_errors=True)
     start = time.monotonic()
     if tool == "llama.cpp":
@@ -158,7 +159,7 @@ def make(tool: str, model: Model, variant: str, point: Point) -> Path:
     elif tool == "llmc-budget":
         shutil.rmtree(f"{output}.work", ignore_errors=True)  # of an earlier run; what it measured lies beside it
         recipe = output.with_suffix(".yaml")
-        recipe.write_text(yaml.safe_dump(_budget(model, float(variant.split()[0]))))
+        recipe.write_text(yaml.safe_dump(_budget(model, variant)))
         _call([sys.executable, "-m", "llmc.cli", "build", recipe, "--output", output], output)
     else:
         bits, group = variant.removeprefix("int").split("-g")
@@ -170,11 +171,13 @@ def make(tool: str, model: Model, variant: str, point: Point) -> Path:
     return output
 
 
-def _budget(model: Model, bits: float) -> dict[str, object]:
+def _budget(model: Model, variant: str) -> dict[str, object]:
     samples, length = model.calibration.shape
+    kept = ("embedding", "lm_head")[: 1 + (model.name == "embedded")] if "kept" in variant else ()  # SmolLM2's are one
     return {
         "model": str(model.source),
-        "bits": bits,
+        "bits": float(variant.split()[0]),
+        "quantize": [{"match": role, "scheme": "as-is"} for role in kept],
         "calibration": {"samples": samples, "length": length},
         "check": {"tokens": 512, "length": 512},
         "targets": [],
