@@ -18,6 +18,7 @@ from llmc.convert.formats import layout
 from llmc.convert.formats.gptq import GPTQ
 from llmc.convert.other_folders import names_in, require_tokenizer
 from llmc.convert.quantized_weight import QuantSpec
+from llmc.convert.targets import target
 from llmc.convert.tensor_names import TensorName
 from llmc.convert.tokenizer_files import TOKENIZER, MadeTokenizer
 from llmc.default_rules import rules_of
@@ -85,7 +86,9 @@ class Job:
         recipe = self.recipe
         device = torch.device("cpu" if self.limits.gpu_memory is None else "cuda")
         fp8_cache = recipe.kv_cache == "fp8"
-        return QuantizeOptions(self.plan.hessian_memory, recipe.calibration.experts, recipe.layout, fp8_cache, device)
+        hessian_memory, experts = self.plan.hessian_memory, recipe.calibration.experts
+        negative = all(target(name).takes_negative_scales for name in self.targets)
+        return QuantizeOptions(hessian_memory, experts, recipe.layout, fp8_cache, device, negative)
 
     def rules_at(self, path: str) -> list[Rule]:
         """The rules by which modules within `path`, as graphs name their nodes, are quantized."""
@@ -107,6 +110,7 @@ class Job:
             "calibration.experts": self.recipe.calibration.experts,
             "kv_cache": self.recipe.kv_cache,
             "layout": self.recipe.layout,
+            "negative scales, by targets": self.options.negative_scales,
             "device": [self.options.device.type, str(calibration_dtype(self.options.device))],
             "version of llmc": [
                 code_version("convert", without=_AFTER_QUANTIZING),

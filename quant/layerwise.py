@@ -10,7 +10,7 @@ record that everything agrees with (see `resume`) and ends in the same bytes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -73,6 +73,7 @@ class QuantizeOptions:
         layout: of the safetensors, see `convert.formats`
         fp8_cache: whether the attention cache is to hold E4M3
         device: where layers are run and solved; activations between layers and results lie in the host's memory
+        negative_scales: whether scales of symmetric integers may be of either sign
     """
 
     memory_budget: int = DEFAULT_MEMORY_BUDGET
@@ -80,6 +81,7 @@ class QuantizeOptions:
     layout: str = DEFAULT_LAYOUT
     fp8_cache: bool = False
     device: torch.device = CPU
+    negative_scales: bool = True
 
 
 def quantize(
@@ -134,6 +136,10 @@ class _Pass:
                 f"use layout {DEFAULT_LAYOUT}"
             )
         self.assigned = assign(checkpoint, rules)
+        if not options.negative_scales:
+            self.assigned = {
+                module: replace(given, scheme=given.scheme.positive) for module, given in self.assigned.items()
+            }
         self.left_out = stale_copies(checkpoint, self.assigned)
         self.parsed = {ModuleName.parse(module): given for module, given in self.assigned.items()}
         self.ids, self.output_dir, self.work_dir = ids, output_dir, work_dir

@@ -80,10 +80,12 @@ class Target(ABC, Generic[_Options]):
     Attributes:
         name: As recipes call it.
         Options: What a recipe may say about it.
+        takes_negative_scales: Whether it decodes integers by scales of either sign; TensorRT wants positive ones.
     """
 
     name: str
     Options: type[_Options]
+    takes_negative_scales: bool = False
 
     def check(self, spec: ModelSpec, options: _Options, schemes: Mapping[str, str]) -> None:
         """Raise InputError for what `build` would refuse, before any work; most take every model.

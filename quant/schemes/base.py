@@ -56,6 +56,11 @@ class Scheme(ABC):
         return weight.kind == self.spec.of(weight.shape)
 
     @property
+    def positive(self) -> Scheme:
+        """The same with positive scales alone."""
+        return self
+
+    @property
     def measures_inputs(self) -> bool:
         """Whether calibration has to find how large a layer's inputs get, whatever the method."""
         return self.activations is not None and self.activations.measured

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+from functools import cached_property
 from typing import cast
 
 import torch
@@ -15,22 +17,33 @@ GROUP_SIZES = (32, 64, 128, 256)
 # first from 1 down in wide steps, then around the best of those.
 _COARSE = tuple(1.0 - 0.05 * step for step in range(10))
 _FINE = (0.025, -0.025, 0.0125, -0.0125)
-# A symmetric grid has a code more below zero than above it. A negative scale turns it over, for groups whose largest
-# weights are positive. Of 8 bits, that is one code of 256, which is not worth what programs may make of such a scale.
+# Of 8 bits, one code of 256 is not worth what programs may make of a negative scale.
 _MOST_BITS_TURNED_OVER = 4
 # Weights whose scales are searched at once: as many as a processor's cache holds, or as keep a GPU busy.
 _CHUNK, _GPU_CHUNK = 1 << 18, 1 << 26
 
 
 class Integer(Scheme):
-    """group_size None: one scale per output channel. Asymmetric grids have a zero of their own per group."""
+    """group_size None: one scale per output channel. Asymmetric grids have a zero of their own per group.
+
+    A symmetric grid has a code more below zero than above it; a negative scale turns it over.
+    """
 
     def __init__(self, bits: int, group_size: int | None, symmetric: bool = True, dynamic_groups: bool = False) -> None:
         self.bits, self.group_size, self.symmetric, self.dynamic_groups = bits, group_size, symmetric, dynamic_groups
+        self.signs: tuple[float, ...] = (1.0, -1.0) if symmetric and bits <= _MOST_BITS_TURNED_OVER else (1.0,)
         self.lowest, self.highest = -(1 << bits - 1), (1 << bits - 1) - 1
         self.code_type, self.sharing = cast(CodeType, f"int{bits}"), (1, group_size or 0)
         size = f"g{group_size}" if group_size else "channel"
         self.name = f"int{bits}-{size}{'' if symmetric else '-asym'}{'-actorder' if dynamic_groups else ''}"
+
+    @cached_property
+    def positive(self) -> Scheme:
+        if len(self.signs) == 1:
+            return self
+        found = copy(self)
+        found.signs = (1.0,)
+        return found
 
     def check(self, weight_name: str, shape: tuple[int, int]) -> None:
         columns = shape[1]
@@ -90,7 +103,7 @@ class Integer(Scheme):
             best_error, best = torch.where(better, error, best_error), torch.where(better, scale, best)
             best_share, best_zero = torch.where(better, share, best_share), torch.where(better, zero, best_zero)
 
-        for sign in (1.0, -1.0) if self.symmetric and self.bits <= _MOST_BITS_TURNED_OVER else (1.0,):
+        for sign in self.signs:
             for share in _COARSE:
                 look(torch.full_like(reach, sign * share))
         center = best_share

@@ -12,7 +12,7 @@ from support.random_checkpoint import LLAMA
 from llmc.convert.engines.contents import MOST_OFFSETS, widened_bytes
 from llmc.convert.families import family_of
 from llmc.convert.quantized_weight import QuantSpec
-from llmc.convert.targets import PlannedWeights, target
+from llmc.convert.targets import PlannedWeights, target, targets
 from llmc.errors import InputError
 from llmc.runtime.plugins.latent_attention import LatentLaunch, LatentShape, plan
 
@@ -104,3 +104,9 @@ def test_the_limit_of_the_plugins_is_the_one_that_is_checked() -> None:
     for more in ((tokens + 1, entries), (tokens, entries + 1)):
         with pytest.raises(ValueError, match="32 bits"):
             plan(shape, layout, 132, 1, *more)
+
+
+def test_negative_scales_are_multiplied_by_where_that_is_tested() -> None:
+    """TensorRT asks for positive ones, and portable graphs are read by whoever."""
+    found = {name for name in targets.all if target(name).takes_negative_scales}
+    assert found == {"onnxruntime"}

@@ -14,6 +14,7 @@ import torch
 
 import llmc
 from llmc.convert import Checkpoint
+from llmc.job import Limits, prepare
 from llmc.quant import Scheme, round_to_nearest, scheme, solve
 
 
@@ -53,6 +54,19 @@ class Heard(llmc.Progress):
 
     def line(self, text: str) -> None:
         self.lines.append(text)
+
+
+@pytest.mark.parametrize(
+    ("targets", "negative"),
+    [(["onnxruntime"], True), ([], True), (["tensorrt"], False), (["onnxruntime", "tensorrt-rtx"], False)],
+)
+def test_scales_may_be_negative_if_all_targets_take_that(
+    contents: dict[str, Any], tmp_path: Path, targets: list[str], negative: bool
+) -> None:
+    wanted = contents | {"targets": [{name: {}} for name in targets]}
+    job, _ = prepare(wanted, tmp_path / "out", Limits(), Heard())
+    assert job.options.negative_scales == negative
+    assert job.fingerprint()["negative scales, by targets"] == negative
 
 
 @pytest.fixture(scope="module")

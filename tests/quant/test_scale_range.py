@@ -134,3 +134,23 @@ def test_what_the_solver_made_is_looked_at_again(factor: float) -> None:
     weight = QuantizedWeight(torch.ones(4, 32, dtype=torch.int8), torch.full((4, 1), factor), (1, 32), "int4")
     with pytest.raises(InputError, match="m: the scales of these weights"):
         GPTQ.encode("m", weight, scheme("int4-g32").spec)
+
+
+@pytest.mark.parametrize("negative", [True, False])
+@pytest.mark.parametrize("method", ["rtn", "gptaq"])
+def test_negative_scales_are_for_those_who_take_them(tmp_path: Path, method: str, negative: bool) -> None:
+    source, options = Checkpoint.open(rescaled(tmp_path / "source", 0)), QuantizeOptions(negative_scales=negative)
+    out = tmp_path / "out"
+    quantize(
+        source,
+        [Rule("dense_mlp", "int3-g32", method)],
+        None,
+        IDS,
+        IDS[:1],
+        out,
+        tmp_path / "work",
+        lambda *_: None,
+        options,
+    )
+    weight = Checkpoint.open(out).quantized("model.layers.0.mlp.up_proj")
+    assert weight is not None and bool((weight.scales < 0).any()) == negative

@@ -40,7 +40,9 @@ def test_a_scale_is_negative_where_the_largest_weights_are_positive(bits: int) -
     for sign in (1, -1):
         result = round_to_nearest(sign * weight, codes)
         assert torch.equal(result.dequantize(), sign * weight) and result.scales.sign().item() == -sign
-    assert (scheme("int8-g64").grid(weight).scales > 0).all()
+    for other in (codes.positive, scheme("int8-g64"), scheme(f"int{bits}-g64-asym")):
+        assert (other.grid(weight).scales > 0).all()
+    assert codes.positive.name == codes.name and codes.positive is codes.positive
 
 
 def test_importance_moves_the_scale_towards_channels_that_matter():

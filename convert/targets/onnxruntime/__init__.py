@@ -54,6 +54,7 @@ class OnnxRuntimeOptions(BaseModel, extra="forbid"):
 class OnnxRuntime(Target[OnnxRuntimeOptions]):
     name = "onnxruntime"
     Options = OnnxRuntimeOptions
+    takes_negative_scales = True
 
     def build(
         self, checkpoint: Checkpoint, options: OnnxRuntimeOptions, directory: Path, progress: ProgressFunction
