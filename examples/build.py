@@ -14,7 +14,8 @@ result = llmc.build(recipe, output)
 sizes, checks = result.manifest.sizes, result.manifest.checks
 print(f"{result.path}: {sizes.original:,} → {sizes.artifact:,} bytes", "(up to date)" if result.up_to_date else "")
 if checks:
-    print(f"perplexity {checks.ppl_original:.3f} → {checks.ppl:.3f}, KL divergence {checks.kl_mean:.4f}")
+    kl = f"{checks.kl_mean:.4f} ({checks.kl_kind})"
+    print(f"perplexity {checks.ppl_original:.3f} → {checks.ppl:.3f}, KL divergence {kl}")
 for gate in result.missed_gates:
     print(f"missed: {gate.name} is {gate.value:.4g}, the limit {gate.limit:g}")
 sys.exit(3 if result.missed_gates else 0)

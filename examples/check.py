@@ -14,7 +14,8 @@ with load(artifact, verify=True) as model:  # compares every file's SHA-256 firs
 
 before, after = (report.ppl_original, report.ppl_original_stderr), (report.ppl, report.ppl_stderr)
 print("perplexity {:.3f} ± {:.3f} → {:.3f} ± {:.3f}".format(*before, *after))
-print(f"KL divergence {report.kl_mean:.4f} nats per token; {report.top1:.1%} of {report.tokens:,} tokens agree")
+print(f"KL divergence {report.kl_mean:.4f} nats per token ({report.kl_kind})")
+print(f"{report.top1:.1%} of {report.tokens:,} tokens agree")
 for gate in report.gates:
     print(f"{gate.name}: {gate.value:.4g}, limit {gate.limit:g}, {'passed' if gate.passed else 'MISSED'}")
 sys.exit(not report.passed)

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from itertools import accumulate
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PlainValidator, ValidationError, WithJsonSchema
+from pydantic import (
+    Field,
+    ModelWrapValidatorHandler,
+    PlainValidator,
+    PrivateAttr,
+    ValidationError,
+    WithJsonSchema,
+    model_serializer,
+    model_validator,
+)
 
+from llmc.contracts.confidence import CONFIDENCES
+from llmc.contracts.part import LimitRecord
 from llmc.errors import InputError
 from llmc.mixes import MIX, mixed
+from llmc.patterns import shown
 from llmc.recipe_section import PathOrId, Section, Share, at, explain, path_or_id
 
 PYTHON_DOCS = "builtin:python-docs"
@@ -119,19 +132,76 @@ class Calibration(Section):
         return self.samples, _window("calibration", self.length, 2048, context)
 
 
+_CONFIDENCES = "|".join(map(str, CONFIDENCES))
+_ENDS = re.compile(r"(.*?)\s*@\s*(\S*)")  # `2% @95`
+_AT = {"type": "string", "pattern": rf"^\d+(\.\d+)?\s*%?\s*(@\s*({_CONFIDENCES}))?$"}
+_LIMIT = WithJsonSchema({"anyOf": [{"type": "number"}, _AT]})
+GateShare = Annotated[Share, _LIMIT]
+GateNumber = Annotated[float, _LIMIT]
+
+
 class Gates(Section):
-    """Limits of what the artifact may lose, measured on the check text; a build that misses one fails."""
+    """Limits of what the artifact may lose, measured on the check text; a build that misses one fails. `2% @95` wants
+    the end of the one-sided interval of 95 % confidence within the limit; 90 and 99 are known, too.
+    """
 
-    ppl_increase: Share | None = Field(
-        default=None, gt=0, lt=1, description="perplexity over the original's, minus one"
+    ppl_increase: GateShare | None = Field(
+        default=None, gt=0, lt=1, description="perplexity over the original's, minus one; or `2% @95`"
     )
-    kl_mean: float | None = Field(
-        default=None, gt=0, allow_inf_nan=False, description="mean KL divergence from the original, nats per token"
+    kl_mean: GateNumber | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="mean KL divergence from the original, nats per token; or `0.05 @95`",
     )
-    top1: Share | None = Field(default=None, gt=0, le=1, description="share of tokens with the original's first choice")
+    top1: GateShare | None = Field(
+        default=None, gt=0, le=1, description="share of tokens with the original's first choice; or `90% @95`"
+    )
+    _confidence: dict[str, int] = PrivateAttr(default_factory=dict)
 
-    def limits(self) -> dict[str, float]:
-        return self.model_dump(exclude_none=True)
+    @model_validator(mode="wrap")
+    @classmethod
+    def _of_ends(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Takes the confidences off."""
+        if not isinstance(value, dict):
+            return handler(value)
+        bare, confidence = dict(value), {}
+        for name, limit in value.items():
+            if isinstance(limit, dict) and limit.keys() == {"limit", "confidence"}:
+                bare[name], level = limit["limit"], str(limit["confidence"])
+            elif isinstance(limit, str) and (match := _ENDS.fullmatch(limit.strip())):
+                bare[name], level = _number(match[1]), match[2].removesuffix("%")
+            else:
+                continue
+            if level not in map(str, CONFIDENCES):
+                known = ", ".join(map(str, CONFIDENCES))
+                raise at((name,), f"a confidence of {shown(level)} is not known, only {known}: write `2% @95`")
+            confidence[name] = int(level)
+        found = handler(bare)
+        found._confidence = confidence
+        return found
+
+    @model_serializer
+    def _written(self) -> dict[str, Any]:
+        limits = self.limits().items()
+        return {name: each.to_json() if isinstance(each, LimitRecord) else each for name, each in limits}
+
+    def limits(self) -> dict[str, float | LimitRecord]:
+        """By name, as an artifact has them."""
+        found = ((name, getattr(self, name)) for name in type(self).model_fields if getattr(self, name) is not None)
+        levels = self._confidence
+        return {
+            name: LimitRecord(limit=limit, confidence=levels[name]) if name in levels else limit
+            for name, limit in found
+        }
+
+
+def _number(text: str) -> Any:
+    """What YAML would have made of it; a share stays as it is."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 class Check(Section):

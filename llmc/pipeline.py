@@ -337,7 +337,8 @@ class _Build:
 
     def _judged(self, checks: Checks) -> Checks:
         """What was measured, held against the recipe's gates."""
-        from llmc.runtime.check import CheckReport, gates
+        from llmc.runtime.check import CheckReport
+        from llmc.runtime.gates import gates
 
         report = CheckReport(**{each.name: getattr(checks, each.name) for each in fields(CheckReport)})
         judged = gates(report, self.job.recipe.check.gates.limits())

@@ -75,7 +75,8 @@ def check_rows(checks: Checks) -> list[tuple[str, str]]:
     before = _measured(checks.ppl_original, checks.ppl_original_stderr, 3)
     after = _measured(checks.ppl, checks.ppl_stderr, 3)
     change = _percent(checks.ppl / checks.ppl_original - 1, checks.ppl_increase_stderr, "+")
-    rest = f"median {checks.kl_median:.4f}, 99 % {checks.kl_p99:.3f}, max {checks.kl_max:.2f}"
+    far = "" if checks.kl_p999 is None else f"99.9 % {checks.kl_p999:.2f}, "
+    rest = f"median {checks.kl_median:.4f}, 99 % {checks.kl_p99:.3f}, {far}max {checks.kl_max:.2f}"
     result = [("measured", "by the pass over the layers, in torch: the weights alone")] if checks.computed_by else []
     result += [
         ("perplexity", f"{before} → {after} ({change})"),
@@ -83,6 +84,14 @@ def check_rows(checks: Checks) -> list[tuple[str, str]]:
         ("", _KL_TOLD[checks.kl_kind] + _sampling(checks)),
         ("top-1 agreement", f"{_percent(checks.top1, checks.top1_stderr)} of {checks.tokens:,} tokens"),
     ]
+    if checks.kl_above_0_1 is not None and checks.kl_above_1 is not None:
+        some = _percent(checks.kl_above_0_1, checks.kl_above_0_1_stderr)
+        few = _percent(checks.kl_above_1, checks.kl_above_1_stderr)
+        result.insert(-1, ("tokens far off", f"{some} with KL above 0.1, {few} above 1"))
+    if checks.p_change is not None and checks.p_change_rms is not None:
+        mean = _percent(checks.p_change, checks.p_change_stderr, "+")
+        told = f"mean {mean}, RMS {_percent(checks.p_change_rms, checks.p_change_rms_stderr)}"
+        result.append(("change of p", f"{told}, of the token that follows"))
     if checks.mtp_acceptance is not None:
         result.append(("MTP acceptance", f"{checks.mtp_acceptance:.1%} of drafts, greedy"))
     return result + [(f"gate {gate.name}", gate_line(gate)) for gate in checks.gates]
@@ -122,14 +131,16 @@ def target_line(target: TargetRecord) -> str:
 
 
 def gate_line(gate: GateRecord) -> str:
-    """`passed: +1.30 % (at most 2 %)`, in the unit that recipes are written in."""
+    """`passed: +1.30 %, with 95 % confidence at most +1.92 % (at most 2 %)`, in the unit of recipes."""
     bound = "at least" if gate.name == "top1" else "at most"
     if gate.name == "kl_mean":
-        value, limit = f"{gate.value:.4g}", f"{gate.limit:g} nats"
+        limit = f"{gate.limit:g} nats"
+        value, end = (f"{each:.4g}" for each in (gate.value, gate.end or 0.0))
     else:
-        sign = "+" if gate.name == "ppl_increase" else ""
-        value, limit = _percent(gate.value, None, sign), f"{100 * gate.limit:g} %"
-    return f"{'passed' if gate.passed else 'MISSED'}: {value} ({bound} {limit})"
+        sign, limit = "+" if gate.name == "ppl_increase" else "", f"{100 * gate.limit:g} %"
+        value, end = (_percent(each, None, sign) for each in (gate.value, gate.end or 0.0))
+    judged = "" if gate.end is None else f", with {gate.confidence} % confidence {bound} {end}"
+    return f"{'passed' if gate.passed else 'MISSED'}: {value}{judged} ({bound} {limit})"
 
 
 def missed_line(gates: Sequence[GateRecord]) -> str:

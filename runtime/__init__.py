@@ -7,7 +7,8 @@ with load("artifact") as model:
         print(piece, end="")
 """
 
-from llmc.runtime.check import CheckReport, Gate
+from llmc.runtime.check import CheckReport
+from llmc.runtime.gates import Gate
 from llmc.runtime.logprobs import TokenLogprob
 from llmc.runtime.model import Model, Session, load
 from llmc.runtime.sampling import SamplingParams

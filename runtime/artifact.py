@@ -23,7 +23,7 @@ from llmc.files import open_regular, parse_json, read_json, read_regular
 
 if TYPE_CHECKING:
     from llmc.contracts.manifest import Manifest
-    from llmc.contracts.part import File
+    from llmc.contracts.part import File, LimitRecord
     from llmc.contracts.progress import ProgressFunction
     from llmc.contracts.run_manifest import RunManifest
 
@@ -93,7 +93,7 @@ class Artifact:
         return self.manifest.tokenizer.add_bos if self.manifest.tokenizer else None
 
     @property
-    def gates(self) -> dict[str, float]:
+    def gates(self) -> dict[str, float | LimitRecord]:
         """Limits by name: ppl_increase and kl_mean from above, top1 from below."""
         check = self.manifest.recipe.check
         return check.gates or {} if check else {}

@@ -7,7 +7,6 @@ Kullback–Leibler divergence stands in `divergence.py`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,9 @@ from llmc.errors import InputError
 from llmc.runtime.artifact import Artifact
 from llmc.runtime.backends import Backend, longer, step_width
 from llmc.runtime.divergence import Divergence, Kind, divergence
+from llmc.runtime.gates import Gate, gates
 from llmc.runtime.reference import read_reference
+from llmc.runtime.uncertainty import ends, standard_error
 
 if TYPE_CHECKING:
     from llmc.contracts.progress import ProgressFunction
@@ -30,21 +31,19 @@ _LARGEST_SURPRISE = 700.0  # nats per token whose perplexity still is a number
 
 
 @dataclass(frozen=True)
-class Gate:
-    """A limit of the recipe; `value` is what was measured."""
-
-    name: str
-    limit: float
-    value: float
-    passed: bool
-
-
-@dataclass(frozen=True)
 class CheckReport:
-    """tokens: predictions compared; ppl: per token; kl in nats, with kl_kind and kl_sampling_stderr as `Divergence` has
-    them; top1: share of positions whose most likely token is the original's; p_change: mean change
-    of the true token's probability. Standard errors (`…_stderr`) are over windows; that of the increase of perplexity
-    is paired: what makes a window hard for both models does not count.
+    """What a comparison found. Standard errors (`…_stderr`) are over windows; those of differences are paired.
+
+    Attributes:
+        tokens: Predictions compared.
+        ppl_original, ppl: Perplexity per token.
+        kl_kind, kl_sampling_stderr: As `Divergence` has them.
+        kl_mean, kl_median, kl_p99, kl_p999, kl_max: Of the divergence per token, in nats.
+        kl_above_0_1, kl_above_1: Shares of tokens whose divergence is more than 0.1 or 1 nats.
+        top1: Share of positions whose most likely token is the original's.
+        p_change, p_change_rms: Mean and root of the mean square of the change of the true token's probability.
+        ends: Gate → confidence in percent → end of the interval of what it is about, the upper one, of top1 the lower.
+        gates: The recipe's, judged.
     """
 
     tokens: int
@@ -59,10 +58,19 @@ class CheckReport:
     kl_sampling_stderr: float | None
     kl_median: float
     kl_p99: float
+    kl_p999: float
     kl_max: float
+    kl_above_0_1: float
+    kl_above_0_1_stderr: float
+    kl_above_1: float
+    kl_above_1_stderr: float
     top1: float
     top1_stderr: float
     p_change: float
+    p_change_stderr: float
+    p_change_rms: float
+    p_change_rms_stderr: float
+    ends: dict[str, dict[str, float]] = field(default_factory=dict)
     gates: list[Gate] = field(default_factory=list)
 
     @property
@@ -71,26 +79,6 @@ class CheckReport:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
-
-
-# Gate → (its value in a report, whether the limit is an upper one).
-_GATES: dict[str, tuple[Callable[[CheckReport], float], bool]] = {
-    "ppl_increase": (lambda report: report.ppl / report.ppl_original - 1, True),
-    "kl_mean": (lambda report: report.kl_mean, True),
-    "top1": (lambda report: report.top1, False),
-}
-
-
-def gates(report: CheckReport, limits: dict[str, float]) -> list[Gate]:
-    """The recipe's limits held against a report; InputError for one that is not known here."""
-    result = []
-    for name, limit in limits.items():
-        if name not in _GATES:
-            raise InputError(f"gate {name!r} is not known to this llmc, only {', '.join(_GATES)}; upgrade llmc")
-        measure, upper = _GATES[name]
-        value = measure(report)
-        result.append(Gate(name, limit, value, bool(value <= limit if upper else value >= limit)))
-    return result
 
 
 @dataclass(frozen=True)
@@ -111,39 +99,53 @@ def compare(reference: dict[str, Array], said: Answers, apart: Divergence) -> Ch
     before, after = (array.astype(np.float64) for array in (reference["true_logprobs"], said.true))
     ppl_original, ppl_original_stderr = _perplexity(before)
     ppl, ppl_stderr = _perplexity(after)
-    agreed = said.best == reference["top_ids"][..., 0]
+    ratio, surprise, change = ppl / ppl_original, before - after, np.exp(after) - np.exp(before)
+    agreed, large, huge = (
+        each.astype(np.float64) for each in (said.best == reference["top_ids"][..., 0], kl > 0.1, kl > 1)
+    )
+    rms = math.sqrt(np.square(change).mean())
     return CheckReport(
         tokens=kl.size,
         ppl_original=ppl_original,
         ppl_original_stderr=ppl_original_stderr,
         ppl=ppl,
         ppl_stderr=ppl_stderr,
-        ppl_increase_stderr=ppl / ppl_original * _standard_error(after - before),
+        ppl_increase_stderr=ratio * standard_error(surprise),
         kl_kind=apart.kind,
         kl_mean=float(kl.mean()),
-        kl_mean_stderr=_standard_error(kl),
+        kl_mean_stderr=standard_error(kl),
         kl_sampling_stderr=apart.sampling_stderr,
         kl_median=float(np.median(kl)),
         kl_p99=float(np.quantile(kl, 0.99)),
+        kl_p999=float(np.quantile(kl, 0.999)),
         kl_max=float(kl.max()),
+        kl_above_0_1=float(large.mean()),
+        kl_above_0_1_stderr=standard_error(large),
+        kl_above_1=float(huge.mean()),
+        kl_above_1_stderr=standard_error(huge),
         top1=float(agreed.mean()),
-        top1_stderr=_standard_error(agreed.astype(np.float64)),
-        p_change=float((np.exp(after) - np.exp(before)).mean()),
+        top1_stderr=standard_error(agreed),
+        p_change=float(change.mean()),
+        p_change_stderr=standard_error(change),
+        p_change_rms=rms,
+        p_change_rms_stderr=standard_error(np.square(change)) / (2 * rms) if rms else 0.0,
+        ends={
+            "ppl_increase": {level: _increase(end) for level, end in ends(surprise, upper=True).items()},
+            "kl_mean": ends(kl, upper=True),
+            "top1": ends(agreed, upper=False),
+        },
     )
+
+
+def _increase(surprise: float) -> float:
+    """Of perplexity, by nats per token; cut where both perplexities are."""
+    return math.expm1(min(surprise, _LARGEST_SURPRISE))
 
 
 def _perplexity(logprobs: Array) -> tuple[float, float]:
     """Perplexity of [N, P] log-probabilities, cut at e^700, and its standard error."""
     ppl = math.exp(min(-logprobs.mean(), _LARGEST_SURPRISE))
-    return ppl, ppl * _standard_error(logprobs)
-
-
-def _standard_error(values: Array) -> float:
-    """Of the mean of [N, P] values, from the spread between windows: the tokens of one window depend on each other. A
-    single window leaves only the spread between its tokens.
-    """
-    spread = values.mean(axis=1) if len(values) > 1 else values[0]
-    return float(spread.std(ddof=1) / math.sqrt(len(spread)))
+    return ppl, ppl * standard_error(logprobs)
 
 
 def check(

@@ -48,8 +48,8 @@ def run_as(artifact: str, backend: str, sm: int) -> int:
         report = model.check()
         verdict = "passed" if report.passed else "FAILED"
         print(
-            f"  check {verdict}: {report.tokens:,} tokens, KL {report.kl_mean:.4f}, top-1 agreement {report.top1:.2%}, "
-            f"perplexity {report.ppl_original:.3f} → {report.ppl:.3f}; generating …",
+            f"  check {verdict}: {report.tokens:,} tokens, KL {report.kl_mean:.4f} ({report.kl_kind}), "
+            f"top-1 agreement {report.top1:.2%}, perplexity {report.ppl_original:.3f} → {report.ppl:.3f}; generating …",
             flush=True,
         )
         answer = model.generate(PROMPT, max_new_tokens=48)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from llmc.contracts.images import ImagesRecord
-from llmc.contracts.part import AxisSize, Count, File, FileName, Nothing, Number, Part, Positive
+from llmc.contracts.part import AxisSize, Count, File, FileName, LimitRecord, Nothing, Number, Part, Positive
 
 # Keys as they were written before the American spelling; older artifacts stay readable.
 _FORMER_KEYS = {"quantised": "quantized", "quantise": "quantize"}
@@ -104,7 +104,7 @@ class CheckRecord(Part):
     publish_text: bool = Field(default=True, description="whether reference.safetensors is part of the artifact")
     tokens: Count = Field(default=0, description="how many tokens were asked for")
     length: Count | None = Field(default=None, description="tokens per window")
-    gates: dict[str, Number] | None = Field(default=None, description="limit by name of the gate")
+    gates: dict[str, Number | LimitRecord] | None = Field(default=None, description="limit by name of the gate")
 
 
 class RecipeRecord(Part):
@@ -203,7 +203,9 @@ class GateRecord(Part):
     name: str = Field(description="ppl_increase, kl_mean or top1")
     limit: Number = Field(description="the recipe's limit")
     value: Number = Field(description="what was measured")
-    passed: bool = Field(description="whether the value keeps the limit")
+    passed: bool = Field(description="whether the value, or the end of its interval, keeps the limit")
+    confidence: Count | None = Field(default=None, description="percent, if the end of the interval is judged")
+    end: Number | None = Field(default=None, description="that end: the upper one, of top1 the lower")
 
 
 class Checks(Part):
@@ -238,10 +240,22 @@ class Checks(Part):
     )
     kl_median: Number = Field(description="its median")
     kl_p99: Number = Field(description="its 99th percentile")
+    kl_p999: Number | None = Field(default=None, description="its 99.9th percentile")
     kl_max: Number = Field(description="its maximum")
+    kl_above_0_1: Number | None = Field(default=None, description="share of tokens where it is more than 0.1 nats")
+    kl_above_0_1_stderr: Number | None = Field(default=None, description="standard error of kl_above_0_1")
+    kl_above_1: Number | None = Field(default=None, description="share of tokens where it is more than 1 nat")
+    kl_above_1_stderr: Number | None = Field(default=None, description="standard error of kl_above_1")
     top1: Number = Field(description="share of positions at which both find the same token most likely")
     top1_stderr: Number | None = Field(default=None, description="standard error of top1")
     p_change: Number | None = Field(default=None, description="mean change of the true token's probability")
+    p_change_stderr: Number | None = Field(default=None, description="standard error of p_change")
+    p_change_rms: Number | None = Field(default=None, description="root of the mean square of that change")
+    p_change_rms_stderr: Number | None = Field(default=None, description="standard error of p_change_rms")
+    ends: dict[str, dict[str, Number]] = Field(
+        default={},
+        description="gate → confidence in percent → end of the one-sided interval: the upper one, of top1 the lower",
+    )
     gates: list[GateRecord] = Field(description="the recipe's gates")
     mtp_acceptance: Number | None = Field(default=None, description="share of MTP drafts that greedy decoding accepts")
 

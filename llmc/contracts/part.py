@@ -61,6 +61,13 @@ class File(Part):
     bytes: Count = Field(description="its size")
 
 
+class LimitRecord(Part):
+    """A gate's limit that is held not against a value, but against the end of its interval."""
+
+    limit: Number = Field(description="the limit")
+    confidence: Annotated[int, Field(ge=1, lt=100)] = Field(description="of the one-sided interval, in percent")
+
+
 class Nothing(Part):
     """`{}`, where there is nothing to say."""
 

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from llmc.contracts.images import ImagesRecord
-from llmc.contracts.part import AxisSize, Count, File, FileName, Number, Part
+from llmc.contracts.part import AxisSize, Count, File, FileName, LimitRecord, Number, Part
 
 FORMAT_VERSION = 1
 
@@ -22,7 +22,7 @@ class RunModel(Part):
 
 
 class RunCheck(Part):
-    gates: dict[str, Number] | None = None
+    gates: dict[str, Number | LimitRecord] | None = None
 
 
 class RunRecipe(Part):

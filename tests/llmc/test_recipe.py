@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from llmc.calibration_recipe import PYTHON_DOCS
+from llmc.calibration_recipe import PYTHON_DOCS, Gates
+from llmc.contracts.manifest import CheckRecord
+from llmc.contracts.part import LimitRecord
 from llmc.errors import InputError
 from llmc.recipe import json_schema, load_recipe, read_recipe
 
@@ -73,6 +75,14 @@ from llmc.recipe import json_schema, load_recipe, read_recipe
         ("model: x\ncheck: {tokens: 31}", 2, ["check.tokens", "32"]),
         ("model: x\ncheck: {gates: {kl_mean: .inf}}", 2, ["check.gates.kl_mean", "finite"]),
         ("model: x\ncheck: {gates: {top1: .nan}}", 2, ["check.gates.top1"]),
+        (
+            "model: x\ncheck:\n  gates:\n    kl_mean: 0.1\n    top1: 90% @97",
+            5,
+            ["check.gates.top1", "'97'", "90, 95, 99"],
+        ),
+        ("model: x\ncheck: {gates: {top1: 101% @95}}", 2, ["check.gates.top1", "less than or equal to 1"]),
+        ("model: x\ncheck: {gates: {kl_mean: nan @95}}", 2, ["check.gates.kl_mean"]),
+        ("model: x\ncheck: {gates: {kl_mean: much @95}}", 2, ["check.gates.kl_mean", "number"]),
         ("model: x\ntargets:\n- tensorrt-rtx: {batch: 4097}", 3, ["targets[0].tensorrt-rtx.batch"]),
         ("model: x\ntargets:\n- tensorrt-rtx: {context: 99999999}", 3, ["targets[0].tensorrt-rtx.context"]),
         ("model: x\ntargets:\n- tensorrt-rtx: {prefill: 99999999}", 3, ["targets[0].tensorrt-rtx.prefill"]),
@@ -148,8 +158,25 @@ def test_defaults_and_percents(tmp_path: Path) -> None:
     assert (recipe.name, base) == ("mine", tmp_path)
     assert recipe.prune and recipe.prune.keep == 0.75
     assert recipe.check.gates.limits() == {"ppl_increase": 0.025}
+    assert recipe.public()["check"]["gates"] == {"ppl_increase": 0.025}
     assert recipe.targets == [{"onnxruntime": {"accuracy_level": 4, "lm_head_bits": 8}}]
     assert recipe.calibration.text == recipe.check.text == PYTHON_DOCS
+
+
+def test_gates_on_the_end_of_an_interval(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("model: x\ncheck: {gates: {ppl_increase: 2% @95, kl_mean: 0.05@99, top1: 0.9 @ 90%}}")
+    recipe, _ = load_recipe(str(path))
+    limits = recipe.check.gates.limits()
+    assert limits == {
+        "ppl_increase": LimitRecord(limit=0.02, confidence=95),
+        "kl_mean": LimitRecord(limit=0.05, confidence=99),
+        "top1": LimitRecord(limit=0.9, confidence=90),
+    }
+    written = recipe.public()["check"]["gates"]
+    assert written["kl_mean"] == {"limit": 0.05, "confidence": 99}
+    assert Gates.model_validate(written).limits() == limits, "what llmc.json says can be built again"
+    assert CheckRecord.model_validate({"gates": written}).gates == limits
 
 
 def test_windows_fit_the_context(tmp_path: Path) -> None:

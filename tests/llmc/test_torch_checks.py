@@ -30,6 +30,7 @@ def test_a_checkpoint_alone_is_measured(llmc, recipe) -> None:
     for told in (made.stdout, card):
         assert "KL divergence" in told and "perplexity" in told and "the weights alone" in told
         assert "exact: over the whole vocabulary" in " ".join(told.replace("│", "").split())
+        assert "with KL above 0.1" in told and "change of p" in told and "99.9 %" in told
     assert Checkpoint.open(Path("out")).spec.num_layers == 2
 
 

@@ -13,12 +13,14 @@ from support.listed_files import list_files
 from typer.testing import CliRunner
 
 from llmc.cli import app
+from llmc.contracts.part import LimitRecord
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.model import CausalLM
 from llmc.errors import InputError
 from llmc.runtime import CheckReport, load
-from llmc.runtime.check import Answers, compare, gates
+from llmc.runtime.check import Answers, compare
 from llmc.runtime.divergence import divergence
+from llmc.runtime.gates import gates
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +70,16 @@ def test_statistics_are_those_of_the_plain_formulas(
     assert measured.top1 == pytest.approx((logprobs.argmax(-1) == top_ids[..., 0]).mean(), abs=2 / len(kl))
     agreed = (logprobs[:, :, :].argmax(-1) == top_ids[..., 0]).mean(1)
     assert measured.top1_stderr == pytest.approx(agreed.std(ddof=1) / 2, rel=0.2)
-    assert measured.p_change == pytest.approx((np.exp(true) - np.exp(reference["true_logprobs"])).mean(), abs=1e-6)
+    p_change = np.exp(true) - np.exp(reference["true_logprobs"])
+    assert measured.p_change == pytest.approx(p_change.mean(), abs=1e-6)
+    assert measured.p_change_stderr == pytest.approx(p_change.mean(1).std(ddof=1) / 2, rel=1e-2)
+    assert measured.p_change_rms == pytest.approx(np.sqrt((p_change**2).mean()), rel=1e-3)
+    over = np.reshape(kl, (len(ids), -1)) > 0.1
+    assert measured.kl_above_0_1 == pytest.approx(over.mean(), abs=2 / len(kl))
+    assert measured.kl_above_0_1_stderr == pytest.approx(over.mean(1).std(ddof=1) / 2, rel=0.2)
+    assert measured.kl_mean < measured.ends["kl_mean"]["90"] < measured.ends["kl_mean"]["99"]
+    assert measured.ends["top1"]["95"] < measured.top1
+    assert measured.ppl / measured.ppl_original - 1 < measured.ends["ppl_increase"]["95"] < 0.05
     assert measured.tokens == len(kl) and seen[-1] == (len(kl), len(kl))
 
 
@@ -124,6 +135,14 @@ def test_a_model_against_itself_and_gates(report: tuple[CheckReport, list[tuple[
     held = {gate.name: gate for gate in gates(worse, {"ppl_increase": 0.05, "kl_mean": 10.0, "top1": 0.9})}
     assert not held["ppl_increase"].passed and held["ppl_increase"].value == pytest.approx(math.exp(0.1) - 1)
     assert held["kl_mean"].passed and not held["top1"].passed
+    end = worse.ends["kl_mean"]["95"]
+    for limit in (end * 1.0001, end * 0.9999):
+        (gate,) = gates(worse, {"kl_mean": LimitRecord(limit=limit, confidence=95)})
+        assert gate.passed == (limit > end) and gate.end == end > gate.value == worse.kl_mean
+    low = LimitRecord(limit=worse.top1, confidence=99)
+    assert gates(same, {"top1": low})[0].passed and gates(worse, {"top1": worse.top1})[0].passed
+    with pytest.raises(InputError, match=r"gate 'kl_mean': a confidence of 97 % is not known here, only 90, 95, 99"):
+        gates(worse, {"kl_mean": LimitRecord(limit=1.0, confidence=97)})
     with pytest.raises(InputError, match=r"gate 'top5' is not known to this llmc, only ppl_increase, kl_mean, top1"):
         gates(worse, {"top5": 0.9})
     measured, _ = report

@@ -44,5 +44,7 @@ def test_build_example(small_model: Path, text_file: Path, tmp_path: Path) -> No
         f"check: {{text: {text_file}, tokens: 64, length: 32}}\n"
     )
     said = run("build.py", recipe, tmp_path / "artifact")
-    assert re.search(r"artifact: [\d,]+ → [\d,]+ bytes \nperplexity [\d.]+ → [\d.]+, KL divergence [\d.]+\n$", said)
+    assert re.search(
+        r"artifact: [\d,]+ → [\d,]+ bytes \nperplexity [\d.]+ → [\d.]+, KL divergence [\d.]+ \(sampled\)\n$", said
+    )
     assert (tmp_path / "artifact" / "llmc.json").exists()
