@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, NamedTuple, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
-from llmc.errors import InputError
-from llmc.recipe_section import at
+from llmc.recipe_section import as_value_error, at
 
 AS_IS = "as-is"  # in the place of a scheme: a module keeps the precision that it has
 KEYS = ("size", "bits", "fit")
-_T = TypeVar("_T")
 
 _UNITS = {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
@@ -96,7 +94,7 @@ def check_choices(names: Sequence[str], *path: str) -> None:
         if name in names[:index]:
             raise at((*path, index), f"{name} is named twice")
         if name != AS_IS:
-            _as_value_error(lambda name=name: scheme(name), *path, index)  # type: ignore[misc]
+            as_value_error(lambda name=name: scheme(name), *path, index)  # type: ignore[misc]
 
 
 def check_budget(given: Mapping[str, Any], rules: Sequence[Any], candidates: Sequence[str] | None) -> None:
@@ -128,13 +126,6 @@ def check_budget(given: Mapping[str, Any], rules: Sequence[Any], candidates: Seq
                 f"{AS_IS} is for recipes with a budget (size, bits or fit); without one, what no rule matches stays as "
                 "it is",
             )
-
-
-def _as_value_error(check: Callable[[], _T], *path: str | int) -> _T:
-    try:
-        return check()
-    except InputError as error:
-        raise at(path, str(error)) from error
 
 
 def shown_budget(key: str, value: object) -> str:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -32,10 +32,9 @@ from llmc.errors import InputError
 from llmc.file_names import is_bare_file_name
 from llmc.files import read_regular
 from llmc.plain_yaml import Location
-from llmc.recipe_section import PathOrId, Section, Share, at, explain, path_or_id, refuse_unknown_keys
+from llmc.recipe_section import PathOrId, Section, Share, as_value_error, at, explain, path_or_id, refuse_unknown_keys
 
 _MAX_BYTES = 1 << 18  # of a recipe
-_T = TypeVar("_T")
 
 
 def _folder_name(text: str) -> str:
@@ -100,8 +99,8 @@ class Quantize(Section):
             check_choices(self.scheme, "scheme")
         for key, name in (("scheme", self.scheme), ("least", self.least)):
             if isinstance(name, str) and (key, name) != ("scheme", AS_IS):
-                _as_value_error(partial(scheme, name), key)
-        _as_value_error(lambda: check_match(self.match), "match")
+                as_value_error(partial(scheme, name), key)
+        as_value_error(lambda: check_match(self.match), "match")
         return self
 
     @property
@@ -212,14 +211,14 @@ class Recipe(Section):
         from llmc.convert.formats import layout
         from llmc.quant.assign import Rule, check_layout
 
-        chosen = _as_value_error(lambda: layout(self.layout), "layout")
-        _as_value_error(lambda: check_layout((), chosen, self.kv_cache == "fp8"), "kv_cache")
+        chosen = as_value_error(lambda: layout(self.layout), "layout")
+        as_value_error(lambda: check_layout((), chosen, self.kv_cache == "fp8"), "kv_cache")
         for index, given in enumerate(self.quantize):
             rules = [Rule(given.match, name) for name in given.schemes]
-            _as_value_error(partial(check_layout, rules, chosen), "quantize", index, "scheme")
+            as_value_error(partial(check_layout, rules, chosen), "quantize", index, "scheme")
         for index, name in enumerate(self.candidates or ()):
             if name != AS_IS:
-                _as_value_error(partial(check_layout, [Rule("", name)], chosen), "candidates", index)
+                as_value_error(partial(check_layout, [Rule("", name)], chosen), "candidates", index)
         return self
 
     @property
@@ -355,7 +354,7 @@ def json_schema() -> dict[str, Any]:
 def _target_options(index: int, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     from llmc.convert.targets import targets
 
-    model = _as_value_error(lambda: targets.get(name), index, name).Options
+    model = as_value_error(lambda: targets.get(name), index, name).Options
     try:
         refuse_unknown_keys(model, options)
         return model.model_validate(options).model_dump(mode="json")
@@ -366,13 +365,6 @@ def _target_options(index: int, name: str, options: Mapping[str, Any]) -> dict[s
     except ValidationError as error:
         location, message = explain(error.errors()[0])
         raise at((index, name, *location), message) from error
-
-
-def _as_value_error(check: Callable[[], _T], *path: str | int) -> _T:
-    try:
-        return check()
-    except InputError as error:
-        raise at(path, str(error)) from error
 
 
 def _dotted(location: Location) -> str:

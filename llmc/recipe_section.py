@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
+from llmc.errors import InputError
 from llmc.patterns import shown
 from llmc.plain_yaml import Location
 from llmc.registry import unknown
 from llmc.visible import unseen
+
+_T = TypeVar("_T")
 
 
 def _share(value: object) -> object:
@@ -73,6 +76,14 @@ def refuse_unknown_keys(model: type[BaseModel], value: object) -> None:
 def at(path: Location, message: str) -> PydanticCustomError:
     """An error below the value that is being validated."""
     return PydanticCustomError("recipe", "{message}", {"message": message, "path": path})
+
+
+def as_value_error(check: Callable[[], _T], *path: str | int) -> _T:
+    """Return what `check` returns; what it refuses is an error at `path`, below the value that is being validated."""
+    try:
+        return check()
+    except InputError as error:
+        raise at(path, str(error)) from error
 
 
 def explain(error: Any) -> tuple[Location, str]:
