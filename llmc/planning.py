@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ import torch
 from llmc import machine
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.formats import layout
-from llmc.convert.model.causal_lm import empty_layer
 from llmc.convert.quantized_weight import QuantizedWeight
 from llmc.convert.spec import (
     CACHE_SCALES,
@@ -24,28 +23,21 @@ from llmc.convert.spec import (
     ModelSpec,
     StateSpec,
     state_bytes,
-    working_channels,
 )
 from llmc.convert.targets import PlannedWeights, Target, target
 from llmc.convert.tensor_names import ModuleName, TensorName
 from llmc.default_rules import rules_of
 from llmc.default_targets import target_notes
 from llmc.errors import InputError, MachineError
+from llmc.peak_memory import BASE_MEMORY, activation_bytes, peak_memory, stream_bytes
 from llmc.progress import size
-from llmc.quant.activation_file import MICRO_BATCH_TOKENS
 from llmc.quant.assign import Assignment, assign, stale_copies
-from llmc.quant.ends import peak_bytes
-from llmc.quant.layer_solver import linears, solve_batches
-from llmc.quant.layerwise import DEFAULT_MEMORY_BUDGET
 from llmc.quant.output_hessian_pass import scratch_bytes
 from llmc.quant.prune import kept_per_group, routers
 from llmc.quant.schemes import scheme
 from llmc.quant.schemes.base import Scheme
 from llmc.recipe import Recipe
 from llmc.sizes import Size, tensor_sizes
-
-# Python, torch and what they keep for themselves; measured.
-_BASE_MEMORY = 490 << 20
 
 
 @dataclass(frozen=True)
@@ -221,12 +213,17 @@ def plan(
     weights = PlannedWeights(spec, total.after.bytes, parameters_by_spec)
     cache, expanded = cache_bytes_per_token(spec, spec.fp8_cache or recipe.kv_cache == "fp8")
     limit = memory if gpu_memory is None else gpu_memory
-    needed, hessian_memory = _memory(
-        checkpoint, assigned, layers, experts[1] if experts else 0, limit, gpu_memory is not None
+    needed, hessian_memory = peak_memory(
+        spec,
+        [layer.before.bytes + layer.before.parameters for layer in layers],
+        _by_layer(assigned, experts[1] if experts else 0),
+        any(ModuleName.parse(module).layer is None for module in assigned),
+        limit,
+        on_gpu=gpu_memory is not None,
     )
     on_host = needed
     if gpu_memory is not None:  # there a layer is only read and written
-        on_host = min(needed, _BASE_MEMORY + 2 * max(layer.before.bytes for layer in layers) + _activations(spec))
+        on_host = min(needed, BASE_MEMORY + 2 * max(layer.before.bytes for layer in layers) + activation_bytes(spec))
     way_back = 0  # before any layer is quantized
     if any(given.method == "yaqa" for given in assigned.values()):
         way_back = scratch_bytes(*calibration, spec.hidden_size, spec.num_all_layers)
@@ -246,7 +243,7 @@ def plan(
         gpu_memory_available=gpu_memory or 0,
         hessian_memory=hessian_memory,
         # Activations, and a shard on its way into its file.
-        work_disk=max(_streams(spec, assigned, math.prod(calibration), math.prod(check)), way_back)
+        work_disk=max(stream_bytes(spec, assigned.values(), math.prod(calibration), math.prod(check)), way_back)
         + max(layer.after.bytes for layer in layers),
         target_bytes={each.name: each.estimate_bytes(weights, options) for each, options in targets_of(recipe)},
         memory_available=machine.memory() if memory is None else min(memory, machine.memory()),
@@ -328,74 +325,14 @@ def _state(spec: ModelSpec) -> list[str]:
     ]
 
 
-def _streams(spec: ModelSpec, assigned: Mapping[str, Assignment], calibration: int, check: int) -> int:
-    """Most bytes of activations between a layer's stations, float32.
-
-    Of the check text what enters and leaves a layer, and what entered the one before it, in both models; of the
-    calibration text that, what `o_proj` and what the MLP reads, in the quantized model and, where calibration is
-    asymmetric, in the original. An MTP layer reads one more.
-    """
-    models = 1 + any(given.asymmetric for given in assigned.values())
-    mixed = max(attention.output_size for attention in spec.attentions)
-    widths = (4 + bool(spec.num_mtp_layers)) * spec.hidden_size + mixed
-    return 4 * (2 * 3 * check * spec.hidden_size + models * calibration * widths)
-
-
-def _memory(
-    checkpoint: Checkpoint,
-    assigned: Mapping[str, Assignment],
-    layers: Sequence[Change],
-    kept: int,
-    limit: int | None,
-    on_gpu: bool,
-) -> tuple[int, int]:
-    """Peak of the single pass: a layer as it is stored, its codes, and what the solver takes on top; or the head.
-    And what the solver and its Hessians may take at once, so that the peak stays below `limit` if it can.
-    """
-    spec = checkpoint.spec
-    layer_bytes = [change.before.bytes + change.before.parameters for change in layers]
-    budget = DEFAULT_MEMORY_BUDGET
-    if limit is not None:
-        budget = max(1, limit - _BASE_MEMORY - max(layer_bytes) - 2 * _activations(spec))
-    by_layer: dict[int, dict[str, Assignment]] = {}
+def _by_layer(assigned: Mapping[str, Assignment], kept: int) -> dict[int, dict[str, Assignment]]:
+    """Layer → module's name inside of it → what it gets, of modules that are left."""
+    found: dict[int, dict[str, Assignment]] = {}
     for module, assignment in assigned.items():
         name = ModuleName.parse(module)
         if name.layer is not None and not is_pruned(name, kept):
-            by_layer.setdefault(name.layer, {})[name.inside] = assignment
-
-    @functools.cache  # layers of one kind
-    def solver(index: int) -> int:
-        modules = linears(empty_layer(spec, index))
-        found = solve_batches(by_layer.get(index, {}), modules)
-        # As `MLPCalibration.memory_budget` is divided; what does not fit its part, one matrix takes all the same.
-        least = max((job.moments_bytes(modules) // (len(job.members) if job.expert else 1) for job in found), default=0)
-        measured = max((job.moments_bytes(modules) for job in found), default=0)
-        working = max((job.working_bytes(modules, budget // 4, on_gpu) for job in found), default=0)
-        return working + max(least, min(measured, budget * 3 // 4))
-
-    kinds = [
-        (attention, mlp, spec.is_mtp(index))
-        for index, (attention, mlp) in enumerate(zip(spec.attentions, spec.mlps, strict=True))
-    ]
-    largest = max(
-        held + max(solver(kinds.index(kind)), _activations(spec)) for held, kind in zip(layer_bytes, kinds, strict=True)
-    )
-    ends = peak_bytes(spec, any(name.layer is None for name in map(ModuleName.parse, assigned)))
-    return _BASE_MEMORY + max(largest, ends), budget
-
-
-def _activations(spec: ModelSpec) -> int:
-    """Widest intermediate results of a micro-batch: an MLP's two projections and their product, or what a block that
-    remembers in a state holds at once.
-    """
-    widths = [
-        max(mlp.intermediate_size, mlp.shared_intermediate_size)
-        if isinstance(mlp, MixtureOfExpertsSpec)
-        else mlp.intermediate_size
-        for mlp in spec.mlps
-    ]
-    states = [working_channels(attention) for attention in spec.attentions if isinstance(attention, StateSpec)]
-    return 4 * MICRO_BATCH_TOKENS * (max(3 * max(widths), *states, 0) + 4 * spec.hidden_size)
+            found.setdefault(name.layer, {})[name.inside] = assignment
+    return found
 
 
 def is_pruned(module: ModuleName, kept: int) -> bool:
