@@ -15,10 +15,11 @@ from typing import Any
 import torch
 
 from llmc.convert import copies
+from llmc.convert.checkpoint_headers import INDEX, read_headers
 from llmc.convert.families import families, family_of
 from llmc.convert.families.family import Family
 from llmc.convert.fields import Fields
-from llmc.convert.folder import INDEX_LIMIT, read_json, require_sidecars
+from llmc.convert.folder import read_json, require_sidecars
 from llmc.convert.formats import Format, Parts, formats, has_fp8_cache, part_names
 from llmc.convert.formats.modelopt import cache_scales_renamed
 from llmc.convert.layer_modules import fewest_weights, weight_shapes
@@ -28,21 +29,17 @@ from llmc.convert.other_folders import (
     refuse_folder_above,
     refuse_other_kinds,
     refuse_other_tasks,
-    weight_files,
-    whole_model,
 )
 from llmc.convert.quantization_config import AWQ_CONFIG, MODELOPT_CONFIG, QUANTIZE_CONFIG, with_quantization_config
 from llmc.convert.quantized_weight import Activations, QuantizedWeight, QuantSpec
-from llmc.convert.safetensors_file import StoredTensor, read_header
+from llmc.convert.safetensors_file import StoredTensor
 from llmc.convert.spec import CACHE_SCALES, ModelSpec, Role
 from llmc.convert.stored_names import StoredNames
 from llmc.convert.tensor_names import TensorName, module_of, part_of
 from llmc.convert.tokenizer_files import TOKENIZER, source_file
 from llmc.convert.vision import LAYERS, PROJECTOR, TOWER, VisionSpec
 from llmc.errors import InputError
-from llmc.file_names import is_bare_file_name
 
-INDEX = "model.safetensors.index.json"
 # A quantized checkpoint has its own instead of a copy.
 REWRITTEN = ("config.json", INDEX, QUANTIZE_CONFIG, MODELOPT_CONFIG, AWQ_CONFIG)
 _MAX_MISSING = 10_000  # weights; of a model that lacks more, none is named
@@ -114,7 +111,7 @@ class Checkpoint:
             except InputError as error:
                 raise InputError(f"{file}: {str(error).removeprefix(f'{file}: ')}") from error
             spec = replace(spec, eos_token_ids=ends or spec.eos_token_ids)
-        headers = cache_scales_renamed(_read_headers(path))
+        headers = cache_scales_renamed(read_headers(path))
         try:
             spec = replace(spec, fp8_cache=has_fp8_cache(text, headers))
         except InputError as error:
@@ -351,56 +348,3 @@ class Checkpoint:
             bad = tensor.isfinite().logical_not().any()
         if bad:
             raise InputError(f"{self.path}: tensor {name} holds NaN or infinity; download it again")
-
-
-def _read_headers(path: Path) -> dict[str, StoredTensor]:
-    """Every tensor of the checkpoint by name, shard by shard; the index decides when there is one."""
-    if not (path / INDEX).exists():
-        return _read_all(path)
-    weight_map = read_json(path / INDEX, INDEX_LIMIT).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise InputError(f"{path / INDEX}: `weight_map` is missing; download the file again")
-    headers: dict[str, dict[str, StoredTensor]] = {}
-    for name, shard in weight_map.items():
-        if not is_bare_file_name(shard, ".safetensors"):
-            raise InputError(
-                f"{path / INDEX}: {name} is said to be in {shard!r}; only safetensors files in the same folder are read"
-            )
-        if shard not in headers:
-            if not (path / shard).exists():
-                raise _missing_shard(path, shard, weight_map)
-            headers[shard] = read_header(path / shard)
-        if name not in headers[shard]:
-            raise InputError(f"{path / shard}: tensor {name} is missing, but in the index; download both again")
-    return {
-        name: tensor
-        for shard in sorted(headers)
-        for name, tensor in headers[shard].items()
-        if weight_map.get(name) == shard
-    }
-
-
-def _read_all(path: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a checkpoint without an index."""
-    names = names_in(path)
-    if not weight_files(names):
-        raise InputError(f"{path}: neither model.safetensors nor {INDEX} is there; download the weights")
-    stored: dict[str, StoredTensor] = {}
-    for file in whole_model(str(path), names):
-        header = read_header(path / file)
-        if twice := sorted(stored.keys() & header.keys()):
-            raise InputError(
-                f"{path / file}: tensor {twice[0]} is in {stored[twice[0]].file.name}, too; which one counts is "
-                f"said by {INDEX}, which is missing; download it, too"
-            )
-        stored |= header
-    return stored
-
-
-def _missing_shard(path: Path, shard: str, weight_map: dict[str, Any]) -> InputError:
-    shards = {name for name in weight_map.values() if isinstance(name, str)}
-    missing = [name for name in shards if not (path / name).exists()]
-    return InputError(
-        f"{path / shard}: cannot be read (No such file or directory); download it again "
-        f"({len(missing):,} of {len(shards):,} files of weights are missing)"
-    )

@@ -15,7 +15,8 @@ from typing import Any
 
 from llmc.contracts.manifest import Checks, Manifest
 from llmc.contracts.part import File, checked
-from llmc.convert.checkpoint import INDEX, Checkpoint
+from llmc.convert.checkpoint import Checkpoint
+from llmc.convert.checkpoint_headers import INDEX
 from llmc.errors import InputError
 from llmc.output import OutputFolder, digest, read_manifest
 from llmc.quant.durable import seal
