@@ -34,7 +34,7 @@ from llmc.convert.engines.program import READERS, ProgramText
 from llmc.convert.engines.windows import windows
 from llmc.convert.graph.build import graphs
 from llmc.convert.graph.rewrite import Rewriter
-from llmc.convert.quantized_weight import Activations
+from llmc.convert.quantized_weight import Activations, held_type
 from llmc.convert.spec import LatentAttentionSpec
 from llmc.convert.targets import TargetResult, target
 from llmc.errors import InputError, MachineError, MissingPackageError
@@ -88,11 +88,12 @@ def code_bytes(checkpoint: Checkpoint, role: str) -> dict[str, int]:
         weight = checkpoint.quantized(name.removesuffix(".weight")) if name.endswith(".weight") else None
         is_mtp = name.startswith(f"model.layers.{checkpoint.spec.num_layers}.")
         if weight is not None and is_mtp == (role == "mtp"):
-            wide = weight.code_type in ("int8", "float8_e4m3fn") and weight.block[1] < weight.shape[1]
-            wide &= weight.code_type == "int8" or ".experts." not in name  # whose chosen ones are decoded alone
+            held = held_type(weight.code_type)
+            wide = held in ("int8", "float8_e4m3fn") and weight.block[1] < weight.shape[1]
+            wide &= held == "int8" or ".experts." not in name  # whose chosen ones are decoded alone
             if weight.zero_points is not None or weight.g_idx is not None or wide or "kv_b_proj" in name:
                 continue  # becomes a plain weight
-            kind, bits = {"float8_e4m3fn": ("float8e4m3fn", 8), "int8": ("int8", 8)}.get(weight.code_type, ("int4", 4))
+            kind, bits = {"float8_e4m3fn": ("float8e4m3fn", 8), "int8": ("int8", 8)}.get(held, ("int4", 4))
             count[kind] += math.prod(checkpoint.shape(name)) * bits // 8
     return dict(count)
 
