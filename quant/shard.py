@@ -86,6 +86,8 @@ def write_layer(
 
         def add(tensors: dict[str, torch.Tensor]) -> None:
             for name, tensor in tensors.items():
+                if f"{name.rpartition('.')[0]}.k_proj.weight" in checkpoint:
+                    name = layout.cache_scale(name)
                 writer.add(checkpoint.stored_names.stored(name), tensor)
 
         experts: dict[TensorName, list[TensorName]] = {}

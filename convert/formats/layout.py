@@ -105,6 +105,10 @@ class Layout(Source):
         """Return further files by name, JSON objects that lie beside config.json and say the same; `config`: that."""
         return {}
 
+    def cache_scale(self, name: str) -> str:
+        """Return what a scale of a cache of keys and values is called; `name`: `….self_attn.k_scale` or `v_scale`."""
+        return name
+
     def one_by_one(self, specs: Mapping[str, Collection[QuantSpec]]) -> list[str]:
         """Return the roles of which some weights are quantized and not in stacks; `specs`: see `obstacle`."""
         return [role for role, found in specs.items() if not all(self.format_of(spec).stacked for spec in found)]

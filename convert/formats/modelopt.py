@@ -176,6 +176,12 @@ class ModelOpt(Layout):
         said["exclude_modules"] = config["ignore"]
         return {MODELOPT_CONFIG: {"producer": config["producer"], "quantization": said}}
 
+    def cache_scale(self, name: str) -> str:
+        for ending, ours in _CACHE.items():
+            if name.endswith(ours):
+                return name.removesuffix(ours) + ending
+        return name
+
     def obstacle(self, specs: Mapping[str, Collection[QuantSpec]], plain_experts: bool) -> str:
         """As of transformers 5.24."""
         return "it does not read ModelOpt's layout, which vLLM, SGLang and TensorRT-LLM do"

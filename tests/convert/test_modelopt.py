@@ -81,6 +81,8 @@ def test_several_algorithms_are_said_layer_by_layer(tmp_path: Path) -> None:
     theirs = published("Qwen3.6-35B-A3B-NVFP4")
     assert config.keys() == theirs.keys() | {"kv_cache_scheme"} and config["quant_algo"] == theirs["quant_algo"]
     assert config["kv_cache_scheme"] == published("GLM-5.1-NVFP4")["kv_cache_scheme"] and made.spec.fp8_cache
+    names = {name for name in stored(made) if name.endswith(("k_scale", "v_scale"))}
+    assert names == {f"model.layers.{n}.self_attn.{kind}_proj.{kind}_scale" for n in (0, 1) for kind in "kv"}
     assert beside["quantized_layers"] == config["quantized_layers"] and beside["kv_cache_quant_algo"] == "FP8"
     ours, wanted = (
         {json.dumps({**group, "targets": []}, sort_keys=True) for group in each["config_groups"].values()}
