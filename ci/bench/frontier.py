@@ -179,7 +179,7 @@ def _budget(model: Model, variant: str) -> dict[str, object]:
         "bits": float(variant.split()[0]),
         "quantize": [{"match": role, "scheme": "as-is"} for role in kept],
         "calibration": {"samples": samples, "length": length},
-        "check": {"tokens": 512, "length": 512},
+        "check": {"tokens": 512, "length": 512, "gates": {}},
         "targets": [],
     }
 
