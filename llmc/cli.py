@@ -260,15 +260,22 @@ def check(
     """
     from llmc.contracts.manifest import Checks
     from llmc.runtime import load
-    from llmc.summary import check_rows, missed_line
+    from llmc.runtime.reference import read_reference
+    from llmc.runtime.where import in_text
+    from llmc.summary import check_rows, missed_line, where_rows
+    from llmc.tables import worst_table
 
     _verify(artifact, verify)
     with load(artifact, backend, threads, device=device, ranks=ranks) as model:
-        found = Checks.model_validate(model.check(reference=reference).to_json())
+        report = model.check(reference=reference)
+        ids = read_reference(model.artifact, reference)["input_ids"]
+        texts = [in_text(each, ids, model.tokenizer.decode) for each in report.worst]
+    found = Checks.model_validate(report.to_json())
     if as_json:
         terminal.print_json(found.to_json() | {"backend": model.backend_info})
     else:
-        _print_rows(str(artifact), [("backend", model.backend_info), *check_rows(found)])
+        _print_rows(str(artifact), [("backend", model.backend_info), *check_rows(found), *where_rows(found)])
+        terminal.print_table(worst_table(report.worst, texts))
     if found.missed:
         raise GateError(
             f"{artifact}: {missed_line(found.missed)}; on this backend the artifact is further from the original than "

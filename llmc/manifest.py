@@ -42,12 +42,12 @@ def describe_quantized(job: Job, artifact: Checkpoint, result: QuantizeResult) -
         tensors={module: _tensor(artifact, module, report) for module, report in result.modules.items()},
         pruned=_pruned(job, result),
         layer_errors=result.layer_errors,
-        torch_checks=_checks(result.answers),
+        torch_checks=_checks(result.answers, job),
         texts=job.texts.record(),
     )
 
 
-def _checks(answers: Answers | None) -> Checks | Nothing:
+def _checks(answers: Answers | None, job: Job) -> Checks | Nothing:
     """What a backend would be measured by, of the answers that the pass had in its hands; the divergence is the exact
     one, with what the sample tells of it beside it.
     """
@@ -63,8 +63,9 @@ def _checks(answers: Answers | None) -> Checks | Nothing:
         {"tail_ids": "tail_ids", "tail_logprobs": "tail", "tail_mass": "tail_mass"} if found["tail_ids"].size else {}
     )
     original = {name: found[mine] for name, mine in names.items()}
+    original["input_ids"] = job.texts.check
     said = Said(*(found[f"{name}_quantized"] for name in ("top", "tail", "true", "best")))
-    report = compare(original, said, Divergence(found["divergence"], "exact"))
+    report = compare(original, said, Divergence(found["divergence"], "exact"), job.tokenizer.id_to_token)
     told = report.to_json() | {"computed_by": "torch"}
     if found["tail_ids"].size:
         sample = divergence(original, said.top, said.tail, 0)

@@ -124,6 +124,17 @@ def _sampling(checks: Checks) -> str:
     return f" (± {checks.kl_sampling_stderr:.1g})"
 
 
+def where_rows(checks: Checks) -> list[tuple[str, str]]:
+    """Where the divergence is, for who looks at one artifact."""
+    places = [
+        f"{each.first}{f'–{each.last}' if each.last > each.first else ''}: {each.kl_mean:.4f}"
+        for each in checks.kl_by_position
+    ]
+    kinds = [f"{each.kind} {each.kl_mean:.4f} ({each.tokens:,})" for each in checks.kl_by_kind]
+    told = (("KL by position", places), ("KL by next token", kinds))
+    return [(name, ", ".join(each)) for name, each in told if each]
+
+
 def target_line(target: TargetRecord) -> str:
     if target.skipped:
         return f"skipped: {target.skipped}"

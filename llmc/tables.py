@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
+from rich.text import Text
 
 from llmc.files import read_json
 from llmc.progress import size
 from llmc.runtime.artifact import MANIFEST, Artifact
+from llmc.visible import visible_line
 
 if TYPE_CHECKING:
     from llmc.contracts.engine import EngineDescription
     from llmc.planning import Plan
+    from llmc.runtime.where import WorstToken
 
 _DESCRIPTION_BYTES = 1 << 24
+
+
+def worst_table(worst: Sequence[WorstToken], texts: Sequence[tuple[str, str]]) -> Table:
+    """The tokens that suffered most, each with the text in front of it and its own."""
+    made = table("furthest from the original", "KL", "its p", "text", "next token", numbers=False)
+    for place, text in zip(worst, texts, strict=True):
+        change = f"{place.p_original:.3f} → {place.p:.3f}"
+        made.add_row(f"{place.kl:.2f}", change, *(Text(visible_line(each)) for each in text))
+    return made
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ Kullback–Leibler divergence stands in `divergence.py`.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from llmc.runtime.divergence import Divergence, Kind, divergence
 from llmc.runtime.gates import Gate, gates
 from llmc.runtime.reference import read_reference
 from llmc.runtime.uncertainty import ends, standard_error
+from llmc.runtime.where import KindOfToken, Stretch, WorstToken, by_kind, by_position, worst
 
 if TYPE_CHECKING:
     from llmc.contracts.progress import ProgressFunction
@@ -42,6 +44,8 @@ class CheckReport:
         kl_above_0_1, kl_above_1: Shares of tokens whose divergence is more than 0.1 or 1 nats.
         top1: Share of positions whose most likely token is the original's.
         p_change, p_change_rms: Mean and root of the mean square of the change of the true token's probability.
+        kl_by_position, kl_by_kind: Means of the divergence, along the windows and by the token that follows.
+        worst: The tokens of the largest divergence.
         ends: Gate → confidence in percent → end of the interval of what it is about, the upper one, of top1 the lower.
         gates: The recipe's, judged.
     """
@@ -70,6 +74,9 @@ class CheckReport:
     p_change_stderr: float
     p_change_rms: float
     p_change_rms_stderr: float
+    kl_by_position: list[Stretch] = field(default_factory=list)
+    kl_by_kind: list[KindOfToken] = field(default_factory=list)
+    worst: list[WorstToken] = field(default_factory=list)
     ends: dict[str, dict[str, float]] = field(default_factory=dict)
     gates: list[Gate] = field(default_factory=list)
 
@@ -93,8 +100,17 @@ class Answers:
     best: Array
 
 
-def compare(reference: dict[str, Array], said: Answers, apart: Divergence) -> CheckReport:
-    """Statistics of a model's answers, whose divergence from the reference is known."""
+def compare(
+    reference: dict[str, Array],
+    said: Answers,
+    apart: Divergence,
+    text_of: Callable[[int], str | None] | None = None,
+) -> CheckReport:
+    """Statistics of a model's answers, whose divergence from the reference is known.
+
+    Args:
+        text_of: How the vocabulary writes a token; None: nothing is told by kinds of tokens.
+    """
     kl = apart.values
     before, after = (array.astype(np.float64) for array in (reference["true_logprobs"], said.true))
     ppl_original, ppl_original_stderr = _perplexity(before)
@@ -129,6 +145,9 @@ def compare(reference: dict[str, Array], said: Answers, apart: Divergence) -> Ch
         p_change_stderr=standard_error(change),
         p_change_rms=rms,
         p_change_rms_stderr=standard_error(np.square(change)) / (2 * rms) if rms else 0.0,
+        kl_by_position=by_position(kl),
+        kl_by_kind=by_kind(kl, reference["input_ids"][:, 1:], text_of) if text_of else [],
+        worst=worst(kl, before, after),
         ends={
             "ppl_increase": {level: _increase(end) for level, end in ends(surprise, upper=True).items()},
             "kl_mean": ends(kl, upper=True),
@@ -149,17 +168,22 @@ def _perplexity(logprobs: Array) -> tuple[float, float]:
 
 
 def check(
-    artifact: Artifact, backend: Backend, progress: ProgressFunction | None = None, file: str | Path | None = None
+    artifact: Artifact,
+    backend: Backend,
+    progress: ProgressFunction | None = None,
+    file: str | Path | None = None,
+    text_of: Callable[[int], str | None] | None = None,
 ) -> CheckReport:
     """Runs the check text through the backend, window by window; InputError for logits that are not finite.
 
     Args:
         file: of the reference, where it is not in the artifact.
+        text_of: as `compare` has it.
     """
     reference = read_reference(artifact, file)
     said = _answers(artifact, backend, reference, progress)
     apart = divergence(reference, said.top, said.tail, artifact.vocab_size)
-    report = compare(reference, said, apart)
+    report = compare(reference, said, apart, text_of)
     report.gates.extend(gates(report, artifact.gates))
     return report
 

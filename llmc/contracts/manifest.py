@@ -208,6 +208,33 @@ class GateRecord(Part):
     end: Number | None = Field(default=None, description="that end: the upper one, of top1 the lower")
 
 
+class StretchRecord(Part):
+    """The divergence at some positions of all windows; position 1 is that behind the first token."""
+
+    first: Count = Field(description="first position")
+    last: Count = Field(description="last position")
+    kl_mean: Number = Field(description="mean divergence there, in nats per token")
+    kl_mean_stderr: Number = Field(description="its standard error")
+
+
+class KindRecord(Part):
+    """The divergence where a token of some kind follows."""
+
+    kind: str = Field(description="word start, word part, digits, punctuation, space or other")
+    tokens: Count = Field(description="how many positions these are")
+    kl_mean: Number = Field(description="mean divergence there, in nats per token")
+
+
+class WorstRecord(Part):
+    """A token of the check text that suffered most."""
+
+    window: Count = Field(description="number of the window, from 0")
+    position: Count = Field(description="how many tokens of the window stand in front")
+    kl: Number = Field(description="divergence there, in nats")
+    p_original: Number = Field(description="probability of the token that follows, by the original")
+    p: Number = Field(description="by the artifact")
+
+
 class Checks(Part):
     """A comparison with the original on the check text. Standard errors are over windows."""
 
@@ -252,6 +279,9 @@ class Checks(Part):
     p_change_stderr: Number | None = Field(default=None, description="standard error of p_change")
     p_change_rms: Number | None = Field(default=None, description="root of the mean square of that change")
     p_change_rms_stderr: Number | None = Field(default=None, description="standard error of p_change_rms")
+    kl_by_position: list[StretchRecord] = Field(default=[], description="the divergence along the windows")
+    kl_by_kind: list[KindRecord] = Field(default=[], description="the divergence by the token that follows")
+    worst: list[WorstRecord] = Field(default=[], description="the ten tokens of the largest divergence")
     ends: dict[str, dict[str, Number]] = Field(
         default={},
         description="gate → confidence in percent → end of the one-sided interval: the upper one, of top1 the lower",

@@ -80,6 +80,10 @@ def test_statistics_are_those_of_the_plain_formulas(
     assert measured.kl_mean < measured.ends["kl_mean"]["90"] < measured.ends["kl_mean"]["99"]
     assert measured.ends["top1"]["95"] < measured.top1
     assert measured.ppl / measured.ppl_original - 1 < measured.ends["ppl_increase"]["95"] < 0.05
+    assert sum(each.tokens for each in measured.kl_by_kind) == len(kl)
+    named = {each.kind: each.tokens for each in measured.kl_by_kind}
+    assert named.keys() >= {"word start", "word part", "punctuation", "space"}
+    assert measured.worst[0].kl == measured.kl_max and len(measured.worst) == 10
     assert measured.tokens == len(kl) and seen[-1] == (len(kl), len(kl))
 
 
@@ -110,6 +114,8 @@ def test_a_reference_without_a_sample_gives_a_lower_bound_that_is_called_one(
     list_files(copy, file.name)
     done = CliRunner().invoke(app, ["check", str(copy)])
     assert done.exit_code == 0, done.output
+    assert "furthest from the original" in done.stdout and "KL by position" in done.stdout
+    assert "word start" in done.stdout
     assert "KL, a lower bound" in done.stdout and "KL divergence" not in done.stdout
     with load(copy, threads=1) as model:
         found = model.check()
