@@ -141,7 +141,8 @@ def variants(tool: str) -> list[str]:
         return list(K_QUANTS)
     if tool == "llmc-budget":
         return [f"{bits:g} bits" for bits in BUDGETS] + [f"{bits:g} bits, ends kept" for bits in ENDS_KEPT]
-    return [f"int{bits}-g{group}" for bits in BITS[tool] for group in GROUPS]
+    more = ["int3-g64, ends too", "int4-g64, ends too"] if tool == "llmc" else []
+    return [f"int{bits}-g{group}" for bits in BITS[tool] for group in GROUPS] + more
 
 
 def make(tool: str, model: Model, variant: str, point: Point) -> Path:
@@ -151,15 +152,15 @@ def make(tool: str, model: Model, variant: str, point: Point) -> Path:
     start = time.monotonic()
     if tool == "llama.cpp":
         python = interpreter(work / "venv-llama-cpp", ["llama-cpp-python==0.3.36", "gguf==0.19.0"])
-        file = output.with_suffix(".gguf")
+        file = Path(f"{output}.gguf")
         _call([python, HERE / "decoders/to_llama_cpp.py", model.source, file, variant, model.importance()], output)
         _call([sys.executable, HERE / "decoders/gguf_weights.py", model.source, file, output], output)
         point.bytes = json.loads(file.with_suffix(".json").read_text())["bytes"]
         file.unlink()
-    elif tool == "llmc-budget":
+    elif tool == "llmc-budget" or "," in variant:
         shutil.rmtree(f"{output}.work", ignore_errors=True)  # of an earlier run; what it measured lies beside it
-        recipe = output.with_suffix(".yaml")
-        recipe.write_text(yaml.safe_dump(_budget(model, variant)))
+        recipe = Path(f"{output}.yaml")
+        recipe.write_text(yaml.safe_dump(_recipe(model, variant)))
         _call([sys.executable, "-m", "llmc.cli", "build", recipe, "--output", output], output)
     else:
         bits, group = variant.removeprefix("int").split("-g")
@@ -171,21 +172,24 @@ def make(tool: str, model: Model, variant: str, point: Point) -> Path:
     return output
 
 
-def _budget(model: Model, variant: str) -> dict[str, object]:
+def _recipe(model: Model, variant: str) -> dict[str, object]:
+    """Of `3 bits`, `3 bits, ends kept`, or `int3-g64, ends too`."""
+    what, _, ends = variant.partition(", ")
+    spec = Checkpoint.open(model.source).spec
+    roles = ["embedding", *(["lm_head"] if not spec.tie_word_embeddings else [])]
+    if what.endswith(" bits"):
+        kept = roles if ends else []
+        budget = {"bits": float(what.split()[0]), "quantize": [{"match": role, "scheme": "as-is"} for role in kept]}
+    else:
+        every = [*roles, r"re:model\.layers\.\d+\..*"]
+        budget = {"quantize": [{"match": match, "scheme": what} for match in every]}
     samples, length = model.calibration.shape
-    kept = ("embedding", "lm_head")[: 1 + (model.name == "embedded")] if "kept" in variant else ()  # SmolLM2's are one
-    return {
-        "model": str(model.source),
-        "bits": float(variant.split()[0]),
-        "quantize": [{"match": role, "scheme": "as-is"} for role in kept],
-        "calibration": {"samples": samples, "length": length},
-        "check": {"tokens": 512, "length": 512, "gates": {}},
-        "targets": [],
-    }
+    texts = {"calibration": {"samples": samples, "length": length}, "check": {"tokens": 512, "length": 512, "gates": {}}}
+    return {"model": str(model.source), "targets": [], **texts, **budget}
 
 
 def _call(command: list[object], output: Path) -> None:
-    log = output.with_suffix(".log")
+    log = Path(f"{output}.log")
     with log.open("w") as file:
         done = subprocess.run(
             [str(part) for part in command], stdout=file, stderr=file, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}

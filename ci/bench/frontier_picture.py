@@ -40,7 +40,7 @@ def frontier(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def draw(points: list[dict[str, Any]], folder: Path) -> None:
     models = [model for model in TITLES if any(point["model"] == model for point in points)]
-    figure, panels = plt.subplots(1, len(models), figsize=(6.4 * len(models), 4.8), squeeze=False)
+    figure, panels = plt.subplots(1, len(models), figsize=(4.7 * len(models), 4.6), sharey=True, squeeze=False)
     for panel, model in zip(panels[0], models, strict=True):
         for tool, (label, color, mark, width) in STYLES.items():
             mine = [each for each in points if each["model"] == model and each["tool"] == tool]
@@ -57,14 +57,17 @@ def draw(points: list[dict[str, Any]], folder: Path) -> None:
         panel.set_yscale("log")
         panel.set_title(TITLES[model], fontsize=11)
         panel.set_xlabel("size of all weights, MB")
-        panel.set_ylabel("KL divergence from the original, nats per token")
         panel.grid(True, which="both", color="#dddddd", lw=0.5)
         panel.spines[["top", "right"]].set_visible(False)
-    panels[0][-1].legend(frameon=False, fontsize=9)
-    figure.tight_layout()
+    panels[0][0].set_ylabel("KL divergence from the original, nats per token")
+    handles = {label: each for panel in panels[0] for each, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    figure.tight_layout(rect=(0, 0.1, 1, 1))
+    figure.legend([*handles.values()], [*handles], loc="lower center", ncols=3, frameon=False, fontsize=9)
     for kind in ("png", "svg"):
         figure.savefig(folder / f"frontier.{kind}", dpi=150, metadata={"Date": None} if kind == "svg" else None)
 
 
 if __name__ == "__main__":
-    draw([each for each in json.loads(Path(sys.argv[1]).read_text()) if not each["failed"]], Path(sys.argv[2]))
+    measured = json.loads(Path(sys.argv[1]).read_text())
+    # What differs from the others of its tool in what it does to embedding and head is for the table.
+    draw([each for each in measured if not each["failed"] and "ends" not in each["variant"]], Path(sys.argv[2]))
