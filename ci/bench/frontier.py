@@ -184,7 +184,10 @@ def _recipe(model: Model, variant: str) -> dict[str, object]:
         every = [*roles, r"re:model\.layers\.\d+\..*"]
         budget = {"quantize": [{"match": match, "scheme": what} for match in every]}
     samples, length = model.calibration.shape
-    texts = {"calibration": {"samples": samples, "length": length}, "check": {"tokens": 512, "length": 512, "gates": {}}}
+    texts = {
+        "calibration": {"samples": samples, "length": length},
+        "check": {"tokens": 512, "length": 512, "gates": {}},
+    }
     return {"model": str(model.source), "targets": [], **texts, **budget}
 
 

@@ -60,7 +60,9 @@ def draw(points: list[dict[str, Any]], folder: Path) -> None:
         panel.grid(True, which="both", color="#dddddd", lw=0.5)
         panel.spines[["top", "right"]].set_visible(False)
     panels[0][0].set_ylabel("KL divergence from the original, nats per token")
-    handles = {label: each for panel in panels[0] for each, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    handles = {
+        label: each for panel in panels[0] for each, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
     figure.tight_layout(rect=(0, 0.1, 1, 1))
     figure.legend([*handles.values()], [*handles], loc="lower center", ncols=3, frameon=False, fontsize=9)
     for kind in ("png", "svg"):
