@@ -156,7 +156,10 @@ def build(
     if result.up_to_date:
         console.print(f"{result.path} is up to date; --fresh builds it anew", highlight=False)
     if result.missed_gates:
-        raise GateError(f"{missed_line(result.missed_gates)}; the rejected artifact is in {result.path}")
+        raise GateError(
+            f"{missed_line(result.missed_gates)}; the rejected artifact is in {result.path}; "
+            "what it may lose is said by `check: {gates: …}` of the recipe, and `{}` accepts anything"
+        )
 
 
 @app.command()
