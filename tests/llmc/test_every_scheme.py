@@ -84,7 +84,8 @@ def test_plan_build_check_and_answer(name: str, llmc, recipe, wide_model: Path) 
 
     manifest = json.loads(Path("out/llmc.json").read_text())
     assert json.loads(planned.stdout)["total"]["after"]["bytes"] == manifest["sizes"]["artifact"]
-    assert manifest["checks"]["kl_mean"] < LIMITS[scheme(name).code_type]
+    rounded_inputs = scheme(name).spec.activations is not None
+    assert manifest["checks"]["kl_mean"] < LIMITS[scheme(name).code_type] * (2 if rounded_inputs else 1)
     artifact = Checkpoint.open("out")
     stored = dict.fromkeys(ROLES, 0)
     for module in linear_modules(artifact):
