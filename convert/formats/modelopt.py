@@ -25,6 +25,7 @@ from llmc.convert.formats.layout import Layout, NamedSpec
 from llmc.convert.quantization_config import MODELOPT_CONFIG
 from llmc.convert.quantized_weight import Activations, QuantizedWeight, QuantSpec, TwoLevelScales
 from llmc.convert.safetensors_file import StoredTensor
+from llmc.convert.tensor_names import ModuleName
 from llmc.errors import InputError
 
 _READ = ("FP8", "NVFP4", "W4A16_NVFP4")
@@ -205,7 +206,7 @@ def _plain(modules: Sequence[str], quantized: Collection[str]) -> list[str]:
             continue
         block = re.sub(r"\.experts\..*", ".experts", module.rpartition(".")[0])
         found.add(module if any(other.startswith(block) for other in quantized) else f"{block}*")
-    if any(".experts." in module for module in modules):
+    if any(ModuleName.parse(module).expert is not None for module in modules):
         found |= {"*.gate", "*.router", "*.shared_expert_gate"}
     return sorted(found)
 

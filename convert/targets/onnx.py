@@ -29,6 +29,7 @@ class OnnxOptions(BaseModel, extra="forbid"):
 
 class Onnx(Target[OnnxOptions]):
     name = "onnx"
+    takes_negative_scales = True
     Options = OnnxOptions
 
     def build(

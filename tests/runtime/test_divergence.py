@@ -29,9 +29,9 @@ def models() -> tuple[Array, Array]:
 
 def estimate(ours: Array, theirs: Array, offsets: Array) -> Divergence:
     said = torch.from_numpy(ours[0])
-    top_ids = said.topk(KEPT).indices
-    tail_ids = tail_sample(said, top_ids, torch.from_numpy(offsets), DRAWN)
-    top_ids, tail_ids = (each.numpy()[None] for each in (top_ids, tail_ids))
+    likely = said.topk(KEPT).indices
+    drawn = tail_sample(said, likely, torch.from_numpy(offsets), DRAWN)
+    top_ids, tail_ids = (each.numpy()[None] for each in (likely, drawn))
     reference = {
         "top_ids": top_ids,
         "top_logprobs": np.take_along_axis(ours, top_ids, -1),

@@ -49,7 +49,7 @@ if os.environ.get("STAND_IN") and "confined" not in " ".join(sys.orig_argv):
 def add_rank_engines(source: Path, directory: Path, ranks: int) -> Path:
     """A copy of an artifact with "engines" for so many ranks that name the graphs of each."""
     artifact = shutil.copytree(source, directory / "artifact")
-    checkpoint, files = Checkpoint.open(artifact), {}
+    checkpoint, files = Checkpoint.open(artifact), dict[str, str]()
     manifest = json.loads((artifact / "llmc.json").read_text())
     for rank in range(ranks):
         models = graphs(rank_of(checkpoint, rank, ranks), ir.DataType.FLOAT, CONTEXT)
