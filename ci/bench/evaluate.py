@@ -44,7 +44,7 @@ def evaluate(result: Path, original: Path, ids: torch.Tensor, reference: list[to
         readable, mtp = _without_lost_layers(result, source, Path(directory))
         checkpoint = Checkpoint.open(readable)
         decoder = [m for m in linear_modules(source) if int(m.split(".")[2]) < source.spec.num_layers]
-        missed = sum(checkpoint.kind(module) is None for module in decoder)
+        missed = sum(checkpoint.kind(f"{module}.weight") is None for module in decoder)
         said = logits(readable, ids)
     kl = [
         torch.nn.functional.kl_div(q.log_softmax(-1), p.log_softmax(-1), reduction="batchmean", log_target=True)
