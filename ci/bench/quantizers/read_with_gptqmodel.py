@@ -3,16 +3,15 @@
 Arguments: checkpoint, token ids (.npy), output (.npy).
 """
 
-import os
 import sys
 
-processors = os.cpu_count() or 1
-os.cpu_count = lambda: max(processors, 3)  # see with_gptqmodel.py
+import processors  # noqa: F401
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from gptqmodel import BACKEND, GPTQModel  # noqa: E402
-from gptqmodel.nn_modules.qlinear.torch import TorchLinear  # noqa: E402
+# isort: split
+import numpy as np
+import torch
+from gptqmodel import BACKEND, GPTQModel
+from gptqmodel.nn_modules.qlinear.torch import TorchLinear
 
 if __name__ == "__main__":
     source, ids, output = sys.argv[1:]

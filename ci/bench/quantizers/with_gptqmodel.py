@@ -1,18 +1,15 @@
 """GPTQ of every decoder linear layer by GPTQModel.
 
-Arguments: checkpoint, calibration ids (.npy), bits, group size, output. GPTQModel 7.6 does not start on two processors
-("Virtual pool 'model_loader:cpu' requests 2 workers but parent 'cpu' only has 1"), so it is told of three; how many it
-gets is the caller's matter.
+Arguments: checkpoint, calibration ids (.npy), bits, group size, output.
 """
 
-import os
 import sys
 
-processors = os.cpu_count() or 1
-os.cpu_count = lambda: max(processors, 3)
+import processors  # noqa: F401
 
-import numpy as np  # noqa: E402
-from gptqmodel import GPTQModel, QuantizeConfig  # noqa: E402
+# isort: split
+import numpy as np
+from gptqmodel import GPTQModel, QuantizeConfig
 
 if __name__ == "__main__":
     source, ids, bits, group_size, output = sys.argv[1:]
