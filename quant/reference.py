@@ -72,8 +72,9 @@ class Answers:
         """
         said, said_quantized = (each.double().log_softmax(-1) for each in scores)
         top_ids = said.topk(self.top_ids.shape[-1], dim=-1).indices
-        drawn = self.tail_ids.shape[-1]
-        tail_ids = tail_sample(said, top_ids, offsets, drawn) if drawn else top_ids[:, :0]
+        p, drawn = said.exp(), self.tail_ids.shape[-1]
+        others = p.scatter(-1, top_ids, 0.0)
+        tail_ids = tail_sample(said, others, offsets, drawn) if drawn else top_ids[:, :0]
         following = following[:, None]
         self.top_ids[row, part], self.tail_ids[row, part] = top_ids, tail_ids
         for model, top, tail, true in (
@@ -83,9 +84,8 @@ class Answers:
             top[row, part], tail[row, part] = model.gather(-1, top_ids), model.gather(-1, tail_ids)
             true[row, part] = model.gather(-1, following)[:, 0]
         self.best_quantized[row, part] = said_quantized.argmax(-1)
-        p = said.exp()
         self.divergence[row, part] = (p * (said - said_quantized)).sum(-1)
-        self.tail_mass[row, part] = p.scatter(-1, top_ids, 0.0).sum(-1)
+        self.tail_mass[row, part] = others.sum(-1)
 
     def write(self, ids: torch.Tensor, path: Path) -> None:
         """Leave the original's part, with the text's ids [N, L], as docs/artifact-format.md has it."""

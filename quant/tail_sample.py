@@ -8,7 +8,7 @@ import torch
 _BINS_PER_NAT = 4  # of log-probabilities, by which the tail is put in order
 
 
-def tail_sample(logprobs: torch.Tensor, top_ids: torch.Tensor, offsets: torch.Tensor, count: int) -> torch.Tensor:
+def tail_sample(logprobs: torch.Tensor, tail: torch.Tensor, offsets: torch.Tensor, count: int) -> torch.Tensor:
     """Draw tokens of each tail, in proportion to their probabilities, by systematic sampling (Madow 1944).
 
     The tail's probabilities are laid end to end, the likeliest first, and a comb of `count` teeth at equal distances,
@@ -18,7 +18,7 @@ def tail_sample(logprobs: torch.Tensor, top_ids: torch.Tensor, offsets: torch.Te
 
     Args:
         logprobs: float64 [n, V], each row a distribution.
-        top_ids: int64 [n, K], what is left out of the tail.
+        tail: float64 [n, V], the probabilities of its tokens, and 0 for all others.
         offsets: float64 [n], in [0, 1), where the comb begins, in distances between teeth.
         count: Teeth.
 
@@ -26,8 +26,7 @@ def tail_sample(logprobs: torch.Tensor, top_ids: torch.Tensor, offsets: torch.Te
         int64 [n, count], the likeliest first.
     """
     order = _roughly_descending(logprobs)
-    tail = logprobs.exp().scatter(-1, top_ids, 0.0).gather(-1, order)
-    ends = tail.cumsum(-1)
+    ends = tail.gather(-1, order).cumsum(-1)
     teeth = (torch.arange(count, device=logprobs.device) + offsets[:, None]) / count * ends[:, -1:]
     picked = torch.searchsorted(ends, teeth, right=True)  # the first whose end lies behind: none of probability 0
     last = (ends < ends[:, -1:]).sum(-1, keepdim=True)  # what rounding drives over the end is the last of them

@@ -30,7 +30,7 @@ def models() -> tuple[Array, Array]:
 def estimate(ours: Array, theirs: Array, offsets: Array) -> Divergence:
     said = torch.from_numpy(ours[0])
     likely = said.topk(KEPT).indices
-    drawn = tail_sample(said, likely, torch.from_numpy(offsets), DRAWN)
+    drawn = tail_sample(said, said.exp().scatter(-1, likely, 0.0), torch.from_numpy(offsets), DRAWN)
     top_ids, tail_ids = (each.numpy()[None] for each in (likely, drawn))
     reference = {
         "top_ids": top_ids,
