@@ -25,7 +25,7 @@ from llmc.patterns import Budget, Pattern
 
 # Relative squared error of a weight that float16 scales may add: a thousandth of what 4 bits do, a third of 8 bits.
 _LOST = 1e-5
-_BITS = (4, 8, 3, 2)
+BITS = (4, 8, 3, 2)
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class GPTQ(Format):
     def from_config(cls, quantization: Fields) -> tuple[GPTQ, ...]:
         """The formats of the modules that `dynamic` makes exceptions of (`+:` and a pattern), and of all others."""
         layout = quantization.one_of("checkpoint_format", "gptq", "gptq_v2", default="gptq")
-        version, bits = 2 if layout == "gptq_v2" else 1, quantization.one_of("bits", *_BITS)
+        version, bits = 2 if layout == "gptq_v2" else 1, quantization.one_of("bits", *BITS)
         dynamic, exceptions = quantization.mapping("dynamic"), []
         if len(dynamic.config) > MAX_PATTERNS:
             raise InputError(f"`{dynamic.prefix}` has {len(dynamic.config):,} patterns, of at most {MAX_PATTERNS:,}")
@@ -58,7 +58,7 @@ class GPTQ(Format):
         for text in dynamic.config:
             pattern = pattern_of(f"{dynamic.prefix}{text[:80]}", text.removeprefix("+:").removeprefix("-:"), budget)
             if not text.startswith("-:"):  # modules that are left as they are
-                its_bits = dynamic.mapping(text).one_of("bits", *_BITS, default=bits)
+                its_bits = dynamic.mapping(text).one_of("bits", *BITS, default=bits)
                 exceptions.append(cls(its_bits, version, pattern))
         return (*exceptions, cls(bits, version))
 
@@ -111,7 +111,7 @@ class GPTQ(Format):
 
     @classmethod
     def takes(cls, spec: QuantSpec) -> bool:
-        return is_integer(spec.code_type) and bits_of(spec.code_type) in _BITS
+        return is_integer(spec.code_type) and bits_of(spec.code_type) in BITS
 
     @classmethod
     def encode(cls, module: str, weight: QuantizedWeight, spec: QuantSpec) -> dict[str, torch.Tensor]:

@@ -14,7 +14,14 @@ from collections.abc import Iterator
 import torch
 
 from llmc.convert.bits import LARGEST_E2M1, round_to_e2m1_
-from llmc.convert.quantized_weight import LARGEST_FP8, Activations, TwoLevelScales
+from llmc.convert.quantized_weight import (
+    LARGEST_EXPONENT,
+    LARGEST_FP8,
+    MXFP4_GROUP,
+    NVFP4_GROUP,
+    Activations,
+    TwoLevelScales,
+)
 from llmc.errors import InputError
 from llmc.quant.schemes.base import QuantParams, Scheme
 
@@ -27,7 +34,6 @@ _CHUNK, _GPU_CHUNK = 1 << 18, 1 << 26
 _STEPS = range(-4, 10)
 _POWERS = range(-1, 2)  # of two, beside the one that OCP's specification takes, which clips what lies above 6
 _LARGEST_CODE = 126  # of E4M3, 448; its codes are in the order of their values
-_EXPONENTS = -100, 100  # of the scale of a matrix: what it multiplies stays normal in float32
 
 
 class FP4(Scheme):
@@ -99,14 +105,14 @@ class NVFP4(FP4):
     place for one.
     """
 
-    group, sharing, scaled_as_a_whole = 16, (1, 16), True
+    group, sharing, scaled_as_a_whole = NVFP4_GROUP, (1, NVFP4_GROUP), True
 
     def __init__(self, static_inputs: bool = False) -> None:
         self.name = "nvfp4-static" if static_inputs else "nvfp4"
         self.activations = Activations("nvfp4") if static_inputs else None
 
     def _unit(self, largest: torch.Tensor) -> torch.Tensor:
-        exponent = torch.frexp(largest / (_FOUR * LARGEST_FP8)).exponent.clamp(*_EXPONENTS)
+        exponent = torch.frexp(largest / (_FOUR * LARGEST_FP8)).exponent.clamp(-LARGEST_EXPONENT, LARGEST_EXPONENT)
         return torch.ldexp(torch.ones_like(largest), exponent)
 
     def _candidates(self, largest: torch.Tensor, unit: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -126,7 +132,7 @@ class NVFP4(FP4):
 
 
 class MXFP4(FP4):
-    group, sharing = 32, (1, 32)
+    group, sharing = MXFP4_GROUP, (1, MXFP4_GROUP)
 
     def __init__(self, dynamic_inputs: bool = False) -> None:
         self.name = "mxfp4-dynamic" if dynamic_inputs else "mxfp4"
@@ -139,7 +145,7 @@ class MXFP4(FP4):
         """As OCP's Microscaling Formats Specification 1.0, section 6.3, has it, half of that and twice."""
         power = torch.frexp(largest).exponent - 3  # frexp's mantissa is below 1; 6 is 1.5 times 2^2
         for step in _POWERS:
-            yield torch.ldexp(torch.ones_like(largest), (power + step).clamp(*_EXPONENTS))
+            yield torch.ldexp(torch.ones_like(largest), (power + step).clamp(-LARGEST_EXPONENT, LARGEST_EXPONENT))
 
 
 SCHEMES = (NVFP4(), NVFP4(static_inputs=True), MXFP4(), MXFP4(dynamic_inputs=True))

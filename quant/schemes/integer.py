@@ -8,6 +8,7 @@ from typing import cast
 
 import torch
 
+from llmc.convert.formats.gptq import BITS as ACT_ORDER_BITS
 from llmc.convert.quantized_weight import CodeType
 from llmc.errors import InputError
 from llmc.quant.schemes.base import QuantParams, Scheme
@@ -19,7 +20,6 @@ _COARSE = tuple(1.0 - 0.05 * step for step in range(10))
 _FINE = (0.025, -0.025, 0.0125, -0.0125)
 # Of 8 bits, one code of 256 is not worth what programs may make of a negative scale.
 _MOST_BITS_TURNED_OVER = 4
-_ACT_ORDER = (4, 8, 3, 2)  # what the only layout that has a place for it, gptq, stores
 # Weights whose scales are searched at once: as many as a processor's cache holds, or as keep a GPU busy.
 _CHUNK, _GPU_CHUNK = 1 << 18, 1 << 26
 
@@ -126,5 +126,5 @@ SCHEMES = tuple(
     for bits in (4, 8, 3, 2, 5, 6)
     for size in (*GROUP_SIZES, None)
     for symmetric in (True, False)
-    for dynamic_groups in ((False, True) if size and bits in _ACT_ORDER else (False,))
+    for dynamic_groups in ((False, True) if size and bits in ACT_ORDER_BITS else (False,))
 )
