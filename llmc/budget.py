@@ -19,7 +19,7 @@ from llmc.progress import size
 from llmc.quant.allocation import Allocation, Choice, allocate, curve, least_bytes
 from llmc.quant.assign import Rule
 from llmc.recipe import Quantize, Recipe
-from llmc.scheme_options import Group, Option
+from llmc.scheme_options import Group, Option, SchemeOptions
 from llmc.sizes import tensor_sizes
 
 # Group → scheme → nats per token that its modules lose together.
@@ -78,7 +78,8 @@ class BudgetProblem:
         experts = experts_of(checkpoint, recipe)
         kept = experts[1] if experts else 0
         spec = pruned_spec(checkpoint.spec, kept) if experts else checkpoint.spec
-        groups = candidate_groups(checkpoint, recipe, spec, kept, stored_bytes, targets_of(recipe))
+        options = SchemeOptions(checkpoint, recipe, spec, kept, stored_bytes, targets_of(recipe))
+        groups = candidate_groups(options)
         groups = [group for group in groups if group.can_be_quantized]
         if not groups:
             raise InputError(f"{_shown(recipe)}: no module of this model can have any of the candidates")

@@ -2,47 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from llmc.convert.checkpoint import Checkpoint
-from llmc.convert.formats import layout
-from llmc.convert.spec import ModelSpec
 from llmc.convert.tensor_names import ModuleName
 from llmc.errors import InputError
 from llmc.patterns import Budget, Pattern, compile_pattern
 from llmc.quant.assign import END_ROLES, end_modules, linear_modules
-from llmc.recipe import Quantize, Recipe
-from llmc.scheme_options import Group, SchemeOptions, Targets
+from llmc.recipe import Quantize
+from llmc.scheme_options import Group, SchemeOptions
 
 
-def candidate_groups(
-    checkpoint: Checkpoint,
-    recipe: Recipe,
-    spec: ModelSpec,
-    kept: int,
-    stored_bytes: Callable[..., int],
-    targets: Targets,
-) -> list[Group]:
+def candidate_groups(options: SchemeOptions) -> list[Group]:
     """What the recipe's budget is to decide about, in the order of the model.
-
-    Args:
-        checkpoint: The original.
-        recipe: With candidates, and rules that are constraints.
-        spec: Of the model after pruning.
-        kept: Experts of each layer that stay; 0: it has none.
-        stored_bytes: Of layout, scheme and shape.
-        targets: With their options.
 
     Raises:
         InputError: A rule matches nothing, or leaves no choice.
     """
+    checkpoint, recipe = options.checkpoint, options.recipe
     rules = _matched(checkpoint, recipe.quantize)
-    found = SchemeOptions(checkpoint, recipe, spec, kept, stored_bytes, targets)
     members: dict[str, list[str]] = {}
-    for module in quantizable_modules(checkpoint, layout(recipe.layout).takes_ends):
+    for module in quantizable_modules(checkpoint, options.layout.takes_ends):
         members.setdefault(group_of(checkpoint, module), []).append(module)
     return [
-        found.group(name, tuple(modules), [rules.get(module) for module in modules])
+        options.group(name, tuple(modules), [rules.get(module) for module in modules])
         for name, modules in members.items()
     ]
 

@@ -91,9 +91,11 @@ class SchemeOptions:
 
     Args:
         checkpoint: The original.
+        recipe: With candidates, and rules that are constraints.
         spec: Of the model after pruning.
         kept: Experts of each layer that stay; 0: it has none.
         stored_bytes: Of layout, scheme and shape.
+        targets: With their options.
     """
 
     def __init__(
