@@ -271,8 +271,9 @@ def check(
     _verify(artifact, verify)
     with load(artifact, backend, threads, device=device, ranks=ranks) as model:
         report = model.check(reference=reference)
-        ids = read_reference(model.artifact, reference)["input_ids"]
-        texts = [in_text(each, ids, model.tokenizer.decode) for each in report.worst]
+        if not as_json:
+            ids = read_reference(model.artifact, reference)["input_ids"]
+            texts = [in_text(each, ids, model.tokenizer.decode) for each in report.worst]
     found = Checks.model_validate(report.to_json())
     if as_json:
         terminal.print_json(found.to_json() | {"backend": model.backend_info})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from llmc.budget_tables import spent_rows
 from llmc.contracts.manifest import Checks, GateRecord, Manifest, TargetRecord, TokenizerRecord
@@ -144,14 +145,14 @@ def target_line(target: TargetRecord) -> str:
 def gate_line(gate: GateRecord) -> str:
     """`passed: +1.30 %, with 95 % confidence at most +1.92 % (at most 2 %)`, in the unit of recipes."""
     bound = "at least" if gate.name == "top1" else "at most"
+    shown: Callable[[float], str]
     if gate.name == "kl_mean":
-        limit = f"{gate.limit:g} nats"
-        value, end = (f"{each:.4g}" for each in (gate.value, gate.end or 0.0))
+        shown, limit = "{:.4g}".format, f"{gate.limit:g} nats"
     else:
-        sign, limit = "+" if gate.name == "ppl_increase" else "", f"{100 * gate.limit:g} %"
-        value, end = (_percent(each, None, sign) for each in (gate.value, gate.end or 0.0))
-    judged = "" if gate.end is None else f", with {gate.confidence} % confidence {bound} {end}"
-    return f"{'passed' if gate.passed else 'MISSED'}: {value}{judged} ({bound} {limit})"
+        shown = partial(_percent, error=None, sign="+" if gate.name == "ppl_increase" else "")
+        limit = f"{100 * gate.limit:g} %"
+    judged = "" if gate.end is None else f", with {gate.confidence} % confidence {bound} {shown(gate.end)}"
+    return f"{'passed' if gate.passed else 'MISSED'}: {shown(gate.value)}{judged} ({bound} {limit})"
 
 
 def missed_line(gates: Sequence[GateRecord]) -> str:
