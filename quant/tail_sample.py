@@ -9,7 +9,7 @@ _BINS_PER_NAT = 4  # of log-probabilities, by which the tail is put in order
 
 
 def tail_sample(logprobs: torch.Tensor, tail: torch.Tensor, offsets: torch.Tensor, count: int) -> torch.Tensor:
-    """Draw tokens of each tail, in proportion to their probabilities, by systematic sampling (Madow 1944).
+    """Draw tokens of each tail, in proportion to their probabilities, by systematic sampling (Madow 1949).
 
     The tail's probabilities are laid end to end, the likeliest first, and a comb of `count` teeth at equal distances,
     shifted by chance, picks those under its teeth. Every token is picked count · p / (mass of the tail) times in the
