@@ -204,11 +204,6 @@ def _number(text: str) -> Any:
         return text
 
 
-def default_gates() -> Gates:
-    """What a recipe that names no gates is held to: twice and more of what 4 bits cost models that were trained."""
-    return Gates(ppl_increase=0.1, kl_mean=0.1, top1=0.8)
-
-
 class Check(Section):
     """The text that the artifact is compared with the original on; never part of the calibration text."""
 
@@ -231,10 +226,7 @@ class Check(Section):
     length: int | None = Field(
         default=None, ge=16, le=1 << 24, description="tokens per window; default 1024, or the model's context"
     )
-    gates: Gates = Field(
-        default_factory=default_gates,
-        description="what the artifact may lose; default: ppl_increase 10%, kl_mean 0.1, top1 80%; `{}`: anything",
-    )
+    gates: Gates = Field(default_factory=Gates)
 
     def windows(self, context: int) -> tuple[int, int]:
         """How many, and their tokens, for a model with this context; InputError if they are longer."""

@@ -158,7 +158,7 @@ def build(
     if result.missed_gates:
         raise GateError(
             f"{missed_line(result.missed_gates)}; the rejected artifact is in {result.path}; "
-            "what it may lose is said by `check: {gates: …}` of the recipe, and `{}` accepts anything"
+            "what it may lose is said by the recipe's `check.gates`"
         )
 
 

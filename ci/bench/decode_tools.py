@@ -36,7 +36,7 @@ quantize:
   - {{match: attention, scheme: {scheme}}}
 {rules}
 targets: [{{onnxruntime: {{}}}}]
-check: {{tokens: 1024, length: 512, gates: {{}}}}
+check: {{tokens: 1024, length: 512}}
 """
 RULE = "  - {{match: {role}, scheme: {scheme}}}"
 

@@ -186,7 +186,7 @@ def _recipe(model: Model, variant: str) -> dict[str, object]:
     samples, length = model.calibration.shape
     texts = {
         "calibration": {"samples": samples, "length": length},
-        "check": {"tokens": 512, "length": 512, "gates": {}},
+        "check": {"tokens": 512, "length": 512},
     }
     return {"model": str(model.source), "targets": [], **texts, **budget}
 

@@ -29,7 +29,7 @@ model: {model}
 calibration: {{samples: 8, length: 512}}
 quantize: [{{match: experts, scheme: int4-g128}}]
 targets: [{{onnx: {{}}}}]
-check: {{tokens: 2048, length: 512, gates: {{}}}}
+check: {{tokens: 2048, length: 512}}
 """
 GROUP = Path("/sys/fs/cgroup/memory/llmc-bench")  # version 1
 if Path("/sys/fs/cgroup/cgroup.controllers").exists():

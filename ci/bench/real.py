@@ -126,7 +126,7 @@ def build(checkpoint: Path, output: Path, rules: list[dict[str, str]], samples: 
     """By the command line: without a recipe where neither rules nor samples are given."""
     given = checkpoint
     if rules or samples:
-        recipe: dict[str, Any] = {"model": str(checkpoint), "check": {"tokens": 4096, "length": 512, "gates": {}}}
+        recipe: dict[str, Any] = {"model": str(checkpoint), "check": {"tokens": 4096, "length": 512}}
         recipe |= {"quantize": rules} if rules else {}
         recipe |= {"calibration": {"samples": samples, "length": 512}} if samples else {}
         given = output.with_suffix(".yaml")

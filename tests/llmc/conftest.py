@@ -37,7 +37,7 @@ def recipe(tmp_path: Path, small_model: Path, text_file: Path) -> Recipe:
                 {"match": "attention", "scheme": "fp8-block"},
             ],
             "targets": [{"onnxruntime": {}}],
-            "check": {"text": str(text_file), "tokens": 256, "length": 64, "gates": {}},
+            "check": {"text": str(text_file), "tokens": 256, "length": 64},
         } | changes
         path = tmp_path / "small.yaml"
         path.write_text(yaml.safe_dump({key: value for key, value in content.items() if value is not None}))

@@ -55,7 +55,7 @@ def sensitivities(small_model: Path, text_file: Path, tmp_path_factory: pytest.T
         "model": str(small_model),
         "calibration": {"text": str(text_file), "samples": 8, "length": 64},
         "targets": [],
-        "check": {"text": str(text_file), "tokens": 256, "length": 64, "gates": {}},
+        "check": {"text": str(text_file), "tokens": 256, "length": 64},
         "bits": 5.0,
         "candidates": CANDIDATES,
     }

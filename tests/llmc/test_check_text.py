@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 from llmc.recipe import json_schema
 
-PRIVATE = {"tokens": 256, "length": 64, "publish_text": False, "gates": {}}
+PRIVATE = {"tokens": 256, "length": 64, "publish_text": False}
 
 
 def words(table: str) -> str:

@@ -112,11 +112,7 @@ def test_infinity_in_a_published_config(llmc: Callable[..., Any], tmp_path: Path
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         yaml.safe_dump(
-            {
-                "model": str(folder),
-                "calibration": {**parts, "samples": 4},
-                "check": {**parts, "tokens": 128, "gates": {}},
-            }
+            {"model": str(folder), "calibration": {**parts, "samples": 4}, "check": {**parts, "tokens": 128}}
         )
     )
     planned = plan(recipe, tmp_path / "planned")

@@ -28,9 +28,7 @@ def saved(tmp_path: Path, small_model: Path) -> Any:
 
 
 def test_a_fine_tune_without_the_layers_that_its_config_counts(llmc, recipe, saved, tmp_path: Path) -> None:
-    path = recipe(
-        model=str(saved("zai-org--GLM-4.5-Air.bridge")), prune=None, quantize=None, check={"gates": {}}, targets=None
-    )
+    path = recipe(model=str(saved("zai-org--GLM-4.5-Air.bridge")), prune=None, quantize=None, check=None, targets=None)
     source = json.loads((tmp_path / "model" / "config.json").read_text(encoding="utf-8"))
     assert source["num_nextn_predict_layers"] == 1
     said = "config.json counts 1 layer for multi-token prediction, of which no tensor is there"
@@ -46,7 +44,7 @@ def test_a_fine_tune_without_the_layers_that_its_config_counts(llmc, recipe, sav
 
 def test_quantized_experts_that_transformers_does_not_load(llmc, recipe, saved, tmp_path: Path) -> None:
     model = str(saved("ibm-granite--granite-3.1-1b-a400m-instruct"))
-    path = recipe(model=model, prune=None, check={"gates": {}}, targets=None)
+    path = recipe(model=model, prune=None, check=None, targets=None)
     said = "it takes the experts of granitemoe as plain stacks only"
     built = llmc("build", path, "--output", tmp_path / "artifact")
     assert built.exit_code == 0

@@ -163,19 +163,6 @@ def test_defaults_and_percents(tmp_path: Path) -> None:
     assert recipe.calibration.text == recipe.check.text == PYTHON_DOCS
 
 
-def test_gates_of_a_recipe_that_names_none(tmp_path: Path) -> None:
-    path = tmp_path / "mine.yaml"
-    for text, limits in (
-        ("model: x", {"ppl_increase": 0.1, "kl_mean": 0.1, "top1": 0.8}),
-        ("model: x\ncheck: {tokens: 4096}", {"ppl_increase": 0.1, "kl_mean": 0.1, "top1": 0.8}),
-        ("model: x\ncheck: {gates: {}}", {}),
-        ("model: x\ncheck: {gates: {top1: 90%}}", {"top1": 0.9}),
-    ):
-        path.write_text(text)
-        recipe, _ = load_recipe(str(path))
-        assert recipe.check.gates.limits() == recipe.public()["check"]["gates"] == limits
-
-
 def test_gates_on_the_end_of_an_interval(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("model: x\ncheck: {gates: {ppl_increase: 2% @95, kl_mean: 0.05@99, top1: 0.9 @ 90%}}")

@@ -119,7 +119,7 @@ def test_a_build_on_its_own_text(checkpoint: Checkpoint, tmp_path: Path, monkeyp
         "calibration": {"text": "self", "samples": 4, "length": 32},
         "quantize": [{"match": "experts", "scheme": "int4-g32", "method": "gptq"}],
         "targets": [],
-        "check": {"text": str(tmp_path / "b.txt"), "tokens": 64, "length": 32, "gates": {}},
+        "check": {"text": str(tmp_path / "b.txt"), "tokens": 64, "length": 32},
     }
     result = llmc.build(recipe, tmp_path / "out")
     (read,) = result.manifest.texts.read["calibration"]

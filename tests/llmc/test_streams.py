@@ -27,7 +27,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory, small_model: Path, text_f
         "calibration": {"text": str(text_file), "samples": 4, "length": 32},
         "quantize": [{"match": "experts", "scheme": "int4-g32", "method": "rtn"}],
         "targets": [{"onnxruntime": {}}],
-        "check": {"text": str(text_file), "tokens": 64, "length": 32, "gates": {}},
+        "check": {"text": str(text_file), "tokens": 64, "length": 32},
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     made = CliRunner().invoke(app, ["build", str(folder / "recipe.yaml"), "--output", str(folder / "artifact")])

@@ -193,7 +193,7 @@ def recipe_of(source: Path, text_file: Path) -> dict[str, Any]:
         "calibration": {"text": str(text_file), "samples": 4, "length": 32},
         "quantize": [{"match": "dense_mlp", "scheme": "int8-channel", "method": "rtn"}],
         "targets": [{"onnxruntime": {"accuracy_level": 1}}],
-        "check": {"text": str(text_file), "tokens": 128, "length": 64, "gates": {}},
+        "check": {"text": str(text_file), "tokens": 128, "length": 64},
     }
 
 
