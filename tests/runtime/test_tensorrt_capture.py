@@ -20,6 +20,12 @@ def capturing(trained, tmp_path, gpu):
     return add_engines(trained, tmp_path, "tensorrt")
 
 
+def generated(capturing, prompt, tokens):
+    """By a backend of its own: later caches of the same one may lie where graphs were captured for earlier ones."""
+    with load(capturing, speculative=False) as model:
+        return model.generate(prompt, max_new_tokens=tokens).token_ids
+
+
 def test_other_threads_wait_while_a_step_is_captured(capturing, gpu):
     """They would put what they do into the graph: undone now, and done again at every later step."""
     others, done = list[threading.Thread](), list[bool]()
@@ -38,9 +44,9 @@ def test_other_threads_wait_while_a_step_is_captured(capturing, gpu):
             assert not done
         return True
 
+    expected = generated(capturing, "import os\n", 12)
+    gpu.runs = runs
     with load(capturing, speculative=False) as model:
-        expected = model.generate("import os\n", max_new_tokens=12).token_ids
-        gpu.runs = runs
         assert model.generate("import os\n", max_new_tokens=12).token_ids == expected
         others[0].join(10)
         assert done == [True]
@@ -70,8 +76,7 @@ def test_a_cache_that_is_collected_while_a_step_is_captured_is_freed_later(captu
 
 
 def test_a_step_that_cannot_be_captured_is_run_as_it_is(capturing, gpu):
-    with load(capturing, speculative=False) as model:
-        expected = model.generate("import os\n", max_new_tokens=12).token_ids
+    expected = generated(capturing, "import os\n", 12)
     launches, captures = gpu.launches, []
     gpu.runs = lambda: gpu.captured is None or captures.append(1)
     with load(capturing, speculative=False) as model:
@@ -90,9 +95,9 @@ def test_a_step_that_fails_while_captured_ends_the_capture(capturing, gpu, error
             raise KeyboardInterrupt
         return True
 
+    expected = generated(capturing, "a", 4)
+    gpu.runs = runs
     with load(capturing, speculative=False) as model:
-        expected = model.generate("a", max_new_tokens=4).token_ids
-        gpu.runs = runs
         with pytest.raises(error, match="the engine failed; its reason" if error is MachineError else None):
             model.generate("import os\n", max_new_tokens=12)
         assert gpu.captured is None
