@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from llmc.budget_tables import spent_rows
+from llmc.contracts.fidelity import RuntimeRecord
 from llmc.contracts.manifest import Checks, GateRecord, Manifest, TargetRecord, TokenizerRecord
 from llmc.progress import size
 from llmc.runtime.artifact import REFERENCE
@@ -93,9 +94,19 @@ def check_rows(checks: Checks) -> list[tuple[str, str]]:
         mean = _percent(checks.p_change, checks.p_change_stderr, "+")
         told = f"mean {mean}, RMS {_percent(checks.p_change_rms, checks.p_change_rms_stderr)}"
         result.append(("change of p", f"{told}, of the token that follows"))
+    if checks.runtime:
+        result.append(("runtime alone", runtime_line(checks.runtime)))
+    elif not checks.computed_by:
+        result.append(("runtime alone", "not measured: the reference was written by an earlier llmc"))
     if checks.mtp_acceptance is not None:
         result.append(("MTP acceptance", f"{checks.mtp_acceptance:.1%} of drafts, greedy"))
     return result + [(f"gate {gate.name}", gate_line(gate)) for gate in checks.gates]
+
+
+def runtime_line(floor: RuntimeRecord) -> str:
+    """`KL 0.00039 from the same weights in torch, 99 % 0.0017, …`: two digits suffice for what is that small."""
+    told = f"KL {floor.kl_mean:.2g} from the same weights in torch, 99 % {floor.kl_p99:.2g}, max {floor.kl_max:.2g}"
+    return f"{told}; top-1 {100 * floor.top1:.2f} % of {floor.tokens:,} tokens"
 
 
 _KL_TOLD = {

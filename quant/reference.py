@@ -18,6 +18,7 @@ from llmc.quant.tail_sample import tail_sample
 
 KEPT = 64  # log-probabilities per position
 DRAWN = 64  # of those that are not kept, as many stand for all
+QUANTIZED_TOKENS = 4096  # that the quantized model's answers are recorded for, too: what a runtime is held against
 LARGEST_SURPRISE = 700.0  # nats per token: the perplexity still is a number
 _LOGITS_BYTES = 1 << 26  # of each model, at once, as float64
 
@@ -88,7 +89,10 @@ class Answers:
         self.tail_mass[row, part] = others.sum(-1)
 
     def write(self, ids: torch.Tensor, path: Path) -> None:
-        """Leave the original's part, with the text's ids [N, L], as docs/artifact-format.md has it."""
+        """Leave the original's part, with the text's ids [N, L], and the first windows of the second model's, as
+        docs/artifact-format.md has it.
+        """
+        first = slice(0, max(1, QUANTIZED_TOKENS // ids.shape[1]))
         with SafetensorsWriter(path) as writer:
             writer.add("input_ids", ids.int())
             writer.add("top_ids", self.top_ids.int())
@@ -98,6 +102,9 @@ class Answers:
                 writer.add("tail_ids", self.tail_ids.int())
                 writer.add("tail_logprobs", self.tail.float())
                 writer.add("tail_mass", self.tail_mass.float())
+                writer.add("quantized_tail_logprobs", self.tail_quantized[first].float())
+            writer.add("quantized_top_logprobs", self.top_quantized[first].float())
+            writer.add("quantized_best", self.best_quantized[first].int())
 
 
 @dataclass(frozen=True)

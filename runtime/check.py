@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from llmc.errors import InputError
 from llmc.runtime.artifact import Artifact
 from llmc.runtime.backends import Backend, longer, step_width
 from llmc.runtime.divergence import Divergence, Kind, divergence
+from llmc.runtime.floor import Floor, floor, recorded
 from llmc.runtime.gates import Gate, gates
 from llmc.runtime.reference import read_reference
 from llmc.runtime.uncertainty import ends, standard_error
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 _CHUNK_BYTES = 1 << 26  # of logits at a time
 _LARGEST_SURPRISE = 700.0  # nats per token whose perplexity still is a number
+_STEPS = 8  # at the end of a window, token by token, as answers are made: what reads a prompt is another program
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class CheckReport:
         p_change, p_change_rms: Mean and root of the mean square of the change of the true token's probability.
         kl_by_position, kl_by_kind: Means of the divergence, along the windows and by the token that follows.
         worst: The tokens of the largest divergence.
+        runtime: What of that is the backend's own; None where the reference does not tell.
         ends: Gate → confidence in percent → end of the interval of what it is about, the upper one, of top1 the lower.
         gates: The recipe's, judged.
     """
@@ -77,6 +80,7 @@ class CheckReport:
     kl_by_position: list[Stretch] = field(default_factory=list)
     kl_by_kind: list[KindOfToken] = field(default_factory=list)
     worst: list[WorstToken] = field(default_factory=list)
+    runtime: Floor | None = None
     ends: dict[str, dict[str, float]] = field(default_factory=dict)
     gates: list[Gate] = field(default_factory=list)
 
@@ -183,9 +187,17 @@ def check(
     reference = read_reference(artifact, file)
     said = _answers(artifact, backend, reference, progress)
     apart = divergence(reference, said.top, said.tail, artifact.vocab_size)
-    report = compare(reference, said, apart, text_of)
+    runtime = floor(reference, said.top, said.tail, said.best)
+    report = replace(compare(reference, said, apart, text_of), runtime=runtime)
     report.gates.extend(gates(report, artifact.gates))
     return report
+
+
+def _parts(predictions: int, chunk: int, steps: int) -> list[slice]:
+    """Positions that are computed at once: at most `chunk`, and each of the last `steps` on its own."""
+    together = max(predictions - steps, 1)
+    starts = [*range(0, together, chunk), *range(together, predictions)]
+    return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], predictions], strict=True)]
 
 
 def _answers(
@@ -199,8 +211,8 @@ def _answers(
     long = longer(backend, ids.shape[1:])
     for row in range(windows):
         cache = backend.new_cache(1)
-        for start in range(0, predictions, chunk):
-            part = slice(start, min(start + chunk, predictions))
+        for part in _parts(predictions, chunk, _STEPS if row < recorded(reference) else 0):
+            start = part.start
             every = np.arange(part.stop - start)[None]
             batch, _ = backend.forward("main", cache, ids[row : row + 1, part], np.array([start]), every, None, long)
             logits = batch[0]

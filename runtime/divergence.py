@@ -47,15 +47,15 @@ def divergence(reference: dict[str, Array], top: Array, tail: Array | None, voca
     base, top = reference["top_logprobs"].astype(np.float64), top.astype(np.float64)
     if tail is not None and "tail_ids" in reference:
         mass = reference["tail_mass"].astype(np.float64)
-        terms = mass[..., None] * _term(reference["tail_logprobs"].astype(np.float64), tail.astype(np.float64))
-        values = (np.exp(base) * _term(base, top)).sum(-1) + terms.mean(-1)
+        terms = mass[..., None] * term(reference["tail_logprobs"].astype(np.float64), tail.astype(np.float64))
+        values = (np.exp(base) * term(base, top)).sum(-1) + terms.mean(-1)
         return Divergence(values, "sampled", _sampling_stderr(terms))
     if base.shape[-1] == vocab_size:
-        return Divergence((np.exp(base) * _term(base, top)).sum(-1), "exact")
+        return Divergence((np.exp(base) * term(base, top)).sum(-1), "exact")
     return Divergence(_with_one_bucket(base, top), "lower bound")
 
 
-def _term(base: Array, other: Array) -> Array:
+def term(base: Array, other: Array) -> Array:
     """Return d − 1 + exp(−d), for log-probabilities that are d apart."""
     d = np.maximum(base - other, -_FARTHEST)
     return np.maximum(d + np.expm1(-d), 0.0)

@@ -24,7 +24,9 @@ _LARGEST_SURPRISE = 700.5  # nats per token: what a build accepts, and the perpl
 def read_reference(artifact: Artifact, file: str | Path | None = None) -> dict[str, Array]:
     """Position i predicts token i + 1: input_ids int64 [N, P + 1], top_ids int64 and top_logprobs float32 [N, P, K],
     true_logprobs float32 [N, P]; unless an earlier llmc wrote it, tail_ids int64 and tail_logprobs float32
-    [N, P, S] and tail_mass float32 [N, P], too. InputError when there is none, or none that can be compared with.
+    [N, P, S] and tail_mass float32 [N, P], too; and of the first M windows what torch made of the quantized model:
+    quantized_top_logprobs float32 [M, P, K], quantized_tail_logprobs float32 [M, P, S] if there is a tail, and
+    quantized_best int64 [M, P]. InputError when there is none, or none that can be compared with.
 
     Args:
         file: where it lies if it is not in the artifact
@@ -34,11 +36,12 @@ def read_reference(artifact: Artifact, file: str | Path | None = None) -> dict[s
     try:
         found = load(data)
         _check(found, artifact)
+        _check_quantized(found, artifact.vocab_size)
     except Exception as error:  # safetensors' and numpy's share no base class
         said = f"lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise InputError(f"{path}: no reference to compare with ({said}); build or download it again") from error
-    names = [name for name in (*_NAMES, *_TAIL) if name in found]
-    return {name: found[name].astype(np.int64 if name.endswith("_ids") else np.float32) for name in names}
+    names = [name for name in (*_NAMES, *_TAIL, *_QUANTIZED) if name in found]
+    return {name: found[name].astype(np.int64 if name.endswith(_WHOLE) else np.float32) for name in names}
 
 
 def _own(artifact: Artifact) -> bytes:
@@ -60,6 +63,8 @@ def _given(artifact: Artifact, path: Path) -> bytes:
 
 _NAMES = ("input_ids", "top_ids", "top_logprobs", "true_logprobs")
 _TAIL = ("tail_ids", "tail_logprobs", "tail_mass")
+_QUANTIZED = ("quantized_best", "quantized_top_logprobs", "quantized_tail_logprobs")
+_WHOLE = ("_ids", "_best")  # what names of whole numbers end with
 
 
 def _check(found: dict[str, Array], artifact: Artifact) -> None:
@@ -88,6 +93,25 @@ def _check(found: dict[str, Array], artifact: Artifact) -> None:
     if tailed:
         _check_tail(top, found["tail_logprobs"], found["tail_mass"].astype(np.float64))
     _check_agreement(found["input_ids"][:, 1:, None], top_ids, top, found["true_logprobs"])
+
+
+def _check_quantized(found: dict[str, Array], vocab_size: int) -> None:
+    """ValueError for answers of the quantized model that are none to the text; earlier llmc left none."""
+    if not any(name in found for name in _QUANTIZED):
+        return
+    best, top = found["quantized_best"], found["top_ids"]
+    windows = best.shape[0] if best.ndim == 2 else 0
+    wanted = {"quantized_best": (windows, top.shape[1]), "quantized_top_logprobs": (windows, *top.shape[1:])}
+    if "tail_ids" in found:
+        wanted["quantized_tail_logprobs"] = (windows, *found["tail_ids"].shape[1:])
+    for name, shape in wanted.items():
+        kind = np.integer if name.endswith(_WHOLE) else np.floating
+        if not (found[name].shape == shape and np.issubdtype(found[name].dtype, kind) and 0 < windows <= len(top)):
+            raise ValueError(f"{name} is {found[name].dtype} {list(found[name].shape)}")
+        if kind is np.floating and not (np.isfinite(found[name]).all() and found[name].max() <= _ROUNDING):
+            raise ValueError(f"{name} holds what is no log-probability")
+    if not (best.min() >= 0 and best.max() < vocab_size):
+        raise ValueError(f"quantized_best holds tokens that are none of the model's {vocab_size}")
 
 
 def _check_tail(top: Array, tail: Array, mass: Array) -> None:

@@ -72,9 +72,11 @@ kernel sets.
 REFERENCE = """## The reference
 
 `reference.safetensors` lets `llmc check` repeat the measurement without the original. It has N windows of P + 1 tokens;
-position i predicts token i + 1. K is 64, or the size of the vocabulary where that is less, and S is 64. The last three
+position i predicts token i + 1. K is 64, or the size of the vocabulary where that is less, and S is 64. Three
 tensors stand for the tokens that are not among the most likely: they are absent where there are no such tokens, and in
-files of earlier llmc, of which only a lower bound of the Kullback–Leibler divergence can be told.
+files of earlier llmc, of which only a lower bound of the Kullback–Leibler divergence can be told. The last three, which
+such files lack, too, are what torch said of the quantized model, about the first M windows, some 4,096 tokens: what a
+runtime is held against.
 
 | tensor | type and shape | meaning |
 |---|---|---|
@@ -87,6 +89,9 @@ sampling from likely to unlikely ones; a token may occur more than once. What ch
 number alone |
 | `tail_logprobs` | float32 [N, P, S] | their log-probabilities |
 | `tail_mass` | float32 [N, P] | probability of all the others together |
+| `quantized_top_logprobs` | float32 [M, P, K] | the quantized model's log-probabilities of `top_ids` |
+| `quantized_tail_logprobs` | float32 [M, P, S] | those of `tail_ids`, if there are any |
+| `quantized_best` | int32 [M, P] | the quantized model's most likely token |
 
 With `p` the original's probabilities, `m` the tail's mass, and `d` the difference of the two models' log-probabilities
 of a token, `Σ p (d − 1 + exp(−d))` over the K tokens and `m` times the mean of `d − 1 + exp(−d)` over the S drawn ones

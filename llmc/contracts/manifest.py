@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
+from llmc.contracts.fidelity import RuntimeRecord
 from llmc.contracts.images import ImagesRecord
 from llmc.contracts.part import AxisSize, Count, File, FileName, LimitRecord, Nothing, Number, Part, Positive
 
@@ -282,6 +283,9 @@ class Checks(Part):
     kl_by_position: list[StretchRecord] = Field(default=[], description="the divergence along the windows")
     kl_by_kind: list[KindRecord] = Field(default=[], description="the divergence by the token that follows")
     worst: list[WorstRecord] = Field(default=[], description="the ten tokens of the largest divergence")
+    runtime: RuntimeRecord | None = Field(
+        default=None, description="how much of that is the runtime's own; absent: the reference does not tell"
+    )
     ends: dict[str, dict[str, Number]] = Field(
         default={},
         description="gate → confidence in percent → end of the one-sided interval: the upper one, of top1 the lower",

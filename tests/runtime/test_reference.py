@@ -48,6 +48,8 @@ def impossible(tensors: Tensors) -> None:
     tensors["true_logprobs"][...] = -1e4
     for name in ("tail_ids", "tail_logprobs", "tail_mass"):
         del tensors[name]
+    for name in [name for name in tensors if name.startswith("quantized_")]:
+        del tensors[name]
 
 
 DAMAGES: dict[str, tuple[Callable[[Tensors], Any], str]] = {
@@ -83,6 +85,11 @@ DAMAGES: dict[str, tuple[Callable[[Tensors], Any], str]] = {
     "a tail without end": (put("tail_logprobs", -np.inf), "tail_logprobs holds what is no log-probability"),
     "a negative tail": (put("tail_mass", -0.1), "tail_mass holds what is no probability"),
     "too heavy a tail": (put("tail_mass", 1.1), "top_logprobs and tail_mass are not of one in sum"),
+    "a quantized model without its choice": (lambda tensors: tensors.pop("quantized_best"), "lacks 'quantized_best'"),
+    "a quantized model's NaN": (put("quantized_top_logprobs", np.nan), "quantized_top_logprobs holds what is no"),
+    "a quantized model's tail, flat": (replace("quantized_tail_logprobs", np.ravel), "quantized_tail_logprobs is"),
+    "a choice that is none": (put("quantized_best", 260), "quantized_best holds tokens that are none"),
+    "choices for nothing": (replace("quantized_best", lambda array: array[:0]), "quantized_best is int32"),
     "a tensor is missing": (lambda tensors: tensors.pop("true_logprobs"), "lacks 'true_logprobs'"),
 }
 
