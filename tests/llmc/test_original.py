@@ -1,0 +1,62 @@
+"""The original behind the runtime's interface says what transformers' own class says of the same weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from llmc import original
+from llmc.errors import MachineError
+from llmc.original import load_original
+from llmc.runtime import Model, SamplingParams
+
+TEXTS = ["import os\n\n\ndef main(argv):\n", "class Error(Exception):\n    pass\n\n\ndef f(x, y):\n    return", "x"]
+
+
+@pytest.fixture(scope="module")
+def model(embedded: Path) -> Model:
+    return load_original(embedded)
+
+
+@pytest.fixture(scope="module")
+def theirs(embedded: Path) -> Any:
+    transformers = pytest.importorskip("transformers")
+    return transformers.AutoModelForCausalLM.from_pretrained(embedded, dtype=torch.float32).eval()
+
+
+def test_log_probabilities_are_those_of_transformers(model: Model, theirs: Any) -> None:
+    found = model.score(list(TEXTS[:2]))
+    for text, tokens in zip(TEXTS, found, strict=False):
+        ids = torch.tensor([model.encode(text)])
+        with torch.no_grad():
+            expected = theirs(ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])[:, 0]
+        assert [each.logprob for each in tokens] == pytest.approx(expected.tolist(), abs=2e-4)
+
+
+def test_answers_of_prompts_of_any_length_are_those_of_transformers(model: Model, theirs: Any) -> None:
+    """Rows stand at different places of the cache, and one is done earlier than the others."""
+    prompts = [model.encode(text) for text in TEXTS]
+    answers = model.generate(prompts, parameters=[SamplingParams(count) for count in (12, 3, 12)])
+    for ids, answer in zip(prompts, answers, strict=True):
+        expected = theirs.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False)[0, len(ids) :].tolist()
+        assert answer.token_ids == expected[: len(answer.token_ids)]
+
+
+def test_a_long_prompt_is_read_in_steps(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = model.score([TEXTS[1] * 12])[0]
+    monkeypatch.setattr(model.backend, "max_prefill_tokens", 17)
+    monkeypatch.setattr(original, "_FIRST_CAPACITY", 8)
+    steps = model.score([TEXTS[1] * 12])[0]
+    assert np.allclose([each.logprob for each in whole], [each.logprob for each in steps], atol=1e-4)
+
+
+def test_what_does_not_fit_into_memory_is_told_before_it_is_read(
+    embedded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(original.machine, "memory", lambda: 1 << 20)
+    with pytest.raises(MachineError, match=r"held in memory, 51\.\d MB in float32.*--original"):
+        load_original(embedded)
