@@ -42,6 +42,7 @@ def describe_quantized(job: Job, artifact: Checkpoint, result: QuantizeResult) -
         tensors={module: _tensor(artifact, module, report) for module, report in result.modules.items()},
         pruned=_pruned(job, result),
         layer_errors=result.layer_errors,
+        layers=result.layers,
         torch_checks=_checks(result.answers, job),
         texts=job.texts.record(),
     )
@@ -114,6 +115,7 @@ def build_manifest(
         tensors=quantized.tensors,
         pruned=quantized.pruned,
         layer_errors=quantized.layer_errors,
+        layers=quantized.layers,
         sizes=Sizes(original=job.checkpoint.nbytes(), artifact=artifact.nbytes()),
         targets=targets,
         checks=Nothing(),

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
+from llmc.contracts.layer_errors import LayerErrors, rounded
 from llmc.contracts.layer_record import LayerRecord, ModuleReport, PrunedExperts, RoleCounts
 from llmc.contracts.progress import ProgressFunction
 from llmc.convert import dataflow
@@ -39,6 +40,7 @@ from llmc.quant.assign import Assignment, Rule, assign, check_layout, linear_mod
 from llmc.quant.durable import write_json
 from llmc.quant.ends import EMBEDDING, HEAD, Ends
 from llmc.quant.layer_calibration import LayerCalibration, calibration_dtype
+from llmc.quant.layer_errors import chosen_experts, compare_routing, distance
 from llmc.quant.layer_run import Flow, LayerRun
 from llmc.quant.layer_solver import Solved, linears, round_modules
 from llmc.quant.memory import release_memory
@@ -241,9 +243,10 @@ class _Pass:
         mine = {name.inside: a for name, a in self.parsed.items() if name.layer == index}
         is_mtp = self.spec.is_mtp(index)
         layer = load_stored_layer(self.checkpoint, index).to(self.options.device)
-        experts, error = None, None
+        experts, errors, chosen = None, None, list[torch.Tensor]()
         if not is_mtp:
-            self.streams.advance(layer, "original", index, self._report)
+            with chosen_experts(layer) as chosen:
+                self.streams.advance(layer, "original", index, self._report)
         as_stored: set[str] = set()
 
         def begin(part: str) -> dict[str, Assignment]:
@@ -272,8 +275,9 @@ class _Pass:
             mine = renumber(mine, kept)
         if not is_mtp:
             compute_in(layer, None)
-            self.streams.advance(layer, "check", index, self._report)
-            error = self.streams.distance(index + 1)
+            with chosen_experts(layer) as chosen_now:
+                self.streams.advance(layer, "check", index, self._report)
+            errors = self._errors(index, chosen, chosen_now, kept)
         weights = calibration.solved.weights
         schemes = write_layer(
             self.checkpoint,
@@ -289,7 +293,20 @@ class _Pass:
         reports = calibration.solved.reports
         reports |= {name: ModuleReport(method="kept as stored") for name in sorted(as_stored)}
         roles = self._count(prefix, mine, schemes, layer)
-        return LayerRecord(reports=reports, roles=roles, schemes=schemes, experts=experts, error=error)
+        return LayerRecord(reports=reports, roles=roles, schemes=schemes, experts=experts, errors=errors)
+
+    def _errors(
+        self, index: int, before: list[torch.Tensor], after: list[torch.Tensor], kept: list[int] | None
+    ) -> LayerErrors:
+        """Of a layer that both models are through; before, after: the experts that each has chosen."""
+        apart, cosine = distance(
+            self.streams.entering("original", index + 1), self.streams.entering("check", index + 1)
+        )
+        mlp = self.spec.mlps[index]
+        experts = mlp.router.num_experts if isinstance(mlp, MixtureOfExpertsSpec) else 0
+        routing = compare_routing(before, after, experts, kept)
+        made = LayerErrors(layer=index, error=apart, cosine=rounded(cosine))
+        return made if routing is None else made.model_copy(update={"routing": routing})
 
     def _calibration(
         self, layer: DecoderLayer, index: int, begin: Callable[[str], dict[str, Assignment]]

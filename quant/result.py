@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from llmc.contracts.layer_errors import LayerErrors
 from llmc.contracts.layer_record import LayerRecord, ModuleReport, PrunedExperts, RoleCounts
 from llmc.errors import LlmcError
 from llmc.quant.reference import Answers
@@ -19,7 +20,7 @@ class QuantizeResult:
         modules: name → how it was quantized
         roles: role → parameters that were to be quantized, and that are
         experts: layer → which experts stayed; empty when nothing was pruned
-        layer_errors: relative distance of the quantized model's check activations from the original's, after each layer
+        layers: each decoder layer beside the original's, over the check text
         ppl_original, ppl: perplexity of the check text, original and quantized model (torch, float32)
         kl: mean KL divergence of the quantized model's predictions from the original's over that text, nats
         answers: what both say of it
@@ -28,11 +29,16 @@ class QuantizeResult:
     modules: dict[str, ModuleReport] = field(default_factory=dict)
     roles: dict[str, RoleCounts] = field(default_factory=dict)
     experts: dict[str, PrunedExperts] = field(default_factory=dict)
-    layer_errors: list[float] = field(default_factory=list)
+    layers: list[LayerErrors] = field(default_factory=list)
     ppl_original: float = 0.0
     ppl: float = 0.0
     kl: float = 0.0
     answers: Answers | None = None
+
+    @property
+    def layer_errors(self) -> list[float]:
+        """Relative distance of the quantized model's check activations from the original's, behind each layer."""
+        return [each.error for each in self.layers]
 
     @classmethod
     def of(
@@ -54,8 +60,8 @@ class QuantizeResult:
                 result.roles[role] = result.roles.get(role, RoleCounts()) + counts
             if record.experts is not None:
                 result.experts[str(index)] = record.experts
-            if record.error is not None:
-                result.layer_errors.append(record.error)
+            if record.errors is not None:
+                result.layers.append(record.errors)
         for role, counts in result.roles.items():
             if counts.expected != counts.quantized:
                 raise LlmcError(

@@ -47,16 +47,6 @@ class Streams:
         """Take one text through a decoder layer, into the next layer's input."""
         advance(layer, self.entering(part, index), partial(report, f"forward {part}"))
 
-    def distance(self, index: int) -> float:
-        """Return how far the two models' activations that enter a layer are apart, relatively, over the check text."""
-        apart = whole = 0.0
-        quantized, original = self.entering("check", index), self.entering("original", index)
-        for rows in original.micro_batches():
-            x = original.read(rows)
-            apart += (quantized.read(rows) - x).double().square().sum().item()
-            whole += x.double().square().sum().item()
-        return (apart / whole) ** 0.5 if whole else 0.0
-
     def forget(self, index: int) -> None:
         """Drop the inputs of a layer once the one behind it is finished, too; MTP layers still need those of the first
         of them, and the layer before it.

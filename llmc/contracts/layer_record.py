@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from llmc.contracts.layer_errors import LayerErrors
 from llmc.contracts.part import Count, Number, Part
 
 
@@ -70,8 +71,8 @@ class LayerRecord(Part):
     roles: dict[str, RoleCounts] = Field(description="role → parameters")
     schemes: dict[str, str] = Field(description="module, by its whole name → scheme that it is stored in")
     experts: PrunedExperts | None = Field(default=None, description="what pruning did; null: nothing")
-    error: float | None = Field(
-        default=None, description="relative distance of the check activations behind it; null: MTP"
+    errors: LayerErrors | None = Field(
+        default=None, description="the check text's way through it beside the original's; null: MTP"
     )
     shard: dict[str, ScratchFile] = Field(default={}, description="the layer's shard")
     following: dict[str, ScratchFile] = Field(default={}, description="what enters the next layer")

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from llmc.contracts.fidelity import RuntimeRecord
 from llmc.contracts.images import ImagesRecord
+from llmc.contracts.layer_errors import LayerErrors
 from llmc.contracts.part import AxisSize, Count, File, FileName, LimitRecord, Nothing, Number, Part, Positive
 
 # Keys as they were written before the American spelling; older artifacts stay readable.
@@ -336,6 +337,7 @@ class QuantizedModel(Part):
     tensors: dict[str, TensorRecord]
     pruned: Pruned | Nothing
     layer_errors: list[float]
+    layers: list[LayerErrors] = Field(default=[])
     torch_checks: Checks | Nothing
     texts: TextsRecord = TextsRecord()
 
@@ -362,6 +364,9 @@ class Manifest(Part):
     layer_errors: list[float] = Field(
         default=[],
         description="relative distance of the activations from the original's on the check text, after each layer",
+    )
+    layers: list[LayerErrors] = Field(
+        default=[], description="the same with angles, and with what its routers choose beside the original's"
     )
     sizes: Sizes = Field(description="bytes of all weights, before and after")
     targets: dict[str, TargetRecord] = Field(description="target → its files")
@@ -408,6 +413,7 @@ class Manifest(Part):
             tensors=self.tensors,
             pruned=self.pruned,
             layer_errors=self.layer_errors,
+            layers=self.layers,
             torch_checks=self.torch_checks,
             texts=self.texts,
         )

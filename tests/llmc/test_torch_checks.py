@@ -26,6 +26,8 @@ def test_a_checkpoint_alone_is_measured(llmc, recipe) -> None:
     assert {*CheckReport.__dataclass_fields__} <= checks.keys()
     assert checks["kl_kind"] == "exact" and checks["kl_sampling_stderr"] > 0
     assert abs(checks["kl_sampled"] - checks["kl_mean"]) < 4 * checks["kl_sampling_stderr"]
+    assert [each["error"] for each in found["layers"]] == found["layer_errors"]
+    assert ["routing" in each for each in found["layers"]] == [False, True]
     card = (Path("out") / "README.md").read_text()
     for told in (made.stdout, card):
         assert "KL divergence" in told and "perplexity" in told and "the weights alone" in told
