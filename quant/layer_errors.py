@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
+from torch import nn
 from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
 
 from llmc.contracts.layer_errors import RoutingRecord, rounded
 from llmc.convert.model import DecoderLayer, MixtureOfExperts
@@ -73,3 +76,47 @@ def compare_routing(
         load=shares[1],
         removed=sorted({*range(experts)} - {*numbers.tolist()}),
     )
+
+
+def matched_experts(original: torch.Tensor, other: torch.Tensor) -> list[int] | None:
+    """The original's number of each expert of another router, both by their rows [E, H], of which a row that was kept
+    is the nearest, however it was rounded; None where two would be the same one.
+    """
+    if original.shape == other.shape and torch.equal(original.float(), other.float()):
+        return list(range(len(original)))
+    nearest: list[int] = torch.cdist(other.float(), original.float()).argmin(1).tolist()
+    return nearest if len({*nearest}) == len(nearest) else None
+
+
+class ExpertErrors:
+    """While entered: how far the outputs of a layer's experts are from another layer's, given the same tokens, those
+    that the first layer's router sends to each.
+    """
+
+    def __init__(self, original: MixtureOfExperts, other: MixtureOfExperts) -> None:
+        self.apart, self.whole = (torch.zeros(len(original.experts), dtype=torch.float64) for _ in range(2))
+        numbers = matched_experts(original.gate.weight, other.gate.weight)
+        counterparts = enumerate(numbers or ())
+        self._pairs = [(number, original.experts[number], other.experts[its]) for its, number in counterparts]
+        self._hooks: list[RemovableHandle] = []
+
+    def __enter__(self) -> ExpertErrors:
+        self._hooks = [
+            mine.register_forward_hook(partial(self._note, number, its)) for number, mine, its in self._pairs
+        ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _note(
+        self, number: int, other: nn.Module, _: nn.Module, given: tuple[torch.Tensor], made: torch.Tensor
+    ) -> None:
+        self.apart[number] += (other(given[0]) - made).double().square().sum().cpu()
+        self.whole[number] += made.double().square().sum().cpu()
+
+    def relative(self) -> list[float | None]:
+        """By expert; None for one that has no counterpart, or no token."""
+        pairs = zip(self.apart.tolist(), self.whole.tolist(), strict=True)
+        return [rounded((apart / whole) ** 0.5) if whole else None for apart, whole in pairs]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from llmc.convert.checkpoint import Checkpoint
-from llmc.convert.model import load_final_norm, load_lm_head, logits
+from llmc.convert.model import RMSNorm, load_final_norm, load_lm_head, logits
 from llmc.convert.safetensors_file import SafetensorsWriter
+from llmc.convert.spec import ModelSpec
 from llmc.quant.activation_file import ActivationFile
 from llmc.quant.overflow import OverflowInModelError, refuse_overflow
 from llmc.quant.tail_sample import tail_sample
@@ -51,9 +52,10 @@ class Answers:
     divergence: torch.Tensor
 
     @classmethod
-    def blank(cls, rows: int, positions: int, vocabulary: int) -> Answers:
-        """Room for them."""
-        kept, drawn = min(KEPT, vocabulary), DRAWN if vocabulary > KEPT else 0
+    def blank(cls, rows: int, positions: int, vocabulary: int, whole: bool = True) -> Answers:
+        """Room for them. whole: with all that a reference has; otherwise only with what is compared at once."""
+        kept = min(KEPT, vocabulary) if whole else 1
+        drawn = DRAWN if whole and vocabulary > KEPT else 0
 
         def room(*size: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
             return torch.empty(rows, positions, *size, dtype=dtype)
@@ -119,6 +121,63 @@ class Distance:
     answers: Answers
 
 
+@dataclass(frozen=True)
+class End:
+    """What makes logits of a model's hidden states.
+
+    Attributes:
+        name: original or quantized, for errors.
+        norm: The final one.
+        head: [V, H] float32.
+    """
+
+    name: str
+    spec: ModelSpec
+    norm: RMSNorm
+    head: torch.Tensor
+
+    @classmethod
+    def of(cls, name: str, checkpoint: Checkpoint, device: torch.device) -> End:
+        """That of a checkpoint."""
+        norm, head = load_final_norm(checkpoint), load_lm_head(checkpoint)
+        return cls(name, checkpoint.spec, norm.to(device), head.to(device))
+
+    def scores(self, normed: torch.Tensor) -> torch.Tensor:
+        """Normed [n, H] → logits [n, V]; OverflowInModelError for what cannot be computed with."""
+        found = logits(self.spec, normed, self.head)
+        refuse_overflow(found, f"the {self.name} model's logits over the check text")
+        return found
+
+
+@torch.no_grad()
+def fill(
+    answers: Answers,
+    ids: torch.Tensor,
+    models: Sequence[tuple[End, ActivationFile]],
+    progress: Callable[[int, int], None],
+) -> None:
+    """Write down what two models say of a text, the original first.
+
+    Args:
+        answers: Room for it.
+        ids: [N, L] int64; position i predicts token i + 1.
+        models: The end of each, and what enters its final norm.
+        progress: Is told how many tokens of how many are done.
+    """
+    (first, stream), _ = models
+    rows, length = ids.shape
+    step = max(1, _LOGITS_BYTES // (8 * first.head.shape[0]))
+    for row in range(rows):
+        offsets = torch.rand(length - 1, generator=torch.Generator().manual_seed(row), dtype=torch.float64)
+        offsets = offsets.to(stream.device)
+        hidden = [end.norm(each.read(slice(row, row + 1)))[0, :-1] for end, each in models]
+        for start in range(0, length - 1, step):
+            part = slice(start, min(start + step, length - 1))
+            scores = [end.scores(x[part]) for (end, _), x in zip(models, hidden, strict=True)]
+            answers.note(row, part, scores, ids[row, 1:][part].to(stream.device), offsets[part])
+        progress((row + 1) * length, rows * length)
+
+
 @torch.no_grad()
 def write_reference(
     checkpoint: Checkpoint,
@@ -136,22 +195,12 @@ def write_reference(
     alone. OverflowInModelError for logits of either model that are no numbers to compute with; a quantized model's
     perplexity is cut at e^700.
     """
-    device = original.device
-    norm, head = load_final_norm(checkpoint).to(device), load_lm_head(checkpoint).to(device)
-    heads = head, head if quantized_head is None else quantized_head.to(device)
-    rows, length = ids.shape
-    answers = Answers.blank(rows, length - 1, head.shape[0])
-    step = max(1, _LOGITS_BYTES // (8 * head.shape[0]))
-    for row in range(rows):
-        offsets = torch.rand(length - 1, generator=torch.Generator().manual_seed(row), dtype=torch.float64).to(device)
-        hidden = [norm(stream.read(slice(row, row + 1)))[0, :-1] for stream in (original, quantized)]
-        for start in range(0, length - 1, step):
-            part = slice(start, min(start + step, length - 1))
-            scores = [logits(checkpoint.spec, x[part], each) for x, each in zip(hidden, heads, strict=True)]
-            for model, each in zip(("original", "quantized"), scores, strict=True):
-                refuse_overflow(each, f"the {model} model's logits over the check text")
-            answers.note(row, part, scores, ids[row, 1:][part].to(device), offsets[part])
-        progress((row + 1) * length, rows * length)
+    end = End.of("original", checkpoint, original.device)
+    other = replace(end, name="quantized")
+    if quantized_head is not None:
+        other = replace(other, head=quantized_head.to(original.device))
+    answers = Answers.blank(len(ids), ids.shape[1] - 1, end.head.shape[0])
+    fill(answers, ids, ((end, original), (other, quantized)), progress)
     answers.write(ids, path)
     surprise, surprise_quantized = (-each.mean().item() for each in (answers.true, answers.true_quantized))
     if surprise > LARGEST_SURPRISE:

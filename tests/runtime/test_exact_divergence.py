@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.numpy import load_file
-from support.random_checkpoint import QWEN2, random_checkpoint, write_checkpoint
+from support.artifact_in_transformers import said_by_transformers
+from support.random_checkpoint import QWEN2, random_checkpoint
 from support.runnable_artifact import make_artifact
-from transformers import AutoModelForCausalLM
 
-from llmc.convert.checkpoint import Checkpoint
 from llmc.quant.assign import Rule
 from llmc.runtime import load
 
@@ -28,22 +27,6 @@ def qwen_source(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def qwen(qwen_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = torch.randint(2, 700, (3, 40), generator=torch.Generator().manual_seed(0))
     return make_artifact(qwen_source, [Rule("attention", "int8-channel", "rtn")], text, tmp_path_factory.mktemp("qwen"))
-
-
-def said_by_transformers(checkpoint: Path, ids: torch.Tensor, folder: Path) -> torch.Tensor:
-    """Log-probabilities, float64 [N, P, V], by the weights that a checkpoint means."""
-    opened = Checkpoint.open(checkpoint)
-    config = {name: value for name, value in opened.config.items() if name != "quantization_config"}
-    layers = opened.spec.num_layers
-    names = [name for name in opened.names() if not name.startswith(f"model.layers.{layers}.")]
-    if config.get("num_nextn_predict_layers"):
-        config["num_nextn_predict_layers"] = 0
-    write_checkpoint(folder, config, {name: opened.tensor(name).float() for name in names})
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, experts_implementation="eager")
-    with torch.no_grad():
-        logits = model(input_ids=ids).logits
-    assert logits.dtype == torch.float64
-    return logits[:, :-1].log_softmax(-1)
 
 
 @pytest.mark.parametrize("name", ["trained", "dense", "qwen"])

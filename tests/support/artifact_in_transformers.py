@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.model import CausalLM
+from support.random_checkpoint import write_checkpoint
 
 
 def loaded_by_transformers(
@@ -35,3 +36,19 @@ def as_transformers_decodes(checkpoint: Checkpoint) -> CausalLM:
             if weight is not None and weight.code_type.startswith("int"):
                 module.weight.copy_(weight.dequantize(torch.bfloat16).float())
     return model
+
+
+def said_by_transformers(checkpoint: Path, ids: torch.Tensor, folder: Path) -> torch.Tensor:
+    """Log-probabilities, float64 [N, P, V], by the weights that a checkpoint means."""
+    opened = Checkpoint.open(checkpoint)
+    config = {name: value for name, value in opened.config.items() if name != "quantization_config"}
+    layers = opened.spec.num_layers
+    names = [name for name in opened.names() if not name.startswith(f"model.layers.{layers}.")]
+    if config.get("num_nextn_predict_layers"):
+        config["num_nextn_predict_layers"] = 0
+    write_checkpoint(folder, config, {name: opened.tensor(name).float() for name in names})
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, experts_implementation="eager")
+    with torch.no_grad():
+        logits = model(input_ids=ids).logits
+    assert logits.dtype == torch.float64
+    return logits[:, :-1].log_softmax(-1)
