@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import (
     Field,
     ModelWrapValidatorHandler,
+    PlainSerializer,
     PlainValidator,
     PrivateAttr,
     ValidationError,
@@ -87,7 +88,14 @@ def _texts_schema() -> dict[str, Any]:
     }]}}]}  # fmt: skip
 
 
-TextOrTexts = Annotated[str | list[Source], PlainValidator(_texts), WithJsonSchema(_texts_schema())]
+def _written_texts(value: str | list[Source]) -> Any:
+    return value if isinstance(value, str) else [{"text": each.text, "weight": float(each.weight)} for each in value]
+
+
+# Without a serializer of its own pydantic serializes sources twice, and warns of what it finds the second time.
+TextOrTexts = Annotated[
+    str | list[Source], PlainValidator(_texts), PlainSerializer(_written_texts), WithJsonSchema(_texts_schema())
+]
 
 
 class Calibration(Section):
@@ -122,14 +130,18 @@ class Calibration(Section):
 
     def shares(self, context: int) -> list[tuple[str, int]]:
         """Text and tokens of each source; together they fill the windows."""
-        total, sources = math.prod(self.windows(context)), self.sources
-        whole = sum(source.weight for source in sources)
-        ends = [round(total * weight / whole) for weight in accumulate(source.weight for source in sources)]
-        return [(each.text, end - start) for each, start, end in zip(sources, [0, *ends], ends, strict=False)]
+        return _shares(self.sources, math.prod(self.windows(context)))
 
     def windows(self, context: int) -> tuple[int, int]:
         """How many, and their tokens, for a model with this context; InputError if they are longer."""
         return self.samples, _window("calibration", self.length, 2048, context)
+
+
+def _shares(sources: Sequence[Source], total: int) -> list[tuple[str, int]]:
+    """What each source gets of a whole, by weight."""
+    whole = sum(source.weight for source in sources)
+    ends = [round(total * weight / whole) for weight in accumulate(source.weight for source in sources)]
+    return [(each.text, end - start) for each, start, end in zip(sources, [0, *ends], ends, strict=False)]
 
 
 _CONFIDENCES = "|".join(map(str, CONFIDENCES))
@@ -207,10 +219,11 @@ def _number(text: str) -> Any:
 class Check(Section):
     """The text that the artifact is compared with the original on; never part of the calibration text."""
 
-    text: PathOrId = Field(
+    text: TextOrTexts = Field(
         default=PYTHON_DOCS,
-        description=f"{_TEXT}; what is taken of it is in the artifact word for word, as tokens, and published with it, "
-        "unless publish_text is false",
+        description=f"{_TEXT}; or a list of such texts, each alone or as `{{text: …, weight: 2}}`, which get their "
+        "shares of the windows, and the divergence is shown for each; what is taken of them is in the artifact word "
+        "for word, as tokens, and published with it, unless publish_text is false",
     )
     publish_text: bool = Field(
         default=True,
@@ -227,6 +240,23 @@ class Check(Section):
         default=None, ge=16, le=1 << 24, description="tokens per window; default 1024, or the model's context"
     )
     gates: Gates = Field(default_factory=Gates)
+
+    @property
+    def sources(self) -> list[Source]:
+        """The texts with their weights."""
+        return [Source(text=self.text)] if isinstance(self.text, str) else self.text
+
+    def shares(self, context: int) -> list[tuple[str, int]]:
+        """Text and windows of each source; InputError where one would get none."""
+        count, length = self.windows(context)
+        shares = _shares(self.sources, count)
+        for text, windows in shares:
+            if not windows:
+                raise InputError(
+                    f"check.text {text} would get none of {count} windows of {length} tokens; give more tokens, "
+                    "shorter windows, or this text more weight"
+                )
+        return shares
 
     def windows(self, context: int) -> tuple[int, int]:
         """How many, and their tokens, for a model with this context; InputError if they are longer."""

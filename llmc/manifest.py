@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 
 from llmc import __version__
@@ -28,11 +27,11 @@ from llmc.contracts.run_manifest import FORMAT_VERSION
 from llmc.convert.checkpoint import Checkpoint
 from llmc.job import ALL_PACKAGES, Job
 from llmc.quant.durable import describe
-from llmc.quant.reference import Answers
 from llmc.quant.result import QuantizeResult
 from llmc.runtime.artifact import MANIFEST
 from llmc.sizes import sizes_by_role
 from llmc.stages import versions
+from llmc.torch_checks import torch_checks
 
 
 def describe_quantized(job: Job, artifact: Checkpoint, result: QuantizeResult) -> QuantizedModel:
@@ -43,35 +42,16 @@ def describe_quantized(job: Job, artifact: Checkpoint, result: QuantizeResult) -
         pruned=_pruned(job, result),
         layer_errors=result.layer_errors,
         layers=result.layers,
-        torch_checks=_checks(result.answers, job),
+        torch_checks=_checks(job, result),
         texts=job.texts.record(),
     )
 
 
-def _checks(answers: Answers | None, job: Job) -> Checks | Nothing:
-    """What a backend would be measured by, of the answers that the pass had in its hands; the divergence is the exact
-    one, with what the sample tells of it beside it.
-    """
-    from llmc.runtime.check import Answers as Said
-    from llmc.runtime.check import compare
-    from llmc.runtime.divergence import Divergence, divergence
-
-    if answers is None:
+def _checks(job: Job, result: QuantizeResult) -> Checks | Nothing:
+    """What a backend would be measured by, of the answers that the pass had in its hands."""
+    if result.answers is None:
         return Nothing()
-    found = {field.name: getattr(answers, field.name).numpy() for field in fields(answers)}
-    names = {"top_ids": "top_ids", "top_logprobs": "top", "true_logprobs": "true"}
-    names |= (
-        {"tail_ids": "tail_ids", "tail_logprobs": "tail", "tail_mass": "tail_mass"} if found["tail_ids"].size else {}
-    )
-    original = {name: found[mine] for name, mine in names.items()}
-    original["input_ids"] = job.texts.check
-    said = Said(*(found[f"{name}_quantized"] for name in ("top", "tail", "true", "best")))
-    report = compare(original, said, Divergence(found["divergence"], "exact"), job.tokenizer.id_to_token)
-    told = report.to_json() | {"computed_by": "torch"}
-    if found["tail_ids"].size:
-        sample = divergence(original, said.top, said.tail, 0)
-        told |= {"kl_sampled": float(sample.values.mean()), "kl_sampling_stderr": sample.sampling_stderr}
-    return Checks.model_validate(told)
+    return torch_checks(result.answers, job.texts.check, job.tokenizer.id_to_token, job.texts.check_read)
 
 
 def build_manifest(

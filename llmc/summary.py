@@ -143,7 +143,11 @@ def where_rows(checks: Checks) -> list[tuple[str, str]]:
         for each in checks.kl_by_position
     ]
     kinds = [f"{each.kind} {each.kl_mean:.4f} ({each.tokens:,})" for each in checks.kl_by_kind]
-    told = (("KL by position", places), ("KL by next token", kinds))
+    texts = [
+        f"{each.text} {_measured(each.kl_mean, each.kl_mean_stderr, 4)} ({each.windows:,} windows)"
+        for each in checks.kl_by_source
+    ]
+    told = (("KL by position", places), ("KL by next token", kinds), ("KL by text", texts))
     return [(name, ", ".join(each)) for name, each in told if each]
 
 

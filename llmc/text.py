@@ -6,7 +6,6 @@ The two texts never share a document, see text_sources.py.
 from __future__ import annotations
 
 import hashlib
-import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from llmc.packing import Piece, Used, pack
 from llmc.runtime.tokenizer import Tokenizer
 from llmc.stages import key_of, module_version
 from llmc.text_reader import Reader
-from llmc.text_sources import CHECK_ONE_IN, documents_of, require_texts
+from llmc.text_sources import CHECK_ONE_IN, documents_of, require_check_text, require_texts
 
 if TYPE_CHECKING:
     from llmc.convert.checkpoint import Checkpoint
@@ -35,13 +34,14 @@ class Texts:
     """Both texts of a build.
 
     Attributes:
-        check: [M, L], int64 token ids
+        check: [M, L], int64 token ids, one source after the other
+        check_read: what was read of each of these sources
         note: where the texts come from, in words
     """
 
-    def __init__(self, calibration: Drawn, check: Drawn, note: str) -> None:
+    def __init__(self, calibration: Drawn, check: Sequence[Drawn], note: str) -> None:
         self.note, self._drawn = note, calibration
-        self.check, self._check_read = check.windows(None, Silent())
+        self.check, self.check_read = _windows_by_source(check)
         self._folder: Path | None = None
         self._progress: Progress = Silent()
 
@@ -53,7 +53,7 @@ class Texts:
     @property
     def read(self) -> dict[str, list[TextRead]]:
         """What was read of each source, for "calibration" and "check"."""
-        return {"calibration": self._calibration[1], "check": self._check_read}
+        return {"calibration": self._calibration[1], "check": self.check_read}
 
     @cached_property
     def _calibration(self) -> tuple[np.ndarray, list[TextRead]]:
@@ -94,7 +94,7 @@ class Texts:
 
     def lines(self) -> list[str]:
         """What was read, for people: a line per source."""
-        read = self.read if self.is_written else {"check": self._check_read}
+        read = self.read if self.is_written else {"check": self.check_read}
         return [f"{purpose}: {told(each)}" for purpose, found in read.items() for each in found]
 
 
@@ -121,23 +121,45 @@ def read_texts(
     require_texts(calibration, check, base)
     context, vocab_size = checkpoint.spec.max_position_embeddings, checkpoint.spec.vocab_size
     reader = Reader(tokenizer or Tokenizer(checkpoint.path, vocab_size), vocab_size)
-    both = next((each.text for each in calibration.sources if each.text == check.text != PYTHON_DOCS), None)
-    parts = (
-        _Part("calibration", calibration.shares(context), *calibration.windows(context), calibration.seed),
-        _Part("check", [(check.text, math.prod(check.windows(context)))], *check.windows(context), 0),
-    )
-    drawn = [part.draw(checkpoint, reader, base, both) for part in parts]
+    calibrated, checked = ([each.text for each in part.sources] for part in (calibration, check))
+    both = [text for text in calibrated if text in checked and text != PYTHON_DOCS]
+    part = _Part("calibration", calibration.shares(context), *calibration.windows(context), calibration.seed)
+    drawn = [part.draw(checkpoint, reader, base, both), *_check_parts(check, checkpoint, reader, base, both)]
     kinds = [f"{each.part.name}: {kind}" for each in drawn for kind in each.kinds if "records" in kind]
-    note = _note([public_path(each.text) for each in calibration.sources], public_path(check.text), both)
-    return Texts(drawn[0], drawn[1], "; ".join([note, *dict.fromkeys(kinds)]))
+    note = _note(*([*map(public_path, texts)] for texts in (calibrated, checked, both)))
+    return Texts(drawn[0], drawn[1:], "; ".join([note, *dict.fromkeys(kinds)]))
 
 
-def _note(sources: Sequence[str], check: str, both: str | None) -> str:
-    split = f"{check}: every {CHECK_ONE_IN}th piece for the check, the others for calibration"
-    if both is not None and len(sources) == 1:
+def read_check(
+    check: Check, checkpoint: Checkpoint, base: Path, tokenizer: Tokenizer
+) -> tuple[np.ndarray, list[TextRead]]:
+    """Windows [M, L] int64 of a check text alone, one source after the other, and what was read of each."""
+    require_check_text(check)
+    reader = Reader(tokenizer, checkpoint.spec.vocab_size)
+    return _windows_by_source(_check_parts(check, checkpoint, reader, base, ()))
+
+
+def _check_parts(check: Check, checkpoint: Checkpoint, reader: Reader, base: Path, both: Sequence[str]) -> list[Drawn]:
+    """One for each source, so that no window holds two of them."""
+    context = checkpoint.spec.max_position_embeddings
+    _, length = check.windows(context)
+    parts = (_Part("check", [(text, count * length)], count, length, 0) for text, count in check.shares(context))
+    return [part.draw(checkpoint, reader, base, both) for part in parts]
+
+
+def _windows_by_source(drawn: Sequence[Drawn]) -> tuple[np.ndarray, list[TextRead]]:
+    """Windows, one source after the other, and what was read of each."""
+    found = [each.windows(None, Silent()) for each in drawn]
+    read = [text.model_copy(update={"windows": len(windows)}) for windows, texts in found for text in texts]
+    return np.concatenate([windows for windows, _ in found]), read
+
+
+def _note(sources: Sequence[str], checked: Sequence[str], both: Sequence[str]) -> str:
+    split = f"{' and '.join(both)}: every {CHECK_ONE_IN}th piece for the check, the others for calibration"
+    if both and [*sources] == [*checked] == [*both] and len(both) == 1:
         return split
-    note = f"calibration {' and '.join(sources)}, check {check}, which share no document"
-    return note if both is None else f"{note} ({split})"
+    note = f"calibration {' and '.join(sources)}, check {' and '.join(checked)}, which share no document"
+    return f"{note} ({split})" if both else note
 
 
 @dataclass(frozen=True)
@@ -150,8 +172,8 @@ class _Part:
     length: int
     seed: int
 
-    def draw(self, checkpoint: Checkpoint, reader: Reader, base: Path, both: str | None) -> Drawn:
-        """The documents that are needed. both: a text that serves the calibration and the check."""
+    def draw(self, checkpoint: Checkpoint, reader: Reader, base: Path, both: Sequence[str]) -> Drawn:
+        """The documents that are needed. both: texts that serve the calibration and the check."""
         drawn = Drawn(self)
         for number, (text, wanted) in enumerate(self.shares):
             if text in (SELF, SELF_TEXT):
@@ -161,11 +183,11 @@ class _Part:
                 drawn.own.append((number, wanted, own_text))
                 drawn.available.append(None)
                 continue
-            found = documents_of(text, base, text == both)
+            found = documents_of(text, base, text in both)
             order = [at for at, out in enumerate(found.held_out) if out in (None, self.name == "check")]
             random.Random(self.seed).shuffle(order)
             own = list(reader.draw((found.found[at] for at in order), number, wanted, self.length))
-            self._require(text, sum(len(each.tokens) for each in own), wanted, text == both)
+            self._require(text, sum(len(each.tokens) for each in own), wanted, text in both)
             drawn.pieces += own
             drawn.available.append(len(order))
             drawn.kinds.append(found.kind)

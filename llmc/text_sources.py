@@ -28,25 +28,38 @@ CHECK_ONE_IN = 5  # documents of a file that is both texts
 
 def require_texts(calibration: Calibration, check: Check, base: Path) -> None:
     """InputError, with the key of the recipe, for a text that is no file: before anything is read or downloaded."""
-    if check.text in (SELF, SELF_TEXT):
-        raise InputError(f"check.text: {check.text} is for the calibration; a model agrees with what it wrote itself")
-    if check.text.startswith(MIX):
-        raise InputError("check.text: a mix is for the calibration; name one text")
+    require_check_text(check)
     try:
         named = [("calibration", source.text) for source in calibration.sources if source.text not in (SELF, SELF_TEXT)]
     except InputError as error:
         raise InputError(f"calibration.text: {error}") from error
-    for key, text in (*named, ("check", check.text)):
-        if text.startswith("builtin:"):
-            if text != PYTHON_DOCS:
-                raise InputError(f"{key}.text: {unknown('text', text, [PYTHON_DOCS])}")
-        elif text.startswith(HUB):
-            try:
-                DataSet.parse(text)
-            except InputError as error:
-                raise InputError(f"{key}.text: {error}") from error
-        elif not (path := base / Path(text).expanduser()).exists():
-            raise InputError(f"{key}.text: there is no file {path}; name your own text, or {PYTHON_DOCS}")
+    for key, text in (*named, *(("check", source.text) for source in check.sources)):
+        require_text(f"{key}.text", text, base)
+
+
+def require_text(key: str, text: str, base: Path) -> None:
+    """InputError, beginning with `key`, for what is neither built in nor a data set nor a file."""
+    if text.startswith("builtin:"):
+        if text != PYTHON_DOCS:
+            raise InputError(f"{key}: {unknown('text', text, [PYTHON_DOCS])}")
+    elif text.startswith(HUB):
+        try:
+            DataSet.parse(text)
+        except InputError as error:
+            raise InputError(f"{key}: {error}") from error
+    elif not (path := base / Path(text).expanduser()).exists():
+        raise InputError(f"{key}: there is no file {path}; name your own text, or {PYTHON_DOCS}")
+
+
+def require_check_text(check: Check) -> None:
+    """InputError for a text that no model can be checked on."""
+    for each in check.sources:
+        if each.text in (SELF, SELF_TEXT):
+            raise InputError(
+                f"check.text: {each.text} is for the calibration; a model agrees with what it wrote itself"
+            )
+        if each.text.startswith(MIX):
+            raise InputError("check.text: a mix is for the calibration; name texts")
 
 
 @dataclass(frozen=True)

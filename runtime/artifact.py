@@ -99,6 +99,12 @@ class Artifact:
         return check.gates or {} if check else {}
 
     @property
+    def check_sources(self) -> list[tuple[str, int]]:
+        """Name of each source of the check text, and how many windows it has; empty where an older llmc built it."""
+        read = self.manifest.texts.read.get("check", []) if self.manifest.texts else []
+        return [(each.text, each.windows) for each in read if each.windows is not None]
+
+    @property
     def files(self) -> dict[str, File]:
         """All files that were built, by name."""
         return self.manifest.files

@@ -7,7 +7,7 @@ Kullback–Leibler divergence stands in `divergence.py`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,16 @@ from llmc.runtime.floor import Floor, floor, recorded
 from llmc.runtime.gates import Gate, gates
 from llmc.runtime.reference import read_reference
 from llmc.runtime.uncertainty import ends, standard_error
-from llmc.runtime.where import KindOfToken, Stretch, WorstToken, by_kind, by_position, worst
+from llmc.runtime.where import (
+    KindOfToken,
+    SourceOfText,
+    Stretch,
+    WorstToken,
+    by_kind,
+    by_position,
+    by_source,
+    worst,
+)
 
 if TYPE_CHECKING:
     from llmc.contracts.progress import ProgressFunction
@@ -47,6 +56,7 @@ class CheckReport:
         top1: Share of positions whose most likely token is the original's.
         p_change, p_change_rms: Mean and root of the mean square of the change of the true token's probability.
         kl_by_position, kl_by_kind: Means of the divergence, along the windows and by the token that follows.
+        kl_by_source: The same by source of the text, where there are several.
         worst: The tokens of the largest divergence.
         runtime: What of that is the backend's own; None where the reference does not tell.
         ends: Gate → confidence in percent → end of the interval of what it is about, the upper one, of top1 the lower.
@@ -79,6 +89,7 @@ class CheckReport:
     p_change_rms_stderr: float
     kl_by_position: list[Stretch] = field(default_factory=list)
     kl_by_kind: list[KindOfToken] = field(default_factory=list)
+    kl_by_source: list[SourceOfText] = field(default_factory=list)
     worst: list[WorstToken] = field(default_factory=list)
     runtime: Floor | None = None
     ends: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -109,11 +120,13 @@ def compare(
     said: Answers,
     apart: Divergence,
     text_of: Callable[[int], str | None] | None = None,
+    sources: Sequence[tuple[str, int]] = (),
 ) -> CheckReport:
     """Statistics of a model's answers, whose divergence from the reference is known.
 
     Args:
         text_of: How the vocabulary writes a token; None: nothing is told by kinds of tokens.
+        sources: Name of each source of the text, and how many windows it has, one source after the other.
     """
     kl = apart.values
     before, after = (array.astype(np.float64) for array in (reference["true_logprobs"], said.true))
@@ -151,6 +164,7 @@ def compare(
         p_change_rms_stderr=standard_error(np.square(change)) / (2 * rms) if rms else 0.0,
         kl_by_position=by_position(kl),
         kl_by_kind=by_kind(kl, reference["input_ids"][:, 1:], text_of) if text_of else [],
+        kl_by_source=by_source(kl, before, after, sources),
         worst=worst(kl, before, after),
         ends={
             "ppl_increase": {level: _increase(end) for level, end in ends(surprise, upper=True).items()},
@@ -188,7 +202,8 @@ def check(
     said = _answers(artifact, backend, reference, progress)
     apart = divergence(reference, said.top, said.tail, artifact.vocab_size)
     runtime = floor(reference, said.top, said.tail, said.best)
-    report = replace(compare(reference, said, apart, text_of), runtime=runtime)
+    report = compare(reference, said, apart, text_of, artifact.check_sources)
+    report = replace(report, runtime=runtime)
     report.gates.extend(gates(report, artifact.gates))
     return report
 

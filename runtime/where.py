@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from llmc.runtime.uncertainty import standard_error
 
 Array = NDArray[Any]
 _WORST = 10
+_LARGEST_SURPRISE = 700.0  # nats per token whose perplexity still is a number
 _CONTEXT = 8  # tokens that are shown in front of one
 _SPACES = "Ġ▁ \u00a0"  # how vocabularies write the space in front of a word
 
@@ -37,6 +39,19 @@ class KindOfToken:
 
 
 @dataclass(frozen=True)
+class SourceOfText:
+    """The mean divergence over the windows of one source of the text, and both perplexities there."""
+
+    text: str
+    windows: int
+    kl_mean: float
+    kl_mean_stderr: float
+    ppl_original: float
+    ppl: float
+    ppl_increase_stderr: float
+
+
+@dataclass(frozen=True)
 class WorstToken:
     """One of the tokens that suffered most: window from 0, position as in `Stretch`; p is of what follows."""
 
@@ -56,6 +71,22 @@ def by_position(kl: Array) -> list[Stretch]:
         error = standard_error(part) if part.size > 1 else 0.0
         found.append(Stretch(first, last, float(part.mean()), error))
         first = last + 1
+    return found
+
+
+def by_source(kl: Array, before: Array, after: Array, sources: Sequence[tuple[str, int]]) -> list[SourceOfText]:
+    """Of [N, P] values and log-probabilities of the tokens that follow, where the windows are those of several sources,
+    so many of each, one source after the other; nothing where these are not all the windows.
+    """
+    if len(sources) < 2 or sum(count for _, count in sources) != len(kl) or not all(count for _, count in sources):
+        return []
+    found, start = [], 0
+    for text, count in sources:
+        part, mine, its = (each[start : start + count] for each in (kl, before, after))
+        ppl_original, ppl = (math.exp(min(-each.mean(), _LARGEST_SURPRISE)) for each in (mine, its))
+        error = ppl / ppl_original * standard_error(mine - its)
+        found.append(SourceOfText(text, count, float(part.mean()), standard_error(part), ppl_original, ppl, error))
+        start += count
     return found
 
 

@@ -46,6 +46,11 @@ class TextRead(Part):
     tokens: Count = Field(description="tokens that were taken")
     cut: Count = Field(default=0, description="chats that lost their ends, since no window had room for them")
     dropped: Number = Field(default=0.0, description="share of the tokens of all chats taken that these ends are")
+    windows: Count | None = Field(
+        default=None,
+        description="windows of the check text that hold this source alone, one source after the other; absent: of the "
+        "calibration text, whose windows may hold several",
+    )
 
 
 class TextsRecord(Part):
@@ -102,7 +107,7 @@ class CheckRecord(Part):
 
     model_config = ConfigDict(extra="allow")
 
-    text: str = Field(default="", description="the text, or where it was")
+    text: str | list[dict[str, Any]] = Field(default="", description="the text, or where it was; or several")
     publish_text: bool = Field(default=True, description="whether reference.safetensors is part of the artifact")
     tokens: Count = Field(default=0, description="how many tokens were asked for")
     length: Count | None = Field(default=None, description="tokens per window")
@@ -227,6 +232,18 @@ class KindRecord(Part):
     kl_mean: Number = Field(description="mean divergence there, in nats per token")
 
 
+class SourceOfTextRecord(Part):
+    """The divergence over the windows of one source of the check text. Standard errors are over windows."""
+
+    text: str = Field(description="the source, as the recipe names it")
+    windows: Count = Field(description="how many windows these are")
+    kl_mean: Number = Field(description="mean divergence there, in nats per token")
+    kl_mean_stderr: Number = Field(description="its standard error")
+    ppl_original: Number = Field(description="perplexity of the original there")
+    ppl: Number = Field(description="perplexity of the artifact there")
+    ppl_increase_stderr: Number = Field(description="standard error of ppl / ppl_original - 1 (paired)")
+
+
 class WorstRecord(Part):
     """A token of the check text that suffered most."""
 
@@ -283,6 +300,9 @@ class Checks(Part):
     p_change_rms_stderr: Number | None = Field(default=None, description="standard error of p_change_rms")
     kl_by_position: list[StretchRecord] = Field(default=[], description="the divergence along the windows")
     kl_by_kind: list[KindRecord] = Field(default=[], description="the divergence by the token that follows")
+    kl_by_source: list[SourceOfTextRecord] = Field(
+        default=[], description="the divergence by source of the check text, where there are several"
+    )
     worst: list[WorstRecord] = Field(default=[], description="the ten tokens of the largest divergence")
     runtime: RuntimeRecord | None = Field(
         default=None, description="how much of that is the runtime's own; absent: the reference does not tell"

@@ -25,6 +25,15 @@ class RunCheck(Part):
     gates: dict[str, Number | LimitRecord] | None = None
 
 
+class RunText(Part):
+    text: str
+    windows: Count | None = None
+
+
+class RunTexts(Part):
+    read: dict[str, list[RunText]] = Field(default={})
+
+
 class RunRecipe(Part):
     check: RunCheck | None = None
 
@@ -47,6 +56,7 @@ class RunManifest(Part):
     recipe: RunRecipe
     tokenizer: RunTokenizer | None = None
     reference: File | None = None
+    texts: RunTexts | None = None
 
     @model_validator(mode="after")
     def _lists_what_can_be_run(self) -> RunManifest:

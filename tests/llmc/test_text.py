@@ -11,7 +11,8 @@ from llmc.calibration_recipe import PYTHON_DOCS, Calibration, Check
 from llmc.convert.checkpoint import Checkpoint
 from llmc.errors import InputError
 from llmc.mixes import known_mixes
-from llmc.text import Texts, read_texts
+from llmc.runtime.tokenizer import Tokenizer as RuntimeTokenizer
+from llmc.text import Texts, read_check, read_texts
 from llmc.text_sources import python_documents, require_texts
 
 
@@ -149,3 +150,30 @@ def test_mixes(checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.Monke
         texts(checkpoint, tmp_path, "mix:tree", PYTHON_DOCS)
     with pytest.raises(InputError, match=r"check.text: a mix is for the calibration"):
         texts(checkpoint, tmp_path, PYTHON_DOCS, "mix:three")
+
+
+def test_each_source_of_the_check_has_windows_of_its_own(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text(f"{name}\n" * 2000)
+    check = Check.model_validate({"text": ["a.txt", {"text": "b.txt", "weight": 3}], "tokens": 512, "length": 64})
+    read = read_texts(Calibration(samples=2, length=32), check, checkpoint, tmp_path)
+    assert [(each.text, each.windows, each.tokens) for each in read.check_read] == [
+        ("a.txt", 2, 128),
+        ("b.txt", 6, 384),
+    ]
+    tokenizer = Tokenizer.from_file(str(checkpoint.path / "tokenizer.json"))
+    letters = [{*tokenizer.decode(row.tolist()).split()} for row in read.check]
+    assert letters == [{"a"}] * 2 + [{"b"}] * 6
+    assert read.note.endswith("check a.txt and b.txt, which share no document")
+    alone, found = read_check(check, checkpoint, tmp_path, RuntimeTokenizer(checkpoint.path, 260))
+    assert (alone == read.check).all() and found == read.check_read
+    few = check.model_copy(update={"tokens": 64})
+    with pytest.raises(InputError, match=r"check.text a.txt would get none of 1 windows of 64 tokens; give more"):
+        read_texts(Calibration(samples=2, length=32), few, checkpoint, tmp_path)
+    with pytest.raises(InputError, match=r"check.text: a mix is for the calibration"):
+        read_check(
+            Check.model_validate({"text": ["a.txt", "mix:chat"]}),
+            checkpoint,
+            tmp_path,
+            RuntimeTokenizer(checkpoint.path, 260),
+        )

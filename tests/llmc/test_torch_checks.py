@@ -73,3 +73,19 @@ def test_an_earlier_artifact_keeps_it(llmc, recipe) -> None:
     again = llmc("build", recipe(targets=[]), "-o", "out")
     assert again.exit_code == 0 and "quantize taken from there" in again.stderr
     assert manifest("out")["checks"] == before
+
+
+@pytest.mark.filterwarnings("error")
+def test_sources_of_the_check_text_are_told_apart(llmc, recipe, text_file: Path) -> None:
+    check = {"text": [str(text_file), {"text": "builtin:python-docs", "weight": 3}], "tokens": 256, "length": 64}
+    made = llmc("build", recipe(check=check), "-o", "out")
+    assert made.exit_code == 0, made.output
+    found = manifest("out")
+    for checks in (found["torch_checks"], found["checks"]):
+        parts = checks["kl_by_source"]
+        assert [(each["text"], each["windows"]) for each in parts] == [("words.txt", 1), ("builtin:python-docs", 3)]
+        assert sum(each["kl_mean"] * each["windows"] for each in parts) / 4 == pytest.approx(checks["kl_mean"])
+        assert all(each["kl_mean_stderr"] > 0 and each["ppl"] > 1 for each in parts)
+    again = llmc("check", "out", "--json")
+    assert json.loads(again.stdout)["kl_by_source"] == found["checks"]["kl_by_source"]
+    assert "KL by text" in llmc("check", "out").stdout

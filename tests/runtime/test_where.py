@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llmc.runtime.uncertainty import standard_error
-from llmc.runtime.where import Stretch, by_kind, by_position, in_text, kind, worst
+from llmc.runtime.where import Stretch, by_kind, by_position, by_source, in_text, kind, worst
 
 
 def test_stretches_double_and_cover_every_position_once() -> None:
@@ -51,3 +51,15 @@ def test_the_worst_tokens_and_their_text() -> None:
     ids = np.arange(26).reshape(2, 13)
     assert in_text(found[0], ids, lambda tokens: ",".join(map(str, tokens))) == ("15,16,17,18,19,20,21,22", "23")
     assert in_text(found[1], ids, lambda tokens: ",".join(map(str, tokens))) == ("0,1,2", "3")
+
+
+def test_sources_have_their_own_windows() -> None:
+    generator = np.random.default_rng(0)
+    kl, before, after = (generator.exponential(size=(5, 9)) for _ in range(3))
+    found = by_source(kl, -before, -after, [("a", 2), ("b", 3)])
+    assert [(each.text, each.windows) for each in found] == [("a", 2), ("b", 3)]
+    assert (found[1].kl_mean, found[1].kl_mean_stderr) == (kl[2:].mean(), standard_error(kl[2:]))
+    assert found[0].ppl == pytest.approx(np.exp(after[:2].mean()))
+    error = np.exp(after[:2].mean() - before[:2].mean()) * standard_error(before[:2] - after[:2])
+    assert found[0].ppl_increase_stderr == pytest.approx(error)
+    assert by_source(kl, before, after, [("a", 5)]) == by_source(kl, before, after, [("a", 2), ("b", 2)]) == []
