@@ -59,6 +59,11 @@ def load_original(path: Path, threads: int | None = None) -> Model:
     return Model(opened, tokenizer, backend, "torch (float32 on the CPU)", speculative=False, draft_tokens=0)
 
 
+def hashes(folder: Path) -> dict[str, str]:
+    """Return the sha256 of every file of a checkpoint, by name."""
+    return {name: _described(folder / name).sha256 for name in _names(folder)}
+
+
 def _as_artifact(checkpoint: Checkpoint) -> Artifact:
     """What the runtime reads of a manifest, told of a checkpoint: its files, and what of config.json running needs."""
     spec = checkpoint.spec

@@ -86,7 +86,7 @@ def bootstrap(count: int, statistic: Statistic) -> Interval:
     return Interval(float(low), float(high))
 
 
-def mean_interval(differences: Sequence[float]) -> Interval:
+def mean_interval(differences: Sequence[float] | Array) -> Interval:
     """Return the bootstrap's interval of the mean of what the second model has more than the first, per sample."""
     values = np.asarray(differences, np.float64)
     return bootstrap(len(values), lambda drawn: values[drawn].mean(axis=1))

@@ -1,0 +1,170 @@
+"""An audit: the same questions to an artifact and to its original, answer by answer, and what the differences say.
+
+BUILD.audit/audit.json      both models, every measure with its difference and interval
+BUILD.audit/samples.jsonl   every sample with both answers and their values
+BUILD.audit/answers/        what either model has answered so far, for an audit that goes on
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmc import __version__
+from llmc.audit_models import Place, artifact_place, audited, is_source, open_model, original_place
+from llmc.audit_samples import Answers, read_answers, sample_lines, task_record
+from llmc.audit_tasks import AuditTask, find_tasks
+from llmc.contracts.audit import FORMAT_VERSION, AuditedModel, AuditRecord
+from llmc.errors import InputError
+from llmc.progress import Display
+from llmc.quant.durable import write_json
+
+RECORD, SAMPLES, ANSWERS = "audit.json", "samples.jsonl", "answers"
+_EXAMPLES_SEED = 1234  # the harness's own
+
+
+@dataclass(frozen=True)
+class Options:
+    """How models are asked.
+
+    Attributes:
+        limit: Samples of a task at most.
+        data: Folder with data sets of suites.
+        include: Folder with tasks of the harness.
+        chat: Whether prompts go through the chat template.
+    """
+
+    limit: int | None = None
+    data: Path | None = None
+    include: Path | None = None
+    chat: bool = False
+    fewshot: int | None = None
+    batch: int | None = None
+    backend: str | None = None
+    threads: int | None = None
+    device: int | None = None
+
+
+def audit(
+    artifact: Path, original: str | None, names: Sequence[str], output: Path, options: Options, display: Display
+) -> AuditRecord:
+    """Ask both models, and write what comes out of it to `output`.
+
+    Raises:
+        InputError: Something that is named does not exist or is broken.
+        MachineError: lm-eval is not installed, the original does not fit into memory, the hub cannot be reached.
+    """
+    import llmc.runtime.lm_eval  # noqa: F401 - the error, before anything else, says what to install
+
+    places = original_place(original, artifact), artifact_place(artifact)
+    tasks = find_tasks(names, options.data, options.limit)
+    _require_folder(output)
+    sides: list[tuple[AuditedModel, dict[str, tuple[AuditTask, Answers]]]] = []
+    for called, place in zip(("original", "artifact"), places, strict=True):
+        sides.append(_ask(called, place, tasks, output / ANSWERS, options, display))
+    (first, theirs), (second, ours) = sides
+    record = AuditRecord(
+        format_version=FORMAT_VERSION,
+        llmc_version=__version__,
+        harness=importlib.metadata.version("lm_eval"),
+        artifact=second,
+        original=first,
+        same_source=is_source(places[0], artifact),
+        limit=options.limit,
+        chat=options.chat,
+        tasks={name: task_record(task, theirs[name][1], ours[name][1]) for name, (task, _) in ours.items()},
+    )
+    lines = [line for name in ours for line in sample_lines(name, theirs[name][1], ours[name][1])]
+    (output / SAMPLES).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    write_json(output / RECORD, record.to_json())
+    return record
+
+
+def forget(output: Path) -> None:
+    """Remove the answers that an earlier audit has left."""
+    if (output / ANSWERS).is_dir():
+        shutil.rmtree(output / ANSWERS)
+
+
+def _require_folder(output: Path) -> None:
+    known = {RECORD, SAMPLES, ANSWERS}
+    found = {path.name for path in output.iterdir()} if output.is_dir() else set()
+    if output.exists() and (not output.is_dir() or (found and not known & found)):
+        raise InputError(f"{output}: exists and holds no audit; it is left alone: choose another --output")
+    output.mkdir(parents=True, exist_ok=True)
+
+
+def _ask(
+    called: str, place: Place, tasks: Sequence[AuditTask], folder: Path, options: Options, display: Display
+) -> tuple[AuditedModel, dict[str, tuple[AuditTask, Answers]]]:
+    """What one model says to all tasks; tasks of the harness may be several under one name."""
+    from lm_eval.evaluator import evaluate
+    from lm_eval.tasks import TaskManager
+
+    from llmc.audit_answers import KeptAnswers
+    from llmc.runtime.lm_eval import ArtifactLM
+
+    found: dict[str, tuple[AuditTask, Answers]] = {}
+    known = any(isinstance(task.asked, str) for task in tasks)
+    manager = TaskManager(include_path=options.include, include_defaults=known)
+    with open_model(place, options.backend, options.threads, options.device) as model:
+        told = audited(place, model)
+        lm = ArtifactLM(model, options.batch)
+        decides = json.dumps([told.digest, told.runs_on, lm.batch, options.chat, __version__])
+        own = folder / hashlib.sha256(decides.encode()).hexdigest()[:16]
+        for task in tasks:
+            if isinstance(task.asked, str) and task.asked not in manager.all_tasks:
+                raise InputError(f"--tasks: {task.asked} is no suite, no file (NAME.yaml) and no task of the harness")
+            with display.stage(f"{called}: {task.name}"), _silent():
+                loaded = manager.load([task.asked])
+                for each in loaded["tasks"].values():
+                    _set_examples(each, options.fewshot)
+                kept = KeptAnswers(lm, own, lambda done, total, left: _tell(display, done, total, left))
+                results: Any = evaluate(
+                    lm=kept,
+                    task_dict=loaded,
+                    limit=options.limit if isinstance(task.asked, str) else None,
+                    bootstrap_iters=0,
+                    apply_chat_template=options.chat,
+                    fewshot_as_multiturn=options.chat,
+                )
+            for name, samples in results["samples"].items():
+                found[name] = task, read_answers(task, samples, results["higher_is_better"].get(name, {}))
+    return told, found
+
+
+def _set_examples(task: Any, wanted: int | None) -> None:
+    """As the harness's own command line does: a task that says 0 means it."""
+    own = task.get_config("num_fewshot")
+    task.set_config(key="num_fewshot", value=own if own == 0 or wanted is None else wanted)
+    if task.get_config("num_fewshot") is None:
+        task.set_config(key="num_fewshot", value=0)
+    task.set_fewshot_seed(seed=_EXAMPLES_SEED)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """The harness draws bars and warns about options that are meant so, and has no switch for it."""
+    import lm_eval.api.task
+
+    log, drawn = logging.getLogger("lm_eval"), lm_eval.api.task.tqdm
+    level = log.level
+    log.setLevel(logging.ERROR)
+    lm_eval.api.task.tqdm = lambda items, **_: items
+    try:
+        yield
+    finally:
+        lm_eval.api.task.tqdm = drawn
+        log.setLevel(level)
+
+
+def _tell(display: Display, done: int, total: int, left: float | None) -> None:
+    display.update(f"{done} of {total} answers", done / max(total, 1), eta=left)

@@ -1,0 +1,201 @@
+"""`llmc eval`: a real artifact and its original, asked by the harness itself."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from lm_eval.api.instance import Instance
+from rich.console import Console
+from typer.testing import Result
+
+from llmc.audit import Options, audit
+from llmc.audit_answers import KeptAnswers
+from llmc.contracts.audit import AuditRecord
+from llmc.errors import InputError
+from llmc.original import load_original
+from llmc.pipeline import build
+from llmc.progress import Display
+from llmc.runtime import load
+from llmc.runtime.lm_eval import ArtifactLM
+
+Llmc = Callable[..., Result]
+TASK = {
+    "task": "words",
+    "dataset_path": "json",
+    "dataset_kwargs": {"data_files": {"test": "words.jsonl"}},
+    "test_split": "test",
+    "doc_to_text": "{{q}}",
+    "doc_to_choice": "{{choices}}",
+    "target_delimiter": "",
+    "doc_to_target": "label",
+    "metric_list": [{"metric": "acc"}],
+}
+
+
+def quiet() -> Display:
+    return Display(Console(file=io.StringIO()))
+
+
+@pytest.fixture(scope="module")
+def artifact(small_model: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Coarse enough that answers change."""
+    folder = tmp_path_factory.mktemp("built")
+    recipe = {
+        "model": str(small_model),
+        "calibration": {"text": str(text_file), "samples": 4, "length": 32},
+        "quantize": [{"match": "experts", "scheme": "int4-g32", "method": "rtn"}],
+        "prune": {"keep": 0.5},
+        "targets": [{"onnxruntime": {"accuracy_level": 1}}],
+        "check": {"text": str(text_file), "tokens": 64, "length": 32},
+    }
+    (folder / "small.yaml").write_text(yaml.safe_dump(recipe))
+    return build(str(folder / "small.yaml"), folder / "small", progress=quiet()).path
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> Path:
+    """A task file of forty questions."""
+    draw = random.Random(0)
+    texts = iter("".join(draw.choices("etaoinshrdlu", k=4)) for _ in range(160))
+    rows = [{"q": next(texts), "choices": [next(texts) for _ in range(3)], "label": place % 3} for place in range(40)]
+    (tmp_path / "words.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (tmp_path / "words.yaml").write_text(yaml.safe_dump(TASK))
+    return tmp_path / "words.yaml"
+
+
+def test_the_difference_is_that_of_both_models_own_answers(
+    artifact: Path, small_model: Path, words: Path, llmc: Llmc
+) -> None:
+    result = llmc("eval", artifact, "--original", small_model, "--tasks", words, "--threads", 1, "--json")
+    assert result.exit_code == 0, result.output
+    place = Path(f"{artifact}.audit")
+    assert json.loads(result.stdout) == json.loads((place / "audit.json").read_text())
+    record = AuditRecord.model_validate_json((place / "audit.json").read_text())
+    assert record.same_source and record.artifact.changed and not record.original.changed
+    found = record.tasks["words"].measures["acc"]
+    samples = [json.loads(line) for line in (place / "samples.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (words.parent / "words.jsonl").read_text().splitlines()]
+    correct = []
+    for model in (load_original(small_model), load(artifact, threads=1)):
+        asked = [[model.encode(row["q"] + choice) for choice in row["choices"]] for row in rows]
+        starts = [[len(model.encode(row["q"].rstrip()))] * 3 for row in rows]
+        sums = [
+            [sum(each.logprob for each in tokens) for tokens in model.score(texts, start)]
+            for texts, start in zip(asked, starts, strict=True)
+        ]
+        correct.append(
+            [float(max(range(3), key=each.__getitem__) == row["label"]) for each, row in zip(sums, rows, strict=True)]
+        )
+        model.close()
+    assert [sample["original"]["values"]["acc"] for sample in samples] == correct[0]
+    assert [sample["artifact"]["values"]["acc"] for sample in samples] == correct[1]
+    gained = sum(second > first for first, second in zip(*correct, strict=True))
+    lost = sum(second < first for first, second in zip(*correct, strict=True))
+    assert (found.gained, found.lost, found.samples) == (gained, lost, 40) and gained + lost > 0
+    assert found.difference == pytest.approx((gained - lost) / 40)
+    assert found.low < found.difference < found.high
+
+
+def test_a_table_tells_differences(artifact: Path, small_model: Path, words: Path, llmc: Llmc) -> None:
+    result = llmc("eval", artifact, "--original", small_model, "-t", words, "--limit", 5, "-o", "audit")
+    assert result.exit_code == 0, result.output
+    assert "words: 5 samples (words.jsonl)" in result.stdout and " pp (" in result.stdout
+    assert "written to audit" in result.stderr
+
+
+def test_an_audit_that_was_interrupted_goes_on(
+    artifact: Path, small_model: Path, words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask, asked = ArtifactLM._loglikelihood_tokens, [0]
+    stop_at = 3
+
+    def counting(self: Any, requests: Any, **options: Any) -> Any:
+        if asked[0] == stop_at:
+            raise KeyboardInterrupt
+        asked[0] += 1
+        return ask(self, requests, **options)
+
+    monkeypatch.setattr(ArtifactLM, "_loglikelihood_tokens", counting)
+    options = Options(batch=4, threads=1)
+
+    def run(output: str) -> Any:
+        audit(artifact, str(small_model), [str(words)], tmp_path / output, options, quiet())
+        return (tmp_path / output / "audit.json").read_bytes(), (tmp_path / output / "samples.jsonl").read_bytes()
+
+    with pytest.raises(KeyboardInterrupt):
+        run("one")
+    file = next((tmp_path / "one" / "answers").rglob("*.jsonl"))
+    with file.open("ab") as cut:
+        cut.write(file.read_bytes().splitlines()[-1][:40])  # as a power cut leaves it
+    asked[0], stop_at = 0, -1
+    resumed = run("one")
+    assert asked[0] == 16 - 3  # 120 requests of each model, sixteen at a time
+    asked[0] = 0
+    assert run("one") == resumed and asked[0] == 0
+    assert run("other") == resumed and asked[0] == 16
+
+
+def test_repeats_are_drawn_and_kept_together(small_model: Path, tmp_path: Path) -> None:
+    class Fixed:
+        batch = 1
+        calls: list[int] = []  # noqa: RUF012
+
+        def generate_until(self, requests: list[Any], disable_tqdm: bool) -> list[str]:
+            self.calls.append(len(requests))
+            return [f"{request.args[0]}{turn}" for turn, request in enumerate(requests)]
+
+    lm: Any = Fixed()
+    one, two = (Instance("generate_until", {}, (text, {}), 0, ("task", 0, 3)) for text in ("aaaa", "b"))
+    told: list[tuple[int, int]] = []
+    kept = KeptAnswers(lm, tmp_path, lambda done, total, left: told.append((done, total)))
+    answers = kept.generate_until([one, two, one, one, two, one, one])
+    assert [answers[place] for place in (0, 2, 3, 5, 6)] == [f"aaaa{turn}" for turn in range(5)]
+    assert lm.calls == [5, 2] and told == [(5, 7), (7, 7)]
+    assert kept.generate_until([two, two, one]) == ["b0", "b1", "aaaa0"] and lm.calls == [5, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dataset_kwargs": {"data_files": {"test": "none.jsonl"}}}, r"none\.jsonl: cannot be read"),
+        ({"dataset_kwargs": {}}, "data_files must name a file"),
+        ({"llmc": {"scores": ["corect"]}}, "unknown score 'corect'; did you mean 'correct'"),
+        ({"llmc": {"where": {"label": 7}}}, "has no documents like these"),
+        ({"llmc": {"when": 1}}, "has the keys data, hub"),
+        ({"llmc": {"data": "set"}}, r"no set\.jsonl in"),
+    ],
+)
+def test_what_is_wrong_with_a_task_is_told_before_a_model_is_asked(
+    artifact: Path, small_model: Path, words: Path, llmc: Llmc, change: dict[str, Any], message: str
+) -> None:
+    words.write_text(yaml.safe_dump(TASK | change))
+    with pytest.raises(InputError, match=message):
+        audit(artifact, str(small_model), [str(words)], words.parent / "audit", Options(), quiet())
+
+
+def test_what_cannot_be_asked_is_told_in_a_line(
+    artifact: Path, small_model: Path, words: Path, llmc: Llmc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(*arguments: str | Path) -> str:
+        result = llmc("eval", artifact, *arguments)
+        assert result.exit_code == 2 and len(result.stderr.splitlines()) == 1
+        return result.stderr
+
+    assert "say where that lies: --original FOLDER" in told("--tasks", words)
+    assert "words is there twice" in told("--original", small_model, "--tasks", f"{words},{words}")
+    words.with_name("code.yaml").write_text("doc_to_text: !function code.run\n")
+    assert "--include" in told("--original", small_model, "--tasks", words.with_name("code.yaml"))
+    assert "holds no audit" in told("--original", small_model, "--tasks", words, "--output", words.parent)
+    for name in [name for name in sys.modules if name.startswith("lm_eval.") or name == "llmc.runtime.lm_eval"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    result = llmc("eval", artifact, "--original", small_model, "--tasks", words)
+    assert result.exit_code == 4 and "needs lm_eval, which is not installed; pip install" in result.stderr
