@@ -62,6 +62,7 @@ def sensitivity_key(job: Job) -> str:
         job.source_files,
         text,
         str(job.options.device.type),
+        job.options.negative_scales,
         code_version("convert", without=("graph/", "targets/", "engines/", "kernels/")),
         [module_version(f"llmc.quant.{name}") for name in _MODULES],
         code_version("quant.schemes"),
@@ -203,9 +204,12 @@ def with_measurement(plan: Plan, spec: ModelSpec, calibration: Calibration) -> P
 
 
 def _solved(problem: BudgetProblem) -> list[str]:
-    """Modules that are not rounded to nearest; an embedding is, whatever its rule says."""
+    """Modules that are not rounded to nearest. An embedding is, whatever its rule says; one matrix for both is solved
+    as a head.
+    """
     mine = [module for group in problem.groups for module in group.modules if group.methods[module] != "rtn"]
-    return [module for module in mine if module != EMBEDDING]
+    tied = problem.checkpoint.spec.tie_word_embeddings
+    return [HEAD if tied and module == EMBEDDING else module for module in mine if tied or module != EMBEDDING]
 
 
 def is_known(problem: BudgetProblem, record: SensitivityRecord) -> bool:
@@ -239,7 +243,7 @@ def _measure(
     checkpoint, ids = job.checkpoint, _ids(job)
     members = {group.name: _members(checkpoint, group) for group in problem.groups}
     candidates = {
-        module: [*map(scheme, missing[name])]
+        module: [given if job.options.negative_scales else given.positive for given in map(scheme, missing[name])]
         for name, modules in members.items()
         for module in modules
         if missing[name]

@@ -7,10 +7,12 @@ Gradients are summed over a sequence before they are squared, since what a token
 token behind it.
 
 By chance a number is off by about `sqrt(2 / (sequences * draws))` of it, each module's for itself: sequences count, not
-tokens, so they may be short. SmolLM2-135M, int3-g64, 64 sequences of 128 tokens, two draws: log correlation with the
-measured divergence of twelve modules 0.978, sum 0.371 for 0.408, all 210 modules at once 2.35 for 1.98; of 16 sequences
-0.96, of 8 0.93. What stays the same by leaps has no gradient: tokens that go to other experts cost a module by itself
-more than is predicted, and all modules at once hardly.
+tokens, so they may be short. What one scheme of a module loses for what another does is told by what they change of its
+outputs, which chance has hardly a part in: all schemes together say how much an output's change costs. SmolLM2-135M,
+int3-g64, 64 sequences of 128 tokens, two draws: log correlation with the measured divergence of twelve modules 0.978,
+sum 0.371 for 0.408, all 210 modules at once 2.35 for 1.98; of 16 sequences 0.96, of 8 0.93. What stays the same by
+leaps has no gradient: tokens that go to other experts cost a module by itself more than is predicted, and all modules
+at once hardly.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ from llmc.quant.token_file import TokenFile
 
 _TOGETHER = 16  # sequences whose gradients are multiplied by the changes at once
 _TOKENS = 4096  # at once, where inputs are rounded
+_FEW = 256  # tokens, evenly spaced, whose outputs say what a scheme loses for another
 
 
 def measure(
@@ -153,21 +156,26 @@ class _Collected:
 
     def finish(self, place: str) -> list[Path]:
         """Turns what was kept into losses, in a file."""
-        losses = {}
+        losses, importance = {}, None
         for number, (name, linear) in enumerate(self.modules.items()):
             losses[name] = self._losses(name, linear)
             self.progress(f"losses, {name}", number + 1, len(self.modules), *self.step)
+        if HEAD in losses:
+            importance = _importance(self._file(HEAD, "x").read(self.spec.hidden_size)).tolist()
         self.modules, self.shares = {}, {}
         shutil.rmtree(self.folder, ignore_errors=True)
-        path = self.work_dir / f"sensitivity-{place}.json"
-        write_json(path, Sensitivities(losses=losses).to_json())
+        path = self._found(place)
+        write_json(path, Sensitivities(losses=losses, importance=importance).to_json())
         return [path]
+
+    def _found(self, place: str) -> Path:
+        return self.work_dir / f"sensitivity-{place}.json"
 
     def result(self) -> dict[str, dict[str, float]]:
         """Of all places, in the order of the candidates."""
         found: dict[str, dict[str, float]] = {}
         for path in self.work_dir.glob("sensitivity-*.json"):
-            found |= Sensitivities.model_validate(json.loads(path.read_bytes())).losses
+            found |= _read(path).losses
         nothing = {name: {each.name: 0.0 for each in schemes} for name, schemes in self.candidates.items()}
         return {name: found.get(name, zeros) for name, zeros in nothing.items()}
 
@@ -181,13 +189,19 @@ class _Collected:
         width = linear.in_features if name == EMBEDDING else linear.out_features
         gradients = [self._file(name, f"gradient-{draw}").read(width) for draw in range(self.draws)]
         if name == EMBEDDING:
-            moved = _moved_by_embedding(linear, schemes, x.read_ids(), gradients, sequence)
+            moved = _moved_by_embedding(linear, schemes, x.read_ids(), gradients, sequence, self._heads_importance())
         else:
             seen = _Seen(linear, x.read(linear.in_features), gradients, sequence, room)
             share = self._share(name, linear, seen.x)
             moved = share**0.5 * seen.moved(schemes) + seen.moved_by_inputs(schemes)
         losses = moved.square().sum(1).mean(0) / (2 * self._tokens(name))
         return {scheme.name: loss for scheme, loss in zip(schemes, losses.tolist(), strict=True)}
+
+    def _heads_importance(self) -> torch.Tensor | None:
+        """By which one matrix for embedding and head is rounded; None: it is rounded as an embedding."""
+        if not (self.spec.tie_word_embeddings and HEAD in self.solved):
+            return None
+        return torch.tensor(_read(self._found(HEAD)).importance, device=self.device)
 
     def _share(self, name: str, linear: Linear, x: torch.Tensor) -> float:
         """Of what rounding to nearest loses."""
@@ -216,24 +230,27 @@ class _Seen:
     room: int
 
     def moved(self, schemes: Sequence[Scheme]) -> torch.Tensor:
-        """[draws, sequences, schemes] float64, <dW, gradient> of each sequence."""
+        """[draws, sequences, schemes] float64, <dW, gradient> of each sequence, see `evened_out`."""
         weight, x = self.linear.full(), self.x
         _, counts = self.sequence.unique_consecutive(return_counts=True)
         parts = [slice(end - count, end) for end, count in zip(counts.cumsum(0).tolist(), counts.tolist(), strict=True)]
-        importance = torch.linalg.vector_norm(x, dim=0).square() / len(x)
+        importance = _importance(x)
         found = torch.zeros(len(self.gradients), len(parts), len(schemes), dtype=torch.float64)
+        few, lost = x[:: -(-len(x) // _FEW)], torch.zeros(len(schemes), dtype=torch.float64)
         row_bytes = 4 * weight.shape[1] * (len(schemes) + _TOGETHER + 8)
         step = max(1, self.room // row_bytes // ROWS) * ROWS
         for start in range(0, len(weight), step):
             rows = slice(start, start + step)
-            changes = torch.stack([change(weight[rows], scheme, importance).flatten() for scheme in schemes], dim=1)
+            each = [change(weight[rows], scheme, importance) for scheme in schemes]
+            lost += torch.stack([(few @ moved.mT).square().sum() for moved in each]).double().cpu()
+            changes = torch.stack([moved.flatten() for moved in each], dim=1)
             for draw, gradient in enumerate(self.gradients):
                 mine = gradient[:, rows]
                 for first in range(0, len(parts), _TOGETHER):
                     some = parts[first : first + _TOGETHER]
                     of_weight = torch.stack([(mine[part].mT @ x[part]).flatten() for part in some])
                     found[draw, first : first + _TOGETHER] += (of_weight @ changes).double().cpu()
-        return found
+        return evened_out(found, lost)
 
     def moved_by_inputs(self, schemes: Sequence[Scheme]) -> torch.Tensor:
         """The same, [draws, sequences, schemes], of inputs that a scheme rounds."""
@@ -254,15 +271,41 @@ class _Seen:
         return found
 
 
+def _importance(x: torch.Tensor) -> torch.Tensor:
+    """[in], mean square of x [n, in], without a second x."""
+    return torch.linalg.vector_norm(x, dim=0).square() / len(x)
+
+
+def _read(path: Path) -> Sensitivities:
+    return Sensitivities.model_validate(json.loads(path.read_bytes()))
+
+
+def evened_out(moved: torch.Tensor, lost: torch.Tensor) -> torch.Tensor:
+    """Return moved [draws, sequences, schemes] times a number per scheme, so that the sums of its squares are as lost
+    [schemes] to each other, and in the mean of all schemes what they were.
+    """
+    squares = moved.square().sum((0, 1))
+    known = (squares > 0) & (lost > 0)
+    cost = (squares[known] / lost[known]).mean()
+    return moved * torch.where(known, (cost * lost / squares).sqrt(), 1.0)
+
+
 def _moved_by_embedding(
-    linear: Linear, schemes: Sequence[Scheme], ids: torch.Tensor, gradients: list[torch.Tensor], sequence: torch.Tensor
+    linear: Linear,
+    schemes: Sequence[Scheme],
+    ids: torch.Tensor,
+    gradients: list[torch.Tensor],
+    sequence: torch.Tensor,
+    importance: torch.Tensor | None,
 ) -> torch.Tensor:
-    """[draws, sequences, schemes], of the rows [n] that were looked up."""
+    """[draws, sequences, schemes], of the rows [n] that were looked up; importance [in] if they are a head's, too."""
     used, place = ids.unique(return_inverse=True)
     rows = linear.full(torch.float32)[used]
     found = torch.zeros(len(gradients), int(sequence[-1]) + 1, len(schemes), dtype=torch.float64)
+    lost = torch.zeros(len(schemes), dtype=torch.float64)
     for number, scheme in enumerate(schemes):
-        moved = change(rows, scheme)[place]
+        moved = change(rows, scheme, importance)[place]
+        lost[number] = moved.square().sum()
         for draw, gradient in enumerate(gradients):
             found[draw, :, number].index_add_(0, sequence.cpu(), (moved * gradient).sum(-1).double().cpu())
-    return found
+    return evened_out(found, lost)

@@ -91,3 +91,4 @@ class Sensitivities(Part):
     losses: dict[str, dict[str, Number]] = Field(
         description="module, by its whole name → scheme → KL divergence in nats per token"
     )
+    importance: list[Number] | None = Field(None, description="mean square of each input of a head")

@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 import yaml
+from support.byte_tokenizer import byte_tokenizer
+from support.random_checkpoint import LLAMA, random_checkpoint
 
 from llmc.budget_recipe import AS_IS
 from llmc.contracts.progress import Silent
 from llmc.convert.checkpoint import Checkpoint
+from llmc.errors import InputError
 from llmc.job import Limits
 from llmc.measuring import measure_sensitivity
 from llmc.quant import sensitivity
@@ -163,6 +166,37 @@ def test_rules_are_constraints(llmc, budget, known, small_model: Path) -> None:
     assert of_role["experts"] <= {("int2-g32", "rtn"), ("int4-g32", "rtn")} and of_role["experts"]
     assert of_role["dense_mlp"] == {("int4-g32", "gptq")}
     assert "shared_experts" not in of_role
+
+
+@pytest.mark.parametrize("targets", [[{"onnxruntime": {}}], [{"onnxruntime": {}}, {"tensorrt-rtx": {"sm": [80]}}]])
+def test_scales_are_those_that_all_targets_take(llmc, budget, monkeypatch: pytest.MonkeyPatch, targets) -> None:
+    signs = list[set[tuple[float, ...]]]()
+
+    def measure(checkpoint: Any, candidates: dict[str, list[Any]], *arguments: Any, **options: Any) -> Any:
+        signs.append({each.signs for schemes in candidates.values() for each in schemes if each.name == "int4-g32"})
+        raise InputError("seen")
+
+    monkeypatch.setattr(sensitivity, "measure", measure)
+    assert "seen" in llmc("sensitivity", budget(bits=5.0, targets=targets)).stderr
+    assert signs == [{(1.0,) if len(targets) > 1 else (1.0, -1.0)}]
+
+
+def test_one_matrix_for_both_ends_is_solved_as_a_head(
+    llmc, budget, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    solved = list[bool]()
+
+    def measure(*arguments: Any, **options: Any) -> Any:
+        solved.append("lm_head" in options["solved"])
+        raise InputError("seen")
+
+    monkeypatch.setattr(sensitivity, "measure", measure)
+    tied = random_checkpoint(tmp_path / "tied", LLAMA | {"vocab_size": 288}, tie_word_embeddings=True)
+    byte_tokenizer(tied)
+    for method in ("gptq", "rtn"):
+        rules = [{"match": "embedding", "scheme": "int4-g32", "method": method}]
+        assert "seen" in llmc("sensitivity", budget(bits=9.0, model=str(tied), quantize=rules)).stderr
+    assert solved == [True, False]
 
 
 def test_sensitivity_and_plan(llmc, budget, measurements: list[set[str]]) -> None:
