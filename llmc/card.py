@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-import statistics
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 import yaml
 
 from llmc.budget_tables import spent_rows
-from llmc.contracts.manifest import Manifest, Pruned, QuantizedRole
+from llmc.contracts.manifest import Pruned, QuantizedRole
+from llmc.contracts.report import Report
 from llmc.convert.families import families
 from llmc.convert.families.family import Family
 from llmc.convert.formats import Layout, layout
@@ -39,31 +38,31 @@ _CRITERIA = {
 }
 
 
-def model_card(manifest: Manifest) -> str:
-    """Markdown; says only what the manifest says, so that equal builds have equal cards."""
-    source, name = manifest.source, manifest.name
-    made = f"Made from {_plain(source.id)} by llmc {manifest.llmc_version}"
+def model_card(report: Report) -> str:
+    """Markdown; says only what the report says, so that equal builds have equal cards."""
+    source, name = report.source, report.name
+    made = f"Made from {_plain(source.id)} by llmc {report.llmc_version}"
     front: dict[str, Any] = {"license": source.license or "unknown"}
     if "/" in source.id:
         front |= {"base_model": source.id, "base_model_relation": "quantized"}
-    tags = ["llmc", manifest.recipe.layout, *(["onnx"] if manifest.targets else [])]
-    task = "image-text-to-text" if manifest.model.images else "text-generation"
+    tags = ["llmc", report.recipe.layout, *(["onnx"] if report.targets else [])]
+    task = "image-text-to-text" if report.model.images else "text-generation"
     front |= {"pipeline_tag": task, "library_name": "transformers", "tags": tags}
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
         f"# {_plain(name)}\n",
-        f"{made} and compared with it.{_rejected(manifest)}\n",
-        _table(("", ""), rows(manifest)),
+        f"{made} and compared with it.{_rejected(report)}\n",
+        _table(("", ""), rows(report)),
         "## Use\n",
-        _usage(name, layout(manifest.recipe.layout), manifest.quantized, families.get(manifest.model.family)),
-        *_budget(manifest),
+        _usage(name, layout(report.recipe.layout), report.quantized, families.get(report.model.family)),
+        *_budget(report),
         "## What was done to the tensors\n",
-        _table(("role", "scheme", "method", "modules", "error, median", "error, largest"), _tensor_rows(manifest)),
+        _table(("role", "scheme", "method", "modules", "error, median", "error, largest"), _tensor_rows(report)),
         "The error is the relative squared error of a module's output on the calibration text (gptq, gptaq) or of its "
         "weights (rtn). Modules that are not listed keep the original's precision.\n",
-        _fallbacks(manifest),
+        _fallbacks(report.fallbacks),
     ]
-    if pruned := manifest.pruned:
+    if pruned := report.pruned:
         parts += [
             "## Pruned experts\n",
             f"The experts that contribute least on the calibration text, by {_CRITERIA[pruned.method]}, were "
@@ -72,27 +71,26 @@ def model_card(manifest: Manifest) -> str:
         ]
     parts += [
         "## Files\n",
-        _table(("target", "files", ""), _file_rows(manifest)),
+        _table(("target", "files", ""), _file_rows(report)),
         "## How it was measured\n",
-        f"Texts: {_plain(manifest.texts.note)}.\n",
-        _read(manifest),
+        f"Texts: {_plain(report.texts.note)}.\n",
+        _read(report),
         "\n".join(f"- {key}: {text}" for key, text in _MEASURES.items()) + "\n",
-        _repeating(manifest),
+        _repeating(report),
     ]
     return "\n".join(part for part in parts if part)
 
 
-def _read(manifest: Manifest) -> str:
-    read = manifest.texts.read.items()
+def _read(report: Report) -> str:
+    read = report.texts.read.items()
     return "".join(f"- {purpose}: {_plain(told(each))}\n" for purpose, sources in read for each in sources)
 
 
-def _budget(manifest: Manifest) -> list[str]:
+def _budget(report: Report) -> list[str]:
     """What it was spent on, and what other sizes were predicted to cost."""
-    if (budget := manifest.budget) is None:
+    if (budget := report.budget) is None:
         return []
-    exact = manifest.torch_checks and manifest.torch_checks.kl_kind == "exact"
-    found = manifest.torch_checks if exact else manifest.checks
+    found = report.exact or report.checks
     measured = f" Measured: {found.kl_mean:.4f} ({found.kl_kind})." if found else ""
     curve = [(size(each.bytes), f"{each.bits:.2f}", f"{each.kl:.3g}") for each in budget.curve]
     return [
@@ -106,13 +104,13 @@ def _budget(manifest: Manifest) -> list[str]:
     ]
 
 
-def _rejected(manifest: Manifest) -> str:
-    missed = ", ".join(gate.name for gate in manifest.checks.missed) if manifest.checks else ""
+def _rejected(report: Report) -> str:
+    missed = ", ".join(gate.name for gate in report.checks.missed) if report.checks else ""
     return f" **It was rejected: it misses the recipe's limit of {missed}.**" if missed else ""
 
 
-def _repeating(manifest: Manifest) -> str:
-    if REFERENCE in manifest.files:
+def _repeating(report: Report) -> str:
+    if report.published_text:
         return (
             "`llmc check` repeats the measurement on the machine that serves the model. The check text is in "
             f"{REFERENCE} word for word, as tokens: whoever has this artifact can read it.\n"
@@ -146,18 +144,15 @@ def _plain(text: str) -> str:
     return re.sub(r"[\\`*\[\]<>|~&]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.", r"\\\g<0>", visible_line(text))
 
 
-def _tensor_rows(manifest: Manifest) -> list[tuple[str, ...]]:
-    errors: dict[tuple[str, str, str], list[float]] = defaultdict(list)
-    for tensor in manifest.tensors.values():
-        errors[tensor.role, tensor.scheme, tensor.method].append(tensor.error or 0.0)
-    return [
-        (*kind, str(len(found)), f"{statistics.median(found):.2e}", f"{max(found):.2e}")
-        for kind, found in sorted(errors.items())
-    ]
+def _tensor_rows(report: Report) -> list[tuple[str, ...]]:
+    found: list[tuple[str, ...]] = []
+    for each in report.treatments:
+        errors = f"{each.error_median:.2e}", f"{each.error_largest:.2e}"
+        found.append((each.role, each.scheme, each.method, str(each.modules), *errors))
+    return found
 
 
-def _fallbacks(manifest: Manifest) -> str:
-    found = {name: tensor.fallback for name, tensor in manifest.tensors.items() if tensor.fallback}
+def _fallbacks(found: dict[str, str]) -> str:
     if not found:
         return "No module needed a fallback.\n"
     lines = [f"- {_plain(name)}: {_plain(fallback)}" for name, fallback in list(found.items())[:20]]
@@ -169,12 +164,12 @@ def _survivors(pruned: Pruned) -> list[tuple[str, ...]]:
     return [(layer, ", ".join(map(str, kept))) for layer, kept in pruned.survivors.items()]
 
 
-def _file_rows(manifest: Manifest) -> list[tuple[str, ...]]:
-    found: list[tuple[str, ...]] = [("", "model-*.safetensors", size(manifest.sizes.artifact))]
-    if reference := manifest.files.get(REFERENCE):
+def _file_rows(report: Report) -> list[tuple[str, ...]]:
+    found: list[tuple[str, ...]] = [("", "model-*.safetensors", size(report.sizes.artifact))]
+    if reference := report.files.get(REFERENCE):
         told = f"{size(reference.bytes)}; the check text, as tokens, and what the original said about it"
         found.append(("", REFERENCE, told))
-    for name, target in manifest.targets.items():
+    for name, target in report.targets.items():
         files = ", ".join(sorted(target.files.values()))
         found.append((name, files, "; ".join([target_line(target), *target.notes])))
     return found

@@ -140,6 +140,7 @@ def build(
     """
     from llmc.pipeline import build as run_build
     from llmc.progress import Display, duration, size
+    from llmc.report import report_of
     from llmc.summary import missed_line, rows
 
     console = terminal.console(stderr=True)
@@ -147,7 +148,7 @@ def build(
     if as_json:
         terminal.print_json(result.to_json())
     else:
-        lines = rows(result.manifest)
+        lines = rows(report_of(result.manifest))
         if speed := result.speed:
             draft = f", {speed.speculative:.0f} with MTP speculation" if speed.speculative else ""
             lines.append(("decode here", f"{speed.decode:.0f} tokens/s{draft}"))

@@ -86,13 +86,18 @@ def schema() -> None:
 
 
 @artifact_app.command("schema")
-def artifact_schema() -> None:
-    """Print the JSON Schema of an artifact's manifest, llmc.json.
+def artifact_schema(
+    report: Annotated[bool, typer.Option("--report", help="Of report.json in place of llmc.json.")] = False,
+) -> None:
+    """Print the JSON Schema of an artifact's manifest, llmc.json, or of its report.
 
     **Examples**
 
     `llmc artifact schema > llmc-artifact.schema.json`
+
+    `llmc artifact schema --report > llmc-report.schema.json`
     """
     from llmc.contracts.manifest import Manifest
+    from llmc.contracts.report import Report
 
-    terminal.print_json(Manifest.json_schema())
+    terminal.print_json((Report if report else Manifest).json_schema())

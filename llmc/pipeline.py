@@ -46,8 +46,9 @@ from llmc.quant.durable import damage, write_json
 from llmc.quant.layerwise import quantize
 from llmc.recipe import RecipeLike
 from llmc.reference import Reference, beside
+from llmc.report import report_of, worst_in_text
 from llmc.reuse import earlier, quantized_files
-from llmc.runtime.artifact import MANIFEST, REFERENCE
+from llmc.runtime.artifact import CARD, MANIFEST, REFERENCE, REPORT
 from llmc.sensitivity import measured, measurement_folder, spend
 from llmc.sidecars import copy_sidecar
 from llmc.stages import Stages, versions
@@ -224,7 +225,7 @@ class _Build:
         )  # targets that the recipe no longer names
         self._remove_all_but({*sidecars, *self.stages.files()})
         manifest = build_manifest(self.job, checkpoint, quantized, targets, self.keys, spent)
-        files = hash_files_of(self.artifact)  # README.md is not among them: _remove_all_but
+        files = hash_files_of(self.artifact)  # neither card nor report is among them: _remove_all_but
         apart = {} if self.job.recipe.check.publish_text else {"reference": files.pop(REFERENCE)}
         manifest = manifest.model_copy(update={"files": files, **apart})
         if "onnxruntime" in targets:
@@ -233,7 +234,7 @@ class _Build:
             manifest = manifest.model_copy(update={"checks": self._judged(checks)})
         elif isinstance(quantized.torch_checks, Checks):
             manifest = manifest.model_copy(update={"checks": self._judged(quantized.torch_checks)})
-        (self.artifact / "README.md").write_text(model_card(manifest), encoding="utf-8")
+        self._tell(manifest)
         files = hash_files_of(self.artifact, files)
         if apart:
             del files[REFERENCE]
@@ -334,6 +335,15 @@ class _Build:
         if acceptance is not None:
             checks["mtp_acceptance"] = acceptance
         return checks
+
+    def _tell(self, manifest: Manifest) -> None:
+        """Writes the report, and the card, which takes its numbers from there."""
+        worst = []
+        if self.job.recipe.check.publish_text:
+            worst = worst_in_text(manifest.checks or None, self.job.texts.check, self.job.tokenizer.decode)
+        report = report_of(manifest, worst)
+        write_json(self.artifact / REPORT, report.to_json())
+        (self.artifact / CARD).write_text(model_card(report), encoding="utf-8")
 
     def _judged(self, checks: Checks) -> Checks:
         """What was measured, held against the recipe's gates."""

@@ -1,4 +1,4 @@
-"""What a manifest says, as rows for the terminal and for the model card."""
+"""What a report says, as rows for the terminal and for the model card."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from functools import partial
 
 from llmc.budget_tables import spent_rows
 from llmc.contracts.fidelity import RuntimeRecord
-from llmc.contracts.manifest import Checks, GateRecord, Manifest, TargetRecord, TokenizerRecord
+from llmc.contracts.manifest import Checks, GateRecord, TargetRecord, TokenizerRecord
+from llmc.contracts.report import Report
 from llmc.progress import size
 from llmc.runtime.artifact import REFERENCE
 
 
-def rows(manifest: Manifest) -> list[tuple[str, str]]:
+def rows(report: Report) -> list[tuple[str, str]]:
     """(what, how it came out), in reading order."""
-    source, model, sizes = manifest.source, manifest.model, manifest.sizes
+    source, model, sizes = report.source, report.model, report.sizes
     revision = f" @ {source.revision[:12]}" if source.revision else ""
     mtp = f" + {model.num_mtp_layers} MTP" if model.num_mtp_layers else ""
     share = sizes.artifact / sizes.original
@@ -22,29 +23,29 @@ def rows(manifest: Manifest) -> list[tuple[str, str]]:
         ("source", f"{source.id}{revision} ({model.family}, {model.num_layers}{mtp} layers)"),
         ("weights", f"{size(sizes.original)} → {size(sizes.artifact)} ({share:.0%})"),
     ]
-    if pruned := manifest.pruned:
+    if pruned := report.pruned:
         result.append(("experts per layer", f"{pruned.experts_before} → {pruned.experts_after} ({pruned.method})"))
         if spared := {layer: experts for layer, experts in pruned.super_experts.items() if experts}:
             told = "; ".join(f"{', '.join(map(str, experts))} of layer {layer}" for layer, experts in spared.items())
             result.append(("super experts kept", told))
-    if budget := manifest.budget:
+    if budget := report.budget:
         result.append(("budget", f"{budget.asked}: {size(budget.bytes)} foreseen, {budget.bits:.2f} bits"))
         result += [(role, f"{bits} bits: {schemes}") for role, _, bits, schemes in spent_rows(budget)]
-    for role, counts in manifest.quantized.items():
+    for role, counts in report.quantized.items():
         if counts.quantized and not (budget and role in budget.roles):
             result.append((role, f"{counts.quantized:,} parameters as {', '.join(counts.schemes)}"))
-    result += [("note", note) for note in manifest.notes]
-    if manifest.recipe.kv_cache == "fp8":
+    result += [("note", note) for note in report.notes]
+    if report.recipe.kv_cache == "fp8":
         result.append(("attention cache", "FP8, one calibrated scale per layer"))
-    result += tokenizer_rows(manifest.tokenizer)
+    result += tokenizer_rows(report.tokenizer)
     if budget:
         result.append(("predicted KL", f"{budget.predicted_kl:.4f}"))
-    if manifest.checks:
-        result += check_rows(manifest.checks)
-    result += exact_row(manifest)
-    told = f"its tokens are in {REFERENCE}" if REFERENCE in manifest.files else "is not in the artifact"
+    if report.checks:
+        result += check_rows(report.checks)
+    result += exact_row(report)
+    told = f"its tokens are in {REFERENCE}" if report.published_text else "is not in the artifact"
     result.append(("check text", told))
-    for name, target in manifest.targets.items():
+    for name, target in report.targets.items():
         result.append((f"target {name}", target_line(target)))
     return result
 
@@ -121,10 +122,10 @@ def kl_name(checks: Checks) -> str:
     return "KL, a lower bound" if checks.kl_kind == "lower bound" else "KL divergence"
 
 
-def exact_row(manifest: Manifest) -> list[tuple[str, str]]:
+def exact_row(report: Report) -> list[tuple[str, str]]:
     """The divergence of the weights alone, where it was taken over the whole vocabulary and is not told anyway."""
-    found = manifest.torch_checks
-    if not found or found.kl_kind != "exact" or (manifest.checks and manifest.checks.computed_by):
+    found = report.torch_checks
+    if not found or found.kl_kind != "exact" or (report.checks and report.checks.computed_by):
         return []
     told = _measured(found.kl_mean, found.kl_mean_stderr, 4)
     return [("KL of the weights", f"mean {told}, {_KL_TOLD['exact']}, by the pass over the layers")]

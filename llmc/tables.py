@@ -98,12 +98,13 @@ def _fits(fits: bool) -> str:
 
 
 def _artifact(path: Path) -> Report:
+    from llmc.report import report_of
     from llmc.summary import rows
 
     artifact = Artifact.open(path)
     manifest = artifact.described()
     overview = table(str(path), "what", "how it came out", numbers=False)
-    for row in rows(manifest):
+    for row in rows(report_of(manifest)):
         overview.add_row(*row)
     files = table("files", "file", "bytes")
     for name, entry in manifest.files.items():

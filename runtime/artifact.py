@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "llmc.json"
 CARD = "README.md"
+REPORT, REPORT_PAGE = "report.json", "report.html"
 REFERENCE = "reference.safetensors"
 _MANIFEST_BYTES = 1 << 25  # of 70,000 experts' matrices
 _SMALL_BYTES = 1 << 28

@@ -22,6 +22,7 @@ from llmc.runtime.divergence import Divergence, Kind, divergence
 from llmc.runtime.floor import Floor, floor, recorded
 from llmc.runtime.gates import Gate, gates
 from llmc.runtime.reference import read_reference
+from llmc.runtime.spread import Histogram, Windows, by_window, histogram
 from llmc.runtime.uncertainty import ends, standard_error
 from llmc.runtime.where import (
     KindOfToken,
@@ -57,6 +58,7 @@ class CheckReport:
         p_change, p_change_rms: Mean and root of the mean square of the change of the true token's probability.
         kl_by_position, kl_by_kind: Means of the divergence, along the windows and by the token that follows.
         kl_by_source: The same by source of the text, where there are several.
+        kl_histogram, by_window: How the divergence is spread; the windows' means, for paired comparisons.
         worst: The tokens of the largest divergence.
         runtime: What of that is the backend's own; None where the reference does not tell.
         ends: Gate → confidence in percent → end of the interval of what it is about, the upper one, of top1 the lower.
@@ -91,6 +93,8 @@ class CheckReport:
     kl_by_kind: list[KindOfToken] = field(default_factory=list)
     kl_by_source: list[SourceOfText] = field(default_factory=list)
     worst: list[WorstToken] = field(default_factory=list)
+    kl_histogram: Histogram | None = None
+    by_window: Windows | None = None
     runtime: Floor | None = None
     ends: dict[str, dict[str, float]] = field(default_factory=dict)
     gates: list[Gate] = field(default_factory=list)
@@ -166,6 +170,8 @@ def compare(
         kl_by_kind=by_kind(kl, reference["input_ids"][:, 1:], text_of) if text_of else [],
         kl_by_source=by_source(kl, before, after, sources),
         worst=worst(kl, before, after),
+        kl_histogram=histogram(kl),
+        by_window=by_window(kl, before, after, agreed),
         ends={
             "ppl_increase": {level: _increase(end) for level, end in ends(surprise, upper=True).items()},
             "kl_mean": ends(kl, upper=True),

@@ -20,6 +20,7 @@ from llmc.contracts.kernels import KernelSetDescription
 from llmc.contracts.layer_record import LayerRecord
 from llmc.contracts.manifest import Manifest, RecipeRecord
 from llmc.contracts.part import Part
+from llmc.contracts.report import Report
 from llmc.recipe import Recipe
 
 REPOSITORY = Path(__file__).parents[1]
@@ -30,7 +31,7 @@ def objects(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     yield from schema.get("$defs", {}).items()
 
 
-@pytest.mark.parametrize("part", [Manifest, EngineDescription, KernelSetDescription])
+@pytest.mark.parametrize("part", [Manifest, Report, EngineDescription, KernelSetDescription])
 def test_every_key_has_a_meaning(part: type[Part]) -> None:
     for name, found in objects(part.model_json_schema(mode="serialization")):
         assert found["description"], name
@@ -49,8 +50,8 @@ def test_the_page_is_what_the_models_say() -> None:
 
 def test_the_page_has_every_key_of_the_manifest() -> None:
     page = (REPOSITORY / "docs" / "artifact-format.md").read_text(encoding="utf-8")
-    for key in (*Manifest.model_fields, *EngineDescription.model_fields, *KernelSetDescription.model_fields):
-        assert f"| `{key}` |" in page
+    for part in (Manifest, Report, EngineDescription, KernelSetDescription):
+        assert all(f"| `{key}` |" in page for key in part.model_fields)
 
 
 def test_schema_is_printed_and_names_what_is_always_there() -> None:
@@ -59,6 +60,12 @@ def test_schema_is_printed_and_names_what_is_always_there() -> None:
     assert printed.exit_code == 0 and schema["title"] == "llmc artifact manifest"
     assert {"format_version", "model", "files", "targets"} <= set(schema["required"])
     assert schema["$defs"]["QuantizedRole"]["properties"].keys() >= {"expected", "quantized"}
+
+
+def test_the_published_schema_of_the_report_is_its_own() -> None:
+    printed = CliRunner().invoke(app, ["artifact", "schema", "--report"])
+    published = json.loads((REPOSITORY / "docs" / "report.schema.json").read_text(encoding="utf-8"))
+    assert json.loads(printed.stdout) == Report.json_schema() == published
 
 
 def test_the_manifest_has_a_place_for_all_of_a_recipe() -> None:

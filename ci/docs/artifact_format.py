@@ -1,13 +1,15 @@
-"""Writes docs/artifact-format.md: every key of an artifact's JSON files, from the models that read and write them.
+"""Writes docs/artifact-format.md: every key of an artifact's JSON files, from the models that read and write them;
+and docs/report.schema.json, the JSON Schema of its report.
 
-python ci/docs/artifact_format.py          write the page
-python ci/docs/artifact_format.py --check  exit with 1 where the page is another
+python ci/docs/artifact_format.py          write both
+python ci/docs/artifact_format.py --check  exit with 1 where one is another
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from schema_tables import tables
@@ -16,8 +18,10 @@ from llmc.contracts.engine import EngineDescription
 from llmc.contracts.kernels import KernelSetDescription
 from llmc.contracts.manifest import Manifest
 from llmc.contracts.part import Nothing, Part
+from llmc.contracts.report import Report
 
 PAGE = Path(__file__).parents[2] / "docs" / "artifact-format.md"
+SCHEMA = PAGE.with_name("report.schema.json")
 INTRODUCTION = """# The artifact format
 
 <!-- Generated from llmc/contracts by ci/docs/artifact_format.py; edit those. -->
@@ -28,6 +32,7 @@ or absent, since a build works beside it and renames the folder at the end.
 | file | what it is | who reads it |
 |---|---|---|
 | `llmc.json` | the manifest, below: what was done, what was measured, size and SHA-256 of every other file | llmc |
+| `report.json` | the report's numbers, [below](#the-report) | programs, `llmc compare` |
 | `README.md` | the model card, with the front matter of the Hugging Face hub | people, the hub |
 | `config.json` | the model's configuration, with `quantization_config` | llmc, transformers, vLLM |
 | `model-*.safetensors`, `model.safetensors.index.json` | the quantized weights, in the recipe's `layout` | the same, \
@@ -69,6 +74,12 @@ KERNELS = """## Kernel files
 A safetensors file. Each cubin is a tensor of bytes, named by its SHA-256; the metadata hold under `llmc` a JSON list of
 kernel sets.
 """
+REPORT = """## The report
+
+`report.json` has what `report.html` and the model card show and the terminal prints, made of the manifest and the check
+text alone; [report.schema.json](report.schema.json) is its JSON Schema, which `llmc artifact schema --report`
+prints, too. Parts that are not described here are those of the manifest.
+"""
 REFERENCE = """## The reference
 
 `reference.safetensors` lets `llmc check` repeat the measurement without the original. It has N windows of P + 1 tokens;
@@ -105,20 +116,28 @@ and the manifest has its size and SHA-256 under `reference`.
 def page() -> str:
     """Return the page, as Markdown."""
     parts = [INTRODUCTION, "## llmc.json\n", *_tables(Manifest), ENGINES, *_tables(EngineDescription)]
-    return "\n".join([*parts, KERNELS, *_tables(KernelSetDescription), REFERENCE])
+    told = Manifest.model_json_schema(mode="serialization")["$defs"]
+    return "\n".join([*parts, KERNELS, *_tables(KernelSetDescription), REPORT, *_tables(Report, told), REFERENCE])
 
 
-def _tables(part: type[Part]) -> Iterator[str]:
-    return tables(part.__name__, part.model_json_schema(mode="serialization"), without=Nothing.__name__)
+def schema() -> str:
+    """Return the JSON Schema of the report."""
+    return json.dumps(Report.json_schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+def _tables(part: type[Part], without: Iterable[str] = ()) -> Iterator[str]:
+    return tables(part.__name__, part.model_json_schema(mode="serialization"), {Nothing.__name__, *without})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where the page is another")
     arguments = parser.parse_args()
+    written = {PAGE: page(), SCHEMA: schema()}
     if arguments.check:
-        raise SystemExit(PAGE.read_text(encoding="utf-8") != page())
-    PAGE.write_text(page(), encoding="utf-8")
+        raise SystemExit(any(path.read_text(encoding="utf-8") != text for path, text in written.items()))
+    for path, text in written.items():
+        path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

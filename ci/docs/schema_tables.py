@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 _MOST_VALUES = 12  # of an enumeration that a table's cell lists
 
 
-def tables(name: str, schema: dict[str, Any], without: str = "") -> Iterator[str]:
+def tables(name: str, schema: dict[str, Any], without: Collection[str] = ()) -> Iterator[str]:
     """Yield a table of an object's keys, then one of every object that it refers to, in the order of appearance.
 
     Args:
         name: The object's name, by which references to it are known.
         schema: Its JSON Schema; it is not changed.
-        without: The name of a definition that gets no table of its own.
+        without: Names of definitions that get no tables of their own.
     """
     definitions = schema.get("$defs", {})
-    seen, queue = {name, without}, [(name, schema)]
+    seen, queue = {name, *without}, [(name, schema)]
     while queue:
         title, found = queue.pop(0)
         if title != name:

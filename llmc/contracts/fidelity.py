@@ -18,3 +18,21 @@ class RuntimeRecord(Part):
     kl_max: Number = Field(description="its maximum")
     top1: Number = Field(description="share of positions at which both find the same token most likely")
     largest: Number = Field(description="largest difference of a likely token's log-probabilities, in nats")
+
+
+class HistogramRecord(Part):
+    """How many tokens diverge by how much."""
+
+    edges: list[Number] = Field(description="ends of the bins, in nats, rising")
+    counts: list[Count] = Field(
+        description="tokens in each: the first is below the first edge, the last at the last edge or above"
+    )
+
+
+class WindowsRecord(Part):
+    """Means over each window of the check text, from which artifacts that read the same text are compared in pairs."""
+
+    kl: list[Number] = Field(description="divergence, in nats per token")
+    surprise_original: list[Number] = Field(description="nats per true token, by the original: -ln p")
+    surprise: list[Number] = Field(description="by the artifact")
+    top1: list[Number] = Field(description="share of positions at which both find the same token most likely")

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from llmc.contracts.fidelity import RuntimeRecord
+from llmc.contracts.fidelity import HistogramRecord, RuntimeRecord, WindowsRecord
 from llmc.contracts.images import ImagesRecord
 from llmc.contracts.layer_errors import LayerErrors
 from llmc.contracts.part import AxisSize, Count, File, FileName, LimitRecord, Nothing, Number, Part, Positive
@@ -304,6 +304,8 @@ class Checks(Part):
         default=[], description="the divergence by source of the check text, where there are several"
     )
     worst: list[WorstRecord] = Field(default=[], description="the ten tokens of the largest divergence")
+    kl_histogram: HistogramRecord | None = Field(default=None, description="how many tokens diverge by how much")
+    by_window: WindowsRecord | None = Field(default=None, description="means over each window")
     runtime: RuntimeRecord | None = Field(
         default=None, description="how much of that is the runtime's own; absent: the reference does not tell"
     )
