@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from llmc.errors import InputError
-from llmc.measure import acceptance, peak_memory, run
+from llmc.measure import peak_memory
 from llmc.progress import size
 from llmc.runtime import load
 from llmc.runtime.artifact import REFERENCE
+from llmc.runtime.drafts import acceptance, run
 from llmc.runtime.model import Model
 from llmc.runtime.reference import read_reference
 from llmc.tables import Report, table

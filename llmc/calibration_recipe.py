@@ -169,6 +169,13 @@ class Gates(Section):
     top1: GateShare | None = Field(
         default=None, gt=0, le=1, description="share of tokens with the original's first choice; or `90% @95`"
     )
+    runtime_kl: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="median KL divergence of the runtime's answers from torch's with the same quantized weights, nats; "
+        "default 0.01",
+    )
     _confidence: dict[str, int] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="wrap")
@@ -185,6 +192,10 @@ class Gates(Section):
                 bare[name], level = _number(match[1]), match[2].removesuffix("%")
             else:
                 continue
+            if name == "runtime_kl":
+                raise at(
+                    (name,), "the runtime's own difference is no estimate of what other texts cost: leave out the @"
+                )
             if level not in map(str, CONFIDENCES):
                 known = ", ".join(map(str, CONFIDENCES))
                 raise at((name,), f"a confidence of {shown(level)} is not known, only {known}: write `2% @95`")
@@ -240,6 +251,11 @@ class Check(Section):
         default=None, ge=16, le=1 << 24, description="tokens per window; default 1024, or the model's context"
     )
     gates: Gates = Field(default_factory=Gates)
+    default_gates: bool = Field(
+        default=True,
+        description="whether what holds for every model, however compressed, is a gate, too: runtime_kl, and graphs, "
+        "tokenizer, chat template and MTP acceptance as they were built",
+    )
 
     @property
     def sources(self) -> list[Source]:

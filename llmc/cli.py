@@ -160,7 +160,11 @@ def build(
     if result.missed_gates:
         raise GateError(
             f"{missed_line(result.missed_gates)}; the rejected artifact is in {result.path}; "
-            "what it may lose is said by the recipe's `check.gates`"
+            + (
+                "on this machine it does not do what its weights say; `check: {default_gates: false}` accepts that"
+                if any(gate.by_default for gate in result.missed_gates)
+                else "what it may lose is said by the recipe's `check.gates`"
+            )
         )
 
 
@@ -258,6 +262,10 @@ def check(
 ) -> None:
     """Compare an artifact with what the original said, on this machine. Needs neither torch nor the original.
 
+    Limits of the loss are the recipe's. Beside them, gates that hold for every model tell a fault from a loss: what the
+    runtime says against what torch said of the same weights, and graphs, tokenizer, chat template and MTP acceptance
+    against what they were when they were built. A gate that is missed ends with exit code 3.
+
     **Examples**
 
     `llmc check build/quickstart`
@@ -285,8 +293,12 @@ def check(
         terminal.print_table(worst_table(report.worst, texts))
     if found.missed:
         raise GateError(
-            f"{artifact}: {missed_line(found.missed)}; on this backend the artifact is further from the original than "
-            "its recipe allows"
+            f"{artifact}: {missed_line(found.missed)}; "
+            + (
+                "it does not do here what it was built to do: try another backend, or download it again"
+                if any(gate.by_default for gate in found.missed)
+                else "on this backend the artifact is further from the original than its recipe allows"
+            )
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from llmc import __version__
+from llmc.contracts.fidelity import BuiltRecord
 from llmc.contracts.layer_record import ModuleReport, RoleCounts
 from llmc.contracts.manifest import (
     BudgetRecord,
@@ -29,6 +30,7 @@ from llmc.job import ALL_PACKAGES, Job
 from llmc.quant.durable import describe
 from llmc.quant.result import QuantizeResult
 from llmc.runtime.artifact import MANIFEST
+from llmc.runtime.spoken_to import spoken_to
 from llmc.sizes import sizes_by_role
 from llmc.stages import versions
 from llmc.torch_checks import torch_checks
@@ -100,6 +102,7 @@ def build_manifest(
         targets=targets,
         checks=Nothing(),
         torch_checks=quantized.torch_checks,
+        built=BuiltRecord(digests=spoken_to(job.tokenizer)),
         notes=job.plan.notes,
         versions=versions(*ALL_PACKAGES),
         files={},

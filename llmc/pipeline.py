@@ -24,6 +24,7 @@ from llmc import machine
 from llmc.card import model_card
 from llmc.contracts.manifest import (
     BudgetRecord,
+    CheckedGraphs,
     Checks,
     GateRecord,
     Manifest,
@@ -49,6 +50,7 @@ from llmc.reference import Reference, beside
 from llmc.report import report_of, worst_in_text
 from llmc.reuse import earlier, quantized_files
 from llmc.runtime.artifact import CARD, MANIFEST, REFERENCE, REPORT
+from llmc.runtime.as_built import ask
 from llmc.sensitivity import measured, measurement_folder, spend
 from llmc.sidecars import copy_sidecar
 from llmc.stages import Stages, versions
@@ -230,8 +232,10 @@ class _Build:
         manifest = manifest.model_copy(update={"files": files, **apart})
         if "onnxruntime" in targets:
             write_json(self.artifact / MANIFEST, manifest.to_json())  # the runtime wants one
-            checks = Checks.model_validate(self.stages.run("check", self.keys["check"], self._check))
-            manifest = manifest.model_copy(update={"checks": self._judged(checks)})
+            checked = CheckedGraphs.model_validate(self.stages.run("check", self.keys["check"], self._check))
+            recorded = {name: getattr(checked.built, name) for name in checked.built.model_fields_set - {"digests"}}
+            built = manifest.built.model_copy(update=recorded)
+            manifest = manifest.model_copy(update={"checks": self._judged(checked.checks), "built": built})
         elif isinstance(quantized.torch_checks, Checks):
             manifest = manifest.model_copy(update={"checks": self._judged(quantized.torch_checks)})
         self._tell(manifest)
@@ -330,11 +334,14 @@ class _Build:
         with self.progress.stage("check"), load(self.artifact, backend="onnxruntime") as model:
             reference = self.artifact / REFERENCE
             checks = model.check(self.progress, reference).to_json() | {"gates": []}
+            probe = ask(model.artifact, model.backend)
+            built: dict[str, Any] = {} if probe is None else {"probe": probe.record()}
             self.progress("decode", 1.0)
-            self.speed, acceptance = measure(model, reference)
-        if acceptance is not None:
-            checks["mtp_acceptance"] = acceptance
-        return checks
+            self.speed, drafts = measure(model, reference)
+        if drafts is not None and drafts.drafted:
+            checks["mtp_acceptance"] = drafts.share
+            built |= {"mtp_accepted": drafts.accepted, "mtp_drafted": drafts.drafted}
+        return {"checks": checks, "built": built}
 
     def _tell(self, manifest: Manifest) -> None:
         """Writes the report, and the card, which takes its numbers from there."""
@@ -351,7 +358,8 @@ class _Build:
         from llmc.runtime.gates import gates
 
         report = CheckReport(**{each.name: getattr(checks, each.name) for each in fields(CheckReport)})
-        judged = gates(report, self.job.recipe.check.gates.limits())
+        recipe = self.job.recipe.check
+        judged = gates(report, recipe.gates.limits(), recipe.default_gates)
         return checks.model_copy(update={"gates": [GateRecord.model_validate(asdict(gate)) for gate in judged]})
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmc.contracts.manifest import Checks, Manifest
+from llmc.contracts.manifest import CheckedGraphs, Checks, Manifest
 from llmc.contracts.part import File, checked
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.checkpoint_headers import INDEX
@@ -42,7 +42,8 @@ class Earlier:
             if name in self.same:
                 yield name, result.to_json(), list(result.files.values())
         if "check" in self.same and isinstance(self.manifest.checks, Checks):
-            yield "check", self.manifest.checks.model_copy(update={"gates": []}).to_json(), []
+            checks = self.manifest.checks.model_copy(update={"gates": []})
+            yield "check", CheckedGraphs(checks=checks, built=self.manifest.built).to_json(), []
 
     def nbytes(self) -> int:
         """Of the files that may be taken; 0 where they cannot be told."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from llmc.budget_tables import spent_rows
-from llmc.contracts.fidelity import RuntimeRecord
+from llmc.contracts.fidelity import AsBuiltRecord, RuntimeRecord
 from llmc.contracts.manifest import Checks, GateRecord, TargetRecord, TokenizerRecord
 from llmc.contracts.report import Report
 from llmc.progress import size
@@ -95,19 +95,28 @@ def check_rows(checks: Checks) -> list[tuple[str, str]]:
         mean = _percent(checks.p_change, checks.p_change_stderr, "+")
         told = f"mean {mean}, RMS {_percent(checks.p_change_rms, checks.p_change_rms_stderr)}"
         result.append(("change of p", f"{told}, of the token that follows"))
-    if checks.runtime:
-        result.append(("runtime alone", runtime_line(checks.runtime)))
-    elif not checks.computed_by:
-        result.append(("runtime alone", "not measured: the reference was written by an earlier llmc"))
+    if not checks.computed_by:
+        earlier = "not measured: an earlier llmc built this"
+        result.append(("runtime alone", runtime_line(checks.runtime) if checks.runtime else earlier))
+        result.append(("as built", as_built_line(checks.as_built) if checks.as_built else earlier))
     if checks.mtp_acceptance is not None:
         result.append(("MTP acceptance", f"{checks.mtp_acceptance:.1%} of drafts, greedy"))
     return result + [(f"gate {gate.name}", gate_line(gate)) for gate in checks.gates]
 
 
 def runtime_line(floor: RuntimeRecord) -> str:
-    """`KL 0.00039 from the same weights in torch, 99 % 0.0017, …`: two digits suffice for what is that small."""
-    told = f"KL {floor.kl_mean:.2g} from the same weights in torch, 99 % {floor.kl_p99:.2g}, max {floor.kl_max:.2g}"
-    return f"{told}; top-1 {100 * floor.top1:.2f} % of {floor.tokens:,} tokens"
+    """`KL from the same weights in torch: median 0.00015, …`: two digits suffice for what is that small."""
+    told = f"median {floor.kl_median:.2g}, mean {floor.kl_mean:.2g}, 99 % {floor.kl_p99:.2g}, max {floor.kl_max:.2g}"
+    return f"KL from the same weights in torch: {told}; top-1 {100 * floor.top1:.2f} % of {floor.tokens:,} tokens"
+
+
+def as_built_line(found: AsBuiltRecord) -> str:
+    """`graph within 0.6 ppm, tokenizer the same`: what was measured of what is on record."""
+    graphs = ("graph", found.graph), ("MTP graph", found.mtp_graph)
+    told = [f"{name} within {_millionths(value)}" for name, value in graphs if value is not None]
+    texts = ("tokenizer", found.tokenizer), ("chat template", found.chat_template)
+    told += [f"{name} {'the same' if same else 'ANOTHER'}" for name, same in texts if same is not None]
+    return ", ".join(told) or "nothing that this backend tells is on record"
 
 
 _KL_TOLD = {
@@ -160,15 +169,33 @@ def target_line(target: TargetRecord) -> str:
 
 def gate_line(gate: GateRecord) -> str:
     """`passed: +1.30 %, with 95 % confidence at most +1.92 % (at most 2 %)`, in the unit of recipes."""
-    bound = "at least" if gate.name == "top1" else "at most"
+    told = "passed" if gate.passed else "MISSED"
+    if gate.name in _AS_BUILT:
+        return f"{told}: {_AS_BUILT[gate.name][not gate.passed]}"
+    bound = "at least" if gate.name in ("top1", "mtp_acceptance") else "at most"
     shown: Callable[[float], str]
-    if gate.name == "kl_mean":
+    if gate.name in ("kl_mean", "runtime_kl"):
         shown, limit = "{:.4g}".format, f"{gate.limit:g} nats"
+    elif gate.name in ("graph", "mtp_graph"):
+        shown, limit = _millionths, f"{_millionths(gate.limit)} of what logits vary by"
     else:
         shown = partial(_percent, error=None, sign="+" if gate.name == "ppl_increase" else "")
-        limit = f"{100 * gate.limit:g} %"
+        limit = f"{100 * gate.limit:.4g} %"
     judged = "" if gate.end is None else f", with {gate.confidence} % confidence {bound} {shown(gate.end)}"
-    return f"{'passed' if gate.passed else 'MISSED'}: {shown(gate.value)}{judged} ({bound} {limit})"
+    return f"{told}: {shown(gate.value)}{judged} ({bound} {limit})"
+
+
+_AS_BUILT = {
+    "tokenizer": (
+        "makes of fixed texts what the original's does",
+        "makes of fixed texts another thing than the original's",
+    ),
+    "chat_template": ("renders chats as the original's does", "renders chats otherwise than the original's"),
+}
+
+
+def _millionths(value: float) -> str:
+    return f"{1e6 * value:.2g} ppm"
 
 
 def missed_line(gates: Sequence[GateRecord]) -> str:

@@ -22,6 +22,7 @@ from llmc.errors import InputError
 from llmc.files import open_regular, parse_json, read_json, read_regular
 
 if TYPE_CHECKING:
+    from llmc.contracts.fidelity import BuiltRecord
     from llmc.contracts.manifest import Manifest
     from llmc.contracts.part import File, LimitRecord
     from llmc.contracts.progress import ProgressFunction
@@ -106,6 +107,20 @@ class Artifact:
         return [(each.text, each.windows) for each in read if each.windows is not None]
 
     @property
+    def default_gates(self) -> bool:
+        """Whether limits that hold for every model hold for this one."""
+        check = self.manifest.recipe.check
+        return check is None or check.default_gates
+
+    @property
+    def built(self) -> BuiltRecord:
+        """What it did when it was built, nothing where an earlier llmc built it. InputError for a broken record."""
+        from llmc.contracts.fidelity import BuiltRecord
+        from llmc.contracts.part import checked
+
+        return checked(BuiltRecord, self.document.get("built", {}), f"{self.path / MANIFEST}: broken manifest")
+
+    @property
     def files(self) -> dict[str, File]:
         """All files that were built, by name."""
         return self.manifest.files
@@ -179,12 +194,16 @@ class Artifact:
         from llmc.runtime.external_data import locations
 
         try:
-            found = locations(self.read(name, _GRAPH_BYTES))
+            found = locations(self.read_graph(name))
         except ValueError as error:
             raise InputError(f"{self.path / name}: no ONNX graph ({error}); download it again") from error
         for location in sorted(found):
             self.beside(name, location)
         return self.path / name
+
+    def read_graph(self, name: str) -> bytes:
+        """The content of an ONNX graph, without what its weights are."""
+        return self.read(name, _GRAPH_BYTES)
 
     def beside(self, name: str, other: str) -> str:
         """The name of a file in the folder of another one that refers to it; InputError unless it is listed, too."""

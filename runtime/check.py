@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from llmc.errors import InputError
 from llmc.runtime.artifact import Artifact
+from llmc.runtime.as_built import AsBuilt, accepted_now, as_built
 from llmc.runtime.backends import Backend, longer, step_width
 from llmc.runtime.divergence import Divergence, Kind, divergence
 from llmc.runtime.floor import Floor, floor, recorded
@@ -37,6 +38,7 @@ from llmc.runtime.where import (
 
 if TYPE_CHECKING:
     from llmc.contracts.progress import ProgressFunction
+    from llmc.runtime.model import Model
 
 Array = NDArray[Any]
 _CHUNK_BYTES = 1 << 26  # of logits at a time
@@ -61,8 +63,10 @@ class CheckReport:
         kl_histogram, by_window: How the divergence is spread; the windows' means, for paired comparisons.
         worst: The tokens of the largest divergence.
         runtime: What of that is the backend's own; None where the reference does not tell.
+        as_built: Whether the artifact does what it did when it was built; None where nothing is on record.
+        mtp_acceptance: Share of MTP drafts that greedy decoding accepts; None where that is not on record.
         ends: Gate → confidence in percent → end of the interval of what it is about, the upper one, of top1 the lower.
-        gates: The recipe's, judged.
+        gates: The recipe's and those that hold for every model, judged.
     """
 
     tokens: int
@@ -96,6 +100,8 @@ class CheckReport:
     kl_histogram: Histogram | None = None
     by_window: Windows | None = None
     runtime: Floor | None = None
+    as_built: AsBuilt | None = None
+    mtp_acceptance: float | None = None
     ends: dict[str, dict[str, float]] = field(default_factory=dict)
     gates: list[Gate] = field(default_factory=list)
 
@@ -191,26 +197,24 @@ def _perplexity(logprobs: Array) -> tuple[float, float]:
     return ppl, ppl * standard_error(logprobs)
 
 
-def check(
-    artifact: Artifact,
-    backend: Backend,
-    progress: ProgressFunction | None = None,
-    file: str | Path | None = None,
-    text_of: Callable[[int], str | None] | None = None,
-) -> CheckReport:
-    """Runs the check text through the backend, window by window; InputError for logits that are not finite.
+def check(model: Model, progress: ProgressFunction | None = None, file: str | Path | None = None) -> CheckReport:
+    """Runs the check text through a model's backend, window by window, and sees whether the artifact does what it did
+    when it was built; InputError for logits that are not finite.
 
     Args:
         file: of the reference, where it is not in the artifact.
-        text_of: as `compare` has it.
     """
+    artifact, built = model.artifact, model.artifact.built
     reference = read_reference(artifact, file)
-    said = _answers(artifact, backend, reference, progress)
+    said = _answers(artifact, model.backend, reference, progress)
     apart = divergence(reference, said.top, said.tail, artifact.vocab_size)
-    runtime = floor(reference, said.top, said.tail, said.best)
-    report = compare(reference, said, apart, text_of, artifact.check_sources)
-    report = replace(report, runtime=runtime)
-    report.gates.extend(gates(report, artifact.gates))
+    report = replace(
+        compare(reference, said, apart, model.tokenizer.id_to_token, artifact.check_sources),
+        runtime=floor(reference, said.top, said.tail, said.best),
+        as_built=as_built(model, built),
+        mtp_acceptance=accepted_now(model, built, reference["input_ids"]),
+    )
+    report.gates.extend(gates(report, artifact.gates, artifact.default_gates))
     return report
 
 

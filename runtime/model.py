@@ -121,7 +121,7 @@ class Model(TextGenerator):
             arguments.function("progress", progress)
         if reference is not None:
             reference = arguments.path("reference", reference)
-        return check(self.artifact, self.backend, progress, reference, self.tokenizer.id_to_token)
+        return check(self, progress, reference)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """The tokens of a prompt. InputError for none at all, for one that the model does not know, and for messages

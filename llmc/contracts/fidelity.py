@@ -4,7 +4,50 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from llmc.contracts.part import Count, Number, Part
+from llmc.contracts.part import Count, Number, Part, Sha256
+
+
+class ProbeRecord(Part):
+    """What the graphs of target onnxruntime made of arbitrary tokens when they were built; activations in float32."""
+
+    tokens: list[list[Count]] = Field(description="rows of tokens; the last of each is only read by the MTP layer")
+    sums: dict[str, str] = Field(
+        description="graph (main, mtp) → four sums of each position's logits, less their mean, with arbitrary signs, "
+        "over the root of the vocabulary's size: little-endian float32 [rows, positions, 4], in base 64"
+    )
+    spread: dict[str, Number] = Field(description="graph → root mean square of the logits, less their mean")
+
+
+class BuiltRecord(Part):
+    """What the artifact did when it was built: `llmc check` sees whether it still does."""
+
+    digests: dict[str, Sha256] = Field(
+        default={},
+        description="of what the original's tokenizer makes of fixed texts: vocabulary, all tokens as it writes them; "
+        "encoding, the tokens of a text in many scripts, and their text; chat_template, if there is one, four "
+        "conversations as it renders them",
+    )
+    probe: ProbeRecord | None = Field(
+        default=None, description="what the graphs made of arbitrary tokens; absent: there is no target onnxruntime"
+    )
+    mtp_accepted: Count | None = Field(default=None, description="MTP drafts that the model agreed to")
+    mtp_drafted: Count | None = Field(default=None, description="of so many")
+
+
+class AsBuiltRecord(Part):
+    """What is still as the build recorded it; absent keys: not recorded, or not to be told by this backend."""
+
+    graph: Number | None = Field(
+        default=None,
+        description="how far the logits of arbitrary tokens are from what they were, at 99 % of the positions at most: "
+        "root mean square over the vocabulary, over their spread; activations in float32",
+    )
+    mtp_graph: Number | None = Field(default=None, description="the same of the MTP layer's graph")
+    tokenizer: bool | None = Field(default=None, description="whether it makes the same of fixed texts")
+    chat_template: bool | None = Field(default=None, description="whether it renders the same conversations")
+    mtp_acceptance_least: Number | None = Field(
+        default=None, description="the least share of accepted drafts that chance explains"
+    )
 
 
 class RuntimeRecord(Part):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from llmc.contracts.fidelity import HistogramRecord, RuntimeRecord, WindowsRecord
+from llmc.contracts.fidelity import AsBuiltRecord, BuiltRecord, HistogramRecord, RuntimeRecord, WindowsRecord
 from llmc.contracts.images import ImagesRecord
 from llmc.contracts.layer_errors import LayerErrors
 from llmc.contracts.part import AxisSize, Count, File, FileName, LimitRecord, Nothing, Number, Part, Positive
@@ -112,6 +112,7 @@ class CheckRecord(Part):
     tokens: Count = Field(default=0, description="how many tokens were asked for")
     length: Count | None = Field(default=None, description="tokens per window")
     gates: dict[str, Number | LimitRecord] | None = Field(default=None, description="limit by name of the gate")
+    default_gates: bool = Field(default=True, description="whether gates that the recipe does not name hold, too")
 
 
 class RecipeRecord(Part):
@@ -205,14 +206,18 @@ class TargetRecord(Part):
 
 
 class GateRecord(Part):
-    """A limit of the recipe held against what was measured."""
+    """A limit held against what was measured: the recipe's, or one that holds for every model."""
 
-    name: str = Field(description="ppl_increase, kl_mean or top1")
-    limit: Number = Field(description="the recipe's limit")
+    name: str = Field(
+        description="ppl_increase, kl_mean or top1; runtime_kl, graph, mtp_graph, tokenizer, chat_template or "
+        "mtp_acceptance"
+    )
+    limit: Number = Field(description="the limit; of tokenizer and chat_template 1, the same")
     value: Number = Field(description="what was measured")
     passed: bool = Field(description="whether the value, or the end of its interval, keeps the limit")
     confidence: Count | None = Field(default=None, description="percent, if the end of the interval is judged")
     end: Number | None = Field(default=None, description="that end: the upper one, of top1 the lower")
+    by_default: bool = Field(default=False, description="whether it holds without the recipe's saying so")
 
 
 class StretchRecord(Part):
@@ -309,17 +314,27 @@ class Checks(Part):
     runtime: RuntimeRecord | None = Field(
         default=None, description="how much of that is the runtime's own; absent: the reference does not tell"
     )
+    as_built: AsBuiltRecord | None = Field(
+        default=None, description="whether it does what it did when it was built; absent: nothing is on record"
+    )
     ends: dict[str, dict[str, Number]] = Field(
         default={},
         description="gate → confidence in percent → end of the one-sided interval: the upper one, of top1 the lower",
     )
-    gates: list[GateRecord] = Field(description="the recipe's gates")
+    gates: list[GateRecord] = Field(description="the recipe's gates, and those that hold for every model")
     mtp_acceptance: Number | None = Field(default=None, description="share of MTP drafts that greedy decoding accepts")
 
     @property
     def missed(self) -> list[GateRecord]:
         """The gates that the artifact does not pass."""
         return [gate for gate in self.gates if not gate.passed]
+
+
+class CheckedGraphs(Part):
+    """What is found where the graphs of target onnxruntime run for the first time."""
+
+    checks: Checks
+    built: BuiltRecord
 
 
 class BudgetPoint(Part):
@@ -397,6 +412,7 @@ class Manifest(Part):
         default=Nothing(),
         description="the same by the pass over the layers, without gates: what the weights alone cost",
     )
+    built: BuiltRecord = Field(default=BuiltRecord(), description="what it did when it was built")
     notes: list[str] = Field(default=[], description="what of the model or the default recipe is not as usual, and why")
     versions: dict[str, str] = Field(default={}, description="package → version that built it")
     files: dict[FileName, File] = Field(description="every file of the artifact but llmc.json; no other is used")

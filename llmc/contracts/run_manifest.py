@@ -23,6 +23,7 @@ class RunModel(Part):
 
 class RunCheck(Part):
     gates: dict[str, Number | LimitRecord] | None = None
+    default_gates: bool = True
 
 
 class RunText(Part):

@@ -7,7 +7,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ _NEEDED = (1, 32)  # the first release with all operators of the graphs
 _FIRST_CAPACITY = 256
 _NUMBERED = {"cuda", "tensorrt", "nvtensorrtrtx", "migraphx", "rocm", "dml"}  # providers with an option `device_id`
 _MOST_FOLDED = 1 << 20  # bytes of a constant, where memory is short
+# An AttributeProto's name, value and type (INT), as protobuf writes them.
+_ROUNDED, _EXACT = (b"\x0a\x0eaccuracy_level\x18" + level + b"\xa0\x01\x02" for level in (b"\x04", b"\x01"))
 _STEP = 64  # attention runs over whole steps of the cache, not over what is never written
 
 
@@ -88,11 +91,8 @@ class OnnxRuntimeBackend:
         self.original_context = artifact.manifest.model.original_context
         self.max_prefill_tokens, self.max_attention_scores = _PREFILL, _SCORES
         self._sessions: dict[Graph, Any] = {}
-        graphs: tuple[Graph, Graph] = ("main", "mtp")
-        for graph in graphs:
-            if name := artifact.target_file(NAME, graph):
-                self._sessions[graph] = open_session(artifact.graph(name), threads, provider, device=device)
-                _check(artifact, graph, self._sessions[graph])
+        self._artifact, self._threads, self._provider, self._device = artifact, threads, provider, device
+        self._open()
         self.has_mtp = "mtp" in self._sessions
         shapes = {node.name: node.shape for node in self._sessions["main"].get_inputs()}
         self._width = shapes["image_features"][-1] if "image_features" in shapes else 0
@@ -108,6 +108,37 @@ class OnnxRuntimeBackend:
             graph: {node.name: node.shape[-1] for node in session.get_outputs() if not node.name.startswith("present.")}
             for graph, session in self._sessions.items()
         }
+
+    def _open(self, exact: bool = False) -> None:
+        graphs: tuple[Graph, Graph] = ("main", "mtp")
+        for graph in graphs:
+            if name := self._artifact.target_file(NAME, graph):
+                path = self._artifact.graph(name)
+                model = in_float32(self._artifact.read_graph(name)) if exact else None
+                session = open_session(path, self._threads, self._provider, device=self._device, model=model)
+                self._sessions[graph] = session
+                _check(self._artifact, graph, session)
+
+    @contextmanager
+    def exactly(self) -> Iterator[bool]:
+        """Within, no activation is rounded to int8, and caches of before are of no use. Whether that is so everywhere:
+        only the CPU provider computes in float32 for certain. Sessions are opened anew, and once more at the end: both
+        kinds at once would take twice the memory.
+        """
+        if self._provider != _CPU:
+            yield False
+            return
+        rounded = any(_ROUNDED in self._artifact.read_graph(name) for name in self._graph_names())
+        if rounded:
+            self._sessions.clear()
+            self._open(exact=True)
+        yield True
+        if rounded:
+            self._sessions.clear()
+            self._open()
+
+    def _graph_names(self) -> list[str]:
+        return [name for graph in self._sessions if (name := self._artifact.target_file(NAME, graph))]
 
     def new_cache(self, batch: int) -> OnnxRuntimeCache:
         return OnnxRuntimeCache(batch)
@@ -225,11 +256,26 @@ def _check(artifact: Artifact, graph: Graph, session: Any) -> None:
         raise InputError(f"{artifact.path}: its graph knows {width} tokens, its manifest {artifact.vocab_size}")
 
 
+def in_float32(model: bytes) -> bytes:
+    """A graph whose products round no activations: the accuracy level of each, an attribute, is 1 in place of 4."""
+    return model.replace(_ROUNDED, _EXACT)
+
+
 def open_session(
-    path: Path, threads: int | None, provider: str, frugal: bool = False, device: int | None = None
+    path: Path,
+    threads: int | None,
+    provider: str,
+    frugal: bool = False,
+    device: int | None = None,
+    model: bytes | None = None,
 ) -> Any:
-    """frugal: of a graph that runs seldom and over much at once: its weights are converted in every pass, which takes
-    little of the time, and memory is given back behind it. device: the GPU's number, for a provider that has several.
+    """Start a graph.
+
+    Args:
+        frugal: Of one that runs seldom and over much at once: its weights are converted in every pass, which takes
+            little of the time, and memory is given back behind it.
+        device: The GPU's number, for a provider that has several.
+        model: What is to be run in place of the file's content, with the file's weights.
     """
     from llmc.runtime.quiet_onnxruntime import onnxruntime
 
@@ -242,13 +288,16 @@ def open_session(
     options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", str(folded))
     options.enable_cpu_mem_arena = options.enable_mem_pattern = not frugal
     options.log_severity_level = 3
+    if model is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     if threads:
         options.intra_op_num_threads = threads
     try:
         first = provider if device is None else (provider, {"device_id": str(device)})
         providers = [first] if provider == _CPU else [first, _CPU]
         # What fails is told; falling back would print to standard output and go on elsewhere than was asked for.
-        return onnxruntime.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
+        given = str(path) if model is None else model
+        return onnxruntime.InferenceSession(given, options, providers=providers, enable_fallback=0)
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
         reason = " ".join(str(error).split())
         raise MachineError(f"{path}: ONNX Runtime {onnxruntime.__version__} cannot load it: {reason}") from error

@@ -20,7 +20,7 @@ Llmc = Callable[..., Result]
 def speed_is_measured_shortly(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of every build's answers; test_quickstart.py measures as long as users' builds do."""
     if request.path.name != "test_quickstart.py":
-        monkeypatch.setattr("llmc.measure._PROMPTS", 2)
+        monkeypatch.setattr("llmc.runtime.drafts._PROMPTS", 2)
 
 
 @pytest.fixture

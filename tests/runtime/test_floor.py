@@ -93,6 +93,6 @@ def test_a_reference_of_an_earlier_llmc_says_nothing_of_it(trained: Path, tmp_pa
     save_file({name: each for name, each in load_file(file).items() if not name.startswith("quantized")}, file)
     list_files(copy, file.name)
     done = CliRunner().invoke(app, ["check", str(copy)], env={"COLUMNS": "200"})
-    assert done.exit_code == 0 and "not measured: the reference was written by an earlier llmc" in done.stdout
+    assert done.exit_code == 0 and "not measured: an earlier llmc built this" in done.stdout
     whole = CliRunner().invoke(app, ["check", str(trained)], env={"COLUMNS": "200"})
     assert "from the same weights in torch" in whole.stdout

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from measure import peak_bytes
 
-from llmc.measure import acceptance, run
 from llmc.runtime import load
+from llmc.runtime.drafts import acceptance, run
 
 if __name__ == "__main__":
     task = json.loads(Path(sys.argv[1]).read_text())
