@@ -173,8 +173,8 @@ class Gates(Section):
         default=None,
         gt=0,
         allow_inf_nan=False,
-        description="median KL divergence of the runtime's answers from torch's with the same quantized weights, nats; "
-        "default 0.01",
+        description="median KL divergence of the runtime's answers from torch's with the same quantized weights, of a "
+        "prompt's tokens or of an answer's, nats; default 0.005",
     )
     _confidence: dict[str, int] = PrivateAttr(default_factory=dict)
 

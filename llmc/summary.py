@@ -106,7 +106,8 @@ def check_rows(checks: Checks) -> list[tuple[str, str]]:
 
 def runtime_line(floor: RuntimeRecord) -> str:
     """`KL from the same weights in torch: median 0.00015, …`: two digits suffice for what is that small."""
-    told = f"median {floor.kl_median:.2g}, mean {floor.kl_mean:.2g}, 99 % {floor.kl_p99:.2g}, max {floor.kl_max:.2g}"
+    medians = f"median {floor.kl_median:.2g}, of single steps {floor.kl_median_of_steps:.2g}"
+    told = f"{medians}, mean {floor.kl_mean:.2g}, 99 % {floor.kl_p99:.2g}, max {floor.kl_max:.2g}"
     return f"KL from the same weights in torch: {told}; top-1 {100 * floor.top1:.2f} % of {floor.tokens:,} tokens"
 
 
@@ -195,7 +196,8 @@ _AS_BUILT = {
 
 
 def _millionths(value: float) -> str:
-    return f"{1e6 * value:.2g} ppm"
+    """`0.79 ppm`, `210 ppm`, `17 %`."""
+    return f"{1e6 * value:.2g} ppm" if value < 9.95e-4 else f"{100 * value:.2g} %"
 
 
 def missed_line(gates: Sequence[GateRecord]) -> str:

@@ -24,6 +24,7 @@ class Floor:
     Attributes:
         tokens: Predictions compared.
         kl_mean, kl_median, kl_p99, kl_max: Of the divergence of the backend's answers from torch's, in nats.
+        kl_median_of_steps: Where tokens are read one by one, as answers are made, at the end of each window.
         top1: Share of positions at which both find the same token most likely.
         largest: Difference of log-probabilities, of all likely tokens at all positions, in nats.
     """
@@ -32,6 +33,7 @@ class Floor:
     kl_mean: float
     kl_mean_stderr: float
     kl_median: float
+    kl_median_of_steps: float
     kl_p99: float
     kl_max: float
     top1: float
@@ -43,7 +45,7 @@ def recorded(reference: dict[str, Array]) -> int:
     return len(reference["quantized_best"]) if "quantized_best" in reference else 0
 
 
-def floor(reference: dict[str, Array], top: Array, tail: Array | None, best: Array) -> Floor | None:
+def floor(reference: dict[str, Array], top: Array, tail: Array | None, best: Array, steps: int) -> Floor | None:
     """Compare a backend's answers with those of torch; None where these are not on record.
 
     As in `divergence`, with the quantized model's probabilities in place of the original's. What was drawn from the
@@ -51,6 +53,7 @@ def floor(reference: dict[str, Array], top: Array, tail: Array | None, best: Arr
 
     Args:
         top, tail, best: See `Answers` of `check.py`.
+        steps: Positions at the end of a window that are read one by one.
     """
     windows = recorded(reference)
     if not windows:
@@ -67,6 +70,7 @@ def floor(reference: dict[str, Array], top: Array, tail: Array | None, best: Arr
         kl_mean=float(kl.mean()),
         kl_mean_stderr=standard_error(kl),
         kl_median=float(np.median(kl)),
+        kl_median_of_steps=float(np.median(kl[:, -steps:])),
         kl_p99=float(np.quantile(kl, 0.99)),
         kl_max=float(kl.max()),
         top1=float(agreed.mean()),

@@ -57,6 +57,9 @@ class RuntimeRecord(Part):
     kl_mean: Number = Field(description="divergence of the backend's answers from torch's, mean, in nats per token")
     kl_mean_stderr: Number = Field(description="its standard error")
     kl_median: Number = Field(description="its median")
+    kl_median_of_steps: Number = Field(
+        description="its median where tokens are read one by one, the last eight of each window"
+    )
     kl_p99: Number = Field(description="its 99th percentile")
     kl_max: Number = Field(description="its maximum")
     top1: Number = Field(description="share of positions at which both find the same token most likely")

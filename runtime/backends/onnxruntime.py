@@ -194,10 +194,12 @@ class OnnxRuntimeBackend:
         step = cache.steps.get(key)
         if step is None or step.used != used:
             binding = session.io_binding()
+            buffers = {node.name: cache.buffers[node.name] for node in self._caches[graph]}
+            parts = {name: buffer[:, :, :used] for name, buffer in buffers.items()}
+            if all(part.flags.c_contiguous for part in parts.values()):  # of one row of one head, as latents are
+                buffers = parts  # all or none: one mask is for all layers
             for node in self._caches[graph]:
-                buffer = cache.buffers[node.name]
-                part = buffer[:, :, :used]  # contiguous for one row of one head, as latents are
-                value = self._value(part if part.flags.c_contiguous else buffer)
+                value = self._value(buffers[node.name])
                 binding.bind_ortvalue_input(node.name, value)
                 binding.bind_ortvalue_output(node.name.replace("past.", "present."), value)
             places = {name: np.empty(array.shape, array.dtype) for name, array in inputs.items()}

@@ -11,7 +11,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
+from support.ladder import SmallModel
 from support.listed_files import list_files
+from support.model_lines import LINES
+from support.runnable_artifact import lower
 from typer.testing import CliRunner
 
 from llmc.cli import app
@@ -50,14 +53,14 @@ def test_it_is_the_divergence_of_the_runtime_from_torch() -> None:
             "quantized_top_logprobs": of(q, top_ids)[:WINDOWS],
             "quantized_tail_logprobs": of(q, tail_ids)[:WINDOWS],
         }
-        measured = floor(reference, of(r, top_ids), of(r, tail_ids), r.argmax(-1))
+        measured = floor(reference, of(r, top_ids), of(r, tail_ids), r.argmax(-1), 8)
         assert measured is not None and measured.tokens == WINDOWS * POSITIONS
         found.append(measured.kl_mean)
     assert abs(np.mean(found) - exact.mean()) < 4 * np.std(found) / np.sqrt(len(found))
     assert np.std(found) < 0.1 * exact.mean()
     assert measured.top1 == (q.argmax(-1) == r.argmax(-1))[:WINDOWS].mean()
     assert measured.largest == pytest.approx(np.abs(of(q, top_ids) - of(r, top_ids))[:WINDOWS].max())
-    assert floor({}, of(r, top_ids), None, r.argmax(-1)) is None
+    assert floor({}, of(r, top_ids), None, r.argmax(-1), 8) is None
 
 
 def test_a_graph_in_float32_and_one_that_rounds_activations(trained: Path, trained_level_4: Path) -> None:
@@ -85,6 +88,16 @@ def test_the_last_tokens_of_a_window_are_read_one_by_one(trained: Path, monkeypa
         model.check()
     window = [(0, 183), *((place, 1) for place in range(183, 191))]
     assert widths == window * 4
+
+
+@pytest.mark.slow
+def test_layers_with_one_head_in_their_cache_and_with_several(tmp_path: Path) -> None:
+    """They are given as much of it: one mask is for all."""
+    line = next(line for line in LINES if line.name == "MiMo-V2-Flash")
+    folder = lower(SmallModel(line, tmp_path).artifact.path, 1)
+    with load(folder, threads=1) as model:
+        report = model.check()
+    assert report.runtime is not None and report.runtime.kl_max < 1e-8
 
 
 def test_a_reference_of_an_earlier_llmc_says_nothing_of_it(trained: Path, tmp_path: Path) -> None:
