@@ -148,7 +148,7 @@ class Job:
             keys[name] = key_of(work, name, options, code, versions(*_TARGET_PACKAGES))
         measured = [code_version("runtime"), module_version("llmc.measure")]
         keys["check"] = key_of(work, keys.get("onnxruntime"), measured, versions(*_CHECK_PACKAGES))
-        keys["build"] = key_of(keys, self.asked.public(), self.source.id, code_version("llmc"))
+        keys["build"] = key_of(keys, self.asked.public(), self.source.id, code_version("llmc"), code_version("page"))
         return keys
 
 

@@ -41,6 +41,7 @@ from llmc.job import Job, Limits, prepare, warn
 from llmc.manifest import build_manifest, describe_quantized, hash_files_of
 from llmc.measure import Speed, measure, peak_memory
 from llmc.output import OutputFolder, digest, read_manifest, whole
+from llmc.page import report_page
 from llmc.progress import Display
 from llmc.quant.assign import Rule
 from llmc.quant.durable import damage, write_json
@@ -49,7 +50,7 @@ from llmc.recipe import RecipeLike
 from llmc.reference import Reference, beside
 from llmc.report import report_of, worst_in_text
 from llmc.reuse import earlier, quantized_files
-from llmc.runtime.artifact import CARD, MANIFEST, REFERENCE, REPORT
+from llmc.runtime.artifact import CARD, MANIFEST, REFERENCE, REPORT, REPORT_PAGE
 from llmc.runtime.as_built import ask
 from llmc.sensitivity import measured, measurement_folder, spend
 from llmc.sidecars import copy_sidecar
@@ -344,12 +345,13 @@ class _Build:
         return {"checks": checks, "built": built}
 
     def _tell(self, manifest: Manifest) -> None:
-        """Writes the report, and the card, which takes its numbers from there."""
+        """Writes the report, its page and the card, which take their numbers from there."""
         worst = []
         if self.job.recipe.check.publish_text:
             worst = worst_in_text(manifest.checks or None, self.job.texts.check, self.job.tokenizer.decode)
         report = report_of(manifest, worst)
         write_json(self.artifact / REPORT, report.to_json())
+        (self.artifact / REPORT_PAGE).write_text(report_page(report), encoding="utf-8")
         (self.artifact / CARD).write_text(model_card(report), encoding="utf-8")
 
     def _judged(self, checks: Checks) -> Checks:

@@ -10,18 +10,27 @@ from typing import Any
 
 from llmc.contracts.layer_errors import rounded
 from llmc.contracts.manifest import Checks, Manifest, TargetRecord, TensorRecord
-from llmc.contracts.report import REPORT_VERSION, ExpertsOfLayer, LayerSummary, Report, Treatment, WorstInText
+from llmc.contracts.report import (
+    REPORT_VERSION,
+    ExpertsOfLayer,
+    LayerSummary,
+    Report,
+    SpeedRecord,
+    Treatment,
+    WorstInText,
+)
 from llmc.runtime.artifact import CARD, REFERENCE, REPORT, REPORT_PAGE
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 _EXPERT = re.compile(r"model\.layers\.(\d+)\..*\bexperts\.(\d+)\.")
 
 
-def report_of(manifest: Manifest, worst: Sequence[WorstInText] = ()) -> Report:
+def report_of(manifest: Manifest, worst: Sequence[WorstInText] = (), speed: SpeedRecord | None = None) -> Report:
     """Return the report of an artifact; equal manifests have equal ones.
 
     Args:
         worst: The tokens of the largest divergence, as `worst_in_text` finds them.
+        speed: What was benchmarked, if anything was.
     """
     pruned, checks, torch_checks = manifest.pruned or None, manifest.checks or None, manifest.torch_checks or None
     fallbacks = {name: tensor.fallback for name, tensor in manifest.tensors.items() if tensor.fallback}
@@ -33,6 +42,7 @@ def report_of(manifest: Manifest, worst: Sequence[WorstInText] = ()) -> Report:
         "torch_checks": torch_checks,
         "reference": manifest.reference,
         "fallbacks": fallbacks or None,
+        "speed": speed,
     }
     return Report(
         format_version=REPORT_VERSION,

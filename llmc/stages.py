@@ -17,6 +17,8 @@ from typing import Any
 from llmc.contracts.part import File, Part
 from llmc.quant.durable import Damaged, damage, read_record, seal, write_record
 
+_SOURCES = (".py", ".jinja", ".css")
+
 
 def key_of(*parts: Any) -> str:
     """A hash of JSON-able values."""
@@ -24,11 +26,13 @@ def key_of(*parts: Any) -> str:
 
 
 def code_version(room: str, without: tuple[str, ...] = ()) -> str:
-    """A hash of the Python sources of a room (`convert`), apart from the folders in `without`."""
+    """A hash of the sources of a room (`convert`), templates included, apart from the folders in `without`."""
     module = importlib.import_module("llmc" if room == "llmc" else f"llmc.{room}")
     assert module.__file__
     root, digest = Path(module.__file__).parent, hashlib.sha256()
-    for path in sorted(root.glob("*.py" if room == "llmc" else "**/*.py")):
+    for path in sorted(root.glob("*" if room == "llmc" else "**/*")):
+        if path.suffix not in _SOURCES:
+            continue
         name = path.relative_to(root).as_posix()
         if not name.startswith(without):
             digest.update(f"{name}\0{path.stat().st_size}\0".encode() + path.read_bytes())

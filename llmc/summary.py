@@ -75,25 +75,25 @@ def _printable(text: str) -> str:
 
 def check_rows(checks: Checks) -> list[tuple[str, str]]:
     """What a comparison with the original found."""
-    before = _measured(checks.ppl_original, checks.ppl_original_stderr, 3)
-    after = _measured(checks.ppl, checks.ppl_stderr, 3)
-    change = _percent(checks.ppl / checks.ppl_original - 1, checks.ppl_increase_stderr, "+")
+    before = measured(checks.ppl_original, checks.ppl_original_stderr, 3)
+    after = measured(checks.ppl, checks.ppl_stderr, 3)
+    change = percent(checks.ppl / checks.ppl_original - 1, checks.ppl_increase_stderr, "+")
     far = "" if checks.kl_p999 is None else f"99.9 % {checks.kl_p999:.2f}, "
     rest = f"median {checks.kl_median:.4f}, 99 % {checks.kl_p99:.3f}, {far}max {checks.kl_max:.2f}"
     result = [("measured", "by the pass over the layers, in torch: the weights alone")] if checks.computed_by else []
     result += [
         ("perplexity", f"{before} → {after} ({change})"),
-        (kl_name(checks), f"mean {_measured(checks.kl_mean, checks.kl_mean_stderr, 4)}, {rest}"),
-        ("", _KL_TOLD[checks.kl_kind] + _sampling(checks)),
-        ("top-1 agreement", f"{_percent(checks.top1, checks.top1_stderr)} of {checks.tokens:,} tokens"),
+        (kl_name(checks), f"mean {measured(checks.kl_mean, checks.kl_mean_stderr, 4)}, {rest}"),
+        ("", KL_TOLD[checks.kl_kind] + _sampling(checks)),
+        ("top-1 agreement", f"{percent(checks.top1, checks.top1_stderr)} of {checks.tokens:,} tokens"),
     ]
     if checks.kl_above_0_1 is not None and checks.kl_above_1 is not None:
-        some = _percent(checks.kl_above_0_1, checks.kl_above_0_1_stderr)
-        few = _percent(checks.kl_above_1, checks.kl_above_1_stderr)
+        some = percent(checks.kl_above_0_1, checks.kl_above_0_1_stderr)
+        few = percent(checks.kl_above_1, checks.kl_above_1_stderr)
         result.insert(-1, ("tokens far off", f"{some} with KL above 0.1, {few} above 1"))
     if checks.p_change is not None and checks.p_change_rms is not None:
-        mean = _percent(checks.p_change, checks.p_change_stderr, "+")
-        told = f"mean {mean}, RMS {_percent(checks.p_change_rms, checks.p_change_rms_stderr)}"
+        mean = percent(checks.p_change, checks.p_change_stderr, "+")
+        told = f"mean {mean}, RMS {percent(checks.p_change_rms, checks.p_change_rms_stderr)}"
         result.append(("change of p", f"{told}, of the token that follows"))
     if not checks.computed_by:
         earlier = "not measured: an earlier llmc built this"
@@ -120,7 +120,7 @@ def as_built_line(found: AsBuiltRecord) -> str:
     return ", ".join(told) or "nothing that this backend tells is on record"
 
 
-_KL_TOLD = {
+KL_TOLD = {
     "exact": "exact: over the whole vocabulary, in float64",
     "sampled": "estimated without bias, from the likely tokens and a sample of the others",
     "lower bound": "of the likely tokens and one bucket for all others: the whole is larger",
@@ -137,8 +137,8 @@ def exact_row(report: Report) -> list[tuple[str, str]]:
     found = report.torch_checks
     if not found or found.kl_kind != "exact" or (report.checks and report.checks.computed_by):
         return []
-    told = _measured(found.kl_mean, found.kl_mean_stderr, 4)
-    return [("KL of the weights", f"mean {told}, {_KL_TOLD['exact']}, by the pass over the layers")]
+    told = measured(found.kl_mean, found.kl_mean_stderr, 4)
+    return [("KL of the weights", f"mean {told}, {KL_TOLD['exact']}, by the pass over the layers")]
 
 
 def _sampling(checks: Checks) -> str:
@@ -155,7 +155,7 @@ def where_rows(checks: Checks) -> list[tuple[str, str]]:
     ]
     kinds = [f"{each.kind} {each.kl_mean:.4f} ({each.tokens:,})" for each in checks.kl_by_kind]
     texts = [
-        f"{each.text} {_measured(each.kl_mean, each.kl_mean_stderr, 4)} ({each.windows:,} windows)"
+        f"{each.text} {measured(each.kl_mean, each.kl_mean_stderr, 4)} ({each.windows:,} windows)"
         for each in checks.kl_by_source
     ]
     told = (("KL by position", places), ("KL by next token", kinds), ("KL by text", texts))
@@ -180,7 +180,7 @@ def gate_line(gate: GateRecord) -> str:
     elif gate.name in ("graph", "mtp_graph"):
         shown, limit = _millionths, f"{_millionths(gate.limit)} of what logits vary by"
     else:
-        shown = partial(_percent, error=None, sign="+" if gate.name == "ppl_increase" else "")
+        shown = partial(percent, error=None, sign="+" if gate.name == "ppl_increase" else "")
         limit = f"{100 * gate.limit:.4g} %"
     judged = "" if gate.end is None else f", with {gate.confidence} % confidence {bound} {shown(gate.end)}"
     return f"{told}: {shown(gate.value)}{judged} ({bound} {limit})"
@@ -204,10 +204,10 @@ def missed_line(gates: Sequence[GateRecord]) -> str:
     return "; ".join(f"{gate.name} {gate_line(gate)}" for gate in gates)
 
 
-def _measured(value: float, error: float | None, digits: int, sign: str = "") -> str:
+def measured(value: float, error: float | None, digits: int, sign: str = "") -> str:
     """`0.0396 ± 0.0028`; artifacts of earlier releases lack some errors."""
     return f"{value:{sign}.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
 
 
-def _percent(value: float, error: float | None, sign: str = "") -> str:
-    return f"{_measured(100 * value, None if error is None else 100 * error, 2, sign)} %"
+def percent(value: float, error: float | None, sign: str = "") -> str:
+    return f"{measured(100 * value, None if error is None else 100 * error, 2, sign)} %"

@@ -76,7 +76,7 @@ class Artifact:
         manifest = checked(RunManifest, document, what)
         opened = cls(path, document, manifest, frozenset(manifest.model.eos_token_ids))
         for name in opened.files:
-            if name != CARD:  # which its publisher may have gone on writing, and nothing here reads
+            if name not in (CARD, REPORT, REPORT_PAGE):  # which may have been written anew, and nothing here reads
                 opened.file(name)
         return opened
 

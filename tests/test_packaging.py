@@ -124,6 +124,8 @@ def test_wheel_carries_code_recipes_and_checkpoint(tree: Path, wheel: Path) -> N
         *(tree / "recipes/mixes").glob("*.yaml"),
         *(tree / "recipes/checkpoints").rglob("tiny-deepseek-v3/*"),
     ]
+    page = tree / "llmc/page"
+    expected |= {f"llmc/page/{path.name}" for path in (*page.glob("*.jinja"), *page.glob("*.css"))}
     expected |= {f"llmc/{path.relative_to(tree)}" for path in (*data, tree / "recipes/checkpoints/README.md")}
     assert {name for name in names if ".dist-info/" not in name} == expected
 

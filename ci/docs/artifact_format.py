@@ -32,6 +32,7 @@ or absent, since a build works beside it and renames the folder at the end.
 | file | what it is | who reads it |
 |---|---|---|
 | `llmc.json` | the manifest, below: what was done, what was measured, size and SHA-256 of every other file | llmc |
+| `report.html` | the report: one page that needs no network and no other file | people |
 | `report.json` | the report's numbers, [below](#the-report) | programs, `llmc compare` |
 | `README.md` | the model card, with the front matter of the Hugging Face hub | people, the hub |
 | `config.json` | the model's configuration, with `quantization_config` | llmc, transformers, vLLM |

@@ -79,6 +79,30 @@ class ExpertsOfLayer(Part):
     )
 
 
+class TimingRecord(Part):
+    """One size of batch, prompt and answer."""
+
+    batch: Count = Field(description="prompts at once")
+    prompt_tokens: Count = Field(description="length of each")
+    new_tokens: Count = Field(description="length of each answer")
+    draft_tokens: Count = Field(description="drafts a step")
+    prefill: Number = Field(description="prompt tokens a second")
+    decode: Number = Field(description="new tokens a second after the first, all rows together")
+    tokens_per_step: Number = Field(description="new tokens of a row per pass of the main model")
+    acceptance: Number | None = Field(default=None, description="share of drafts that the model agreed to")
+
+
+class SpeedRecord(Part):
+    """What `llmc bench` measured on some machine."""
+
+    backend: str = Field(description="what ran it, and where")
+    load_seconds: Number = Field(description="time to load it")
+    memory_loaded: Count = Field(description="bytes of memory when it was loaded")
+    memory_peak: Count = Field(description="bytes of memory at most")
+    cache_bytes_per_token: Number = Field(description="bytes of cache for a token of a row")
+    timings: list[TimingRecord] = Field(description="one for each size")
+
+
 class Report(Part):
     """What was done to a model and what it cost. Made of llmc.json and the check text alone."""
 
@@ -108,6 +132,9 @@ class Report(Part):
     torch_checks: Checks | None = Field(default=None, description="the same of the weights alone")
     worst: list[WorstInText] = Field(
         default=[], description="the tokens of the largest divergence; empty where the check text is not published"
+    )
+    speed: SpeedRecord | None = Field(
+        default=None, description="on the machine where `llmc report --bench` was called; absent as builds leave it"
     )
     versions: dict[str, str] = Field(default={}, description="package → version that built it")
     stages: dict[str, str] = Field(default={}, description="stage → hash of everything that decides it")

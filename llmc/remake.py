@@ -1,0 +1,81 @@
+"""`llmc report`: an artifact's report made anew, of its manifest and its check text."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from llmc.contracts.manifest import Manifest
+from llmc.contracts.part import File, checked
+from llmc.contracts.report import Report, SpeedRecord, WorstInText
+from llmc.errors import InputError
+from llmc.files import read_json
+from llmc.output import digest
+from llmc.page import report_page
+from llmc.quant.durable import describe, sync, write_json
+from llmc.report import report_of, worst_in_text
+from llmc.runtime.artifact import MANIFEST, REFERENCE, REPORT, REPORT_PAGE, Artifact
+
+_BENCH_BYTES = 1 << 24
+
+
+def remake(path: Path, output: Path | None = None, bench: Path | None = None) -> tuple[Report, Path]:
+    """Write report.json and report.html, and return the report and where its page is.
+
+    Args:
+        path: The artifact. Without an `output` both files become part of it, and its manifest lists them.
+        output: A folder for them; the artifact is left as it is.
+        bench: What `llmc bench --json` printed, for a section about speed.
+
+    Raises:
+        InputError: for what is no artifact or no such file
+    """
+    artifact = Artifact.open(path)
+    manifest = artifact.described()
+    speed = None if bench is None else checked(SpeedRecord, read_json(bench, _BENCH_BYTES), f"{bench}: no `llmc bench`")
+    report = report_of(manifest, _worst(artifact, manifest), speed)
+    folder = path if output is None else output
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / REPORT, report.to_json())
+    _write(folder / REPORT_PAGE, report_page(report))
+    if output is None:
+        _list(artifact)
+    return report, folder / REPORT_PAGE
+
+
+def report_of_artifact(path: Path) -> Report:
+    """Return the report of an artifact, without text and whether or not it holds one."""
+    return report_of(Artifact.open(path).described())
+
+
+def _worst(artifact: Artifact, manifest: Manifest) -> list[WorstInText]:
+    if REFERENCE not in artifact.files or not manifest.checks:
+        return []
+    from llmc.runtime.reference import read_reference
+    from llmc.runtime.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer(artifact, artifact.vocab_size, artifact.add_bos)
+    return worst_in_text(manifest.checks, read_reference(artifact)["input_ids"], tokenizer.decode)
+
+
+def _list(artifact: Artifact) -> None:
+    """Names both files in the manifest, whatever else that says."""
+    document = dict(artifact.document)
+    listed = {name: describe(artifact.path / name, File).to_json() for name in (REPORT, REPORT_PAGE)}
+    document["files"] = dict(sorted((document["files"] | listed).items()))
+    if "digest" in document:
+        document["digest"] = digest(document)
+    write_json(artifact.path / MANIFEST, document)
+
+
+def _write(path: Path, text: str) -> None:
+    """Under its name only when it is complete."""
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: is no file; move it away")
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync(path.parent)

@@ -1,0 +1,129 @@
+"""report.html: one page with every section, that fetches nothing and does nothing that strangers' strings say."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from support.reports import HOSTILE, manifest, rich_report
+
+from llmc.contracts.part import Nothing
+from llmc.page import report_page
+from llmc.page.charts import Axis
+from llmc.report import report_of
+
+
+class _Elements(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def elements(page: str) -> list[tuple[str, dict[str, str | None]]]:
+    parser = _Elements()
+    parser.feed(page)
+    assert not parser.open
+    return parser.found
+
+
+def test_it_has_every_section_and_its_numbers() -> None:
+    page = report_page(rich_report())
+    ids = {attributes.get("id") for _, attributes in elements(page)}
+    assert {"summary", "divergence", "where", "worst", "size", "budget", "layers", "experts", "roles", "speed", "texts",
+            "provenance"} <= ids  # fmt: skip
+    for told in ("0.0400", "+3.33 %", "89.00 %", "80.0%", "it misses the recipe’s limit of top-1 agreement", "c0ffee"):
+        assert told in page, told
+
+
+def test_what_strangers_wrote_is_text() -> None:
+    page = report_page(rich_report())
+    tags = {tag for tag, _ in elements(page)}
+    assert not tags & {"script", "img", "iframe", "object", "link", "form"}
+    assert "&lt;script&gt;alert(1)" in page and HOSTILE not in page
+    assert "\u202e" not in page and "\\u202e" in page  # nothing turns the line around
+    assert not [name for _, attributes in elements(page) for name in attributes if name.startswith("on")]
+
+
+def test_it_fetches_nothing() -> None:
+    page = report_page(rich_report())
+    for _, attributes in elements(page):
+        assert "src" not in attributes and attributes.get("href", "#").startswith("#")
+    assert "http" not in page.replace("http-equiv", "") and "url(" not in page and "@import" not in page
+
+
+def test_it_can_be_read_without_eyes() -> None:
+    found = elements(report_page(rich_report()))
+    ids = [attributes["id"] for _, attributes in found if "id" in attributes]
+    assert len(ids) == len({*ids})
+    for tag, attributes in found:
+        if tag == "svg" and "aria-hidden" not in attributes and "role" in attributes:
+            assert all(name in ids for name in (attributes["aria-labelledby"] or "").split())
+    count = {tag: sum(each == tag for each, _ in found) for tag in ("table", "caption", "figure", "main", "nav", "h1")}
+    assert count["table"] == count["caption"] > count["figure"] > 9  # a table for every figure, and some more
+    assert count["main"] == count["nav"] == count["h1"] == 1
+
+
+def test_equal_reports_are_equal_pages_and_small() -> None:
+    large = rich_report(layers=61, experts=256)
+    assert report_page(large) == report_page(large)
+    assert len(report_page(large)) < 1_500_000
+
+
+def test_a_report_with_little_in_it_is_a_page() -> None:
+    full = manifest(missed=False)
+    bare = full.model_copy(update={"checks": Nothing(), "torch_checks": Nothing(), "layers": [], "budget": None})
+    page = report_page(report_of(bare.model_copy(update={"pruned": Nothing(), "tensors": {}, "tokenizer": None})))
+    assert "It was not compared with the original." in page and 'id="worst"' not in page and elements(page)
+    assert "It keeps all 2 limits of its recipe." in report_page(report_of(full))
+
+
+@pytest.mark.parametrize("values", [[0.0], [0.0, 0.0], [1e-9, 5.0], [3.0], [7e-4, 2e-3]])
+@pytest.mark.parametrize("log", [False, True])
+def test_an_axis_has_room_for_its_values(values: list[float], log: bool) -> None:
+    axis = Axis.around(values, log)
+    assert all(0 <= axis.share(value) <= 1 for value in values) and axis.low < axis.high
+    ticks = [value for value, _ in axis.ticks()]
+    assert 2 <= len(ticks) <= 9 and all(axis.low <= value <= axis.high * 1.001 for value in ticks)
+
+
+def test_an_artifact_without_a_report_gets_the_one_that_its_build_left(llmc, recipe) -> None:
+    assert llmc("build", recipe(targets=[]), "-o", "out").exit_code == 0
+    out, names = Path("out"), ("report.json", "report.html")
+    before = {name: (out / name).read_bytes() for name in (*names, "llmc.json")}
+    document = json.loads(before["llmc.json"])
+    assert {*names} <= document["files"].keys()
+    for name in names:
+        (out / name).unlink()
+        del document["files"][name]
+    del document["digest"]
+    (out / "llmc.json").write_text(json.dumps(document))
+    made = llmc("report", out)
+    assert made.exit_code == 0 and made.stdout.strip() == "out/report.html", made.output
+    assert {name: (out / name).read_bytes() for name in names} == {name: before[name] for name in names}
+    assert llmc("inspect", out, "--verify").exit_code == 0
+
+
+def test_speed_is_what_a_bench_measured(llmc, recipe, tmp_path: Path) -> None:
+    assert llmc("build", recipe(targets=[]), "-o", "out").exit_code == 0
+    speed = rich_report().speed
+    assert speed
+    (tmp_path / "bench.json").write_text(json.dumps(speed.to_json()))
+    made = llmc("report", "out", "--bench", tmp_path / "bench.json", "-o", "apart")
+    assert made.exit_code == 0 and 'id="speed"' in Path("apart/report.html").read_text()
+    assert 'id="speed"' not in Path("out/report.html").read_text()
+    (tmp_path / "bench.json").write_text("{}")
+    assert llmc("report", "out", "--bench", tmp_path / "bench.json", "-o", "apart").exit_code == 2
