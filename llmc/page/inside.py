@@ -73,9 +73,7 @@ def _experts(report: Report) -> Section:
         counts = f"{pruned.experts_before} experts a layer became {pruned.experts_after}"
         found.blocks.append(Paragraph(f"{counts}, chosen by {pruned.method}. Numbers are those of the original."))
     text = " and ".join(sorted({each.measured_on for each in layers}))
-    told = (
-        f"How often each expert is chosen, beside the others of its layer, on the {text} text; pruned ones marked."
-    )
+    told = f"How often each expert is chosen, beside the others of its layer, on the {text} text; pruned ones marked."
     found.blocks.append(_loads("Load in the original", told, layers, [each.load_original for each in layers]))
     if all(each.load for each in layers):
         told = "The same in this artifact."

@@ -16,8 +16,9 @@ def verdict(report: Report) -> tuple[str, str]:
     if checks is None:
         return "neutral", "It was not compared with the original."
     if checks.missed:
-        names = ", ".join(GATES.get(gate.name, gate.name) for gate in checks.missed)
-        return "missed", f"It was rejected: it misses the recipe’s limit of {names}."
+        *others, last = [GATES.get(gate.name, gate.name) for gate in checks.missed]
+        names = f"limits of {', '.join(others)} and {last}" if others else f"limit of {last}"
+        return "missed", f"It was rejected: it misses the recipe’s {names}."
     if not checks.gates:
         return "neutral", "The recipe sets no limits; what was measured stands below."
     count = len(checks.gates)
