@@ -16,6 +16,7 @@ from llmc import __version__, cli_formats, extras, streams, terminal
 from llmc.cli_eval import evaluate
 from llmc.cli_formats import Json
 from llmc.cli_options import GpuMemory, Memory, Output, Recipe
+from llmc.cli_report import compare
 from llmc.cli_report import report as make_report
 from llmc.cli_sensitivity import sensitivity
 from llmc.errors import GateError, InputError, LlmcError, MachineError
@@ -462,6 +463,7 @@ def inspect(
 
 
 app.command("report")(make_report)
+app.command()(compare)
 
 
 def _text(path: Path) -> str:

@@ -41,3 +41,37 @@ def report(
         terminal.print_json(made.to_json())
     else:
         terminal.console(highlight=False).print(str(page), soft_wrap=True)
+
+
+def compare(
+    artifacts: Annotated[
+        list[Path], typer.Argument(metavar="ARTIFACT...", help="Two or more; each is held against the first.")
+    ],
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page, too.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Put artifacts side by side: size against divergence, with intervals; and in pairs, where they read the same text.
+
+    Which of two is better often shows in pairs alone: what makes a window of text hard for both does not count. Needs
+    neither torch nor the models, just each artifact's llmc.json.
+
+    **Examples**
+
+    `llmc compare build/int4 build/int3`
+
+    `llmc compare build/int4 build/int3 build/fp8 --html comparison.html`
+    """
+    from llmc.compare import compare as hold
+    from llmc.compare_tables import tables
+
+    found = hold(artifacts)
+    if html is not None:
+        from llmc.page.comparison import comparison_page
+        from llmc.remake import write_text
+
+        write_text(html, comparison_page(found))
+    if as_json:
+        terminal.print_json(found.to_json())
+        return
+    for table in tables(found):
+        terminal.print_table(table)

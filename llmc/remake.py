@@ -37,7 +37,7 @@ def remake(path: Path, output: Path | None = None, bench: Path | None = None) ->
     folder = path if output is None else output
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / REPORT, report.to_json())
-    _write(folder / REPORT_PAGE, report_page(report))
+    write_text(folder / REPORT_PAGE, report_page(report))
     if output is None:
         _list(artifact)
     return report, folder / REPORT_PAGE
@@ -68,7 +68,7 @@ def _list(artifact: Artifact) -> None:
     write_json(artifact.path / MANIFEST, document)
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     """Under its name only when it is complete."""
     if path.exists() and not path.is_file():
         raise InputError(f"{path}: is no file; move it away")

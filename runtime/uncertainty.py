@@ -7,6 +7,7 @@ taken token by token before, so that what makes a window hard for both does not 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -35,19 +36,31 @@ def ends(values: Array, upper: bool) -> dict[str, float]:
     drawn with replacement, and the error of each resample's mean is taken in units of its own standard error. Fewer
     windows than eight are cut in pieces. Always the same draws, so that equal answers have equal ends.
     """
+    levels = [1 - each / 100 if upper else each / 100 for each in CONFIDENCES]
+    found = _quantiles(values, levels)
+    return {str(level): end for level, end in zip(CONFIDENCES, found, strict=True)}
+
+
+def interval(values: Array, confidence: int) -> tuple[float, float]:
+    """Return both ends of the two-sided interval of a mean of [N, P] values, of so many percent; as `ends` has them."""
+    beyond = (1 - confidence / 100) / 2
+    low, high = _quantiles(values, [1 - beyond, beyond])
+    return low, high
+
+
+def _quantiles(values: Array, levels: Sequence[float]) -> list[float]:
+    """Ends of intervals, by the quantiles of the resamples' errors that they are taken from."""
     parts = _parts(values)
     mean, count = float(values.mean()), len(parts)
     error = parts.std(ddof=1) / math.sqrt(count) if count > 1 else 0.0
     if error == 0:
-        return dict.fromkeys(map(str, CONFIDENCES), mean)
+        return [mean] * len(levels)
     shares = np.random.default_rng(_SEED).multinomial(count, [1 / count] * count, size=_RESAMPLES) / count
     centered = parts - parts.mean()
     means = shares @ centered
     spreads = np.sqrt(np.maximum(shares @ np.square(centered) - np.square(means), 0) / (count - 1))
     errors = means / np.maximum(spreads, _LEAST_SPREAD * error)
-    levels = [1 - each / 100 if upper else each / 100 for each in CONFIDENCES]
-    found = mean - np.quantile(errors, levels) * error
-    return {str(level): float(end) for level, end in zip(CONFIDENCES, found, strict=True)}
+    return [float(each) for each in mean - np.quantile(errors, levels) * error]
 
 
 def _parts(values: Array) -> Array:

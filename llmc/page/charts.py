@@ -65,7 +65,7 @@ class Text:
 
 @dataclass
 class Chart:
-    """What is drawn. `gutter`: whether labels stand left of the plot."""
+    """What is drawn."""
 
     height: float
     bars: list[Bar] = field(default_factory=list)
@@ -76,7 +76,6 @@ class Chart:
     y: list[Tick] = field(default_factory=list)
     x_title: str = ""
     y_title: str = ""
-    gutter: bool = True
     kind: str = "chart"
 
 
@@ -181,7 +180,7 @@ def lying_bars(rows: Sequence[tuple[str, float, float | None, str]], first: str 
         first: The kind of the first bar.
     """
     high = max((value + (error or 0) for _, value, error, _ in rows), default=0.0) or 1.0
-    chart = Chart(_ROW * len(rows) + 4, gutter=False, kind="chart lying")
+    chart = Chart(_ROW * len(rows) + 4, kind="chart lying")
     for number, (label, value, error, shown) in enumerate(rows):
         top, width = _ROW * number, 100 * max(value, 0.0) / high
         room = _LABEL - len(shown)
@@ -191,6 +190,27 @@ def lying_bars(rows: Sequence[tuple[str, float, float | None, str]], first: str 
         if error:
             left, right = (100 * min(max(value + each, 0.0) / high, 1.0) for each in (-error, error))
             chart.segments.append(Segment(left, top + 27, right, top + 27, "error over"))
+    return chart
+
+
+def intervals(rows: Sequence[tuple[str, float, float | None, float | None, str]]) -> Chart:
+    """Values with their intervals on one scale that holds 0; (label, value, low, high, value as it is shown)."""
+    every = [each for _, *values, _ in rows for each in values if each is not None]
+    low, high = min(0.0, *every), max(0.0, *every)
+    room = 0.04 * (high - low) or 1.0
+    axis = Axis(low - room, high + room)
+    chart = Chart(_ROW * len(rows) + 4, kind="chart lying")
+    zero = 100 * axis.share(0.0)
+    for number, (label, value, first, last, shown) in enumerate(rows):
+        top = _ROW * number
+        chart.texts += [Text(0, top + 15, _shortened(label, _LABEL - len(shown))), Text(100, top + 15, shown, "end")]
+        chart.bars.append(Bar(0, top + 22, 100, 12, "track", ""))
+        chart.segments.append(Segment(zero, top + 20, zero, top + 36, "zero"))
+        if first is not None and last is not None:
+            chart.segments.append(
+                Segment(100 * axis.share(first), top + 28, 100 * axis.share(last), top + 28, "error main wide")
+            )
+        chart.dots.append(Dot(100 * axis.share(value), top + 28, "main", f"{label}: {shown}"))
     return chart
 
 

@@ -9,7 +9,7 @@ from llmc.contracts.manifest import Checks
 from llmc.contracts.report import Report
 from llmc.page.blocks import Block, Excerpt, Excerpts, Figure, Paragraph, Section, Table
 from llmc.page.charts import Axis, Plot, Segment, Text, lying_bars, power_of_ten, slots
-from llmc.summary import KL_TOLD, check_rows, kl_name, measured, runtime_line
+from llmc.summary import KL_TOLD, check_rows, kl_name, measured
 
 _LARGE, _HUGE = 0.1, 1.0  # nats
 _MARKER_ROW = 17  # pixels
@@ -38,8 +38,6 @@ def _spread(report: Report, checks: Checks) -> Section:
         value = measured(exact.kl_mean, exact.kl_mean_stderr, 4)
         weights = f"The weights alone, before any target rounds: mean KL {value} nats ({exact.kl_kind})."
         found.blocks.append(Paragraph(weights))
-    if checks.runtime:
-        found.blocks.append(Paragraph(f"The runtime alone: {runtime_line(checks.runtime)}."))
     return found
 
 
@@ -180,7 +178,7 @@ def _worst(report: Report) -> Section:
     blocks: list[Block] = []
     if report.worst:
         rows = [
-            Excerpt(each.before, each.token, f"{each.kl:.2f}", f"{each.p_original:.3f} → {each.p:.3f}")
+            Excerpt(each.before.lstrip("\n"), each.token, f"{each.kl:.2f}", f"{_p(each.p_original)} → {_p(each.p)}")
             for each in report.worst
         ]
         blocks = [Excerpts("Tokens of the largest divergence, each with the text in front of it", rows)]
@@ -188,3 +186,7 @@ def _worst(report: Report) -> Section:
         blocks = [Paragraph("Their text is not shown, as the check text is not published with this artifact.")]
     found.blocks.extend(blocks)
     return found
+
+
+def _p(probability: float) -> str:
+    return f"{probability:.3f}" if probability >= 0.0005 else f"{probability:.0e}"
