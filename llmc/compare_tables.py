@@ -10,8 +10,8 @@ from llmc.contracts.comparison import Comparison, Measured
 from llmc.progress import size
 from llmc.tables import table
 
-HEAD = ("", "artifact", "weights", "divergence", "limits")
-MEASURES = ("", "KL, nats", "perplexity, %", "top-1 agreement, %")
+HEAD = ("#", "artifact", "weights", "divergence", "limits")
+MEASURES = ("#", "KL, nats", "perplexity, %", "top-1 agreement, %")
 MEASURED_ON = {
     "weights": "exact divergence of the weights alone, 95 % intervals over windows",
     "backend": "as each artifact’s backend computes, 95 % intervals over windows",

@@ -61,6 +61,7 @@ class Text:
     text: str
     anchor: str = "start"
     kind: str = "label"
+    beside: float = 0  # pixels to the right of x
 
 
 @dataclass

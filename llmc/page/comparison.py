@@ -21,6 +21,7 @@ from llmc.page.blocks import Block, Figure, Paragraph, Section, Table
 from llmc.page.charts import Axis, Plot, Segment, Text, intervals
 from llmc.progress import size
 
+_WIDE = 8  # times the smallest: where a scale of logarithms shows more
 _NEAR_X, _NEAR_Y = 7.0, 15.0  # percent and pixels: labels that are nearer than this would touch
 
 
@@ -45,9 +46,10 @@ def _together(comparison: Comparison) -> Section:
 
 
 def _scatter(artifacts: Sequence[ComparedArtifact], names: Sequence[str]) -> Figure:
-    """Size across, divergence up, on a scale of logarithms."""
+    """Size across, divergence up, on a scale of logarithms where it is a wide one."""
     ends = [end for each in artifacts for end in (each.kl_mean.low, each.kl_mean.high, each.kl_mean.value)]
-    up = Axis.around([end for end in ends if end is not None and end > 0], log=True)
+    known = [end for end in ends if end is not None and end > 0]
+    up = Axis.around(known, log=bool(known) and max(known) > _WIDE * min(known))
     plot = Plot(up, "weights", "KL, nats", 240)
     sizes = [each.bytes for each in artifacts]
     low, high = min(sizes), max(sizes)
@@ -59,11 +61,11 @@ def _scatter(artifacts: Sequence[ComparedArtifact], names: Sequence[str]) -> Fig
         if kl.low is not None and kl.high is not None:
             plot.chart.segments.append(Segment(x, plot.y(max(kl.low, plot.up.low)), x, plot.y(kl.high), "error main"))
         plot.dot(x, kl.value, f"{name}, {size(each.bytes)}, {kl.value:.4f}")
-        at = (x + 1.5, plot.y(kl.value) + 4)
+        at = (x, plot.y(kl.value) + 4)
         while any(abs(at[0] - other[0]) < _NEAR_X and abs(at[1] - other[1]) < _NEAR_Y for other in placed):
             at = (at[0], at[1] - _NEAR_Y)
         placed.append(at)
-        plot.chart.texts.append(Text(*at, name.partition(":")[0]))
+        plot.chart.texts.append(Text(*at, name.partition(":")[0], beside=9))
     plot.label(
         [(100 * across.share(each), size(each)) for each in (across.low + spare, across.high - spare)][
             : 1 + (high > low)

@@ -41,11 +41,21 @@ def elements(page: str) -> list[tuple[str, dict[str, str | None]]]:
 
 
 def test_it_has_every_section_and_its_numbers() -> None:
-    page = report_page(rich_report())
+    report = rich_report()
+    page, checks = report_page(report), report.checks
+    assert checks
+    change = f"{100 * (checks.ppl / checks.ppl_original - 1):+.2f} %"
     ids = {attributes.get("id") for _, attributes in elements(page)}
     assert {"summary", "divergence", "where", "worst", "size", "budget", "layers", "experts", "roles", "speed", "texts",
             "provenance"} <= ids  # fmt: skip
-    for told in ("0.0400", "+3.33 %", "89.00 %", "80.0%", "it misses the recipe’s limit of top-1 agreement", "c0ffee"):
+    for told in (
+        f"{checks.kl_mean:.4f}",
+        change,
+        "89.00 %",
+        "80.0%",
+        "it misses the recipe’s limit of top-1 agreement",
+        "c0ffee",
+    ):
         assert told in page, told
 
 

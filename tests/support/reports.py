@@ -12,6 +12,7 @@ from llmc.runtime.spread import EDGES
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>\u202eend'
 _SHA = "0" * 64
+_LONG = "unbreakable" * 30
 
 
 def manifest(layers: int = 6, experts: int = 16, missed: bool = True, scale: float = 1.0) -> Manifest:
@@ -72,8 +73,8 @@ def manifest(layers: int = 6, experts: int = 16, missed: bool = True, scale: flo
             },
             "checks": checks,
             "torch_checks": checks | {"computed_by": "torch", "kl_kind": "exact", "gates": []},
-            "notes": [HOSTILE],
-            "versions": {"numpy": "2"},
+            "notes": [HOSTILE, _LONG],
+            "versions": {"numpy": "2", _LONG: _LONG},
             "files": {"reference.safetensors": {"sha256": _SHA, "bytes": 1}},
         }
     )  # fmt: skip
@@ -113,8 +114,9 @@ def _checks(missed: bool, scale: float) -> dict[str, Any]:
     counts = [round(900 * math.exp(-(((step - 15) / 4) ** 2))) for step in range(len(EDGES) + 1)]
     kl = [scale * (0.04 + 0.01 * math.sin(each)) for each in range(16)]
     return {
-        "tokens": sum(counts), "ppl_original": 12.0, "ppl_original_stderr": 0.5, "ppl": 12.4, "ppl_stderr": 0.5,
-        "ppl_increase_stderr": 0.004, "kl_kind": "sampled", "kl_mean": 0.04 * scale, "kl_mean_stderr": 0.002,
+        "tokens": sum(counts), "ppl_original": 12.0, "ppl_original_stderr": 0.5, "ppl_stderr": 0.5,
+        "ppl": 12.0 * math.exp(sum(kl) / len(kl)), "ppl_increase_stderr": 0.004, "kl_kind": "sampled",
+        "kl_mean": sum(kl) / len(kl), "kl_mean_stderr": 0.002,
         "kl_median": 0.015, "kl_p99": 0.4, "kl_p999": 1.5, "kl_max": 4.0, "kl_above_0_1": 0.1, "kl_above_1": 0.002,
         "kl_above_0_1_stderr": 0.001, "kl_above_1_stderr": 0.0001, "top1": 0.89, "top1_stderr": 0.003,
         "p_change": -0.01, "p_change_stderr": 0.001, "p_change_rms": 0.06, "p_change_rms_stderr": 0.006,
