@@ -10,7 +10,7 @@ from pathlib import Path
 from llmc.contracts.audit import AuditedModel
 from llmc.errors import InputError
 from llmc.runtime import Model, load
-from llmc.runtime.artifact import MANIFEST, Artifact
+from llmc.runtime.artifact import CARD, MANIFEST, REPORT, REPORT_PAGE, Artifact
 from llmc.source import BUILTIN, locate
 
 
@@ -24,12 +24,18 @@ class Place:
     is_artifact: bool
     changed: bool = False
 
+    @property
+    def digest(self) -> str:
+        """A hash of what it is made of."""
+        return hashlib.sha256(json.dumps(self.hashes, sort_keys=True).encode()).hexdigest()
+
 
 def artifact_place(path: Path) -> Place:
     """Return the place of an artifact; InputError where there is none."""
     opened = Artifact.open(path)
     manifest = opened.described()
-    hashes = {name: file.sha256 for name, file in opened.files.items()}
+    written = (CARD, REPORT, REPORT_PAGE)  # about it, and maybe anew: they change no answer
+    hashes = {name: file.sha256 for name, file in opened.files.items() if name not in written}
     return Place(path.resolve().name, path, hashes, True, bool(manifest.quantized or manifest.pruned))
 
 
@@ -74,6 +80,5 @@ def open_model(place: Place, backend: str | None, threads: int | None, device: i
 
 def audited(place: Place, model: Model) -> AuditedModel:
     """Return what audit.json says of it."""
-    digest = hashlib.sha256(json.dumps(place.hashes, sort_keys=True).encode()).hexdigest()
     runs_on = model.backend_info.partition(" ")[0] if place.is_artifact else model.backend_info
-    return AuditedModel(name=place.name, digest=digest, runs_on=runs_on, changed=place.changed)
+    return AuditedModel(name=place.name, digest=place.digest, runs_on=runs_on, changed=place.changed)

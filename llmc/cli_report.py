@@ -22,6 +22,9 @@ def report(
     bench: Annotated[
         Path | None, typer.Option(metavar="FILE", help="What `llmc bench --json` printed: a section about speed.")
     ] = None,
+    audit: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="What `llmc eval` left: a section about its differences.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write report.html and report.json of an artifact that lacks them, or with its speed on this machine.
@@ -33,10 +36,12 @@ def report(
     `llmc report build/quickstart`
 
     `llmc bench build/quickstart --json > bench.json && llmc report build/quickstart --bench bench.json -o report`
+
+    `llmc report build/quickstart --audit build/quickstart.audit -o report`
     """
     from llmc.remake import remake
 
-    made, page = remake(artifact, output, bench)
+    made, page = remake(artifact, output, bench, audit)
     if as_json:
         terminal.print_json(made.to_json())
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from llmc.contracts.audit import AuditRecord
 from llmc.contracts.manifest import Manifest
 from llmc.contracts.part import File, checked
 from llmc.contracts.report import Report, SpeedRecord, WorstInText
@@ -16,24 +17,28 @@ from llmc.quant.durable import describe, sync, write_json
 from llmc.report import report_of, worst_in_text
 from llmc.runtime.artifact import MANIFEST, REFERENCE, REPORT, REPORT_PAGE, Artifact
 
-_BENCH_BYTES = 1 << 24
+AUDIT = "audit.json"
+_JSON_BYTES = 1 << 24
 
 
-def remake(path: Path, output: Path | None = None, bench: Path | None = None) -> tuple[Report, Path]:
+def remake(
+    path: Path, output: Path | None = None, bench: Path | None = None, audit: Path | None = None
+) -> tuple[Report, Path]:
     """Write report.json and report.html, and return the report and where its page is.
 
     Args:
         path: The artifact. Without an `output` both files become part of it, and its manifest lists them.
         output: A folder for them; the artifact is left as it is.
         bench: What `llmc bench --json` printed, for a section about speed.
+        audit: The folder that `llmc eval` left, or the audit.json in it, for a section about that.
 
     Raises:
-        InputError: for what is no artifact or no such file
+        InputError: for what is no artifact or no such file, and for an audit of another artifact
     """
     artifact = Artifact.open(path)
     manifest = artifact.described()
-    speed = None if bench is None else checked(SpeedRecord, read_json(bench, _BENCH_BYTES), f"{bench}: no `llmc bench`")
-    report = report_of(manifest, _worst(artifact, manifest), speed)
+    speed = None if bench is None else checked(SpeedRecord, read_json(bench, _JSON_BYTES), f"{bench}: no `llmc bench`")
+    report = report_of(manifest, _worst(artifact, manifest), speed, None if audit is None else _audit(audit, path))
     folder = path if output is None else output
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / REPORT, report.to_json())
@@ -41,6 +46,16 @@ def remake(path: Path, output: Path | None = None, bench: Path | None = None) ->
     if output is None:
         _list(artifact)
     return report, folder / REPORT_PAGE
+
+
+def _audit(place: Path, path: Path) -> AuditRecord:
+    from llmc.audit_models import artifact_place
+
+    file = place / AUDIT if place.is_dir() else place
+    found = checked(AuditRecord, read_json(file, _JSON_BYTES), f"{file}: no `llmc eval`")
+    if found.artifact.digest != artifact_place(path).digest:
+        raise InputError(f"{file}: is about {found.artifact.name}, or about an earlier {path}; run `llmc eval {path}`")
+    return found
 
 
 def report_of_artifact(path: Path) -> Report:

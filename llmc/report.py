@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from llmc.contracts.audit import AuditRecord
 from llmc.contracts.layer_errors import rounded
 from llmc.contracts.manifest import Checks, Manifest, TargetRecord, TensorRecord
 from llmc.contracts.report import (
@@ -25,12 +26,18 @@ _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 _EXPERT = re.compile(r"model\.layers\.(\d+)\..*\bexperts\.(\d+)\.")
 
 
-def report_of(manifest: Manifest, worst: Sequence[WorstInText] = (), speed: SpeedRecord | None = None) -> Report:
+def report_of(
+    manifest: Manifest,
+    worst: Sequence[WorstInText] = (),
+    speed: SpeedRecord | None = None,
+    audit: AuditRecord | None = None,
+) -> Report:
     """Return the report of an artifact; equal manifests have equal ones.
 
     Args:
         worst: The tokens of the largest divergence, as `worst_in_text` finds them.
         speed: What was benchmarked, if anything was.
+        audit: What `llmc eval` found, if it was asked.
     """
     pruned, checks, torch_checks = manifest.pruned or None, manifest.checks or None, manifest.torch_checks or None
     fallbacks = {name: tensor.fallback for name, tensor in manifest.tensors.items() if tensor.fallback}
@@ -43,6 +50,7 @@ def report_of(manifest: Manifest, worst: Sequence[WorstInText] = (), speed: Spee
         "reference": manifest.reference,
         "fallbacks": fallbacks or None,
         "speed": speed,
+        "audit": audit,
     }
     return Report(
         format_version=REPORT_VERSION,

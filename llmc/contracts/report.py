@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from llmc.contracts.audit import AuditRecord
 from llmc.contracts.manifest import (
     BudgetRecord,
     Checks,
@@ -135,6 +136,9 @@ class Report(Part):
     )
     speed: SpeedRecord | None = Field(
         default=None, description="on the machine where `llmc report --bench` was called; absent as builds leave it"
+    )
+    audit: AuditRecord | None = Field(
+        default=None, description="what `llmc eval` found, where `llmc report --audit` was called; as in audit.json"
     )
     versions: dict[str, str] = Field(default={}, description="package → version that built it")
     stages: dict[str, str] = Field(default={}, description="stage → hash of everything that decides it")

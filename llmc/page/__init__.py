@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from llmc.contracts.report import Report
-from llmc.page import divergence, inside, origin, overview, speed, spending
+from llmc.page import audited, divergence, inside, origin, overview, speed, spending
 from llmc.page.blocks import Section
 from llmc.visible import visible
 
@@ -23,7 +23,7 @@ _HERE = Path(__file__).parent
 def report_page(report: Report) -> str:
     """Return the page of a report, as HTML."""
     parts = [overview.section(report)]
-    for each in (divergence, spending, inside, speed, origin):
+    for each in (divergence, audited, spending, inside, speed, origin):
         parts += each.sections(report)
     made = f"{report.source.id}, compressed by llmc {report.llmc_version}"
     return page(report.name or "report", made, parts, overview.verdict(report))

@@ -7,8 +7,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from support.reports import HOSTILE, manifest, rich_report
+from support.reports import HOSTILE, audit_record, manifest, rich_report
 
+from llmc.audit_models import artifact_place
 from llmc.contracts.part import Nothing
 from llmc.page import report_page
 from llmc.page.charts import Axis
@@ -46,7 +47,8 @@ def test_it_has_every_section_and_its_numbers() -> None:
     assert checks
     change = f"{100 * (checks.ppl / checks.ppl_original - 1):+.2f} %"
     ids = {attributes.get("id") for _, attributes in elements(page)}
-    assert {"summary", "divergence", "where", "worst", "size", "budget", "layers", "experts", "roles", "speed", "texts",
+    assert {"summary", "divergence", "where", "worst", "size", "budget", "layers", "experts", "roles", "speed", "audit",
+            "texts",
             "provenance"} <= ids  # fmt: skip
     for told in (
         f"{checks.kl_mean:.4f}",
@@ -56,6 +58,12 @@ def test_it_has_every_section_and_its_numbers() -> None:
         "it misses the recipe’s limit of top-1 agreement",
         "c0ffee",
     ):
+        assert told in page, told
+
+
+def test_an_audit_is_told_by_differences() -> None:
+    page = report_page(rich_report())
+    for told in ("-3.0 pp (-5.0 … -1.0)", "4 / 16", "acc (worse)", "length (not told apart)", "kappa 0.50"):
         assert told in page, told
 
 
@@ -127,7 +135,7 @@ def test_an_artifact_without_a_report_gets_the_one_that_its_build_left(llmc, rec
     assert llmc("inspect", out, "--verify").exit_code == 0
 
 
-def test_speed_is_what_a_bench_measured(llmc, recipe, tmp_path: Path) -> None:
+def test_speed_and_audit_are_added(llmc, recipe, tmp_path: Path) -> None:
     assert llmc("build", recipe(targets=[]), "-o", "out").exit_code == 0
     speed = rich_report().speed
     assert speed
@@ -135,5 +143,13 @@ def test_speed_is_what_a_bench_measured(llmc, recipe, tmp_path: Path) -> None:
     made = llmc("report", "out", "--bench", tmp_path / "bench.json", "-o", "apart")
     assert made.exit_code == 0 and 'id="speed"' in Path("apart/report.html").read_text()
     assert 'id="speed"' not in Path("out/report.html").read_text()
+    (tmp_path / "audit.json").write_text(json.dumps(audit_record(artifact_place(Path("out")).digest).to_json()))
+    assert llmc("report", "out", "--audit", tmp_path, "-o", "apart").exit_code == 0
+    assert 'id="audit"' in Path("apart/report.html").read_text()
+    assert llmc("report", "out").exit_code == 0  # what is written anew changes no answer
+    assert llmc("report", "out", "--audit", tmp_path, "-o", "apart").exit_code == 0
+    (tmp_path / "audit.json").write_text(json.dumps(audit_record().to_json()))
+    said = llmc("report", "out", "--audit", tmp_path, "-o", "apart")
+    assert said.exit_code == 2 and "run `llmc eval out`" in said.stderr
     (tmp_path / "bench.json").write_text("{}")
     assert llmc("report", "out", "--bench", tmp_path / "bench.json", "-o", "apart").exit_code == 2

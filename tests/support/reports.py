@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from llmc.contracts.audit import AuditRecord
 from llmc.contracts.manifest import Manifest
 from llmc.contracts.report import Report, SpeedRecord, WorstInText
 from llmc.report import report_of
@@ -94,7 +95,27 @@ def rich_report(layers: int = 6, experts: int = 16, missed: bool = True) -> Repo
             "timings": [timing | {"draft_tokens": each, "decode": 40.0 + 9 * each} for each in (0, 1)],
         }
     )  # fmt: skip
-    return report_of(manifest(layers, experts, missed), worst, speed)
+    return report_of(manifest(layers, experts, missed), worst, speed, audit_record())
+
+
+def audit_record(digest: str = _SHA) -> AuditRecord:
+    """Return an audit of the artifact with this digest."""
+    measure = {
+        "samples": 400, "kind": "share", "better": "higher", "original": 0.61, "artifact": 0.58, "difference": -0.03,
+        "low": -0.05, "high": -0.01, "confidence": 95, "method": "score", "bootstrap": [-0.05, -0.01], "gained": 4,
+        "lost": 16, "p": 0.012,
+    }  # fmt: skip
+    length = measure | {"kind": "mean", "better": "neither", "method": "bootstrap", "low": -0.04, "high": 0.02}
+    model = {"name": HOSTILE, "digest": digest, "runs_on": "onnxruntime"}
+    measures = {"acc": measure, "length": length, HOSTILE: measure | {"p": None}}
+    return AuditRecord.model_validate(
+        {
+            "format_version": 1, "llmc_version": "0.1.0", "harness": "0.4.10", "artifact": model, "original": model,
+            "same_source": False, "limit": 400, "chat": False,
+            "tasks": {HOSTILE: {"data": HOSTILE, "documents": _SHA, "samples": 400, "measures": measures}},
+            "review": {"reviewers": ["a", "b"], "items": 20, "preferred": {"original": 9, "both": 11}, "kappa": 0.5},
+        }
+    )  # fmt: skip
 
 
 def _text() -> dict[str, Any]:

@@ -1,0 +1,58 @@
+"""The section about an audit: what compression changed of answers to questions, never a bare score."""
+
+from __future__ import annotations
+
+from llmc.audit_measures import verdict
+from llmc.audit_tables import measure_cells
+from llmc.contracts.audit import AuditRecord, MeasureRecord, ReviewRecord, TaskRecord
+from llmc.contracts.report import Report
+from llmc.page.blocks import Block, Figure, Paragraph, Section, Table
+from llmc.page.charts import intervals
+
+_HEAD = ("measure", "original → artifact", "difference, 95 %", "up / down", "p", "verdict")
+
+
+def sections(report: Report) -> list[Section]:
+    """Nothing of an artifact that was not audited."""
+    if (audit := report.audit) is None:
+        return []
+    blocks: list[Block] = [Paragraph(_told(audit))]
+    for name, task in audit.tasks.items():
+        blocks.append(_task(name, task))
+    if audit.review:
+        blocks.append(_review(audit.review))
+    return [Section("audit", "Answers to questions", "Audit", blocks)]
+
+
+def _told(audit: AuditRecord) -> str:
+    first, second = audit.original, audit.artifact
+    source = "" if audit.same_source else " It was not made of that original."
+    limit = f", at most {audit.limit:,} samples of each task" if audit.limit else ""
+    asked = f"The same questions to {first.name} ({first.runs_on}) and to {second.name} ({second.runs_on}){limit}"
+    return f"{asked}, by lm-eval {audit.harness}. Told is the artifact’s less the original’s, by samples.{source}"
+
+
+def _task(name: str, task: TaskRecord) -> Figure:
+    lines = [_line(measure, found) for measure, found in task.measures.items()]
+    body = [(measure, *measure_cells(found), verdict(found)) for measure, found in task.measures.items()]
+    table = Table(f"Measures of {name}", _HEAD, body, words=6)
+    told = f"{task.samples:,} samples ({task.data}); lines are 95 % intervals, and the mark is at no difference."
+    return Figure(name, told, intervals(lines), table)
+
+
+def _line(name: str, found: MeasureRecord) -> tuple[str, float, float, float, str]:
+    """Shares in percentage points, so that one scale fits most."""
+    unit, shown = (
+        (100, f"{100 * found.difference:+.1f} pp") if found.kind == "share" else (1, f"{found.difference:+.4f}")
+    )
+    label = f"{name} ({verdict(found)})"
+    return label, unit * found.difference, unit * found.low, unit * found.high, shown
+
+
+def _review(review: ReviewRecord) -> Table:
+    rows = [(who, f"{count:,}") for who, count in review.preferred.items()]
+    agreed = "" if review.kappa is None else f", kappa {review.kappa:.2f}"
+    sign = "" if review.p is None else f", sign test p = {review.p:.3f}"
+    readers = len(review.reviewers)
+    told = f"What {readers} reviewer{'s' if readers != 1 else ''} preferred, blind, of {review.items:,} answers"
+    return Table(f"{told}{agreed}{sign}", ("preferred", "labels"), rows)
