@@ -29,24 +29,21 @@ def _told(audit: AuditRecord) -> str:
     source = "" if audit.same_source else " It was not made of that original."
     limit = f", at most {audit.limit:,} samples of each task" if audit.limit else ""
     asked = f"The same questions to {first.name} ({first.runs_on}) and to {second.name} ({second.runs_on}){limit}"
-    return f"{asked}, by lm-eval {audit.harness}. Told is the artifact’s less the original’s, by samples.{source}"
+    return f"{asked}, by lm-eval {audit.harness}. Differences: artifact less original, on the same samples.{source}"
 
 
-def _task(name: str, task: TaskRecord) -> Figure:
-    lines = [_line(measure, found) for measure, found in task.measures.items()]
+def _task(name: str, task: TaskRecord) -> Figure | Table:
+    """Shares as a chart, whose scale means and others do not share."""
+    lines = [_line(measure, found) for measure, found in task.measures.items() if found.kind == "share"]
     body = [(measure, *measure_cells(found), verdict(found)) for measure, found in task.measures.items()]
     table = Table(f"Measures of {name}", _HEAD, body, words=6)
     told = f"{task.samples:,} samples ({task.data}); lines are 95 % intervals, and the mark is at no difference."
-    return Figure(name, told, intervals(lines), table)
+    return Figure(name, told, intervals(lines), table) if lines else table
 
 
 def _line(name: str, found: MeasureRecord) -> tuple[str, float, float, float, str]:
-    """Shares in percentage points, so that one scale fits most."""
-    unit, shown = (
-        (100, f"{100 * found.difference:+.1f} pp") if found.kind == "share" else (1, f"{found.difference:+.4f}")
-    )
-    label = f"{name} ({verdict(found)})"
-    return label, unit * found.difference, unit * found.low, unit * found.high, shown
+    difference, low, high = (100 * each for each in (found.difference, found.low, found.high))
+    return f"{name} ({verdict(found)})", difference, low, high, f"{difference:+.1f} pp"
 
 
 def _review(review: ReviewRecord) -> Table:

@@ -6,7 +6,7 @@ import math
 
 from llmc.contracts.report import ExpertsOfLayer, LayerSummary, Report
 from llmc.page.blocks import Figure, Paragraph, Section, Table
-from llmc.page.charts import Axis, Plot, lying_bars, slots
+from llmc.page.charts import Axis, Plot, slots
 from llmc.page.heat import heat
 
 _WIDEST = 9  # percent of a chart that a layer's column takes at most
@@ -78,16 +78,22 @@ def _experts(report: Report) -> Section:
     if all(each.load for each in layers):
         told = "The same in this artifact."
         found.blocks.append(_loads("Load in the artifact", told, layers, [each.load for each in layers]))
-    if any(each.agreement is not None for each in layers):
-        rows = [
-            (f"layer {each.layer}", each.agreement or 0.0, None, f"{each.agreement or 0:.1%}")
-            for each in layers
-            if each.agreement is not None
-        ]
-        table = Table("Agreement by layer", ("layer", "agreement"), [(row[0], row[3]) for row in rows], folded=True)
-        told = "Share of the original’s choices of experts that the artifact makes, too."
-        found.blocks.append(Figure("Do routers choose alike?", told, lying_bars(rows), table))
+    if agreed := [(each.layer, each.agreement) for each in layers if each.agreement is not None]:
+        found.blocks.append(_agreement(agreed))
     return found
+
+
+def _agreement(layers: list[tuple[int, float]]) -> Figure:
+    plot = Plot(Axis(0, 1), "layer", "agreement, %", unit=100)
+    places = slots(len(layers))
+    for (layer, share), (x, width) in zip(layers, places, strict=True):
+        bar = min(0.8 * width, _WIDEST)
+        plot.column(x + (width - bar) / 2, bar, share, "main", f"layer {layer}: {share:.1%}")
+    plot.label([(x + width / 2, str(layer)) for (layer, _), (x, width) in zip(layers, places, strict=True)])
+    rows = [(str(layer), f"{100 * share:.2f}") for layer, share in layers]
+    table = Table("Agreement by layer", ("layer", "agreement, %"), rows, folded=True)
+    told = "Share of the original’s choices of experts that the artifact makes, too."
+    return Figure("Do routers choose alike?", told, plot.chart, table)
 
 
 def _loads(title: str, told: str, layers: list[ExpertsOfLayer], loads: list[list[float]]) -> Figure:
