@@ -22,8 +22,9 @@ from llmc.contracts.report import (
 )
 from llmc.runtime.artifact import CARD, REFERENCE, REPORT, REPORT_PAGE
 
-_LAYER = re.compile(r"model\.layers\.(\d+)\.")
-_EXPERT = re.compile(r"model\.layers\.(\d+)\..*\bexperts\.(\d+)\.")
+_LAYER = re.compile(r"model\.layers\.([0-9]{1,6})\.")
+_EXPERT = re.compile(r"model\.layers\.([0-9]{1,6})\..*\bexperts\.([0-9]{1,6})\.")
+_NUMBER = re.compile(r"[0-9]{1,6}")
 
 
 def report_of(
@@ -141,6 +142,8 @@ def _experts(manifest: Manifest) -> list[ExpertsOfLayer]:
     found: dict[int, ExpertsOfLayer] = {}
     pruned = manifest.pruned or None
     for name, tokens in (pruned.calibration_tokens if pruned else _loads(manifest)).items():
+        if not _NUMBER.fullmatch(name):
+            continue
         kept = pruned.survivors.get(name) if pruned else None
         removed = [] if kept is None else sorted({*range(len(tokens))} - {*kept})
         layer = int(name)

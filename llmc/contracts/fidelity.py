@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from itertools import pairwise
+
+from pydantic import Field, model_validator
 
 from llmc.contracts.part import Count, Number, Part, Sha256
 
@@ -74,6 +76,13 @@ class HistogramRecord(Part):
         description="tokens in each: the first is below the first edge, the last at the last edge or above"
     )
 
+    @model_validator(mode="after")
+    def _holds_together(self) -> HistogramRecord:
+        rising = all(0 < low < high for low, high in pairwise(self.edges))
+        if not self.edges or not rising or len(self.counts) != len(self.edges) + 1 or not any(self.counts):
+            raise ValueError("edges must be positive and rise, with one count more than edges, not all of them 0")
+        return self
+
 
 class WindowsRecord(Part):
     """Means over each window of the check text, from which artifacts that read the same text are compared in pairs."""
@@ -82,3 +91,9 @@ class WindowsRecord(Part):
     surprise_original: list[Number] = Field(description="nats per true token, by the original: -ln p")
     surprise: list[Number] = Field(description="by the artifact")
     top1: list[Number] = Field(description="share of positions at which both find the same token most likely")
+
+    @model_validator(mode="after")
+    def _holds_together(self) -> WindowsRecord:
+        if not self.kl or {len(self.surprise_original), len(self.surprise), len(self.top1)} != {len(self.kl)}:
+            raise ValueError("there must be as many of each, and at least one")
+        return self

@@ -15,6 +15,7 @@ from llmc.visible import visible
 TOP, BOTTOM = 26, 44  # pixels above and below a plot: titles, labels
 _ROW = 40  # pixels of a bar that lies, with its label
 _LABEL = 42  # letters of a bar's label and value together, on a phone
+_LARGEST_POWER = 308  # of ten, that is a number
 _MOST_LABELS = 6  # across, on a phone
 
 
@@ -96,7 +97,8 @@ class Axis:
             return cls(min(0.0, *found, 0.0), max(*found, 0.0) * 1.05 or 1.0)
         low, high = (min(found), max(found)) if found else (0.1, 1.0)
         first = math.floor(math.log10(low) + 1e-9)
-        return cls(10.0**first, 10.0 ** max(first + 1, math.ceil(math.log10(high) - 1e-9)), True)
+        last = min(_LARGEST_POWER, max(first + 1, math.ceil(math.log10(high) - 1e-9)))
+        return cls(10.0 ** min(first, last - 1), 10.0**last, True)
 
     def share(self, value: float) -> float:
         """Return how far along the axis a value lies, between 0 and 1."""
