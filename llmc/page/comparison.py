@@ -38,7 +38,7 @@ def _together(comparison: Comparison) -> Section:
     names = [f"{letter}: {artifact}" for artifact, letter in letters(comparison).items()]
     blocks: list[Block] = [
         Table("Artifacts", HEAD, rows(comparison), words=5),
-        Table(MEASURED_ON[comparison.measured_on], MEASURES, measured_rows(comparison)),
+        Table(f"Measures: {MEASURED_ON[comparison.measured_on]}", MEASURES, measured_rows(comparison)),
         _scatter(comparison.artifacts, names),
         _increase(comparison.artifacts, names),
     ]

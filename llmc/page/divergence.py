@@ -61,8 +61,8 @@ def _tail(low: float) -> str:
 
 def _histogram(checks: Checks, record: HistogramRecord) -> Figure:
     bins, total = _bins(record), sum(record.counts)
-    markers = [("median", checks.kl_median), ("mean", checks.kl_mean), ("99 %", checks.kl_p99)]
-    markers += [("99.9 %", checks.kl_p999)] if checks.kl_p999 is not None else []
+    markers = [("median", checks.kl_median), ("mean", checks.kl_mean), ("99\u00a0%", checks.kl_p99)]
+    markers += [("99.9\u00a0%", checks.kl_p999)] if checks.kl_p999 is not None else []
     up, room = Axis.around([count / total for _, _, count in bins]), _MARKER_ROW * len(markers)
     plot = Plot(up, "divergence, in nats", "share of tokens, %", unit=100, room=room)
     places = slots(len(bins))
@@ -73,7 +73,7 @@ def _histogram(checks: Checks, record: HistogramRecord) -> Figure:
     _mark(plot, markers, bins)
     rows = [(_range(low, high), f"{count:,}", f"{100 * count / total:.3f}") for low, high, count in bins]
     legend = [("main", "up to 0.1 nats"), ("warn", "above 0.1"), ("bad", "above 1")]
-    names = ", ".join(f"{name} {value:.3g}" for name, value in markers)
+    names = ", ".join(f"{name}\u00a0{value:.3g}" for name, value in markers)
     told = f"{total:,} tokens by their divergence, on a scale of logarithms: {names}, largest {checks.kl_max:.3g} nats."
     table = Table("Tokens by divergence", ("nats", "tokens", "%"), rows, folded=True)
     return Figure("How the divergence is spread", told, plot.chart, table, legend)
