@@ -96,7 +96,7 @@ def find_tasks(names: Sequence[str], data: Path | None, limit: int | None) -> li
 
 def _read_tasks(path: Path) -> dict[str, Any]:
     try:
-        config, _ = plain_yaml.read(read_regular(path, _MOST_TASK).decode("utf-8"))
+        config, _ = plain_yaml.read(read_regular(path, _MOST_TASK).decode("utf-8"), prose=True)
     except plain_yaml.Problem as error:
         raise InputError(
             f"{path}: line {error.line}: {error}; a task with Python in it is one of the harness: give the folder as "

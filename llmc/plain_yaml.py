@@ -32,17 +32,18 @@ class Problem(ValueError):
         self.line, self.location = line, location
 
 
-def read(text: str, typed: bool = True) -> tuple[Any, dict[Location, int]]:
+def read(text: str, typed: bool = True, prose: bool = False) -> tuple[Any, dict[Location, int]]:
     """The value, and the line of every key and list entry in it; Problem for everything else.
 
     Args:
         typed: words that YAML takes for numbers, booleans or null become such; otherwise every word is a str.
+        prose: values may have several lines, and tabs.
     """
     if found := _NOT_TEXT.search(text):
         raise Problem(f"has the character {found[0]!a}, which is no text", text.count("\n", 0, found.start()) + 1)
     loader = _LOADER(text)
     try:
-        reader = _Reader(loader, typed)
+        reader = _Reader(loader, typed, prose)
         return reader.document(), reader.lines
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
@@ -54,8 +55,8 @@ def read(text: str, typed: bool = True) -> tuple[Any, dict[Location, int]]:
 
 
 class _Reader:
-    def __init__(self, loader: Any, typed: bool) -> None:
-        self.loader, self.typed = loader, typed
+    def __init__(self, loader: Any, typed: bool, prose: bool) -> None:
+        self.loader, self.typed, self.prose = loader, typed, prose
         self.lines: dict[Location, int] = {(): 1}
         self.events: Iterator[yaml.Event] = iter(loader.get_event, None)
 
@@ -107,7 +108,8 @@ class _Reader:
             return text
         if len(text) > _MAX_WORD:
             raise Problem(f"a word of {len(text):,} characters; at most {_MAX_WORD:,}", _line(event), location)
-        self._refuse_unseen(text, _line(event), location)
+        shown = text.replace("\n", " ").replace("\t", " ") if self.prose else text
+        self._refuse_unseen(shown, _line(event), location)
         if event.implicit[0] and _EXPONENT.fullmatch(text):  # text to YAML 1.1, which wants a dot and a sign
             return float(text)
         tag = self.loader.resolve(yaml.ScalarNode, text, event.implicit)

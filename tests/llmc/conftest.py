@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from llmc.cli import app
@@ -21,6 +23,25 @@ def speed_is_measured_shortly(request: pytest.FixtureRequest, monkeypatch: pytes
     """Of every build's answers; test_quickstart.py measures as long as users' builds do."""
     if request.path.name != "test_quickstart.py":
         monkeypatch.setattr("llmc.runtime.drafts._PROMPTS", 2)
+
+
+@pytest.fixture(scope="session")
+def audited_artifact(small_model: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the small model, pruned and coarse enough that answers change."""
+    from llmc.pipeline import build
+    from llmc.progress import Display
+
+    folder = tmp_path_factory.mktemp("built")
+    recipe = {
+        "model": str(small_model),
+        "calibration": {"text": str(text_file), "samples": 4, "length": 32},
+        "quantize": [{"match": "experts", "scheme": "int4-g32", "method": "rtn"}],
+        "prune": {"keep": 0.5},
+        "targets": [{"onnxruntime": {"accuracy_level": 1}}],
+        "check": {"text": str(text_file), "tokens": 64, "length": 32},
+    }
+    (folder / "small.yaml").write_text(yaml.safe_dump(recipe))
+    return build(str(folder / "small.yaml"), folder / "small", progress=Display(Console(file=io.StringIO()))).path
 
 
 @pytest.fixture

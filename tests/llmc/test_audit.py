@@ -21,7 +21,6 @@ from llmc.audit_answers import KeptAnswers
 from llmc.contracts.audit import AuditRecord
 from llmc.errors import InputError
 from llmc.original import load_original
-from llmc.pipeline import build
 from llmc.progress import Display
 from llmc.runtime import load
 from llmc.runtime.lm_eval import ArtifactLM
@@ -44,22 +43,6 @@ def quiet() -> Display:
     return Display(Console(file=io.StringIO()))
 
 
-@pytest.fixture(scope="module")
-def artifact(small_model: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Coarse enough that answers change."""
-    folder = tmp_path_factory.mktemp("built")
-    recipe = {
-        "model": str(small_model),
-        "calibration": {"text": str(text_file), "samples": 4, "length": 32},
-        "quantize": [{"match": "experts", "scheme": "int4-g32", "method": "rtn"}],
-        "prune": {"keep": 0.5},
-        "targets": [{"onnxruntime": {"accuracy_level": 1}}],
-        "check": {"text": str(text_file), "tokens": 64, "length": 32},
-    }
-    (folder / "small.yaml").write_text(yaml.safe_dump(recipe))
-    return build(str(folder / "small.yaml"), folder / "small", progress=quiet()).path
-
-
 @pytest.fixture
 def words(tmp_path: Path) -> Path:
     """A task file of forty questions."""
@@ -72,11 +55,11 @@ def words(tmp_path: Path) -> Path:
 
 
 def test_the_difference_is_that_of_both_models_own_answers(
-    artifact: Path, small_model: Path, words: Path, llmc: Llmc
+    audited_artifact: Path, small_model: Path, words: Path, llmc: Llmc
 ) -> None:
-    result = llmc("eval", artifact, "--original", small_model, "--tasks", words, "--threads", 1, "--json")
+    result = llmc("eval", audited_artifact, "--original", small_model, "--tasks", words, "--threads", 1, "--json")
     assert result.exit_code == 0, result.output
-    place = Path(f"{artifact}.audit")
+    place = Path(f"{audited_artifact}.audit")
     assert json.loads(result.stdout) == json.loads((place / "audit.json").read_text())
     record = AuditRecord.model_validate_json((place / "audit.json").read_text())
     assert record.same_source and record.artifact.changed and not record.original.changed
@@ -84,7 +67,7 @@ def test_the_difference_is_that_of_both_models_own_answers(
     samples = [json.loads(line) for line in (place / "samples.jsonl").read_text().splitlines()]
     rows = [json.loads(line) for line in (words.parent / "words.jsonl").read_text().splitlines()]
     correct = []
-    for model in (load_original(small_model), load(artifact, threads=1)):
+    for model in (load_original(small_model), load(audited_artifact, threads=1)):
         asked = [[model.encode(row["q"] + choice) for choice in row["choices"]] for row in rows]
         starts = [[len(model.encode(row["q"].rstrip()))] * 3 for row in rows]
         sums = [
@@ -104,15 +87,15 @@ def test_the_difference_is_that_of_both_models_own_answers(
     assert found.low < found.difference < found.high
 
 
-def test_a_table_tells_differences(artifact: Path, small_model: Path, words: Path, llmc: Llmc) -> None:
-    result = llmc("eval", artifact, "--original", small_model, "-t", words, "--limit", 5, "-o", "audit")
+def test_a_table_tells_differences(audited_artifact: Path, small_model: Path, words: Path, llmc: Llmc) -> None:
+    result = llmc("eval", audited_artifact, "--original", small_model, "-t", words, "--limit", 5, "-o", "audit")
     assert result.exit_code == 0, result.output
     assert "words: 5 samples (words.jsonl)" in result.stdout and " pp (" in result.stdout
     assert "written to audit" in result.stderr
 
 
 def test_an_audit_that_was_interrupted_goes_on(
-    artifact: Path, small_model: Path, words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    audited_artifact: Path, small_model: Path, words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ask, asked = ArtifactLM._loglikelihood_tokens, [0]
     stop_at = 3
@@ -127,7 +110,7 @@ def test_an_audit_that_was_interrupted_goes_on(
     options = Options(batch=4, threads=1)
 
     def run(output: str) -> Any:
-        audit(artifact, str(small_model), [str(words)], tmp_path / output, options, quiet())
+        audit(audited_artifact, str(small_model), [str(words)], tmp_path / output, options, quiet())
         return (tmp_path / output / "audit.json").read_bytes(), (tmp_path / output / "samples.jsonl").read_bytes()
 
     with pytest.raises(KeyboardInterrupt):
@@ -174,18 +157,18 @@ def test_repeats_are_drawn_and_kept_together(small_model: Path, tmp_path: Path) 
     ],
 )
 def test_what_is_wrong_with_a_task_is_told_before_a_model_is_asked(
-    artifact: Path, small_model: Path, words: Path, llmc: Llmc, change: dict[str, Any], message: str
+    audited_artifact: Path, small_model: Path, words: Path, llmc: Llmc, change: dict[str, Any], message: str
 ) -> None:
     words.write_text(yaml.safe_dump(TASK | change))
     with pytest.raises(InputError, match=message):
-        audit(artifact, str(small_model), [str(words)], words.parent / "audit", Options(), quiet())
+        audit(audited_artifact, str(small_model), [str(words)], words.parent / "audit", Options(), quiet())
 
 
 def test_what_cannot_be_asked_is_told_in_a_line(
-    artifact: Path, small_model: Path, words: Path, llmc: Llmc, monkeypatch: pytest.MonkeyPatch
+    audited_artifact: Path, small_model: Path, words: Path, llmc: Llmc, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def told(*arguments: str | Path) -> str:
-        result = llmc("eval", artifact, *arguments)
+        result = llmc("eval", audited_artifact, *arguments)
         assert result.exit_code == 2 and len(result.stderr.splitlines()) == 1
         return result.stderr
 
@@ -197,5 +180,5 @@ def test_what_cannot_be_asked_is_told_in_a_line(
     for name in [name for name in sys.modules if name.startswith("lm_eval.") or name == "llmc.runtime.lm_eval"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    result = llmc("eval", artifact, "--original", small_model, "--tasks", words)
+    result = llmc("eval", audited_artifact, "--original", small_model, "--tasks", words)
     assert result.exit_code == 4 and "needs lm_eval, which is not installed; pip install" in result.stderr

@@ -59,3 +59,12 @@ def test_refused(text: str, line: int, location: tuple[str | int, ...], said: st
 def test_numbers_with_an_exponent_are_numbers(text: str, number: float) -> None:
     assert read(f"a: {text}")[0] == {"a": number}
     assert read(f"a: '{text}'")[0] == {"a": text}
+
+
+def test_prose_has_lines_and_tabs_and_nothing_else_that_is_not_seen() -> None:
+    assert read('a: "b\\n\\tc"', prose=True)[0] == {"a": "b\n\tc"}
+    with pytest.raises(Problem, match="has the character"):
+        read('a: "b\\nc"')
+    for text in ('a: "b\\x1bc"', '"a\\nb": c'):
+        with pytest.raises(Problem, match="has the character"):
+            read(text, prose=True)
