@@ -20,15 +20,19 @@ from typing import Any
 
 from llmc import __version__
 from llmc.audit_models import Place, artifact_place, audited, is_source, open_model, original_place
-from llmc.audit_samples import Answers, read_answers, sample_lines, task_record
+from llmc.audit_samples import Answers, paired_samples, read_answers, task_record
 from llmc.audit_tasks import AuditTask, find_tasks
-from llmc.contracts.audit import FORMAT_VERSION, AuditedModel, AuditRecord
+from llmc.contracts.audit import FORMAT_VERSION, AuditedModel, AuditRecord, ReviewRecord
 from llmc.errors import InputError
+from llmc.files import read_json
 from llmc.progress import Display
 from llmc.quant.durable import write_json
+from llmc.review_labels import read_audit
+from llmc.review_sheet import KEY, write_sheet
 
 RECORD, SAMPLES, ANSWERS = "audit.json", "samples.jsonl", "answers"
 _EXAMPLES_SEED = 1234  # the harness's own
+_MOST_KEY = 1 << 28  # bytes
 
 
 @dataclass(frozen=True)
@@ -82,10 +86,21 @@ def audit(
         chat=options.chat,
         tasks={name: task_record(task, theirs[name][1], ours[name][1]) for name, (task, _) in ours.items()},
     )
-    lines = [line for name in ours for line in sample_lines(name, theirs[name][1], ours[name][1])]
-    (output / SAMPLES).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    samples = [each for name in ours for each in paired_samples(name, theirs[name][1], ours[name][1])]
+    (output / SAMPLES).write_text("".join(f"{json.dumps(each)}\n" for each in samples), encoding="utf-8")
+    write_sheet(output, samples)
+    if review := _kept_review(output):
+        record = record.model_copy(update={"review": review})
     write_json(output / RECORD, record.to_json())
     return record
+
+
+def _kept_review(output: Path) -> ReviewRecord | None:
+    """What people said of the same answers, when the same audit was made before."""
+    if not (output / RECORD).exists() or not (output / KEY).exists():
+        return None
+    review, key = read_audit(output).review, read_json(output / KEY, _MOST_KEY)
+    return review if review and review.sheet == key["sheet"] else None
 
 
 def forget(output: Path) -> None:

@@ -94,7 +94,7 @@ def _error(confidences: Sequence[float], correct: Sequence[float], drawn: Any) -
 def verdict(found: MeasureRecord) -> str:
     """Return what the interval allows to say, in a word or two."""
     if found.low <= 0 <= found.high:
-        return "not told apart"
+        return "unclear"
     if found.better == "neither":
         return "higher" if found.difference > 0 else "lower"
     return "better" if (found.difference > 0) == (found.better == "higher") else "worse"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llmc.audit_measures import Measure, measured
-from llmc.audit_scores import CONFIDENCE, Answered, Values, scores
+from llmc.audit_scores import BY_LENGTH, CONFIDENCE, Answered, Values, scores
 from llmc.audit_tasks import ROW, AuditTask
 from llmc.contracts.audit import Better, TaskRecord
 
@@ -49,7 +49,7 @@ def read_answers(task: AuditTask, samples: Iterable[dict[str, Any]], higher: dic
         if task.scores:
             units[sample["doc"].get(ROW, sample["doc_id"])].append(answered)
             continue
-        unit = found.units.setdefault(sample["doc_id"], _unit([answered], {}))
+        unit = found.units.setdefault(sample["doc_id"], _unit(task, [answered], {}))
         for metric in sample["metrics"]:
             name = metric if sample["filter"] == "none" else f"{metric}, {sample['filter']}"
             if isinstance(sample[metric], bool | int | float):
@@ -59,7 +59,7 @@ def read_answers(task: AuditTask, samples: Iterable[dict[str, Any]], higher: dic
                 found.skipped.add(name)
     for place, answers in units.items():
         values = [scores[name].values(answers) for name in task.scores]
-        found.units[place] = _unit(answers, {key: value for each in values for key, value in each.items()})
+        found.units[place] = _unit(task, answers, {key: value for each in values for key, value in each.items()})
     for name in task.scores:
         found.better |= scores[name].measures
     return found
@@ -79,12 +79,12 @@ def _answered(sample: dict[str, Any]) -> Answered:
     return Answered(sample["doc"], prompt, sample["target"])
 
 
-def _unit(answers: Sequence[Answered], values: Values) -> Unit:
+def _unit(task: AuditTask, answers: Sequence[Answered], values: Values) -> Unit:
     first = answers[0]
     target = first.target
     if isinstance(target, int) and 0 <= target < len(first.choices):
         target = first.choices[target].strip()
-    said = list(dict.fromkeys(each.answer for each in answers))
+    said = list(dict.fromkeys(each.answer(BY_LENGTH in task.scores) for each in answers))
     return Unit(first.prompt, str(target), " / ".join(said), values)
 
 
@@ -100,7 +100,7 @@ def task_record(task: AuditTask, theirs: Answers, ours: Answers) -> TaskRecord:
             if name not in pair[0] or name not in pair[1]:
                 continue
             measure.pairs.append((pair[0][name], pair[1][name]))
-            if name == "calibration_error":
+            if name == "calibration":
                 measure.confidences.append((pair[0][CONFIDENCE], pair[1][CONFIDENCE]))
         if (record := measured(measure)) is not None:
             found[name] = record
@@ -114,15 +114,14 @@ def task_record(task: AuditTask, theirs: Answers, ours: Answers) -> TaskRecord:
     )
 
 
-def sample_lines(name: str, theirs: Answers, ours: Answers) -> list[str]:
-    """Return every sample as a line of JSON: prompt, target, both answers and their values."""
-    lines = []
+def paired_samples(name: str, theirs: Answers, ours: Answers) -> list[dict[str, Any]]:
+    """Return every sample, ready for JSON: prompt, target, both answers and their values."""
+    found = []
     for place in sorted(theirs.units.keys() & ours.units.keys()):
         first, second = theirs.units[place], ours.units[place]
         sides = {
             side: {"answer": unit.answer, "values": unit.values}
             for side, unit in (("original", first), ("artifact", second))
         }
-        line = {"task": name, "sample": place, "prompt": second.prompt, "target": second.target, **sides}
-        lines.append(json.dumps(line, ensure_ascii=True))
-    return lines
+        found.append({"task": name, "sample": place, "prompt": second.prompt, "target": second.target, **sides})
+    return found

@@ -42,9 +42,16 @@ class Answered:
         return max(range(len(self.logprobs)), key=self.logprobs.__getitem__)
 
     @property
-    def answer(self) -> str:
+    def chosen_by_length(self) -> int:
+        """The choice of the largest log-probability per byte: many words are not less likely for being many."""
+        sizes = [max(1, len(choice.encode(errors="surrogatepass"))) for choice in self.choices]
+        return max(range(len(sizes)), key=lambda place: self.logprobs[place] / sizes[place])
+
+    def answer(self, by_length: bool = False) -> str:
         """In words."""
-        return self.choices[self.chosen].strip() if self.choices else " / ".join(text.strip() for text in self.texts)
+        if self.choices:
+            return self.choices[self.chosen_by_length if by_length else self.chosen].strip()
+        return " / ".join(text.strip() for text in self.texts)
 
     def probabilities(self) -> list[float]:
         """Of the choices, among themselves."""
@@ -67,11 +74,8 @@ def _correct(answers: Sequence[Answered]) -> Values:
 
 
 def _correct_by_length(answers: Sequence[Answered]) -> Values:
-    """By the log-probability per byte: choices of many words are not less likely for it."""
     first = answers[0]
-    sizes = [max(1, len(choice.encode(errors="surrogatepass"))) for choice in first.choices]
-    best = max(range(len(sizes)), key=lambda place: first.logprobs[place] / sizes[place])
-    return {"correct": float(best == first.target)}
+    return {"correct": float(first.chosen_by_length == first.target)}
 
 
 def _truth(answers: Sequence[Answered]) -> Values:
@@ -86,7 +90,7 @@ def _calibration(answers: Sequence[Answered]) -> Values:
     first = answers[0]
     shares = first.probabilities()
     brier = sum((share - (place == first.target)) ** 2 for place, share in enumerate(shares))
-    return {"calibration_error": float(first.chosen == first.target), CONFIDENCE: max(shares), "brier": brier}
+    return {"calibration": float(first.chosen == first.target), CONFIDENCE: max(shares), "brier": brier}
 
 
 _ABSTAINS = re.compile(
@@ -186,11 +190,12 @@ def _stereoset(answers: Sequence[Answered]) -> Values:
     return ratio | {"meaningful": meaningful}
 
 
+BY_LENGTH = "correct_by_length"
 scores: dict[str, Score] = {
     "correct": Score({"correct": "higher"}, _correct),
-    "correct_by_length": Score({"correct": "higher"}, _correct_by_length),
+    BY_LENGTH: Score({"correct": "higher"}, _correct_by_length),
     "truth": Score({"truth": "higher"}, _truth),
-    "calibration": Score({"calibration_error": "lower", "brier": "lower"}, _calibration),
+    "calibration": Score({"calibration": "lower", "brier": "lower"}, _calibration),
     "closed_book": Score({"correct": "higher", "wrong": "lower", "abstained": "neither"}, _closed_book),
     "number": Score({"correct": "higher"}, _number),
     "repeats": Score({"agreement": "higher"}, _repeats),

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from rich import box
 from rich.table import Table
 
 from llmc.audit_measures import verdict
-from llmc.contracts.audit import AuditRecord, MeasureRecord
+from llmc.contracts.audit import AuditRecord, MeasureRecord, ReviewRecord
 from llmc.tables import table
 
-_COLUMNS = ("original → artifact", "difference, 95 %", "up / down", "p", "")
+_COLUMNS = ("original → artifact", "difference (95 %)", "↑ / ↓", "p", "")
+_GAP = (0, 1, 0, 0)
 
 
 def audit_tables(record: AuditRecord) -> list[Table]:
@@ -22,7 +22,7 @@ def audit_tables(record: AuditRecord) -> list[Table]:
     for name, task in record.tasks.items():
         where = f"{name}: {task.samples:,} samples ({task.data})"
         made.append(table(where if made else f"{models}\n\n{where}", "measure", *_COLUMNS))
-        made[-1].box = box.SIMPLE
+        made[-1].box, made[-1].padding, made[-1].pad_edge = None, _GAP, False
         for measure, found in task.measures.items():
             of = f" ({found.samples:,})" * (found.samples != task.samples)
             made[-1].add_row(f"{measure}{of}", *measure_cells(found), verdict(found))
@@ -30,10 +30,27 @@ def audit_tables(record: AuditRecord) -> list[Table]:
 
 
 def measure_cells(found: MeasureRecord) -> list[str]:
-    """Return both values, the difference with its interval, changes in both directions and p, in words."""
-    unit, places, sign = (100, 1, "%") if found.kind == "share" else (1, 4, "")
-    original, artifact = (f"{unit * each:.{places}f}{sign}" for each in (found.original, found.artifact))
+    """Return both values, the difference with its interval (of shares in percentage points), changes in both directions
+    and p, in words.
+    """
+    unit, places, sign = (100, 1, " %") if found.kind == "share" else (1, 3, "")
+    original, artifact = (f"{unit * each:.{places}f}" for each in (found.original, found.artifact))
     difference, low, high = (f"{unit * each:+.{places}f}" for each in (found.difference, found.low, found.high))
-    p = "" if found.p is None else f"{found.p:.3f}" if found.p >= 0.001 else "< 0.001"
-    points = " pp" if found.kind == "share" else ""  # percentage points
-    return [f"{original} → {artifact}", f"{difference}{points} ({low} … {high})", f"{found.gained} / {found.lost}", p]
+    p = "" if found.p is None else f"{found.p:.3f}" if found.p >= 0.001 else "<.001"
+    return [
+        f"{original} → {artifact}{sign}",
+        f"{difference} ({low} … {high})",
+        f"{found.gained} / {found.lost}",
+        p,
+    ]
+
+
+def review_table(found: ReviewRecord) -> Table:
+    """Return what reviewers said, as a table."""
+    made = table(f"review by {', '.join(found.reviewers)}", "what", "how it came out", numbers=False)
+    made.add_row("labels", ", ".join(f"{name} {count}" for name, count in found.labels.items()))
+    decided = f"original {found.decided['original']}, artifact {found.decided['artifact']}; sign test p {found.p:.3f}"
+    made.add_row(f"of {found.items} questions", decided)
+    agreement = "no question has two labels" if found.kappa is None else f"Cohen's kappa {found.kappa:.2f}"
+    made.add_row("agreement", agreement)
+    return made

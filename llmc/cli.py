@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from llmc import __version__, cli_formats, extras, streams, terminal
-from llmc.cli_eval import evaluate
+from llmc.cli_eval import evaluate, review
 from llmc.cli_formats import Json
 from llmc.cli_options import GpuMemory, Memory, Output, Recipe
 from llmc.cli_report import compare
@@ -204,6 +204,7 @@ def plan(
 
 app.command()(sensitivity)
 app.command("eval")(evaluate)
+app.command()(review)
 
 
 @app.command()

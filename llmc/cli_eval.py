@@ -77,3 +77,28 @@ def evaluate(
     for table in audit_tables(record):
         terminal.print_table(table)
     terminal.console(stderr=True).print(f"written to {place}", highlight=False, soft_wrap=True)
+
+
+def review(
+    folder: Annotated[Path, typer.Argument(metavar="AUDIT", help="The folder that `llmc eval` wrote.")],
+    labels: Annotated[list[Path], typer.Argument(metavar="LABELS…", help="What reviewers saved from its review.html.")],
+    as_json: Json = False,
+) -> None:
+    """Read reviewers' labels of answers that differ back into an audit: who is preferred, and how far they agree.
+
+    `llmc eval` writes review.html, a page for people who compare two answers without knowing whose they are, and
+    review-key.json, which says so and is not for them.
+
+    **Examples**
+
+    `llmc review build/quickstart.audit labels-anna.jsonl labels-ben.jsonl`
+    """
+    from llmc.audit_tables import review_table
+    from llmc.review_labels import review as read
+
+    record = read(folder, labels)
+    if as_json:
+        terminal.print_json(record.to_json())
+        return
+    assert record.review is not None
+    terminal.print_table(review_table(record.review))

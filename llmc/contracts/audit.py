@@ -58,13 +58,17 @@ class TaskRecord(Part):
 class ReviewRecord(Part):
     """What people said of answers that differ, blind: they did not know whose is whose."""
 
-    reviewers: list[str] = Field(description="one for each file of labels")
-    items: Count = Field(description="answers that were labeled by anybody")
-    preferred: dict[str, Count] = Field(description="labels for original, artifact, both and neither, over all")
-    p: Number | None = Field(
-        default=None, description="sign test over items, by the majority of each one's labels; ties do not count"
+    sheet: str = Field(description="hash of the questions and answers that they saw")
+    reviewers: list[str] = Field(description="as they called themselves, or as the file of their labels is called")
+    items: Count = Field(description="questions that anybody labeled")
+    labels: dict[str, Count] = Field(description="of all reviewers: for original, artifact, both and neither")
+    decided: dict[str, Count] = Field(
+        description="questions that more reviewers gave to the one model than to the other"
     )
-    kappa: Number | None = Field(default=None, description="Cohen's, the mean over pairs of reviewers")
+    p: Number = Field(description="sign test over the decided questions, exact and two-sided")
+    kappa: Number | None = Field(
+        default=None, description="Cohen's, the mean over pairs of reviewers; null: they share no questions"
+    )
 
 
 class AuditRecord(Part):

@@ -90,8 +90,24 @@ def test_the_difference_is_that_of_both_models_own_answers(
 def test_a_table_tells_differences(audited_artifact: Path, small_model: Path, words: Path, llmc: Llmc) -> None:
     result = llmc("eval", audited_artifact, "--original", small_model, "-t", words, "--limit", 5, "-o", "audit")
     assert result.exit_code == 0, result.output
-    assert "words: 5 samples (words.jsonl)" in result.stdout and " pp (" in result.stdout
+    assert "words: 5 samples (words.jsonl)" in result.stdout
+    assert "+0.0 (-43.4 … +43.4) 0 / 0 1.000 unclear" in result.stdout
     assert "written to audit" in result.stderr
+
+
+def test_what_reviewers_said_stays_where_answers_stay(
+    audited_artifact: Path, small_model: Path, words: Path, tmp_path: Path, llmc: Llmc
+) -> None:
+    asked = ("eval", audited_artifact, "--original", small_model, "-t", words, "-o", "audit", "--json")
+    assert json.loads(llmc(*asked).stdout).get("review") is None
+    items = [json.loads(line) for line in Path("audit/review.jsonl").read_text().splitlines()]
+    label = {"sheet": items[0]["sheet"], "reviewer": "one", "item": items[0]["item"], "label": "both"}
+    Path("labels.jsonl").write_text(json.dumps(label))
+    reviewed = llmc("review", "audit", "labels.jsonl", "--json")
+    assert reviewed.exit_code == 0 and json.loads(reviewed.stdout)["review"]["labels"]["both"] == 1
+    assert json.loads(llmc(*asked).stdout) == json.loads(reviewed.stdout)
+    fewer = json.loads(llmc(*asked, "--limit", 20).stdout)
+    assert fewer.get("review") is None and fewer["tasks"]["words"]["samples"] == 20
 
 
 def test_an_audit_that_was_interrupted_goes_on(

@@ -40,10 +40,10 @@ def test_all_suites_run_without_a_network(tmp_path: Path, audited_artifact: Path
         "reasoning.mmlu": {"correct": 2},
         "robustness.wordings": {"agreement": 2, "correct": 2},
         "robustness.repeats": {"correct": 2, "agreement": 2},
-        "calibration.arc_challenge": {"calibration_error": 2, "brier": 2},
-        "calibration.mmlu": {"calibration_error": 2, "brier": 2},
+        "calibration.arc_challenge": {"calibration": 2, "brier": 2},
+        "calibration.mmlu": {"calibration": 2, "brier": 2},
     }
-    assert record.tasks["calibration.mmlu"].measures["calibration_error"].kind == "calibration error"
+    assert record.tasks["calibration.mmlu"].measures["calibration"].kind == "calibration error"
     lines = [json.loads(line) for line in (tmp_path / "audit" / "samples.jsonl").read_text().splitlines()]
     by_task = {line["task"]: line for line in lines}
     assert by_task["reasoning.mmlu"]["target"] in "ABCD" and by_task["reasoning.mmlu"]["original"]["answer"] in "ABCD"
@@ -74,7 +74,7 @@ def test_scores_of_choices() -> None:
     assert values("correct", long) == {"correct": 0} and values("correct_by_length", long) == {"correct": 1}
     half = math.log(0.5), math.log(0.3), math.log(0.2)
     assert values("truth", choice(0, *half, mc2_targets={"labels": [1, 0, 1]})) == {"truth": pytest.approx(0.7)}
-    expected = {"calibration_error": 0, CONFIDENCE: 0.5, "brier": 0.5**2 + 0.7**2 + 0.2**2}
+    expected = {"calibration": 0, CONFIDENCE: 0.5, "brier": 0.5**2 + 0.7**2 + 0.2**2}
     assert values("calibration", choice(1, *half)) == pytest.approx(expected)
     wordings = [choice(0, -1, -2), choice(0, -1, -2), choice(0, -2, -1)]
     assert values("wordings", *wordings) == {"agreement": pytest.approx(1 / 3), "correct": pytest.approx(2 / 3)}
