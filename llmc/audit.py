@@ -10,10 +10,9 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import logging
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,14 +24,14 @@ from llmc.audit_tasks import AuditTask, find_tasks
 from llmc.contracts.audit import FORMAT_VERSION, AuditedModel, AuditRecord, ReviewRecord
 from llmc.errors import InputError
 from llmc.files import read_json
-from llmc.progress import Display
+from llmc.progress import Display, duration
 from llmc.quant.durable import write_json
 from llmc.review_labels import read_audit
 from llmc.review_sheet import KEY, write_sheet
 
 RECORD, SAMPLES, ANSWERS = "audit.json", "samples.jsonl", "answers"
-_EXAMPLES_SEED = 1234  # the harness's own
 _MOST_KEY = 1 << 28  # bytes
+_EVERY = 60  # seconds
 
 
 @dataclass(frozen=True)
@@ -67,9 +66,10 @@ def audit(
         MachineError: lm-eval is not installed, the original does not fit into memory, the hub cannot be reached.
     """
     import llmc.runtime.lm_eval  # noqa: F401 - the error, before anything else, says what to install
+    from llmc.audit_harness import load_tasks
 
     places = original_place(original, artifact), artifact_place(artifact)
-    tasks = find_tasks(names, options.data, options.limit)
+    tasks = load_tasks(find_tasks(names, options.data, options.limit), options.include)
     _require_folder(output)
     sides: list[tuple[AuditedModel, dict[str, tuple[AuditTask, Answers]]]] = []
     for called, place in zip(("original", "artifact"), places, strict=True):
@@ -118,68 +118,43 @@ def _require_folder(output: Path) -> None:
 
 
 def _ask(
-    called: str, place: Place, tasks: Sequence[AuditTask], folder: Path, options: Options, display: Display
+    called: str,
+    place: Place,
+    tasks: Sequence[tuple[AuditTask, dict[str, Any]]],
+    folder: Path,
+    options: Options,
+    display: Display,
 ) -> tuple[AuditedModel, dict[str, tuple[AuditTask, Answers]]]:
     """What one model says to all tasks; tasks of the harness may be several under one name."""
-    from lm_eval.evaluator import evaluate
-    from lm_eval.tasks import TaskManager
-
     from llmc.audit_answers import KeptAnswers
+    from llmc.audit_harness import ask
     from llmc.runtime.lm_eval import ArtifactLM
 
     found: dict[str, tuple[AuditTask, Answers]] = {}
-    known = any(isinstance(task.asked, str) for task in tasks)
-    manager = TaskManager(include_path=options.include, include_defaults=known)
     with open_model(place, options.backend, options.threads, options.device) as model:
         told = audited(place, model)
         lm = ArtifactLM(model, options.batch)
         decides = json.dumps([told.digest, told.runs_on, lm.batch, options.chat, __version__])
         own = folder / hashlib.sha256(decides.encode()).hexdigest()[:16]
-        for task in tasks:
-            if isinstance(task.asked, str) and task.asked not in manager.all_tasks:
-                raise InputError(f"--tasks: {task.asked} is no suite, no file (NAME.yaml) and no task of the harness")
-            with display.stage(f"{called}: {task.name}"), _silent():
-                loaded = manager.load([task.asked])
-                for each in loaded["tasks"].values():
-                    _set_examples(each, options.fewshot)
-                kept = KeptAnswers(lm, own, lambda done, total, left: _tell(display, done, total, left))
-                results: Any = evaluate(
-                    lm=kept,
-                    task_dict=loaded,
-                    limit=options.limit if isinstance(task.asked, str) else None,
-                    bootstrap_iters=0,
-                    apply_chat_template=options.chat,
-                    fewshot_as_multiturn=options.chat,
-                )
-            for name, samples in results["samples"].items():
-                found[name] = task, read_answers(task, samples, results["higher_is_better"].get(name, {}))
+        for task, loaded in tasks:
+            with display.stage(f"{called}: {task.name}"):
+                kept = KeptAnswers(lm, own, Told(display, f"{called}: {task.name}"))
+                asked = ask(kept, task, loaded, options.fewshot, options.limit, options.chat)
+            for name, (samples, higher) in asked.items():
+                found[name] = task, read_answers(task, samples, higher)
     return told, found
 
 
-def _set_examples(task: Any, wanted: int | None) -> None:
-    """As the harness's own command line does: a task that says 0 means it."""
-    own = task.get_config("num_fewshot")
-    task.set_config(key="num_fewshot", value=own if own == 0 or wanted is None else wanted)
-    if task.get_config("num_fewshot") is None:
-        task.set_config(key="num_fewshot", value=0)
-    task.set_fewshot_seed(seed=_EXAMPLES_SEED)
+class Told:
+    """How far a task is, and what is left: on a terminal all the time, elsewhere in a line every minute."""
 
+    def __init__(self, display: Display, name: str) -> None:
+        self.display, self.name, self.last = display, name, time.monotonic()
 
-@contextmanager
-def _silent() -> Iterator[None]:
-    """The harness draws bars and warns about options that are meant so, and has no switch for it."""
-    import lm_eval.api.task
-
-    log, drawn = logging.getLogger("lm_eval"), lm_eval.api.task.tqdm
-    level = log.level
-    log.setLevel(logging.ERROR)
-    lm_eval.api.task.tqdm = lambda items, **_: items
-    try:
-        yield
-    finally:
-        lm_eval.api.task.tqdm = drawn
-        log.setLevel(level)
-
-
-def _tell(display: Display, done: int, total: int, left: float | None) -> None:
-    display.update(f"{done} of {total} answers", done / max(total, 1), eta=left)
+    def __call__(self, done: int, total: int, left: float | None) -> None:
+        """`left`: seconds, if anything has been asked yet."""
+        self.display.update(f"{done} of {total} answers", done / max(total, 1), eta=left)
+        if not self.display.console.is_terminal and time.monotonic() - self.last >= _EVERY:
+            self.last = time.monotonic()
+            rest = "" if left is None else f", {duration(left)} left"
+            self.display.line(f"  {self.name}: {done:,} of {total:,} answers{rest}")

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from lm_eval.api.instance import Instance
+from lm_eval.tasks import TaskManager
 from rich.console import Console
 from typer.testing import Result
 
@@ -31,6 +32,7 @@ TASK = {
     "dataset_path": "json",
     "dataset_kwargs": {"data_files": {"test": "words.jsonl"}},
     "test_split": "test",
+    "output_type": "multiple_choice",
     "doc_to_text": "{{q}}",
     "doc_to_choice": "{{choices}}",
     "target_delimiter": "",
@@ -170,6 +172,7 @@ def test_repeats_are_drawn_and_kept_together(small_model: Path, tmp_path: Path) 
         ({"llmc": {"where": {"label": 7}}}, "has no documents like these"),
         ({"llmc": {"when": 1}}, "has the keys data, hub"),
         ({"llmc": {"data": "set"}}, r"no set\.jsonl in"),
+        ({"doc_to_target": "{{nothing}}"}, r"words: the harness cannot load it \(.*\)"),
     ],
 )
 def test_what_is_wrong_with_a_task_is_told_before_a_model_is_asked(
@@ -178,6 +181,33 @@ def test_what_is_wrong_with_a_task_is_told_before_a_model_is_asked(
     words.write_text(yaml.safe_dump(TASK | change))
     with pytest.raises(InputError, match=message):
         audit(audited_artifact, str(small_model), [str(words)], words.parent / "audit", Options(), quiet())
+
+
+def test_tasks_of_the_harness_are_asked_by_name(
+    audited_artifact: Path, small_model: Path, words: Path, llmc: Llmc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With their Python, from a folder that is named; both models get the same examples."""
+    monkeypatch.setenv("HF_HOME", str(words.parent / "hub"))
+    folder = words.with_name("tasks")
+    folder.mkdir()
+    (folder / "code.py").write_text("def question(document):\n    return document['q'] + '!'\n")
+    data = {"data_files": {"test": str(words.with_name("words.jsonl"))}, "cache_dir": str(words.parent)}
+    task = TASK | {"task": "words_with_code", "dataset_kwargs": data, "num_fewshot": 1, "fewshot_split": "test"}
+    del task["doc_to_text"]
+    (folder / "words.yaml").write_text(yaml.safe_dump(task) + "doc_to_text: !function code.question\n")
+    asked = ("eval", audited_artifact, "--original", small_model, "-o", "audit", "--include", folder, "--limit", 4)
+    result = llmc(*asked, "--tasks", "words_with_code", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["tasks"]["words_with_code"]["measures"]["acc"]["samples"] == 4
+    samples = [json.loads(line) for line in Path("audit/samples.jsonl").read_text().splitlines()]
+    assert all(sample["prompt"].endswith("!") and sample["prompt"].count("!") == 2 for sample in samples)
+    kept = [path.read_text().splitlines() for path in Path("audit/answers").rglob("*.jsonl")]
+    keys = [{json.loads(line)["key"] for line in lines} for lines in kept]
+    assert len(keys) == 2 and keys[0] == keys[1]
+    few = lambda include_path, include_defaults: TaskManager(include_path=include_path, include_defaults=False)  # noqa: E731
+    monkeypatch.setattr("llmc.audit_harness.TaskManager", few)  # its own are thousands of files
+    result = llmc(*asked, "--tasks", "words_with_cod")
+    assert result.exit_code == 2 and "did you mean 'words_with_code'" in result.stderr
 
 
 def test_what_cannot_be_asked_is_told_in_a_line(
