@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -175,3 +176,14 @@ def test_suites_say_what_their_data_is_licensed_under() -> None:
     for path in suites().values():
         text = path.read_text("utf-8")
         assert text.count("  llmc:\n") == text.count("    license: ") == text.count("    hub:") > 0
+
+
+def test_the_page_about_audits_names_every_task_and_measure() -> None:
+    page = (DATA.parents[2] / "docs" / "audit.md").read_text("utf-8")
+    named = set(re.findall(r"`([\w.]+)`", page))
+    tasks = find_tasks(SUITES, DATA, None)
+    wanted = {name for task in tasks for name in str(task.name).split(".")}
+    wanted |= {name for task in tasks for score in task.scores for name in scores[score].measures}
+    assert wanted <= named
+    (own,) = find_tasks([str(DATA.parents[2] / "examples/audit/modules.yaml")], None, None)
+    assert own.name == "modules" and len(own.asked["custom_dataset"]()["test"]) == 150
