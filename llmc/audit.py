@@ -154,7 +154,7 @@ class Told:
     def __call__(self, done: int, total: int, left: float | None) -> None:
         """`left`: seconds, if anything has been asked yet."""
         self.display.update(f"{done} of {total} answers", done / max(total, 1), eta=left)
-        if not self.display.console.is_terminal and time.monotonic() - self.last >= _EVERY:
+        if done < total and not self.display.console.is_terminal and time.monotonic() - self.last >= _EVERY:
             self.last = time.monotonic()
             rest = "" if left is None else f", {duration(left)} left"
             self.display.line(f"  {self.name}: {done:,} of {total:,} answers{rest}")

@@ -11,6 +11,7 @@ import numpy as np
 from llmc import paired
 from llmc.contracts.audit import Better, MeasureRecord
 
+FEWEST = 6  # changes that resampling can tell from chance: five of one kind have a sign test's p of 0.06
 Pair = tuple[float, float]  # of a sample: the original's value, the artifact's
 
 
@@ -92,8 +93,9 @@ def _error(confidences: Sequence[float], correct: Sequence[float], drawn: Any) -
 
 
 def verdict(found: MeasureRecord) -> str:
-    """Return what the interval allows to say, in a word or two."""
-    if found.low <= 0 <= found.high:
+    """Return what the interval allows to say, in a word."""
+    few = found.method == "bootstrap" and found.gained + found.lost < FEWEST
+    if few or found.low <= 0 <= found.high:
         return "unclear"
     if found.better == "neither":
         return "higher" if found.difference > 0 else "lower"

@@ -21,7 +21,7 @@ def audit_tables(record: AuditRecord) -> list[Table]:
     made: list[Table] = []
     for name, task in record.tasks.items():
         where = f"{name}: {task.samples:,} samples ({task.data})"
-        made.append(table(where if made else f"{models}\n\n{where}", "measure", *_COLUMNS))
+        made.append(table(f"\n{where}" if made else f"{models}\n\n{where}", "measure", *_COLUMNS))
         made[-1].box, made[-1].padding, made[-1].pad_edge = None, _GAP, False
         for measure, found in task.measures.items():
             of = f" ({found.samples:,})" * (found.samples != task.samples)

@@ -19,6 +19,7 @@ from typer.testing import Result
 
 from llmc.audit import Options, audit
 from llmc.audit_answers import KeptAnswers
+from llmc.audit_measures import Measure, measured, verdict
 from llmc.contracts.audit import AuditRecord
 from llmc.errors import InputError
 from llmc.original import load_original
@@ -87,6 +88,33 @@ def test_the_difference_is_that_of_both_models_own_answers(
     assert (found.gained, found.lost, found.samples) == (gained, lost, 40) and gained + lost > 0
     assert found.difference == pytest.approx((gained - lost) / 40)
     assert found.low < found.difference < found.high
+
+
+def test_an_artifact_differs_in_nothing_from_itself(audited_artifact: Path, words: Path, llmc: Llmc) -> None:
+    result = llmc("eval", audited_artifact, "--original", audited_artifact, "-t", words, "-o", "audit", "--json")
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    measure = told["tasks"]["words"]["measures"]["acc"]
+    assert (measure["gained"], measure["lost"], measure["difference"]) == (0, 0, 0) and measure["p"] == 1
+    assert told["original"] == told["artifact"] and told["same_source"] and not Path("audit/review.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("pairs", "better", "expected"),
+    [
+        ([(0.0, 1.0)] * 8 + [(1.0, 1.0)] * 8, "higher", "better"),
+        ([(0.0, 1.0)] * 8 + [(1.0, 1.0)] * 8, "lower", "worse"),
+        ([(0.0, 1.0)] * 8 + [(1.0, 1.0)] * 8, "neither", "higher"),
+        ([(0.0, 1.0), (1.0, 0.0)] * 8, "higher", "unclear"),
+        ([(0.5, 0.25 + place / 100) for place in range(8)], "higher", "worse"),
+        ([(0.5, 0.25)] * 5, "higher", "unclear"),  # resampling is sure of any five that go one way
+    ],
+)
+def test_a_verdict_is_what_the_interval_allows(pairs: list[tuple[float, float]], better: Any, expected: str) -> None:
+    found = measured(Measure(better, pairs))
+    assert found is not None and verdict(found) == expected
+    assert found.kind == ("share" if pairs[0][1] == 1 else "mean")
+    assert found.difference == pytest.approx(found.artifact - found.original)
 
 
 def test_a_table_tells_differences(audited_artifact: Path, small_model: Path, words: Path, llmc: Llmc) -> None:
@@ -215,10 +243,11 @@ def test_what_cannot_be_asked_is_told_in_a_line(
 ) -> None:
     def told(*arguments: str | Path) -> str:
         result = llmc("eval", audited_artifact, *arguments)
-        assert result.exit_code == 2 and len(result.stderr.splitlines()) == 1
-        return result.stderr
+        assert result.exit_code == 2
+        return result.stderr.splitlines()[-1]
 
     assert "say where that lies: --original FOLDER" in told("--tasks", words)
+    assert "has no chat template" in told("--original", small_model, "--tasks", words, "--chat", "--output", "audit")
     assert "words is there twice" in told("--original", small_model, "--tasks", f"{words},{words}")
     words.with_name("code.yaml").write_text("doc_to_text: !function code.run\n")
     assert "--include" in told("--original", small_model, "--tasks", words.with_name("code.yaml"))
