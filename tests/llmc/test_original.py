@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from support.byte_tokenizer import byte_tokenizer
+from support.small_config import small_config
+from support.small_model import save, witness
 
 from llmc import original
 from llmc.errors import MachineError
@@ -60,3 +64,22 @@ def test_what_does_not_fit_into_memory_is_told_before_it_is_read(
     monkeypatch.setattr(original.machine, "memory", lambda: 1 << 20)
     with pytest.raises(MachineError, match=r"held in memory, 51\.\d MB in float32.*--original"):
         load_original(embedded)
+
+
+def test_a_model_with_states_answers_one_text_at_a_time(tmp_path: Path) -> None:
+    """They cannot be rolled back, so that rows of other lengths cannot share a batch."""
+    published = Path(__file__).parents[1] / "data" / "configs" / "Qwen--Qwen3-Next-80B-A3B.bridge.json"
+    config = small_config(json.loads(published.read_text())) | {"vocab_size": 260}
+    theirs = witness(config)
+    byte_tokenizer(save(theirs, config, tmp_path / "next"))
+    model = load_original(tmp_path / "next")
+    assert model.backend.batch == 1
+    texts = ["a first text", "another"]
+    for ids, tokens in zip(map(model.encode, texts), model.score(list(texts)), strict=True):
+        asked = torch.tensor([ids])
+        expected = theirs(asked).logits.log_softmax(-1)[0, :-1].gather(1, asked[0, 1:, None])[:, 0]
+        assert [each.logprob for each in tokens] == pytest.approx(expected.tolist(), abs=1e-3)
+    answers = model.generate([model.encode(text) for text in texts], max_new_tokens=5)
+    for ids, answer in zip(map(model.encode, texts), answers, strict=True):
+        expected = theirs.generate(torch.tensor([ids]), max_new_tokens=5, do_sample=False, eos_token_id=None)[0]
+        assert answer.token_ids == expected[len(ids) :].tolist()[: len(answer.token_ids)] and answer.token_ids
