@@ -113,7 +113,7 @@ def wheel(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel_carries_code_recipes_and_checkpoint(tree: Path, wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as packed:
         names = set(packed.namelist())
-    expected = {"llmc/py.typed"}
+    expected = {"llmc/py.typed", "llmc/review_sheet.html"}
     for room in ROOMS:
         inside = room if room == "llmc" else f"llmc/{room}"
         sources = list((tree / room).rglob("*.py"))
@@ -122,6 +122,7 @@ def test_wheel_carries_code_recipes_and_checkpoint(tree: Path, wheel: Path) -> N
     data = [
         *(tree / "recipes").glob("*.yaml"),
         *(tree / "recipes/mixes").glob("*.yaml"),
+        *(tree / "recipes/suites").glob("*.yaml"),
         *(tree / "recipes/checkpoints").rglob("tiny-deepseek-v3/*"),
     ]
     page = tree / "llmc/page"
