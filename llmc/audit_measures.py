@@ -93,9 +93,10 @@ def _error(confidences: Sequence[float], correct: Sequence[float], drawn: Any) -
 
 
 def verdict(found: MeasureRecord) -> str:
-    """Return what the interval allows to say, in a word."""
+    """Return what the interval and, of shares, McNemar's exact test allow to say, in a word."""
     few = found.method == "bootstrap" and found.gained + found.lost < FEWEST
-    if few or found.low <= 0 <= found.high:
+    chance = found.kind == "share" and found.p is not None and found.p > 1 - found.confidence / 100
+    if few or chance or found.low <= 0 <= found.high:
         return "unclear"
     if found.better == "neither":
         return "higher" if found.difference > 0 else "lower"

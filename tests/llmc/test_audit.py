@@ -106,6 +106,7 @@ def test_an_artifact_differs_in_nothing_from_itself(audited_artifact: Path, word
         ([(0.0, 1.0)] * 8 + [(1.0, 1.0)] * 8, "lower", "worse"),
         ([(0.0, 1.0)] * 8 + [(1.0, 1.0)] * 8, "neither", "higher"),
         ([(0.0, 1.0), (1.0, 0.0)] * 8, "higher", "unclear"),
+        ([(0.0, 1.0)] * 5 + [(1.0, 1.0)] * 75, "higher", "unclear"),  # zero is not in the interval; p is 0.06
         ([(0.5, 0.25 + place / 100) for place in range(8)], "higher", "worse"),
         ([(0.5, 0.25)] * 5, "higher", "unclear"),  # resampling is sure of any five that go one way
     ],
