@@ -13,9 +13,24 @@ import typer
 from typer.core import TyperGroup
 
 from llmc import __version__, cli_formats, extras, streams, terminal
+from llmc.cli_check import check
 from llmc.cli_eval import evaluate, review
 from llmc.cli_formats import Json
-from llmc.cli_options import GpuMemory, Memory, Output, Recipe
+from llmc.cli_options import (
+    Artifact,
+    Backend,
+    Device,
+    DraftTokens,
+    GpuMemory,
+    Memory,
+    Output,
+    Ranks,
+    Recipe,
+    Speculative,
+    Threads,
+    Verify,
+    verify_first,
+)
 from llmc.cli_report import compare
 from llmc.cli_report import report as make_report
 from llmc.cli_sensitivity import sensitivity
@@ -68,20 +83,6 @@ class Commands(TyperGroup):
 app = typer.Typer(cls=Commands, no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 app.add_typer(cli_formats.recipe_app, name="recipe")
 app.add_typer(cli_formats.artifact_app, name="artifact")
-
-
-Artifact = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="The directory that `llmc build` made.")]
-Backend = Annotated[
-    str | None, typer.Option(help="onnxruntime, onnxruntime:PROVIDER, tensorrt-rtx; default: the fastest.")
-]
-Speculative = Annotated[bool, typer.Option(help="Use the MTP layer, where there is one.")]
-DraftTokens = Annotated[int, typer.Option(min=0, help="How far the MTP layer looks ahead.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")]
-Device = Annotated[
-    int | None, typer.Option(min=0, help="Which GPU, as CUDA counts them from 0 on; default: the current one.")
-]
-Ranks = Annotated[int, typer.Option(min=1, help="GPUs that hold the model together, each in a process of its own.")]
-Verify = Annotated[bool, typer.Option("--verify", help="Compare the sha256 of every file with the manifest first.")]
 
 
 def main() -> None:
@@ -144,6 +145,7 @@ def build(
     from llmc.progress import Display, duration, size
     from llmc.report import report_of
     from llmc.summary import missed_line, rows
+    from llmc.tables import rows_table
 
     console = terminal.console(stderr=True)
     result = run_build(recipe, output, memory=memory, gpu_memory=gpu_memory, fresh=fresh, progress=Display(console))
@@ -156,7 +158,7 @@ def build(
             lines.append(("decode here", f"{speed.decode:.0f} tokens/s{draft}"))
         if not result.up_to_date:
             lines.append(("took", f"{duration(result.seconds)}, at most {size(result.peak_memory)} of memory"))
-        _print_rows(str(result.path), lines)
+        terminal.print_table(rows_table(str(result.path), lines))
     if result.up_to_date:
         console.print(f"{result.path} is up to date; --fresh builds it anew", highlight=False)
     if result.missed_gates:
@@ -250,59 +252,7 @@ def sweep(
     terminal.print_table(made)
 
 
-@app.command()
-def check(
-    artifact: Artifact,
-    reference: Annotated[
-        Path | None, typer.Option(help="What the original said, for an artifact that was built without it.")
-    ] = None,
-    verify: Verify = False,
-    backend: Backend = None,
-    threads: Threads = None,
-    device: Device = None,
-    ranks: Ranks = 1,
-    as_json: Json = False,
-) -> None:
-    """Compare an artifact with what the original said, on this machine. Needs neither torch nor the original.
-
-    Limits of the loss are the recipe's. Beside them, gates that hold for every model tell a fault from a loss: what the
-    runtime says against what torch said of the same weights, and graphs, tokenizer, chat template and MTP acceptance
-    against what they were when they were built. A gate that is missed ends with exit code 3.
-
-    **Examples**
-
-    `llmc check build/quickstart`
-
-    `llmc check build/quickstart --backend tensorrt-rtx`
-    """
-    from llmc.contracts.manifest import Checks
-    from llmc.runtime import load
-    from llmc.runtime.reference import read_reference
-    from llmc.runtime.where import in_text
-    from llmc.summary import check_rows, missed_line, where_rows
-    from llmc.tables import worst_table
-
-    _verify(artifact, verify)
-    with load(artifact, backend, threads, device=device, ranks=ranks) as model:
-        report = model.check(reference=reference)
-        if not as_json:
-            ids = read_reference(model.artifact, reference)["input_ids"]
-            texts = [in_text(each, ids, model.tokenizer.decode) for each in report.worst]
-    found = Checks.model_validate(report.to_json())
-    if as_json:
-        terminal.print_json(found.to_json() | {"backend": model.backend_info})
-    else:
-        _print_rows(str(artifact), [("backend", model.backend_info), *check_rows(found), *where_rows(found)])
-        terminal.print_table(worst_table(report.worst, texts))
-    if found.missed:
-        raise GateError(
-            f"{artifact}: {missed_line(found.missed)}; "
-            + (
-                "it does not do here what it was built to do: try another backend, or download it again"
-                if any(gate.by_default for gate in found.missed)
-                else "on this backend the artifact is further from the original than its recipe allows"
-            )
-        )
+app.command()(check)
 
 
 @app.command()
@@ -365,7 +315,7 @@ def run(
     from llmc.conversation import parameters as over_the_models_own
     from llmc.runtime import load
 
-    _verify(artifact, verify)
+    verify_first(artifact, verify)
     prompt, system = streams.argument(prompt), streams.argument(system)
     stop = [text for each in stop or [] if (text := streams.argument(each)) is not None]
     template = None if chat_template is None else _text(chat_template)
@@ -428,7 +378,7 @@ def bench(
     """
     from llmc.bench import bench as run_bench
 
-    _verify(artifact, verify)
+    verify_first(artifact, verify)
     given = batch or [1], draft_tokens, rounds, backend, threads, device, ranks
     found = run_bench(artifact, prompt_tokens, new_tokens, *given)
     if as_json:
@@ -454,7 +404,7 @@ def inspect(
     """
     from llmc.tables import inspect as look
 
-    _verify(path, verify)
+    verify_first(path, verify)
     found = look(path)
     if as_json:
         terminal.print_json(found.data)
@@ -474,23 +424,6 @@ def _text(path: Path) -> str:
         return read_regular(path, 1 << 24).decode()
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: no UTF-8 text ({error})") from error
-
-
-def _verify(path: Path, wanted: bool) -> None:
-    if wanted:
-        from llmc.verify import verify
-
-        verify(path)
-
-
-def _print_rows(title: str, lines: list[tuple[str, str]]) -> None:
-
-    from llmc.tables import table
-
-    made = table(title, "what", "how it came out", numbers=False)
-    for line in lines:
-        made.add_row(*line)
-    terminal.print_table(made)
 
 
 if __name__ == "__main__":

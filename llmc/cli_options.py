@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from llmc.errors import InputError
 
 
 def _bytes(text: str) -> int:
@@ -29,6 +32,38 @@ GpuMemory = Annotated[
         parser=_bytes, metavar="SIZE", help="Calibrate and solve on a GPU, in this much of its memory, say 24GiB."
     ),
 ]
+Artifact = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="The directory that `llmc build` made.")]
+Backend = Annotated[
+    str | None, typer.Option(help="onnxruntime, onnxruntime:PROVIDER, tensorrt-rtx; default: the fastest.")
+]
+Speculative = Annotated[bool, typer.Option(help="Use the MTP layer, where there is one.")]
+DraftTokens = Annotated[int, typer.Option(min=0, help="How far the MTP layer looks ahead.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")]
+Device = Annotated[
+    int | None, typer.Option(min=0, help="Which GPU, as CUDA counts them from 0 on; default: the current one.")
+]
+Ranks = Annotated[int, typer.Option(min=1, help="GPUs that hold the model together, each in a process of its own.")]
+Verify = Annotated[bool, typer.Option("--verify", help="Compare the sha256 of every file with the manifest first.")]
+Against = Annotated[
+    str | None,
+    typer.Option(metavar="ORIGINAL", help="The model that it was made from: a folder, a hub id, or builtin:NAME."),
+]
+CheckText = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FILE|builtin:…",
+        help="With --against: a text, as a recipe names it; repeat it. Default: the one on record, or "
+        "builtin:python-docs.",
+    ),
+]
+CheckTokens = Annotated[int | None, typer.Option(min=32, help="With --against: at most so many tokens of text.")]
+CheckLength = Annotated[int | None, typer.Option(min=16, help="With --against: tokens per window of --text.")]
+AgainstOutput = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", "-o", help="With --against: scratch files go beside this, to OUTPUT.against. Default: build/NAME."
+    ),
+]
 Recipe = Annotated[
     str,
     typer.Argument(
@@ -37,3 +72,18 @@ Recipe = Annotated[
     ),
 ]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Default: build/RECIPE-NAME.")]
+
+
+def refuse_given(where: str, options: Mapping[str, object]) -> None:
+    """InputError for an option that was given where it means nothing."""
+    for name, value in options.items():
+        if value is not None:
+            raise InputError(f"{name}: means nothing to {where}; leave it out")
+
+
+def verify_first(path: Path, wanted: bool) -> None:
+    """What `--verify` asks for."""
+    if wanted:
+        from llmc.verify import verify
+
+        verify(path)

@@ -89,6 +89,14 @@ def table(title: str, *columns: str, numbers: bool = True) -> Table:
     return made
 
 
+def rows_table(title: str, lines: Sequence[tuple[str, str]]) -> Table:
+    """What was found, and how it came out."""
+    made = table(title, "what", "how it came out", numbers=False)
+    for line in lines:
+        made.add_row(*line)
+    return made
+
+
 def _joined(value: object, between: str = ", ") -> str:
     return between.join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
