@@ -6,7 +6,7 @@ import hashlib
 import re
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from llmc import machine
 from llmc.calibration_recipe import PYTHON_DOCS, Check, Source
 from llmc.contracts.against import AgainstRecord
+from llmc.contracts.long_context import RecallRecord
 from llmc.contracts.manifest import TextRead
 from llmc.contracts.part import LimitRecord
 from llmc.contracts.progress import Progress
@@ -26,7 +27,9 @@ from llmc.progress import size
 from llmc.quant.activation_file import MICRO_BATCH_TOKENS
 from llmc.quant.against import compare, require_alike, step_sizes
 from llmc.quant.durable import stamp
+from llmc.quant.reference import Answers
 from llmc.runtime.artifact import MANIFEST, Artifact
+from llmc.runtime.long_context import Needles, lengths, needles, recall, with_divergence
 from llmc.runtime.reference import read_reference
 from llmc.runtime.tokenizer import Tokenizer
 from llmc.source import locate
@@ -38,6 +41,7 @@ from llmc.work_folder import WorkFolder
 
 TOKENS = 16384
 _SMALL = 1 << 26  # bytes of a file that is worth a hash
+_KEPT = 3  # layers whose inputs are on the disk at once
 _HEAD_BYTES = 1 << 28  # of logits and what is made of them
 
 
@@ -54,6 +58,8 @@ class Asked:
         memory: Bytes; None: what there is.
         output: Beside this folder's name the comparison works.
         fresh: Whether to forget what an interrupted comparison left.
+        long: Whether to ask for what stands far back in long windows, too.
+        longest: Tokens of the longest of these; None: the context.
     """
 
     artifact: str
@@ -65,6 +71,8 @@ class Asked:
     memory: int | None = None
     output: Path | None = None
     fresh: bool = False
+    long: bool = False
+    longest: int | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +95,8 @@ def check_against(asked: Asked, progress: Progress) -> Found:
     """
     models = _Models.open(asked)
     text = _text(asked, models)
-    experts_within = _room(models, text.ids.shape[1], asked.memory)
+    sought = _sought(asked, models, text) if asked.long else {}
+    texts = {"check": text.ids} | {name: each.ids for name, each in sought.items()}
     stamps = models.stamps()
 
     def unchanged() -> None:
@@ -100,12 +109,14 @@ def check_against(asked: Asked, progress: Progress) -> Found:
     place = asked.output or Path("build") / (Path(asked.artifact).resolve().name or "model")
     folder = WorkFolder(place.with_name(f"{place.name}.against"), re.compile("[0-9a-f]{16}"))
     code = [code_version("quant"), code_version("convert", without=("graph/", "targets/", "engines/", "kernels/"))]
-    work = folder.path / key_of(stamps, key_of(text.ids.tolist()), code, versions("torch", "numpy"))[:16]
+    ids = {name: hashlib.sha256(f"{each.shape}".encode() + each.tobytes()).hexdigest() for name, each in texts.items()}
+    work = folder.path / key_of(stamps, ids, code, versions("torch", "numpy"))[:16]
+    experts_within = _room(models, [*texts.values()], asked.memory, folder.path)
     with folder.lock():
         folder.clear(keep=() if asked.fresh else (work,))
         with progress.stage("compare", step_sizes(models.original, models.other)):
             found = compare(
-                models.original, models.other, {"check": torch.from_numpy(text.ids)}, work,
+                models.original, models.other, {name: torch.from_numpy(each) for name, each in texts.items()}, work,
                 experts_within=experts_within, progress=progress, unchanged=unchanged, tell=progress.line,
             )  # fmt: skip
         shutil.rmtree(work)
@@ -121,6 +132,7 @@ def check_against(asked: Asked, progress: Progress) -> Found:
         text=text.read,
         checks=checks,
         layers=found.layers,
+        long=[_recall(each, found.answers[name]) for name, each in sought.items()],
         notes=models.notes(asked.original),
     )
     return Found(record, text.ids, text.tokenizer.decode)
@@ -188,13 +200,35 @@ def _text(asked: Asked, models: _Models) -> _Text:
     return _Text(ids, counts if any(each.windows for each in counts) else [], tokenizer, models.artifact.gates)
 
 
-def _room(models: _Models, length: int, memory: int | None) -> int:
-    """Bytes for a layer of both; MachineError where not even one model's fits."""
+def _sought(asked: Asked, models: _Models, text: _Text) -> dict[str, Needles]:
+    """Windows of every length, by name."""
+    context = models.artifact.context if models.artifact else models.other.spec.max_position_embeddings
+    found = lengths(context, asked.longest)
+    return {f"long-{length}": needles(text.tokenizer, text.ids, length) for length in found}
+
+
+def _recall(sought: Needles, answers: Answers) -> RecallRecord:
+    """What both models say of the answers, and how far apart they are over the windows."""
+    following = torch.from_numpy(sought.ids[:, 1:])
+    its, mine = (
+        [(true[row, -count:].numpy(), right[row, -count:].numpy()) for row, count in enumerate(sought.answers)]
+        for true, right in (
+            (answers.true, answers.top_ids[..., 0] == following),
+            (answers.true_quantized, answers.best_quantized == following),
+        )
+    )
+    made = recall(sought, mine, its)
+    return RecallRecord.model_validate(asdict(with_divergence(made, answers.divergence.numpy())))
+
+
+def _room(models: _Models, texts: Sequence[np.ndarray], memory: int | None, work: Path) -> int:
+    """Bytes for a layer of both; MachineError where not even one model's fits, or their activations on the disk."""
     if memory is not None:
         machine.spare_memory()
     available = machine.memory() if memory is None else min(memory, machine.memory())
     spec = models.original.spec
-    working = activation_bytes(spec) * max(1.0, length / MICRO_BATCH_TOKENS)
+    longest = max(each.shape[1] for each in texts)
+    working = activation_bytes(spec) * max(1.0, longest / MICRO_BATCH_TOKENS)
     layers = [f"model.layers.{index}." for index in range(spec.num_layers)]
     largest = max(each.nbytes(name) for each in (models.original, models.other) for name in layers)
     ends = 2 * 4 * spec.vocab_size * spec.hidden_size + _HEAD_BYTES
@@ -203,5 +237,11 @@ def _room(models: _Models, length: int, memory: int | None) -> int:
         raise MachineError(
             f"the comparison needs about {size(needed)} of memory, but only {size(available)} are free or allowed; "
             "stop other programs, raise --memory, or use a larger machine"
+        )
+    scratch = 2 * _KEPT * 4 * spec.hidden_size * sum(each.size for each in texts)
+    if scratch > (free := machine.free_disk(work.absolute())):
+        raise MachineError(
+            f"{work}: the comparison keeps {size(scratch)} of activations on the disk, but only {size(free)} are free; "
+            "free some, give --output on another disk, fewer --tokens, or shorter windows with --longest"
         )
     return round(available - BASE_MEMORY - working)

@@ -6,6 +6,7 @@ from rich.table import Table
 
 from llmc import terminal
 from llmc.against import Asked, Found, check_against
+from llmc.cli_long import recall_tables
 from llmc.contracts.against import AgainstRecord
 from llmc.contracts.layer_errors import LayerErrors
 from llmc.errors import GateError
@@ -36,7 +37,8 @@ def _tables(found: Found) -> list[Table]:
     rows = [*_rows(record), *check_rows(record.checks), *where_rows(record.checks)]
     overview = rows_table(f"{record.artifact} against {record.original}", rows)
     texts = [in_text(each, found.ids, found.decode) for each in worst]
-    return [overview, layer_table(record.layers), worst_table(worst, texts)]
+    long = recall_tables(record.long) if record.long else []
+    return [overview, layer_table(record.layers), *long, worst_table(worst, texts)]
 
 
 def _rows(record: AgainstRecord) -> list[tuple[str, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +18,8 @@ from llmc.cli_options import (
     CheckText,
     CheckTokens,
     Device,
+    Long,
+    Longest,
     Memory,
     Ranks,
     Threads,
@@ -26,6 +28,9 @@ from llmc.cli_options import (
     verify_first,
 )  # fmt: skip
 from llmc.errors import GateError
+
+if TYPE_CHECKING:
+    from llmc.runtime.model import Model
 
 
 def check(
@@ -37,6 +42,8 @@ def check(
     text: CheckText = None,
     tokens: CheckTokens = None,
     length: CheckLength = None,
+    long: Long = False,
+    longest: Longest = None,
     memory: Memory = None,
     output: AgainstOutput = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what an interrupted comparison left.")] = False,
@@ -58,6 +65,9 @@ def check(
     another tool made: GPTQModel, llm-compressor, ModelOpt, AutoRound. A comparison that was interrupted goes on where
     it stopped when the same command is given again.
 
+    With `--long` a sentence with a number is planted in long windows of the check text, and asked for at their end:
+    what counts is the log-likelihood of the right answer, of the artifact alone or beside the original's.
+
     **Examples**
 
     `llmc check build/quickstart`
@@ -65,6 +75,8 @@ def check(
     `llmc check build/quickstart --backend tensorrt-rtx`
 
     `llmc check build/quickstart --against builtin:tiny-deepseek-v3`
+
+    `llmc check build/quickstart --long`
 
     `llmc check Qwen/Qwen2.5-7B-Instruct-GPTQ-Int4 --against Qwen/Qwen2.5-7B-Instruct --text chats.jsonl --memory 8GiB`
     """
@@ -76,41 +88,40 @@ def check(
         from llmc.cli_against import show_against
 
         verify_first(artifact, verify)
-        show_against(Asked(str(artifact), against, texts, tokens, length, reference, memory, output, fresh), as_json)
+        asked = Asked(str(artifact), against, texts, tokens, length, reference, memory, output, fresh, long, longest)
+        show_against(asked, as_json)
         return
     alone = {"--text": text, "--tokens": tokens, "--length": length, "--memory": memory, "--output": output}
+    refuse_given("a check without --long", {} if long else {"--longest": longest})
     refuse_given("a check without --against", alone | {"--fresh": fresh or None})
     verify_first(artifact, verify)
-    _replay(artifact, reference, backend, threads, device, ranks, as_json)
-
-
-def _replay(
-    artifact: Path,
-    reference: Path | None,
-    backend: str | None,
-    threads: int | None,
-    device: int | None,
-    ranks: int,
-    as_json: bool,
-) -> None:
-    from llmc.contracts.manifest import Checks
     from llmc.runtime import load
+
+    with load(artifact, backend, threads, device=device, ranks=ranks) as model:
+        if long:
+            from llmc.cli_long import show_long
+
+            show_long(model, str(artifact), reference, longest, as_json)
+        else:
+            _replay(model, artifact, reference, as_json)
+
+
+def _replay(model: Model, artifact: Path, reference: Path | None, as_json: bool) -> None:
+    from llmc.contracts.manifest import Checks
     from llmc.runtime.reference import read_reference
     from llmc.runtime.where import in_text
     from llmc.summary import check_rows, missed_line, where_rows
     from llmc.tables import rows_table, worst_table
 
-    with load(artifact, backend, threads, device=device, ranks=ranks) as model:
-        report = model.check(reference=reference)
-        if not as_json:
-            ids = read_reference(model.artifact, reference)["input_ids"]
-            texts = [in_text(each, ids, model.tokenizer.decode) for each in report.worst]
+    report = model.check(reference=reference)
     found = Checks.model_validate(report.to_json())
     if as_json:
         terminal.print_json(found.to_json() | {"backend": model.backend_info})
     else:
         rows = [("backend", model.backend_info), *check_rows(found), *where_rows(found)]
         terminal.print_table(rows_table(str(artifact), rows))
+        ids = read_reference(model.artifact, reference)["input_ids"]
+        texts = [in_text(each, ids, model.tokenizer.decode) for each in report.worst]
         terminal.print_table(worst_table(report.worst, texts))
     if found.missed:
         raise GateError(

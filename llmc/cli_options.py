@@ -58,6 +58,13 @@ CheckText = Annotated[
 ]
 CheckTokens = Annotated[int | None, typer.Option(min=32, help="With --against: at most so many tokens of text.")]
 CheckLength = Annotated[int | None, typer.Option(min=16, help="With --against: tokens per window of --text.")]
+Long = Annotated[
+    bool,
+    typer.Option(
+        "--long", help="Ask for a sentence far back in long windows, at lengths that double up to the context."
+    ),
+]
+Longest = Annotated[int | None, typer.Option(min=64, help="With --long: tokens of the longest window.")]
 AgainstOutput = Annotated[
     Path | None,
     typer.Option(

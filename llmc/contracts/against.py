@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from llmc.contracts.layer_errors import LayerErrors
+from llmc.contracts.long_context import RecallRecord
 from llmc.contracts.manifest import Checks, TextRead
 from llmc.contracts.part import Count, Part
 
@@ -24,4 +25,5 @@ class AgainstRecord(Part):
     )
     checks: Checks = Field(description="the comparison")
     layers: list[LayerErrors] = Field(description="decoder layer by decoder layer")
+    long: list[RecallRecord] = Field(default=[], description="what is found in windows of each length, where asked")
     notes: list[str] = Field(default=[], description="what may make the numbers mean something else")

@@ -100,3 +100,23 @@ def test_what_cannot_be_done_is_said(llmc, built: Path, small_model: Path) -> No
     for options, code, said in REFUSED:
         done = llmc("check", built, *(str(small_model) if each == "MODEL" else each for each in options))
         assert done.exit_code == code and said in done.stderr, done.stderr
+
+
+def test_long_windows_by_both_models_and_by_the_runtime(recipe, llmc, small_model: Path) -> None:
+    """Weights that are rounded alike: torch and ONNX Runtime say the same of the answers."""
+    rules = [{"match": "attention", "scheme": "fp8-channel"}]
+    targets = [{"onnxruntime": {"accuracy_level": 1}}]
+    assert llmc("build", recipe(quantize=rules, targets=targets), "-o", "out").exit_code == 0
+    done = llmc("check", "out", "--against", small_model, "--long", "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)["long"]
+    assert [each["length"] for each in found] == [128]
+    assert found[0]["logprob_original"] != found[0]["logprob"] and found[0]["change_stderr"] > 0
+    assert found[0]["kl_mean"] > 0 and found[0]["kl_by_position"][-1]["last"] == 127
+    alone = json.loads(llmc("check", "out", "--long", "--json").stdout)
+    assert alone["context"] == 128 and "kl_mean" not in alone["lengths"][0]
+    for name in ("logprob", "logprob_stderr", "by_depth", "recalled"):
+        assert alone["lengths"][0][name] == pytest.approx(found[0][name], rel=1e-2), name
+    shown = llmc("check", "out", "--long", "--longest", "100").stdout
+    assert "found in long windows" in shown and "by where the sentence stands" in shown and "100 " in shown
+    assert llmc("check", "out", "--longest", "100").exit_code == 2
