@@ -161,11 +161,19 @@ class _Models:
         return Tokenizer(completed(folder, made_tokenizer(folder, vocab_size)), vocab_size, add_bos)
 
     def notes(self, original: str) -> list[str]:
-        """What speaks against one being made from the other; weights are not hashed."""
+        """What the numbers do not tell: what speaks against one being made from the other, weights not hashed, and
+        layers that do not count for them.
+        """
         known = self.artifact.described().source.files if self.artifact else {}
         here = {file.relative_to(self.original.path).as_posix(): file for file in self.original.files()}
         other = [name for name, expected in known.items() if name not in here or _differs(here[name], expected)]
-        return [f"{original} is not what the artifact was made from: {', '.join(other)}"] if other else []
+        told = [f"{original} is not what the artifact was made from: {', '.join(other)}"] if other else []
+        before, after = (each.spec.num_mtp_layers for each in (self.original, self.other))
+        if after < before:
+            told.append(
+                f"of {before} layers for multi-token prediction {after or 'none'} are left; no measure shows that"
+            )
+        return told
 
 
 def _differs(file: Path, sha256: str) -> bool:

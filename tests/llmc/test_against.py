@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from llmc.against import _Models
 from llmc.contracts.against import AgainstRecord
+from llmc.convert.checkpoint import Checkpoint
 from llmc.quant import against
 
 
@@ -83,6 +86,14 @@ def test_an_original_that_is_another_is_noticed(llmc, built: Path, small_model: 
     (other / "config.json").write_text((other / "config.json").read_text() + "\n")
     done = llmc("check", built, "--against", other, "--json")
     assert json.loads(done.stdout)["notes"] == [f"{other} is not what the artifact was made from: config.json"]
+
+
+def test_layers_that_no_measure_needs_are_missed(small_model: Path) -> None:
+    original = Checkpoint.open(small_model)
+    other = replace(original, spec=replace(original.spec, num_mtp_layers=0))
+    told = "of 1 layers for multi-token prediction none are left; no measure shows that"
+    assert _Models(original, other, None).notes("x") == [told]
+    assert _Models(original, original, None).notes("x") == []
 
 
 REFUSED = [
