@@ -11,9 +11,9 @@ from llmc.contracts.against import AgainstRecord
 from llmc.contracts.layer_errors import LayerErrors
 from llmc.errors import GateError
 from llmc.progress import Display, size
-from llmc.runtime.where import WorstToken, in_text
+from llmc.runtime.where import WorstToken, WorstWindow, beginning, in_text
 from llmc.summary import check_rows, missed_line, where_rows
-from llmc.tables import rows_table, table, worst_table
+from llmc.tables import rows_table, table, windows_table, worst_table
 
 
 def show_against(asked: Asked, as_json: bool) -> None:
@@ -38,7 +38,11 @@ def _tables(found: Found) -> list[Table]:
     overview = rows_table(f"{record.artifact} against {record.original}", rows)
     texts = [in_text(each, found.ids, found.decode) for each in worst]
     long = recall_tables(record.long) if record.long else []
-    return [overview, layer_table(record.layers), *long, worst_table(worst, texts)]
+    windows = [WorstWindow(**vars(each)) for each in record.checks.worst_windows]
+    begin = [beginning(each, found.ids, found.decode) for each in windows]
+    return [
+        overview, layer_table(record.layers), *long, worst_table(worst, texts), windows_table(windows, begin),
+    ]  # fmt: skip
 
 
 def _rows(record: AgainstRecord) -> list[tuple[str, str]]:

@@ -109,9 +109,9 @@ def check(
 def _replay(model: Model, artifact: Path, reference: Path | None, as_json: bool) -> None:
     from llmc.contracts.manifest import Checks
     from llmc.runtime.reference import read_reference
-    from llmc.runtime.where import in_text
+    from llmc.runtime.where import beginning, in_text
     from llmc.summary import check_rows, missed_line, where_rows
-    from llmc.tables import rows_table, worst_table
+    from llmc.tables import rows_table, windows_table, worst_table
 
     report = model.check(reference=reference)
     found = Checks.model_validate(report.to_json())
@@ -123,6 +123,8 @@ def _replay(model: Model, artifact: Path, reference: Path | None, as_json: bool)
         ids = read_reference(model.artifact, reference)["input_ids"]
         texts = [in_text(each, ids, model.tokenizer.decode) for each in report.worst]
         terminal.print_table(worst_table(report.worst, texts))
+        begin = [beginning(each, ids, model.tokenizer.decode) for each in report.worst_windows]
+        terminal.print_table(windows_table(report.worst_windows, begin))
     if found.missed:
         raise GateError(
             f"{artifact}: {missed_line(found.missed)}; "

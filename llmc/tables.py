@@ -18,7 +18,7 @@ from llmc.visible import visible_line
 if TYPE_CHECKING:
     from llmc.contracts.engine import EngineDescription
     from llmc.planning import Plan
-    from llmc.runtime.where import WorstToken
+    from llmc.runtime.where import WorstToken, WorstWindow
 
 _DESCRIPTION_BYTES = 1 << 24
 
@@ -29,6 +29,14 @@ def worst_table(worst: Sequence[WorstToken], texts: Sequence[tuple[str, str]]) -
     for place, text in zip(worst, texts, strict=True):
         change = f"{place.p_original:.3f} → {place.p:.3f}"
         made.add_row(f"{place.kl:.2f}", change, *(Text(visible_line(each)) for each in text))
+    return made
+
+
+def windows_table(worst: Sequence[WorstWindow], texts: Sequence[str]) -> Table:
+    """The windows that suffered most, with how each begins."""
+    made = table("windows furthest from the original", "KL", "number", "begins with", numbers=False)
+    for place, text in zip(worst, texts, strict=True):
+        made.add_row(f"{place.kl_mean:.4f}", str(place.window), Text(visible_line(text)))
     return made
 
 

@@ -30,10 +30,12 @@ from llmc.runtime.where import (
     SourceOfText,
     Stretch,
     WorstToken,
+    WorstWindow,
     by_kind,
     by_position,
     by_source,
     worst,
+    worst_windows,
 )
 
 if TYPE_CHECKING:
@@ -61,7 +63,7 @@ class CheckReport:
         kl_by_position, kl_by_kind: Means of the divergence, along the windows and by the token that follows.
         kl_by_source: The same by source of the text, where there are several.
         kl_histogram, by_window: How the divergence is spread; the windows' means, for paired comparisons.
-        worst: The tokens of the largest divergence.
+        worst, worst_windows: The tokens of the largest divergence, and the windows of the largest mean.
         runtime: What of that is the backend's own; None where the reference does not tell.
         as_built: Whether the artifact does what it did when it was built; None where nothing is on record.
         mtp_acceptance: Share of MTP drafts that greedy decoding accepts; None where that is not on record.
@@ -97,6 +99,7 @@ class CheckReport:
     kl_by_kind: list[KindOfToken] = field(default_factory=list)
     kl_by_source: list[SourceOfText] = field(default_factory=list)
     worst: list[WorstToken] = field(default_factory=list)
+    worst_windows: list[WorstWindow] = field(default_factory=list)
     kl_histogram: Histogram | None = None
     by_window: Windows | None = None
     runtime: Floor | None = None
@@ -176,6 +179,7 @@ def compare(
         kl_by_kind=by_kind(kl, reference["input_ids"][:, 1:], text_of) if text_of else [],
         kl_by_source=by_source(kl, before, after, sources),
         worst=worst(kl, before, after),
+        worst_windows=worst_windows(kl),
         kl_histogram=histogram(kl),
         by_window=by_window(kl, before, after, agreed),
         ends={

@@ -16,6 +16,7 @@ Array = NDArray[Any]
 _WORST = 10
 _LARGEST_SURPRISE = 700.0  # nats per token whose perplexity still is a number
 _CONTEXT = 8  # tokens that are shown in front of one
+_BEGINNING = 24  # tokens that are shown of a window
 _SPACES = "Ġ▁ \u00a0"  # how vocabularies write the space in front of a word
 
 
@@ -60,6 +61,14 @@ class WorstToken:
     kl: float
     p_original: float
     p: float
+
+
+@dataclass(frozen=True)
+class WorstWindow:
+    """One of the windows that suffered most, from 0, and its mean divergence."""
+
+    window: int
+    kl_mean: float
 
 
 def by_position(kl: Array) -> list[Stretch]:
@@ -130,8 +139,20 @@ def worst(kl: Array, before: Array, after: Array) -> list[WorstToken]:
     ]
 
 
+def worst_windows(kl: Array) -> list[WorstWindow]:
+    """Of [N, P] values; nothing where there is only one window."""
+    means = kl.mean(axis=1)
+    most = np.argsort(-means, kind="stable")[: _WORST if len(means) > 1 else 0]
+    return [WorstWindow(int(window), float(means[window])) for window in most]
+
+
 def in_text(place: WorstToken, ids: Array, decode: Callable[[Sequence[int]], str]) -> tuple[str, str]:
     """What stands in front of a token of windows [N, P + 1], and the token."""
     row = ids[place.window]
     start = max(0, place.position - _CONTEXT)
     return decode(row[start : place.position].tolist()), decode([int(row[place.position])])
+
+
+def beginning(place: WorstWindow, ids: Array, decode: Callable[[Sequence[int]], str]) -> str:
+    """The first tokens of a window of [N, P + 1]."""
+    return decode(ids[place.window][:_BEGINNING].tolist())

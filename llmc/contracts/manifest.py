@@ -259,6 +259,13 @@ class WorstRecord(Part):
     p: Number = Field(description="by the artifact")
 
 
+class WorstWindowRecord(Part):
+    """A window of the check text that suffered most."""
+
+    window: Count = Field(description="its number, from 0")
+    kl_mean: Number = Field(description="mean divergence there, in nats per token")
+
+
 class Checks(Part):
     """A comparison with the original on the check text. Standard errors are over windows."""
 
@@ -309,6 +316,7 @@ class Checks(Part):
         default=[], description="the divergence by source of the check text, where there are several"
     )
     worst: list[WorstRecord] = Field(default=[], description="the ten tokens of the largest divergence")
+    worst_windows: list[WorstWindowRecord] = Field(default=[], description="the ten windows of the largest mean")
     kl_histogram: HistogramRecord | None = Field(default=None, description="how many tokens diverge by how much")
     by_window: WindowsRecord | None = Field(default=None, description="means over each window")
     runtime: RuntimeRecord | None = Field(

@@ -37,13 +37,14 @@ def test_it_finds_what_the_build_found(llmc, built: Path, small_model: Path) -> 
     assert exact.keys() == known.keys() - {"kl_sampled", "kl_sampling_stderr"} | {"kl_sampling_stderr"}
     for name in ("kl_mean", "kl_p999", "ppl", "ppl_original", "top1", "p_change", "kl_mean_stderr"):
         assert exact[name] == pytest.approx(known[name], rel=1e-6), name
+    assert len(exact["worst_windows"]) == 4 and exact["worst_windows"] == known["worst_windows"]
     assert exact["kl_by_position"] == known["kl_by_position"] and exact["computed_by"] == "torch"
     assert [each["error"] for each in found["layers"]] == pytest.approx(manifest["layer_errors"])
     mine, its = (layers[1]["routing"] for layers in (found["layers"], manifest["layers"]))
     assert mine.pop("expert_errors") and mine == its
     assert found["notes"] == [] and (found["windows"], found["length"]) == (4, 64)
     shown = llmc("check", built, "--against", small_model).stdout
-    assert "exact: over the whole vocabulary" in shown and "same set" in shown and "furthest from the original" in shown
+    assert "exact: over the whole vocabulary" in shown and "same set" in shown and "windows furthest from" in shown
     assert not list(Path().rglob("*.against"))
 
 

@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 
 from llmc.runtime.uncertainty import standard_error
-from llmc.runtime.where import Stretch, by_kind, by_position, by_source, in_text, kind, worst
+from llmc.runtime.where import (
+    Stretch,
+    beginning,
+    by_kind,
+    by_position,
+    by_source,
+    in_text,
+    kind,
+    worst,
+    worst_windows,
+)
 
 
 def test_stretches_double_and_cover_every_position_once() -> None:
@@ -63,3 +73,13 @@ def test_sources_have_their_own_windows() -> None:
     error = np.exp(after[:2].mean() - before[:2].mean()) * standard_error(before[:2] - after[:2])
     assert found[0].ppl_increase_stderr == pytest.approx(error)
     assert by_source(kl, before, after, [("a", 5)]) == by_source(kl, before, after, [("a", 2), ("b", 2)]) == []
+
+
+def test_the_worst_windows_and_how_they_begin() -> None:
+    kl = np.zeros((12, 9))
+    kl[7], kl[3, 0] = 2.0, 9.0
+    found = worst_windows(kl)
+    assert len(found) == 10 and [(each.window, each.kl_mean) for each in found[:3]] == [(7, 2.0), (3, 1.0), (0, 0.0)]
+    ids = np.arange(12 * 10).reshape(12, 10)
+    assert beginning(found[0], ids, lambda tokens: ",".join(map(str, tokens))) == "70,71,72,73,74,75,76,77,78,79"
+    assert worst_windows(kl[:1]) == []
