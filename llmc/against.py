@@ -22,6 +22,7 @@ from llmc.contracts.progress import Progress
 from llmc.convert.checkpoint import Checkpoint
 from llmc.errors import InputError, MachineError
 from llmc.made_tokenizer import completed, made_tokenizer
+from llmc.output_path import output_path
 from llmc.peak_memory import BASE_MEMORY, activation_bytes
 from llmc.progress import size
 from llmc.quant.activation_file import MICRO_BATCH_TOKENS
@@ -106,7 +107,7 @@ def check_against(asked: Asked, progress: Progress) -> Found:
                 "nothing writes there any more"
             )
 
-    place = asked.output or Path("build") / (Path(asked.artifact).resolve().name or "model")
+    place = output_path(Path(asked.artifact).resolve().name or "model", asked.output)
     folder = WorkFolder(place.with_name(f"{place.name}.against"), re.compile("[0-9a-f]{16}"))
     code = [code_version("quant"), code_version("convert", without=("graph/", "targets/", "engines/", "kernels/"))]
     ids = {name: hashlib.sha256(f"{each.shape}".encode() + each.tobytes()).hexdigest() for name, each in texts.items()}

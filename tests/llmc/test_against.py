@@ -104,6 +104,7 @@ REFUSED = [
     (["--against", "MODEL", "--length", "32"], 2, "--length: the text on record has windows of its own"),
     (["--against", "MODEL", "--text", "none.txt"], 2, "--text: there is no file none.txt"),
     (["--against", "builtin:tiny-deepseek-v3"], 2, "give the model that it was made from"),
+    (["--against", "MODEL", "--output", "."], 2, "that is the folder llmc was started in"),
     (["--against", "MODEL", "--memory", "1MiB"], 4, "the comparison needs about"),
 ]
 
