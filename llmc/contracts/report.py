@@ -111,7 +111,7 @@ class Report(Part):
     llmc_version: str = Field(description="version of llmc that built the artifact")
     name: str = Field(description="name of the recipe")
     verdict: Literal["passed", "missed", "no limits", "not measured"] = Field(
-        description="whether it keeps the recipe's limits"
+        description="whether it keeps its limits"
     )
     source: SourceRecord = Field(description="what it was made from")
     model: ModelRecord = Field(description="what a program has to know of the model")

@@ -7,7 +7,17 @@ from llmc.page.blocks import Block, Light, Lights, Paragraph, Section, Tile, Til
 from llmc.progress import size
 from llmc.summary import gate_line, kl_name, measured, percent
 
-GATES = {"ppl_increase": "perplexity", "kl_mean": "KL divergence", "top1": "top-1 agreement"}
+GATES = {
+    "ppl_increase": "perplexity",
+    "kl_mean": "KL divergence",
+    "top1": "top-1 agreement",
+    "runtime_kl": "runtime against torch",
+    "graph": "graph as built",
+    "mtp_graph": "MTP graph as built",
+    "tokenizer": "tokenizer as built",
+    "chat_template": "chat template as built",
+    "mtp_acceptance": "MTP acceptance",
+}
 
 
 def verdict(report: Report) -> tuple[str, str]:
@@ -18,13 +28,13 @@ def verdict(report: Report) -> tuple[str, str]:
     if checks.missed:
         *others, last = [GATES.get(gate.name, gate.name) for gate in checks.missed]
         names = f"limits of {', '.join(others)} and {last}" if others else f"limit of {last}"
-        return "missed", f"It was rejected: it misses the recipe’s {names}."
+        return "missed", f"It was rejected: it misses the {names}."
     if not checks.gates:
-        return "neutral", "The recipe sets no limits; what was measured stands below."
+        return "neutral", "No limits were set; what was measured stands below."
     count = len(checks.gates)
     return (
         "passed",
-        "It keeps the limit of its recipe." if count == 1 else f"It keeps all {count} limits of its recipe.",
+        "It keeps its limit." if count == 1 else f"It keeps all {count} limits.",
     )
 
 
