@@ -110,9 +110,7 @@ class Report(Part):
     format_version: Annotated[int, Field(ge=1)] = Field(description="1; a program refuses what is newer than it knows")
     llmc_version: str = Field(description="version of llmc that built the artifact")
     name: str = Field(description="name of the recipe")
-    verdict: Literal["passed", "missed", "no limits", "not measured"] = Field(
-        description="whether it keeps its limits"
-    )
+    verdict: Literal["passed", "missed", "no limits", "not measured"] = Field(description="whether it keeps its limits")
     source: SourceRecord = Field(description="what it was made from")
     model: ModelRecord = Field(description="what a program has to know of the model")
     tokenizer: TokenizerRecord | None = Field(default=None, description="what its files were taken to mean")

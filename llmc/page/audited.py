@@ -47,9 +47,9 @@ def _line(name: str, found: MeasureRecord) -> tuple[str, float, float, float, st
 
 
 def _review(review: ReviewRecord) -> Table:
-    rows = [(who, f"{count:,}") for who, count in review.preferred.items()]
+    rows = [(who, f"{count:,}", f"{review.decided.get(who, 0):,}") for who, count in review.labels.items()]
     agreed = "" if review.kappa is None else f", kappa {review.kappa:.2f}"
-    sign = "" if review.p is None else f", sign test p = {review.p:.3f}"
+    sign = f", sign test p = {review.p:.3f}"
     readers = len(review.reviewers)
     told = f"What {readers} reviewer{'s' if readers != 1 else ''} preferred, blind, of {review.items:,} answers"
-    return Table(f"{told}{agreed}{sign}", ("preferred", "labels"), rows)
+    return Table(f"{told}{agreed}{sign}", ("preferred", "labels", "questions that most gave to it"), rows)

@@ -63,9 +63,9 @@ def test_it_has_every_section_and_its_numbers() -> None:
 
 def test_an_audit_is_told_by_differences() -> None:
     page = report_page(rich_report())
-    for told in ("-3.0 pp (-5.0 … -1.0)", "4 / 16", "acc (worse)", "not told apart", "kappa 0.50"):
+    for told in ("-3.0 (-5.0 … -1.0)", "4 / 16", "acc (worse)", "unclear", "kappa 0.50", "sign test p = 0.420"):
         assert told in page, told
-    assert "length (not told apart)" not in page  # no share: it stands in the table alone
+    assert "length (unclear)" not in page  # no share: it stands in the table alone
 
 
 def test_what_strangers_wrote_is_text() -> None:

@@ -109,7 +109,8 @@ def test_experts_are_compared_on_the_same_tokens(pruned: tuple[Path, Path], tmp_
     made, wanted = its.experts[5](x), mine.experts[number](x)
     # Other tokens, the same weights: the size of the error is that of the weights.
     assert errors[number] == pytest.approx(((made - wanted).norm() / wanted.norm()).item(), rel=0.3)
-    alone = compare(*map(Checkpoint.open, pruned), {"check": TEXT}, tmp_path / "alone", experts_within=0)
+    original, other = map(Checkpoint.open, pruned)
+    alone = compare(original, other, {"check": TEXT}, tmp_path / "alone", experts_within=0)
     assert [each.error for each in alone.layers] == [each.error for each in found]
     assert alone.layers[1].routing is not None and alone.layers[1].routing.expert_errors == []
 

@@ -43,8 +43,8 @@ def test_it_is_the_divergence_of_the_runtime_from_torch() -> None:
     np.put_along_axis(others, top_ids, 0.0, -1)
     found = []
     for _ in range(50):
-        rows = [torch.from_numpy(each) for each in (p.reshape(-1, VOCABULARY), others.reshape(-1, VOCABULARY))]
-        tail_ids = tail_sample(*rows, torch.from_numpy(rng.random(len(rows[0]))), DRAWN).numpy()
+        rows, tails = (torch.from_numpy(each.reshape(-1, VOCABULARY)) for each in (p, others))
+        tail_ids = tail_sample(rows, tails, torch.from_numpy(rng.random(len(rows))), DRAWN).numpy()
         tail_ids = tail_ids.reshape(*p.shape[:2], DRAWN)
         reference = {
             "tail_logprobs": of(p, tail_ids),

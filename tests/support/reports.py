@@ -113,7 +113,11 @@ def audit_record(digest: str = _SHA) -> AuditRecord:
             "format_version": 1, "llmc_version": "0.1.0", "harness": "0.4.10", "artifact": model, "original": model,
             "same_source": False, "limit": 400, "chat": False,
             "tasks": {HOSTILE: {"data": HOSTILE, "documents": _SHA, "samples": 400, "measures": measures}},
-            "review": {"reviewers": ["a", "b"], "items": 20, "preferred": {"original": 9, "both": 11}, "kappa": 0.5},
+            "review": {
+                "sheet": _SHA, "reviewers": ["a", HOSTILE], "items": 20, "p": 0.42, "kappa": 0.5,
+                "labels": {"original": 19, "artifact": 6, "both": 11, "neither": 4},
+                "decided": {"original": 9, "artifact": 5},
+            },
         }
     )  # fmt: skip
 
