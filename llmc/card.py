@@ -106,7 +106,7 @@ def _budget(report: Report) -> list[str]:
 
 def _rejected(report: Report) -> str:
     missed = ", ".join(gate.name for gate in report.checks.missed) if report.checks else ""
-    return f" **It was rejected: it misses the recipe's limit of {missed}.**" if missed else ""
+    return f" **It was rejected: it misses the limit of {missed}.**" if missed else ""
 
 
 def _repeating(report: Report) -> str:

@@ -112,7 +112,7 @@ def options(
     `llmc plan RECIPE` says what a build will take, `llmc build RECIPE` makes an artifact directory, `llmc check
     ARTIFACT` repeats its measurement on another machine, `llmc run ARTIFACT` generates text with it.
 
-    Exit codes: 0 success, 2 wrong input, 3 a gate of the recipe was missed, 4 the machine lacks something.
+    Exit codes: 0 success, 2 wrong input, 3 a gate was missed, 4 the machine lacks something.
     """
     current_folder()
 

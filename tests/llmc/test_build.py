@@ -131,7 +131,7 @@ def test_missed_gate(llmc, recipe) -> None:
     assert sorted(file.name for file in Path("build").iterdir()) == ["small.log", "small.rejected"]
     card = (Path("build/small.rejected") / "README.md").read_text()
 
-    assert "**It was rejected: it misses the recipe's limit of kl_mean.**" in card
+    assert "**It was rejected: it misses the limit of kl_mean.**" in card
     # The rejected artifact is whole: it can be looked at, run and checked.
     rejected = Path("build/small.rejected")
     assert llmc("inspect", rejected).exit_code == 0
