@@ -153,7 +153,7 @@ class Plot:
 
     def label(self, ticks: Sequence[tuple[float, str]]) -> None:
         """Labels across; where they are many, most are minor, or left out."""
-        every = math.ceil(len(ticks) / (2 * _MOST_LABELS))
+        every = max(1, math.ceil(len(ticks) / (2 * _MOST_LABELS)))
         for number, (at, text) in enumerate(ticks[::every]):
             self.chart.x.append(Tick(at, text, minor=bool(number % 2) and len(ticks) > _MOST_LABELS))
 

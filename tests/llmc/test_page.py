@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -66,6 +67,25 @@ def test_an_audit_is_told_by_differences() -> None:
     for told in ("-3.0 (-5.0 … -1.0)", "4 / 16", "acc (worse)", "unclear", "kappa 0.50", "sign test p = 0.420"):
         assert told in page, told
     assert "length (unclear)" not in page  # no share: it stands in the table alone
+
+
+@pytest.mark.parametrize("full", [(0,), (7,), (-1,), (0, -1)], ids=str)
+def test_divergences_may_all_be_alike(full: tuple[int, ...]) -> None:
+    """As of a model that says the same of everything: then all are 0, and there is no power of ten to label."""
+    report = rich_report(layers=1, experts=3)
+    assert report.checks is not None and report.checks.kl_histogram is not None
+    counts = [0] * len(report.checks.kl_histogram.counts)
+    for place in full:
+        counts[place] = 99
+    value = 0.0 if full == (0,) else 20.0
+    checks = report.checks.model_copy(
+        update={
+            "kl_histogram": report.checks.kl_histogram.model_copy(update={"counts": counts}),
+            **dict.fromkeys(("kl_mean", "kl_median", "kl_p99", "kl_p999", "kl_max"), value),
+        }
+    )
+    page = report_page(report.model_copy(update={"checks": checks}))
+    assert "How the divergence is spread" in page and not re.search(r"\bnan\b", page)
 
 
 def test_what_strangers_wrote_is_text() -> None:
