@@ -19,6 +19,7 @@ from llmc.contracts.progress import Silent
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.model import CausalLM
 from llmc.errors import InputError, MachineError
+from llmc.quant.layerwise import QuantizeOptions
 from llmc.runtime.tokenizer import Tokenizer
 from llmc.self_text import SelfText
 from llmc.sensitivity import sensitivity_key
@@ -98,7 +99,7 @@ def test_the_texts_are_known_before_they_are_written(
     key = texts.key()
     assert key == read().key() != read(2).key() and not texts.is_written
     assert texts.lines()[0].startswith("check: ") and len(texts.lines()) == 1
-    files = {"source_files": {}, "options": SimpleNamespace(device=SimpleNamespace(type="cpu"))}
+    files = {"source_files": {}, "options": QuantizeOptions()}
     measured, other = (sensitivity_key(cast(Any, SimpleNamespace(texts=each, **files))) for each in (texts, read(2)))
     assert measured != other and not texts.is_written
     assert texts.calibration.shape == (8, 32) and texts.is_written and texts.key() == key
