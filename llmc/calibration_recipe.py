@@ -174,7 +174,7 @@ class Gates(Section):
         gt=0,
         allow_inf_nan=False,
         description="median KL divergence of the runtime's answers from torch's with the same quantized weights, of a "
-        "prompt's tokens or of an answer's, nats; default 0.005",
+        "prompt's tokens or of an answer's, nats; default 0.005, or the median that the quantization costs if more",
     )
     _confidence: dict[str, int] = PrivateAttr(default_factory=dict)
 

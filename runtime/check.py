@@ -214,7 +214,7 @@ def check(model: Model, progress: ProgressFunction | None = None, file: str | Pa
     apart = divergence(reference, said.top, said.tail, artifact.vocab_size)
     report = replace(
         compare(reference, said, apart, model.tokenizer.id_to_token, artifact.check_sources),
-        runtime=floor(reference, said.top, said.tail, said.best, _STEPS),
+        runtime=floor(reference, said.top, said.tail, said.best, _STEPS, artifact.vocab_size),
         as_built=as_built(model, built),
         mtp_acceptance=accepted_now(model, built, reference["input_ids"]),
     )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmc.runtime.divergence import term
+from llmc.runtime.divergence import divergence, term
 from llmc.runtime.uncertainty import standard_error
 
 Array = NDArray[Any]
@@ -25,6 +25,8 @@ class Floor:
         tokens: Predictions compared.
         kl_mean, kl_median, kl_p99, kl_max: Of the divergence of the backend's answers from torch's, in nats.
         kl_median_of_steps: Where tokens are read one by one, as answers are made, at the end of each window.
+        weights_kl_mean, weights_kl_median: Of torch's answers with the quantized weights from the original's, at the
+            same positions: what the quantization costs.
         top1: Share of positions at which both find the same token most likely.
         largest: Difference of log-probabilities, of all likely tokens at all positions, in nats.
     """
@@ -36,6 +38,8 @@ class Floor:
     kl_median_of_steps: float
     kl_p99: float
     kl_max: float
+    weights_kl_mean: float
+    weights_kl_median: float
     top1: float
     largest: float
 
@@ -45,7 +49,9 @@ def recorded(reference: dict[str, Array]) -> int:
     return len(reference["quantized_best"]) if "quantized_best" in reference else 0
 
 
-def floor(reference: dict[str, Array], top: Array, tail: Array | None, best: Array, steps: int) -> Floor | None:
+def floor(
+    reference: dict[str, Array], top: Array, tail: Array | None, best: Array, steps: int, vocab_size: int
+) -> Floor | None:
     """Compare a backend's answers with those of torch; None where these are not on record.
 
     As in `divergence`, with the quantized model's probabilities in place of the original's. What was drawn from the
@@ -54,6 +60,7 @@ def floor(reference: dict[str, Array], top: Array, tail: Array | None, best: Arr
     Args:
         top, tail, best: See `Answers` of `check.py`.
         steps: Positions at the end of a window that are read one by one.
+        vocab_size: Width of the logits.
     """
     windows = recorded(reference)
     if not windows:
@@ -64,6 +71,9 @@ def floor(reference: dict[str, Array], top: Array, tail: Array | None, best: Arr
         q = reference["quantized_tail_logprobs"].astype(np.float64)
         weights = np.exp(q - reference["tail_logprobs"][:windows])
         kl += reference["tail_mass"][:windows] * (weights * term(q, tail[:windows])).mean(-1)
+    known = {name: each[:windows] for name, each in reference.items()}
+    drawn = known.get("quantized_tail_logprobs") if tail is not None else None
+    weights_kl = divergence(known, known["quantized_top_logprobs"], drawn, vocab_size).values
     agreed = best[:windows] == reference["quantized_best"]
     return Floor(
         tokens=kl.size,
@@ -73,6 +83,8 @@ def floor(reference: dict[str, Array], top: Array, tail: Array | None, best: Arr
         kl_median_of_steps=float(np.median(kl[:, -steps:])),
         kl_p99=float(np.quantile(kl, 0.99)),
         kl_max=float(kl.max()),
+        weights_kl_mean=float(weights_kl.mean()),
+        weights_kl_median=float(np.median(weights_kl)),
         top1=float(agreed.mean()),
         largest=float(np.abs(base - top).max()),
     )

@@ -64,6 +64,11 @@ class RuntimeRecord(Part):
     )
     kl_p99: Number = Field(description="its 99th percentile")
     kl_max: Number = Field(description="its maximum")
+    weights_kl_mean: Number = Field(
+        description="beside it, at the same tokens: divergence of torch's answers with the quantized weights from the "
+        "original's, mean; what the quantization costs"
+    )
+    weights_kl_median: Number = Field(description="its median")
     top1: Number = Field(description="share of positions at which both find the same token most likely")
     largest: Number = Field(description="largest difference of a likely token's log-probabilities, in nats")
 

@@ -47,20 +47,25 @@ def test_it_is_the_divergence_of_the_runtime_from_torch() -> None:
         tail_ids = tail_sample(rows, tails, torch.from_numpy(rng.random(len(rows))), DRAWN).numpy()
         tail_ids = tail_ids.reshape(*p.shape[:2], DRAWN)
         reference = {
+            "top_logprobs": of(p, top_ids),
+            "tail_ids": tail_ids,
             "tail_logprobs": of(p, tail_ids),
             "tail_mass": others.sum(-1),
             "quantized_best": q.argmax(-1)[:WINDOWS],
             "quantized_top_logprobs": of(q, top_ids)[:WINDOWS],
             "quantized_tail_logprobs": of(q, tail_ids)[:WINDOWS],
         }
-        measured = floor(reference, of(r, top_ids), of(r, tail_ids), r.argmax(-1), 8)
+        measured = floor(reference, of(r, top_ids), of(r, tail_ids), r.argmax(-1), 8, VOCABULARY)
         assert measured is not None and measured.tokens == WINDOWS * POSITIONS
         found.append(measured.kl_mean)
     assert abs(np.mean(found) - exact.mean()) < 4 * np.std(found) / np.sqrt(len(found))
     assert np.std(found) < 0.1 * exact.mean()
+    ours = (np.exp(p) * (p - q)).sum(-1)[:WINDOWS]
+    assert measured.weights_kl_mean == pytest.approx(ours.mean(), rel=0.1)
+    assert measured.weights_kl_median == pytest.approx(np.median(ours), rel=0.1)
     assert measured.top1 == (q.argmax(-1) == r.argmax(-1))[:WINDOWS].mean()
     assert measured.largest == pytest.approx(np.abs(of(q, top_ids) - of(r, top_ids))[:WINDOWS].max())
-    assert floor({}, of(r, top_ids), None, r.argmax(-1), 8) is None
+    assert floor({}, of(r, top_ids), None, r.argmax(-1), 8, VOCABULARY) is None
 
 
 def test_a_graph_in_float32_and_one_that_rounds_activations(trained: Path, trained_level_4: Path) -> None:
