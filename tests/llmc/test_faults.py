@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -84,6 +85,11 @@ def test_gates_that_a_recipe_moves_or_leaves_out(artifact: Path, tmp_path: Path)
     assert (moved[0].name, moved[0].limit, moved[0].passed, moved[0].by_default) == ("runtime_kl", 1e-9, False, False)
     assert [gate.name for gate in moved] == names and gates(report, {})[0].limit == RUNTIME_KL
     assert [gate.name for gate in gates(report, {"kl_mean": 1.0}, defaults=False)] == ["kl_mean"]
+    assert report.runtime is not None
+    upset = replace(report, runtime=replace(report.runtime, kl_median=0.2, weights_kl_median=0.3))
+    assert gates(upset, {})[0].passed and gates(upset, {})[0].limit == 0.3, "by rounding, as by quantization"
+    faulty = replace(report, runtime=replace(report.runtime, kl_median=0.2))
+    assert not gates(faulty, {})[0].passed
 
     def without(copy: Path) -> None:
         manifest = json.loads((copy / "llmc.json").read_text(encoding="utf-8"))
