@@ -7,7 +7,6 @@ by what computes with them, and by nothing else. The whole model is in memory, i
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -23,8 +22,8 @@ from llmc.convert.model.cache import KeyValueCache, LatentCache, LayerCache, Sta
 from llmc.convert.model.causal_lm import CausalLM
 from llmc.convert.spec import ModelSpec
 from llmc.errors import InputError, MachineError
-from llmc.files import open_regular
 from llmc.progress import size
+from llmc.quant.durable import describe
 from llmc.runtime.artifact import Artifact
 from llmc.runtime.backends import CLOSED, BoolArray, FloatArray, Graph, Hidden, ImageFeatures, IntArray
 from llmc.runtime.model import Model
@@ -61,7 +60,7 @@ def load_original(path: Path, threads: int | None = None) -> Model:
 
 def hashes(folder: Path) -> dict[str, str]:
     """Return the sha256 of every file of a checkpoint, by name."""
-    return {name: _described(folder / name).sha256 for name in _names(folder)}
+    return {name: describe(folder / name, File).sha256 for name in _names(folder)}
 
 
 def _as_artifact(checkpoint: Checkpoint) -> Artifact:
@@ -73,7 +72,7 @@ def _as_artifact(checkpoint: Checkpoint) -> Artifact:
         eos_token_ids=list(spec.eos_token_ids),
         bos_token_id=spec.bos_token_id,
     )
-    files = {name: _described(checkpoint.path / name) for name in _names(checkpoint.path)}
+    files = {name: describe(checkpoint.path / name, File) for name in _names(checkpoint.path)}
     manifest = RunManifest(format_version=FORMAT_VERSION, files=files, targets={}, model=model, recipe=RunRecipe())
     return Artifact(checkpoint.path, {}, manifest, frozenset(spec.eos_token_ids))
 
@@ -82,11 +81,6 @@ def _names(folder: Path) -> Iterator[str]:
     for path in sorted([*folder.iterdir(), *(folder / _TEMPLATES).glob("*.jinja")]):
         if path.is_file() and not path.name.startswith("."):
             yield path.relative_to(folder).as_posix()
-
-
-def _described(path: Path) -> File:
-    with open_regular(path) as file:
-        return File(sha256=hashlib.file_digest(file, "sha256").hexdigest(), bytes=path.stat().st_size)
 
 
 class TorchCache:
@@ -141,10 +135,10 @@ class TorchBackend:
         self._spec = spec
         # Texts that LongRoPE rotates otherwise are left out.
         self.context = min(spec.max_position_embeddings, spec.original_context or spec.max_position_embeddings)
-        states = any(isinstance(cache, StateCache) for cache in TorchCache(spec, 1).layers)
+        one = TorchCache(spec, 1)
+        states = any(isinstance(cache, StateCache) for cache in one.layers)
         self.batch = 1 if states else _BATCH  # a row whose text ends would go on changing its state
         self.max_prefill_tokens, self.max_attention_scores = _PREFILL, _SCORES
-        one = TorchCache(spec, 1)
         one.make_room(1, 1)
         parts = [part for cache in one.layers for _, part in _growing_parts(cache)]
         self.cache_bytes = sum(part.numel() * part.element_size() for part in parts)

@@ -240,10 +240,10 @@ def _measure(
     from llmc.quant.sensitivity import measure
 
     missing = {group.name: _missing(group, known) for group in problem.groups}
-    checkpoint, ids = job.checkpoint, _ids(job)
+    checkpoint, ids, options = job.checkpoint, _ids(job), job.options
     members = {group.name: _members(checkpoint, group) for group in problem.groups}
     candidates = {
-        module: [given if job.options.negative_scales else given.positive for given in map(scheme, missing[name])]
+        module: [*map(options.taken, map(scheme, missing[name]))]
         for name, modules in members.items()
         for module in modules
         if missing[name]
@@ -251,7 +251,7 @@ def _measure(
     with progress.stage("sensitivity", step_sizes(checkpoint, EMBEDDING in candidates)):
         found = measure(
             checkpoint, candidates, ids, work, solved=_solved(problem), draws=_DRAWS,
-            memory_budget=job.options.memory_budget, device=job.options.device, progress=progress,
+            memory_budget=options.memory_budget, device=options.device, progress=progress,
             unchanged=job.files.require_unchanged, tell=progress.line,
         )  # fmt: skip
     groups = {}

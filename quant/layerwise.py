@@ -53,6 +53,7 @@ from llmc.quant.result import QuantizeResult
 from llmc.quant.resume import finish_layer, finished_layers
 from llmc.quant.scale_range import require_range
 from llmc.quant.schemes import scheme
+from llmc.quant.schemes.base import Scheme
 from llmc.quant.shard import shard_path, write_ends, write_index, write_layer
 from llmc.quant.streams import Streams
 from llmc.quant.tied_head import TiedHead
@@ -84,6 +85,10 @@ class QuantizeOptions:
     fp8_cache: bool = False
     device: torch.device = CPU
     negative_scales: bool = True
+
+    def taken(self, scheme: Scheme) -> Scheme:
+        """A scheme as the targets take it."""
+        return scheme if self.negative_scales else scheme.positive
 
 
 def quantize(
@@ -137,11 +142,10 @@ class _Pass:
                 f"layout gptq: {checkpoint.family.name} stores several modules as one, which is not read back from it; "
                 f"use layout {DEFAULT_LAYOUT}"
             )
-        self.assigned = assign(checkpoint, rules)
-        if not options.negative_scales:
-            self.assigned = {
-                module: replace(given, scheme=given.scheme.positive) for module, given in self.assigned.items()
-            }
+        self.assigned = {
+            module: replace(given, scheme=options.taken(given.scheme))
+            for module, given in assign(checkpoint, rules).items()
+        }
         self.left_out = stale_copies(checkpoint, self.assigned)
         self.parsed = {ModuleName.parse(module): given for module, given in self.assigned.items()}
         self.ids, self.output_dir, self.work_dir = ids, output_dir, work_dir
