@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llmc.errors import InputError
 from llmc.runtime.artifact import Artifact
-from llmc.runtime.backends import Backend
+from llmc.runtime.backends import Backend, IntArray
 from llmc.runtime.drafts import Drafts, continued
 from llmc.runtime.probe import Probe, difference, probe
 from llmc.runtime.spoken_to import spoken_to
 
 if TYPE_CHECKING:
-    from llmc.contracts.fidelity import BuiltRecord
+    from llmc.contracts.fidelity import BuiltRecord, ProbeRecord
     from llmc.runtime.model import Model
 
 _ERRORS = 3.0  # standard errors that an acceptance may fall behind
@@ -49,7 +50,7 @@ def as_built(model: Model, built: BuiltRecord) -> AsBuilt | None:
         return None
     apart: dict[str, float] = {}
     if built.probe is not None:
-        tokens = np.array(built.probe.tokens, np.int64)
+        tokens = _tokens(model, built.probe)
         found = ask(model.artifact, model.backend, tokens)
         apart = {} if found is None else difference(found, built.probe)
     digests = spoken_to(model.tokenizer) if built.digests else {}
@@ -61,6 +62,13 @@ def as_built(model: Model, built: BuiltRecord) -> AsBuilt | None:
         chat_template=same.get("chat_template"),
         mtp_acceptance_least=_least(Drafts(built.mtp_accepted or 0, built.mtp_drafted)) if built.mtp_drafted else None,
     )
+
+
+def _tokens(model: Model, then: ProbeRecord) -> IntArray:
+    tokens = np.array(then.tokens, np.int64)
+    if tokens.max() >= model.artifact.vocab_size or tokens.shape[1] > model.backend.context:
+        raise InputError("llmc.json: the tokens that its graphs were asked at the build are not of this model")
+    return tokens
 
 
 def ask(artifact: Artifact, backend: Backend, tokens: Any = None) -> Probe | None:

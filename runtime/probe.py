@@ -82,6 +82,8 @@ def difference(now: Probe, then: ProbeRecord) -> dict[str, float]:
             spread = then.spread[graph]
         except (KeyError, ValueError) as error:
             raise InputError(f"llmc.json: what the {graph} graph said is not on record ({error})") from error
+        if not np.isfinite(before).all():
+            raise InputError(f"llmc.json: what the {graph} graph said is on record as NaN or infinity")
         changes = np.sqrt(np.square(sums.astype(np.float64) - before).mean(-1))
         apart[graph] = float(np.quantile(changes, _NEARLY_ALL) / max(spread, 1e-30))
     return apart

@@ -19,6 +19,13 @@ class ProbeRecord(Part):
     )
     spread: dict[str, Number] = Field(description="graph → root mean square of the logits, less their mean")
 
+    @model_validator(mode="after")
+    def _holds_together(self) -> ProbeRecord:
+        lengths = {len(row) for row in self.tokens}
+        if len(lengths) != 1 or min(lengths) < 2:
+            raise ValueError("rows of tokens must be equally long, and of two tokens at least")
+        return self
+
 
 class BuiltRecord(Part):
     """What the artifact did when it was built: `llmc check` sees whether it still does."""
@@ -34,6 +41,12 @@ class BuiltRecord(Part):
     )
     mtp_accepted: Count | None = Field(default=None, description="MTP drafts that the model agreed to")
     mtp_drafted: Count | None = Field(default=None, description="of so many")
+
+    @model_validator(mode="after")
+    def _holds_together(self) -> BuiltRecord:
+        if (self.mtp_accepted or 0) > (self.mtp_drafted or 0):
+            raise ValueError("more MTP drafts were accepted than drafted")
+        return self
 
 
 class AsBuiltRecord(Part):

@@ -13,10 +13,11 @@ import pytest
 from support.listed_files import list_files
 
 from llmc.contracts.fidelity import BuiltRecord, ProbeRecord
+from llmc.contracts.part import checked
 from llmc.errors import InputError
 from llmc.runtime import load
 from llmc.runtime.artifact import Artifact
-from llmc.runtime.as_built import ask
+from llmc.runtime.as_built import as_built, ask
 from llmc.runtime.backends.onnxruntime import in_float32
 from llmc.runtime.probe import Probe, difference, probe
 from llmc.runtime.spoken_to import spoken_to
@@ -99,6 +100,18 @@ def test_what_a_broken_record_says(trained: Path) -> None:
     ):
         with pytest.raises(InputError, match=said):
             difference(found, ProbeRecord(**record | {"sums": sums}))
+    unknown = np.full_like(found.sums["main"], np.nan)
+    with pytest.raises(InputError, match="as NaN or infinity"):
+        difference(found, ProbeRecord(**Probe(found.tokens, {"main": unknown, "mtp": unknown}, found.spread).record()))
+    for tokens in ([], [[1, 2], [3]], [[1], [2]]):
+        with pytest.raises(InputError, match="equally long"):
+            checked(ProbeRecord, record | {"tokens": tokens}, "llmc.json")
+    with pytest.raises(InputError, match="more MTP drafts were accepted than drafted"):
+        checked(BuiltRecord, {"mtp_accepted": 3, "mtp_drafted": 2}, "llmc.json")
+    with load(trained, threads=1) as model:
+        for tokens in (found.tokens + model.artifact.vocab_size, np.ones((1, model.backend.context + 1), np.int64)):
+            with pytest.raises(InputError, match="not of this model"):
+                as_built(model, BuiltRecord(probe=ProbeRecord(**record | {"tokens": tokens.tolist()})))
 
 
 def digests(folder: Path) -> dict[str, str]:
