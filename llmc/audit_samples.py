@@ -25,6 +25,7 @@ class Unit:
     target: str
     answer: str
     values: Values
+    group: str = ""
 
 
 @dataclass
@@ -85,7 +86,8 @@ def _unit(task: AuditTask, answers: Sequence[Answered], values: Values) -> Unit:
     if isinstance(target, int) and 0 <= target < len(first.choices):
         target = first.choices[target].strip()
     said = list(dict.fromkeys(each.answer(BY_LENGTH in task.scores) for each in answers))
-    return Unit(first.prompt, str(target), " / ".join(said), values)
+    group = json.dumps([first.document[column] for column in task.group]) if task.group else ""
+    return Unit(first.prompt, str(target), " / ".join(said), values, group)
 
 
 def task_record(task: AuditTask, theirs: Answers, ours: Answers) -> TaskRecord:
@@ -100,6 +102,8 @@ def task_record(task: AuditTask, theirs: Answers, ours: Answers) -> TaskRecord:
             if name not in pair[0] or name not in pair[1]:
                 continue
             measure.pairs.append((pair[0][name], pair[1][name]))
+            if task.group:
+                measure.groups.append(ours.units[place].group)
             if name == "calibration":
                 measure.confidences.append((pair[0][CONFIDENCE], pair[1][CONFIDENCE]))
         if (record := measured(measure)) is not None:
@@ -123,5 +127,8 @@ def paired_samples(name: str, theirs: Answers, ours: Answers) -> list[dict[str, 
             side: {"answer": unit.answer, "values": unit.values}
             for side, unit in (("original", first), ("artifact", second))
         }
-        found.append({"task": name, "sample": place, "prompt": second.prompt, "target": second.target, **sides})
+        group = {"group": second.group} if second.group else {}
+        found.append(
+            {"task": name, "sample": place, **group, "prompt": second.prompt, "target": second.target, **sides}
+        )
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 
 from llmc.audit_measures import verdict
-from llmc.contracts.audit import AuditRecord, MeasureRecord, ReviewRecord
+from llmc.contracts.audit import AuditRecord, MeasureRecord, ReviewRecord, TaskRecord
 from llmc.tables import table
 
 _COLUMNS = ("original → artifact", "difference (95 %)", "↑ / ↓", "p", "")
@@ -20,13 +20,19 @@ def audit_tables(record: AuditRecord) -> list[Table]:
         models += ", which it was not made of"
     made: list[Table] = []
     for name, task in record.tasks.items():
-        where = f"{name}: {task.samples:,} samples ({task.data})"
+        where = f"{name}: {samples(task)}"
         made.append(table(f"\n{where}" if made else f"{models}\n\n{where}", "measure", *_COLUMNS))
         made[-1].box, made[-1].padding, made[-1].pad_edge = None, _GAP, False
         for measure, found in task.measures.items():
             of = f" ({found.samples:,})" * (found.samples != task.samples)
             made[-1].add_row(f"{measure}{of}", *measure_cells(found), verdict(found))
     return made
+
+
+def samples(task: TaskRecord) -> str:
+    """Return how many samples a task has, how many groups, and where they come from."""
+    groups = max((each.groups or 0 for each in task.measures.values()), default=0)
+    return f"{task.samples:,} samples{f' in {groups:,} groups' * bool(groups)} ({task.data})"
 
 
 def measure_cells(found: MeasureRecord) -> list[str]:

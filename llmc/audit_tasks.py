@@ -24,7 +24,7 @@ _MOST_BYTES = 1 << 30  # of a data file
 _MOST_TASK = 1 << 20
 _SPLIT = "test"  # of what llmc reads itself
 _OWN = "llmc"
-_KEYS = ("data", "hub", "license", "where", "wordings", "scores")
+_KEYS = ("data", "hub", "license", "where", "wordings", "group", "scores")
 WORDING, ROW = "wording", "row"  # columns of a data set whose rows are asked in several wordings
 
 
@@ -45,6 +45,7 @@ class AuditTask:
         asked: What the harness is given: its configuration, or a name of its own.
         data: Where its documents come from, for people.
         scores: How llmc scores it; none: by the harness's metrics.
+        group: Columns; documents that have the same there are one group, as those made of one template.
     """
 
     name: str
@@ -52,6 +53,7 @@ class AuditTask:
     data: str
     suite: str | None = None
     scores: tuple[str, ...] = ()
+    group: tuple[str, ...] = ()
 
 
 def suites() -> dict[str, Path]:
@@ -120,18 +122,25 @@ def _task(
     chosen = tuple(own.get("scores", ()))
     if wrong := set(chosen) - scores.keys():
         raise InputError(f"{place}: {_OWN}.scores: {unknown('score', min(wrong), scores)}")
+    group = own.get("group", [])
+    if not isinstance(group, list) or not all(isinstance(each, str) for each in group):
+        raise InputError(f"{place}: {_OWN}.group: a list of columns, as in [category, question_index]")
+    if group and not chosen:
+        raise InputError(f"{place}: {_OWN}.group: needs {_OWN}.scores; the harness's own metrics know no groups")
     if not own and asked.get("dataset_path") != "json":  # the harness knows where that is
         return AuditTask(name, asked | {"task": name}, str(asked.get("dataset_path")), suite)
     rows, source = _documents(place, asked, own, data, path.parent)
     rows = _asked_of(rows, own, limit)
     if not rows:
         raise InputError(f"{place}: {source} has no documents" + " like these" * bool(own.get("where")))
+    if missing := {column for row in rows for column in group if column not in row}:
+        raise InputError(f"{place}: {source}: some document has no column {min(missing)!r}, which {_OWN}.group names")
     for key in ("dataset_path", "dataset_name", "dataset_kwargs", "validation_split", "training_split"):
         asked.pop(key, None)
     asked |= {"task": name, "test_split": _SPLIT, "custom_dataset": lambda **_: {_SPLIT: rows}}
     asked.setdefault("num_fewshot", 0)
     asked.setdefault("metric_list", [{"metric": "acc" if asked["output_type"] == "multiple_choice" else "bypass"}])
-    return AuditTask(name, asked, source, suite, chosen)
+    return AuditTask(name, asked, source, suite, chosen, tuple(group))
 
 
 def _asked_of(rows: list[dict[str, Any]], own: Mapping[str, Any], limit: int | None) -> Rows:

@@ -40,8 +40,15 @@ class MeasureRecord(Part):
     gained: Count = Field(description="samples whose value is higher with the artifact; of shares, flips upwards")
     lost: Count = Field(description="samples whose value is lower with the artifact; of shares, flips downwards")
     p: Number | None = Field(
-        default=None, description="exact two-sided p-value of gained against lost; of shares McNemar's test"
+        default=None,
+        description="exact two-sided p-value of gained against lost (of groups, where samples come in groups); of "
+        "shares McNemar's test",
     )
+    groups: Count | None = Field(
+        default=None, description="of samples that belong together, as those of one template; absent: each is alone"
+    )
+    groups_gained: Count | None = Field(default=None, description="groups whose sum is higher with the artifact")
+    groups_lost: Count | None = Field(default=None, description="groups whose sum is lower with the artifact")
 
 
 class TaskRecord(Part):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llmc.audit_measures import verdict
-from llmc.audit_tables import measure_cells
+from llmc.audit_tables import measure_cells, samples
 from llmc.contracts.audit import AuditRecord, MeasureRecord, ReviewRecord, TaskRecord
 from llmc.contracts.report import Report
 from llmc.page.blocks import Block, Figure, Paragraph, Section, Table
@@ -37,7 +37,7 @@ def _task(name: str, task: TaskRecord) -> Figure | Table:
     lines = [_line(measure, found) for measure, found in task.measures.items() if found.kind == "share"]
     body = [(measure, *measure_cells(found), verdict(found)) for measure, found in task.measures.items()]
     table = Table(f"Measures of {name}", _HEAD, body, words=6)
-    told = f"{task.samples:,} samples ({task.data}); lines are 95 % intervals, and the mark is at no difference."
+    told = f"{samples(task)}; lines are 95 % intervals, and the mark is at no difference."
     return Figure(name, told, intervals(lines), table) if lines else table
 
 

@@ -118,6 +118,17 @@ def test_a_verdict_is_what_the_interval_allows(pairs: list[tuple[float, float]],
     assert found.difference == pytest.approx(found.artifact - found.original)
 
 
+def test_groups_of_samples_count_as_one() -> None:
+    pairs = [(0.0, 1.0)] * 12 + [(1.0, 1.0)] * 36
+    alone, together = measured(Measure("higher", pairs)), None
+    together = measured(Measure("higher", pairs, groups=[str(place // 4) for place in range(48)]))
+    assert alone is not None and together is not None and verdict(alone) == "better" and verdict(together) == "unclear"
+    assert (together.groups, together.groups_gained, together.groups_lost, together.p) == (12, 3, 0, 0.25)
+    assert (together.gained, together.difference) == (alone.gained, alone.difference)
+    assert together.low < alone.low < alone.high < together.high
+    assert together.bootstrap[0] < alone.bootstrap[0] and alone.groups is None
+
+
 def test_a_table_tells_differences(audited_artifact: Path, small_model: Path, words: Path, llmc: Llmc) -> None:
     result = llmc("eval", audited_artifact, "--original", small_model, "-t", words, "--limit", 5, "-o", "audit")
     assert result.exit_code == 0, result.output

@@ -45,6 +45,8 @@ def test_all_suites_run_without_a_network(tmp_path: Path, audited_artifact: Path
         "calibration.mmlu": {"calibration": 2, "brier": 2},
     }
     assert record.tasks["calibration.mmlu"].measures["calibration"].kind == "calibration error"
+    grouped = {name for name, task in record.tasks.items() if any(each.groups for each in task.measures.values())}
+    assert grouped == {"bias.bbq_ambiguous", "bias.bbq_disambiguated", "bias.stereoset"}
     lines = [json.loads(line) for line in (tmp_path / "audit" / "samples.jsonl").read_text().splitlines()]
     by_task = {line["task"]: line for line in lines}
     assert by_task["reasoning.mmlu"]["target"] in "ABCD" and by_task["reasoning.mmlu"]["original"]["answer"] in "ABCD"
@@ -159,6 +161,20 @@ def test_documents_are_spread_over_the_data_set_and_worded(tmp_path: Path) -> No
         read_documents(tmp_path / "broken.jsonl")
     with pytest.raises(InputError, match="unknown task of bias 'bbq'; did you mean 'bbq_"):
         find_tasks(["bias.bbq"], DATA, None)
+
+
+def test_documents_of_one_template_are_a_group(tmp_path: Path) -> None:
+    (task,) = find_tasks(["bias.bbq_ambiguous"], DATA, None)
+    assert isinstance(task.asked, dict) and task.group == ("category", "question_index")
+    rows = task.asked["custom_dataset"]()["test"]
+    assert len({tuple(row[column] for column in task.group) for row in rows}) == len(rows) / 2
+    (tmp_path / "stereoset.jsonl").write_text('{"target": "a"}\n{"context": "b"}\n')
+    with pytest.raises(InputError, match=r"stereoset.jsonl: some document has no column 'target', which llmc.group"):
+        find_tasks(["bias.stereoset"], tmp_path, None)
+    for group, said in (("target", "a list of columns"), ([1], "a list of columns"), (["a"], r"needs llmc\.scores")):
+        (tmp_path / "own.yaml").write_text(json.dumps({"llmc": {"data": "stereoset", "group": group}}))
+        with pytest.raises(InputError, match=said):
+            find_tasks([str(tmp_path / "own.yaml")], None, None)
 
 
 def test_without_a_hub_the_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,7 +78,46 @@ def test_calibration_error_by_hand() -> None:
     confidences, correct = [0.85, 0.81, 0.32, 0.36, 1.0], [1.0, 0.0, 0.0, 0.0, 1.0]
     expected = (abs(1 - 1.66) + abs(0 - 0.68) + 0) / 5
     drawn = np.array([[0, 1, 2, 3, 4], [4, 4, 4, 4, 4], [0, 0, 0, 0, 0]])
-    assert paired.calibration_errors(confidences, correct, drawn) == pytest.approx([expected, 0.0, 0.15])
+    weights = np.array([np.bincount(row, minlength=5) for row in drawn], float)
+    found = paired.calibration_error(confidences, correct, np.arange(5))
+    assert found(weights) == pytest.approx([expected, 0.0, 0.15])
+    pairs = paired.calibration_error(confidences, correct, np.array([0, 0, 1, 1, 2]))
+    assert pairs(np.array([[1.0, 1.0, 1.0], [0, 2, 0]])) == pytest.approx([expected, 0.34])
+
+
+def test_groups_of_one_are_independent_samples() -> None:
+    values = np.random.default_rng(3).normal(0.1, 1, 80)
+    alone = np.arange(80)
+    assert paired.mean_interval(values, alone) == paired.mean_interval(values)
+    assert paired.design_effect(values, alone) == 1.0
+
+
+def test_samples_that_repeat_each_other_are_worth_one() -> None:
+    """Four copies of each of 50 samples say what the 50 say."""
+    once = np.random.default_rng(4).choice([-1.0, 0.0, 1.0], 50, p=[0.2, 0.7, 0.1])
+    copies, groups = np.repeat(once, 4), np.repeat(np.arange(50), 4)
+    assert paired.mean_interval(copies, groups) == pytest.approx(paired.mean_interval(once))
+    assert paired.design_effect(copies, groups) == pytest.approx(4 * 50 / 49)
+    narrow, wide = paired.mean_interval(copies), paired.mean_interval(once)
+    assert (narrow.high - narrow.low) < 0.6 * (wide.high - wide.low)
+    few = np.zeros(200)
+    few[:8] = 1.0
+    assert paired.design_effect(few, groups) == 4.0, "two groups changed: samples of a group count as one"
+
+
+def test_intervals_hold_where_samples_come_in_groups() -> None:
+    """Of 300 audits of 60 templates with five questions each, which mostly change together."""
+    generator, groups, held, naive = np.random.default_rng(5), np.repeat(np.arange(60), 5), 0, 0
+    for _ in range(300):
+        template = generator.choice([-1.0, 0.0, 1.0], 60, p=[0.1, 0.85, 0.05])
+        values = np.where(generator.random(300) < 0.8, np.repeat(template, 5), 0.0)
+        gained, lost, truth = (values > 0).sum(), (values < 0).sum(), 0.8 * -0.05
+        worth = paired.design_effect(values, groups)
+        found = paired.share_interval(gained / worth, lost / worth, 300 / worth)
+        held += found.low <= truth <= found.high
+        bare = paired.share_interval(gained, lost, 300)
+        naive += bare.low <= truth <= bare.high
+    assert held >= 0.92 * 300 and naive < 0.8 * 300
 
 
 def test_kappa_of_a_published_example() -> None:
