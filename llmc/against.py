@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from llmc import machine
+from llmc.audit_models import artifact_place
 from llmc.calibration_recipe import PYTHON_DOCS, Check, Source
 from llmc.contracts.against import AgainstRecord
 from llmc.contracts.long_context import RecallRecord
@@ -125,6 +126,7 @@ def check_against(asked: Asked, progress: Progress) -> Found:
     record = AgainstRecord(
         artifact=asked.artifact,
         original=asked.original,
+        **({"digest": artifact_place(models.artifact.path).digest} if models.artifact else {}),
         layout=str((models.other.config.get("quantization_config") or {}).get("quant_method", "")),
         bytes=models.other.nbytes(),
         bytes_original=models.original.nbytes(),

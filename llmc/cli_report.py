@@ -25,6 +25,10 @@ def report(
     audit: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="What `llmc eval` left: a section about its differences.")
     ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="What `llmc check --against … --json` printed: errors of every expert."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write report.html and report.json of an artifact that lacks them, or with its speed on this machine.
@@ -38,10 +42,14 @@ def report(
     `llmc bench build/quickstart --json > bench.json && llmc report build/quickstart --bench bench.json -o report`
 
     `llmc report build/quickstart --audit build/quickstart.audit -o report`
+
+    `llmc check build/quickstart --against builtin:tiny-deepseek-v3 --json > against.json`
+
+    `llmc report build/quickstart --against against.json -o report`
     """
     from llmc.remake import remake
 
-    made, page = remake(artifact, output, bench, audit)
+    made, page = remake(artifact, output, bench, audit, against)
     if as_json:
         terminal.print_json(made.to_json())
     else:

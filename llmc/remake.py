@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from llmc.contracts.against import AgainstRecord
 from llmc.contracts.audit import AuditRecord
 from llmc.contracts.manifest import Manifest
 from llmc.contracts.part import File, checked
@@ -22,7 +23,11 @@ _JSON_BYTES = 1 << 24
 
 
 def remake(
-    path: Path, output: Path | None = None, bench: Path | None = None, audit: Path | None = None
+    path: Path,
+    output: Path | None = None,
+    bench: Path | None = None,
+    audit: Path | None = None,
+    against: Path | None = None,
 ) -> tuple[Report, Path]:
     """Write report.json and report.html, and return the report and where its page is.
 
@@ -31,14 +36,17 @@ def remake(
         output: A folder for them; the artifact is left as it is.
         bench: What `llmc bench --json` printed, for a section about speed.
         audit: The folder that `llmc eval` left, or the audit.json in it, for a section about that.
+        against: What `llmc check --against … --json` printed: layers and experts are shown as it found them.
 
     Raises:
-        InputError: for what is no artifact or no such file, and for an audit of another artifact
+        InputError: for what is no artifact or no such file, and for an audit or a comparison of another artifact
     """
     artifact = Artifact.open(path)
     manifest = artifact.described()
     speed = None if bench is None else checked(SpeedRecord, read_json(bench, _JSON_BYTES), f"{bench}: no `llmc bench`")
-    report = report_of(manifest, _worst(artifact, manifest), speed, None if audit is None else _audit(audit, path))
+    asked = None if audit is None else _audit(audit, path)
+    compared = None if against is None else _against(against, path)
+    report = report_of(manifest, _worst(artifact, manifest), speed, asked, compared)
     folder = path if output is None else output
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / REPORT, report.to_json())
@@ -55,6 +63,17 @@ def _audit(place: Path, path: Path) -> AuditRecord:
     found = checked(AuditRecord, read_json(file, _JSON_BYTES), f"{file}: no `llmc eval`")
     if found.artifact.digest != artifact_place(path).digest:
         raise InputError(f"{file}: is about {found.artifact.name}, or about an earlier {path}; run `llmc eval {path}`")
+    return found
+
+
+def _against(file: Path, path: Path) -> AgainstRecord:
+    from llmc.audit_models import artifact_place
+
+    found = checked(AgainstRecord, read_json(file, _JSON_BYTES), f"{file}: no `llmc check --against`")
+    if found.digest != artifact_place(path).digest:
+        raise InputError(
+            f"{file}: is about {found.artifact}, or about an earlier {path}; run `llmc check {path} --against …` again"
+        )
     return found
 
 

@@ -8,8 +8,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from llmc.contracts.against import AgainstRecord
 from llmc.contracts.audit import AuditRecord
-from llmc.contracts.layer_errors import rounded
+from llmc.contracts.layer_errors import LayerErrors, rounded
 from llmc.contracts.manifest import Checks, Manifest, TargetRecord, TensorRecord
 from llmc.contracts.report import (
     REPORT_VERSION,
@@ -32,6 +33,7 @@ def report_of(
     worst: Sequence[WorstInText] = (),
     speed: SpeedRecord | None = None,
     audit: AuditRecord | None = None,
+    against: AgainstRecord | None = None,
 ) -> Report:
     """Return the report of an artifact; equal manifests have equal ones.
 
@@ -39,9 +41,11 @@ def report_of(
         worst: The tokens of the largest divergence, as `worst_in_text` finds them.
         speed: What was benchmarked, if anything was.
         audit: What `llmc eval` found, if it was asked.
+        against: What `llmc check --against` found, if it was asked: its layers take the place of the build's.
     """
     pruned, checks, torch_checks = manifest.pruned or None, manifest.checks or None, manifest.torch_checks or None
     fallbacks = {name: tensor.fallback for name, tensor in manifest.tensors.items() if tensor.fallback}
+    measured = against.layers if against else manifest.layers
     optional: dict[str, Any] = {
         "tokenizer": manifest.tokenizer,
         "budget": manifest.budget,
@@ -52,6 +56,7 @@ def report_of(
         "fallbacks": fallbacks or None,
         "speed": speed,
         "audit": audit,
+        "against": against,
     }
     return Report(
         format_version=REPORT_VERSION,
@@ -67,8 +72,8 @@ def report_of(
         sizes=manifest.sizes,
         quantized=manifest.quantized,
         treatments=_treatments(manifest.tensors.values()),
-        layers=list(_layers(manifest)),
-        experts=_experts(manifest),
+        layers=list(_layers(manifest, measured)),
+        experts=_experts(manifest, measured),
         targets={name: _without_details(each) for name, each in manifest.targets.items()},
         worst=list(worst),
         versions=manifest.versions,
@@ -118,13 +123,13 @@ def _treatments(tensors: Iterable[TensorRecord]) -> list[Treatment]:
     ]
 
 
-def _layers(manifest: Manifest) -> Iterable[LayerSummary]:
+def _layers(manifest: Manifest, measured: Sequence[LayerErrors]) -> Iterable[LayerSummary]:
     modules: dict[int, dict[str, float]] = defaultdict(dict)
     for name, tensor in manifest.tensors.items():
         if found := _LAYER.match(f"{name}."):
             modules[int(found[1])][name] = tensor.error or 0.0
-    distances = dict(enumerate(manifest.layer_errors)) | {each.layer: each.error for each in manifest.layers}
-    cosines = {each.layer: each.cosine for each in manifest.layers}
+    distances = dict(enumerate(manifest.layer_errors)) | {each.layer: each.error for each in measured}
+    cosines = {each.layer: each.cosine for each in measured}
     for layer in sorted({*modules, *distances}):
         mine = modules.get(layer, {})
         told: dict[str, Any] = {"error": rounded(distances[layer])} if layer in distances else {}
@@ -137,7 +142,7 @@ def _layers(manifest: Manifest) -> Iterable[LayerSummary]:
         yield LayerSummary(layer=layer, modules=len(mine), **told)
 
 
-def _experts(manifest: Manifest) -> list[ExpertsOfLayer]:
+def _experts(manifest: Manifest, measured: Sequence[LayerErrors]) -> list[ExpertsOfLayer]:
     """By what the check text's tokens chose, or the calibration text's where only they were counted."""
     found: dict[int, ExpertsOfLayer] = {}
     pruned = manifest.pruned or None
@@ -150,7 +155,7 @@ def _experts(manifest: Manifest) -> list[ExpertsOfLayer]:
         found[layer] = ExpertsOfLayer(
             layer=layer, measured_on="calibration", load_original=_shares(tokens), removed=removed
         )
-    for each in manifest.layers:
+    for each in measured:
         if routing := each.routing:
             found[each.layer] = ExpertsOfLayer(
                 layer=each.layer,

@@ -7,7 +7,7 @@ from pydantic import Field
 from llmc.contracts.layer_errors import LayerErrors
 from llmc.contracts.long_context import RecallRecord
 from llmc.contracts.manifest import Checks, TextRead
-from llmc.contracts.part import Count, Part
+from llmc.contracts.part import Count, Part, Sha256
 
 
 class AgainstRecord(Part):
@@ -15,6 +15,10 @@ class AgainstRecord(Part):
 
     artifact: str = Field(description="what was compared, as it was named")
     original: str = Field(description="what it was compared with, as it was named")
+    digest: Sha256 | None = Field(
+        default=None,
+        description="hash of what the artifact is made of, as in audit.json; absent: no artifact of llmc's",
+    )
     layout: str = Field(description="how its weights are stored, as its config.json says; empty: as they were trained")
     bytes: Count = Field(description="of its safetensors")
     bytes_original: Count = Field(description="of the original's")

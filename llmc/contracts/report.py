@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from llmc.contracts.against import AgainstRecord
 from llmc.contracts.audit import AuditRecord
 from llmc.contracts.manifest import (
     BudgetRecord,
@@ -137,6 +138,11 @@ class Report(Part):
     )
     audit: AuditRecord | None = Field(
         default=None, description="what `llmc eval` found, where `llmc report --audit` was called; as in audit.json"
+    )
+    against: AgainstRecord | None = Field(
+        default=None,
+        description="what `llmc check --against` found, where `llmc report --against` was called; `layers` and "
+        "`experts` are then its",
     )
     versions: dict[str, str] = Field(default={}, description="package → version that built it")
     stages: dict[str, str] = Field(default={}, description="stage → hash of everything that decides it")

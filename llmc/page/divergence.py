@@ -38,6 +38,12 @@ def _spread(report: Report, checks: Checks) -> Section:
         value = measured(exact.kl_mean, exact.kl_mean_stderr, 4)
         weights = f"The weights alone, before any target rounds: mean KL {value} nats ({exact.kl_kind})."
         found.blocks.append(Paragraph(weights))
+    if against := report.against:
+        value = measured(against.checks.kl_mean, against.checks.kl_mean_stderr, 4)
+        anew = f"Computed anew by llmc check --against, over {against.windows:,} windows: mean KL {value} nats"
+        found.blocks.append(
+            Paragraph(f"{anew}, perplexity {against.checks.ppl_original:.3f} → {against.checks.ppl:.3f}.")
+        )
     return found
 
 

@@ -80,7 +80,29 @@ def _experts(report: Report) -> Section:
         found.blocks.append(_loads("Load in the artifact", told, layers, [each.load for each in layers]))
     if agreed := [(each.layer, each.agreement) for each in layers if each.agreement is not None]:
         found.blocks.append(_agreement(agreed))
+    if wrong := [each for each in layers if any(each.errors)]:
+        found.blocks.append(_errors(wrong))
     return found
+
+
+def _errors(layers: list[ExpertsOfLayer]) -> Figure:
+    """Shades go from nothing to the largest error of all."""
+    known = [{number: error for number, error in enumerate(each.errors) if error is not None} for each in layers]
+    most = max(max(mine.values(), default=0.0) for mine in known) or 1.0
+    values = [[mine.get(number, 0.0) / most for number in range(len(each.errors))]
+              for each, mine in zip(layers, known, strict=True)]  # fmt: skip
+    gone = [[number for number, error in enumerate(each.errors) if error is None] for each in layers]
+    rows = []
+    for each, mine in zip(layers, known, strict=True):
+        worst = max(mine, key=mine.__getitem__)
+        rows.append((str(each.layer), str(worst), f"{mine[worst]:.4f}", f"{sum(mine.values()) / len(mine):.4f}"))
+    table = Table("Errors of experts by layer", ("layer", "worst expert", "its error", "mean"), rows, folded=True)
+    legend = [("shade1", "little"), ("shade8", f"{most:.3g}")] + (
+        [("gone", "pruned, or never chosen")] if any(gone) else []
+    )
+    told = "Relative distance of each expert’s outputs from the original’s, both given the tokens that went there."
+    names = [str(each.layer) for each in layers]
+    return Figure("Errors of experts", told, heat(names, values, gone, "expert", "layer"), table, legend)
 
 
 def _agreement(layers: list[tuple[int, float]]) -> Figure:

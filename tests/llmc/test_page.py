@@ -62,6 +62,12 @@ def test_it_has_every_section_and_its_numbers() -> None:
         assert told in page, told
 
 
+def test_a_comparison_made_anew_is_told() -> None:
+    page = report_page(rich_report())
+    assert "Computed anew by llmc check --against, over 16 windows: mean KL" in page and "Errors of experts" in page
+    assert ">0.1</" in page or "0.1000" in page
+
+
 def test_an_audit_is_told_by_differences() -> None:
     page = report_page(rich_report())
     for told in ("-3.0 (-5.0 … -1.0)", "4 / 16", "acc (worse)", "unclear", "kappa 0.50", "sign test p = 0.420"):
@@ -154,6 +160,23 @@ def test_an_artifact_without_a_report_gets_the_one_that_its_build_left(llmc, rec
     assert made.exit_code == 0 and made.stdout.strip() == "out/report.html", made.output
     assert {name: (out / name).read_bytes() for name in names} == {name: before[name] for name in names}
     assert llmc("inspect", out, "--verify").exit_code == 0
+
+
+def test_what_was_computed_anew_is_added(llmc, recipe, small_model: Path) -> None:
+    assert llmc("build", recipe(targets=[]), "-o", "out").exit_code == 0
+    found = llmc("check", "out", "--against", small_model, "--json")
+    Path("against.json").write_text(found.stdout)
+    made = llmc("report", "out", "--against", "against.json", "-o", "apart", "--json")
+    assert made.exit_code == 0, made.output
+    report, record = json.loads(made.stdout), json.loads(found.stdout)
+    errors = [each["routing"]["expert_errors"] for each in record["layers"] if each.get("routing")]
+    assert report["against"] == record and errors
+    assert [each["errors"] for each in report["experts"] if "errors" in each] == errors
+    page = Path("apart/report.html").read_text()
+    assert "Errors of experts" in page and "Errors of experts" not in Path("out/report.html").read_text()
+    Path("against.json").write_text(json.dumps(record | {"digest": "0" * 64}))
+    said = llmc("report", "out", "--against", "against.json", "-o", "apart")
+    assert said.exit_code == 2 and "or about an earlier out; run `llmc check out --against" in said.stderr
 
 
 def test_speed_and_audit_are_added(llmc, recipe, tmp_path: Path) -> None:

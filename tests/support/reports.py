@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from llmc.contracts.against import AgainstRecord
 from llmc.contracts.audit import AuditRecord
 from llmc.contracts.manifest import Manifest
 from llmc.contracts.report import Report, SpeedRecord, WorstInText
@@ -95,7 +96,12 @@ def rich_report(layers: int = 6, experts: int = 16, missed: bool = True) -> Repo
             "timings": [timing | {"draft_tokens": each, "decode": 40.0 + 9 * each} for each in (0, 1)],
         }
     )  # fmt: skip
-    return report_of(manifest(layers, experts, missed), worst, speed, audit_record())
+    made = manifest(layers, experts, missed)
+    against = AgainstRecord(
+        artifact=HOSTILE, original=HOSTILE, layout=HOSTILE, bytes=1, bytes_original=2, windows=16, length=512,
+        checks=made.torch_checks, layers=made.layers, notes=[HOSTILE],
+    )  # fmt: skip
+    return report_of(made, worst, speed, audit_record(), against)
 
 
 def audit_record(digest: str = _SHA) -> AuditRecord:
