@@ -22,13 +22,13 @@ from llmc.contracts.part import LimitRecord
 from llmc.contracts.progress import Progress
 from llmc.convert.checkpoint import Checkpoint
 from llmc.errors import InputError, MachineError
+from llmc.files import stamp
 from llmc.made_tokenizer import completed, made_tokenizer
 from llmc.output_path import output_path
 from llmc.peak_memory import BASE_MEMORY, activation_bytes
 from llmc.progress import size
 from llmc.quant.activation_file import MICRO_BATCH_TOKENS
 from llmc.quant.against import compare, require_alike, step_sizes
-from llmc.quant.durable import stamp
 from llmc.quant.reference import Answers
 from llmc.runtime.artifact import MANIFEST, Artifact
 from llmc.runtime.long_context import Needles, lengths, needles, recall, with_divergence

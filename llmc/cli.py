@@ -34,6 +34,7 @@ from llmc.cli_options import (
 from llmc.cli_report import compare
 from llmc.cli_report import report as make_report
 from llmc.cli_sensitivity import sensitivity
+from llmc.cli_verify import verify
 from llmc.errors import GateError, InputError, LlmcError, MachineError
 from llmc.output_path import current_folder
 from llmc.visible import visible
@@ -415,6 +416,7 @@ def inspect(
 
 app.command("report")(make_report)
 app.command()(compare)
+app.command()(verify)
 
 
 def _text(path: Path) -> str:

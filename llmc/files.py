@@ -25,6 +25,8 @@ _MAX_ITEMS = 4_000_000
 _MAX_WIDE_BYTES = 64 << 20  # of text beyond ASCII, which takes up to four times as much memory
 _MAX_DEPTH = 64
 _MAX_DIGITS = 64  # tokenizers say "no limit" as 1000000000000000019884624838656
+# Two changes within one tick of the kernel's clock leave the same time of change.
+TICK_NS = 20_000_000
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a FIFO",
@@ -54,6 +56,12 @@ def open_regular(path: Path) -> BufferedReader:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:  # NUL, or a character that file names cannot have
         raise InputError(f"{str(path)!r}: not the name of a file ({error})") from error
+
+
+def stamp(path: Path) -> tuple[int, ...]:
+    """What changes when a file is written or replaced; the last number cannot be set by anybody."""
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def read_regular(path: Path, limit: int) -> bytes:

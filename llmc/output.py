@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import shutil
 from contextlib import AbstractContextManager
@@ -16,7 +14,7 @@ from llmc.errors import InputError
 from llmc.files import read_json
 from llmc.quant.durable import sync
 from llmc.reference import beside
-from llmc.runtime.artifact import MANIFEST, Artifact
+from llmc.runtime.artifact import MANIFEST, Artifact, digest
 from llmc.work_folder import WorkFolder
 
 _MANIFEST_BYTES = 1 << 25
@@ -92,12 +90,6 @@ def read_manifest(artifact: Path) -> dict[str, Any] | None:
     except InputError:
         return None
     return manifest if "format_version" in manifest else None
-
-
-def digest(document: dict[str, Any]) -> str:
-    """What a manifest says of itself, under `digest`: a bit that flipped in its results is noticed."""
-    said = {name: value for name, value in document.items() if name != "digest"}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def whole(artifact: Path, document: dict[str, Any]) -> Manifest | None:

@@ -40,7 +40,7 @@ from llmc.extras import install
 from llmc.job import Job, Limits, prepare, warn
 from llmc.manifest import build_manifest, describe_quantized, hash_files_of
 from llmc.measure import Speed, measure, peak_memory
-from llmc.output import OutputFolder, digest, read_manifest, whole
+from llmc.output import OutputFolder, read_manifest, whole
 from llmc.page import report_page
 from llmc.progress import Display
 from llmc.quant.assign import Rule
@@ -50,7 +50,7 @@ from llmc.recipe import RecipeLike
 from llmc.reference import Reference, beside
 from llmc.report import report_of, worst_in_text
 from llmc.reuse import earlier, quantized_files
-from llmc.runtime.artifact import CARD, MANIFEST, REFERENCE, REPORT, REPORT_PAGE
+from llmc.runtime.artifact import CARD, MANIFEST, REFERENCE, REPORT, REPORT_PAGE, digest
 from llmc.runtime.as_built import ask
 from llmc.sensitivity import measured, measurement_folder, spend
 from llmc.sidecars import copy_sidecar

@@ -12,11 +12,10 @@ from llmc.contracts.part import File, checked
 from llmc.contracts.report import Report, SpeedRecord, WorstInText
 from llmc.errors import InputError
 from llmc.files import read_json
-from llmc.output import digest
 from llmc.page import report_page
 from llmc.quant.durable import describe, sync, write_json
 from llmc.report import report_of, worst_in_text
-from llmc.runtime.artifact import MANIFEST, REFERENCE, REPORT, REPORT_PAGE, Artifact
+from llmc.runtime.artifact import MANIFEST, REFERENCE, REPORT, REPORT_PAGE, Artifact, digest
 
 AUDIT = "audit.json"
 _JSON_BYTES = 1 << 24

@@ -18,10 +18,10 @@ from llmc.contracts.part import File, checked
 from llmc.convert.checkpoint import Checkpoint
 from llmc.convert.checkpoint_headers import INDEX
 from llmc.errors import InputError
-from llmc.output import OutputFolder, digest, read_manifest
+from llmc.output import OutputFolder, read_manifest
 from llmc.quant.durable import seal
 from llmc.reference import beside
-from llmc.runtime.artifact import REFERENCE
+from llmc.runtime.artifact import REFERENCE, digest
 from llmc.stages import Stages
 
 

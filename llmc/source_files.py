@@ -7,7 +7,8 @@ from pathlib import Path
 
 from llmc.contracts.part import File
 from llmc.errors import InputError
-from llmc.quant.durable import describe, stamp
+from llmc.files import stamp
+from llmc.quant.durable import describe
 
 
 class SourceFiles:

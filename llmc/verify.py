@@ -1,7 +1,9 @@
-"""`--verify`: every file of an artifact against its manifest, before anything is done with it."""
+"""Every file of an artifact against its manifest: `--verify`, before anything is done with it, and `llmc verify`."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeRemainingColumn
@@ -11,6 +13,8 @@ from llmc import terminal
 from llmc.contracts.progress import Progress
 from llmc.errors import InputError
 from llmc.runtime.artifact import MANIFEST, Artifact
+from llmc.runtime.verification import Verification
+from llmc.runtime.verification import verify as verify_all
 
 _SHOWN = 5
 
@@ -23,6 +27,21 @@ class _Bar(Progress):
         self.bars.update(self.task, completed=done, total=total)
 
 
+@contextmanager
+def _bar() -> Iterator[_Bar]:
+    """What shows on a terminal how much was read, and how long the rest takes."""
+    console = terminal.console(stderr=True)
+    columns = TextColumn("verifying"), BarColumn(), DownloadColumn(binary_units=False), TimeRemainingColumn()
+    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        yield _Bar(progress, progress.add_task(""))
+
+
+def read_all(artifact: Path, fresh: bool = False) -> Verification:
+    """What `llmc verify` finds, with progress on standard error; see `llmc.runtime.verification`."""
+    with _bar() as bar:
+        return verify_all(artifact, bar, fresh)
+
+
 def verify(path: Path) -> None:
     """Reads all files of the artifact at `path`, or of the one that the file `path` belongs to, and names, on standard
     error, those that its manifest does not list. InputError when one is not as it was built.
@@ -33,10 +52,8 @@ def verify(path: Path) -> None:
     console, artifact = terminal.console(stderr=True), Artifact.open(folder)
     if path != folder and path.absolute().relative_to(folder.absolute()).as_posix() not in artifact.files:
         raise InputError(f"{path}: is none of the files that {folder / MANIFEST} lists; leave out --verify")
-    columns = TextColumn("verifying"), BarColumn(), DownloadColumn(binary_units=False), TimeRemainingColumn()
-    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("")
-        unlisted = artifact.verify(_Bar(progress, task))
+    with _bar() as bar:
+        unlisted = artifact.verify(bar)
     count = len(artifact.files)
     console.print(f"{folder}: all {count} files are as they were built", highlight=False, markup=False)
     if unlisted:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from llmc.contracts.layer_record import ScratchFile
 from llmc.contracts.part import File, Part, checked
 from llmc.errors import MachineError
+from llmc.files import TICK_NS, stamp
 
 
 def _xxh3() -> Any:
@@ -33,8 +34,6 @@ _ALGORITHMS: dict[type, tuple[str, Callable[[], Any]]] = {
     File: ("sha256", hashlib.sha256),
     ScratchFile: ("xxh3", _xxh3),
 }
-# Two changes within one tick of the kernel's clock leave the same time of change.
-_TICK_NS = 20_000_000
 _described: dict[tuple[Path, str], tuple[tuple[int, ...], str]] = {}  # file, algorithm → its stamp and its hash
 
 
@@ -61,12 +60,6 @@ def sync(path: Path) -> None:
         os.close(file)
 
 
-def stamp(path: Path) -> tuple[int, ...]:
-    """What changes when a file is written or replaced; the last number cannot be set by anybody."""
-    found = path.stat()
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
-
-
 def describe(path: Path, kind: type[Sealed]) -> Sealed:
     """Size and hash of a file; one that has not changed since it was described is not read again."""
     before, now = stamp(path), time.time_ns()
@@ -75,7 +68,7 @@ def describe(path: Path, kind: type[Sealed]) -> Sealed:
     if known is None or known[0] != before:
         with path.open("rb") as file:
             known = before, hashlib.file_digest(file, new).hexdigest()
-        if now - before[-1] > _TICK_NS:
+        if now - before[-1] > TICK_NS:
             _described[path, algorithm] = known
     return checked(kind, {algorithm: known[1], "bytes": before[2]}, str(path))
 

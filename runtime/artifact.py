@@ -9,6 +9,7 @@ lies in the folder is never used.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import stat
@@ -19,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from llmc.errors import InputError
-from llmc.files import open_regular, parse_json, read_json, read_regular
+from llmc.files import json_object, open_regular, parse_json, read_json, read_regular
 
 if TYPE_CHECKING:
     from llmc.contracts.fidelity import BuiltRecord
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from llmc.contracts.run_manifest import RunManifest
 
 MANIFEST = "llmc.json"
+SIGNATURE = "model.sig"  # over the manifest, too, which therefore cannot list it
 CARD = "README.md"
 REPORT, REPORT_PAGE = "report.json", "report.html"
 REFERENCE = "reference.safetensors"
@@ -36,6 +38,8 @@ _MANIFEST_BYTES = 1 << 25  # of 70,000 experts' matrices
 _SMALL_BYTES = 1 << 28
 _GRAPH_BYTES = 1 << 31  # of a protobuf
 _CHUNK = 1 << 24
+# What git and a hub's client leave in a folder that they fill; nothing here reads it.
+_OF_TOOLS = re.compile(r"\.gitattributes|\.gitignore|\.git(hub)?/.*|\.cache/huggingface/.*", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,10 @@ class Artifact:
     eos_token_ids: frozenset[int]
 
     @classmethod
-    def open(cls, path: str | Path) -> Artifact:
-        """Reads and checks the manifest; InputError when this is no artifact, an incomplete or a newer one."""
+    def open(cls, path: str | Path, whole: bool = True) -> Artifact:
+        """Reads and checks the manifest; InputError when this is no artifact, a newer one or, unless `whole` is false,
+        an incomplete one.
+        """
         from llmc.contracts.part import checked
         from llmc.contracts.run_manifest import FORMAT_VERSION, RunManifest
 
@@ -75,7 +81,7 @@ class Artifact:
             raise InputError(f"{file}: format {version} is newer than {known}; upgrade llmc")
         manifest = checked(RunManifest, document, what)
         opened = cls(path, document, manifest, frozenset(manifest.model.eos_token_ids))
-        for name in opened.files:
+        for name in opened.files if whole else ():
             if name not in (CARD, REPORT, REPORT_PAGE):  # which may have been written anew, and nothing here reads
                 opened.file(name)
         return opened
@@ -205,6 +211,16 @@ class Artifact:
         """The content of an ONNX graph, without what its weights are."""
         return self.read(name, _GRAPH_BYTES)
 
+    def manifest_sha256(self) -> str:
+        """Of the manifest that was opened; InputError where another lies there by now, or a link that leads out."""
+        file = self.path / MANIFEST
+        if not self._is_inside(file.resolve()):
+            raise InputError(f"{file}: is a link that leads out of the artifact; put the file itself in its place")
+        data = read_regular(file, _MANIFEST_BYTES)
+        if json_object(file, data) != self.document:
+            raise InputError(f"{file}: was changed while the artifact was read; try again")
+        return hashlib.sha256(data).hexdigest()
+
     def beside(self, name: str, other: str) -> str:
         """The name of a file in the folder of another one that refers to it; InputError unless it is listed, too."""
         found = (PurePosixPath(name).parent / other).as_posix()
@@ -226,7 +242,17 @@ class Artifact:
 
         for name in self.files:
             self.verified(name, read)
-        return sorted(set(self._found()) - self.files.keys() - {MANIFEST})
+        return self.unlisted()
+
+    def unlisted(self) -> list[str]:
+        """Names of what lies in the folder and is not listed, but for the manifest, its signature, and what git and a
+        hub's client keep there for themselves.
+        """
+        return sorted(
+            name
+            for name in set(self._found()) - self.files.keys() - {MANIFEST, SIGNATURE}
+            if not _OF_TOOLS.fullmatch(name)
+        )
 
     def target_file(self, target: str, role: str) -> str | None:
         """A file of a target by its role (`main`, `mtp`, …); None when it was not asked for or was skipped."""
@@ -260,11 +286,17 @@ class Artifact:
         return target.parent == blobs and bool(re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", target.name))
 
     def _found(self) -> Iterator[str]:
-        """Names of the files that there are; not those of folders that begin with a dot, as tools keep their own in."""
+        """Names of the files that there are, and of links to folders, which are not followed."""
         for folder, folders, names in os.walk(self.path):
-            folders[:] = [each for each in folders if not each.startswith(".")]
-            for name in names:
-                yield (Path(folder) / name).relative_to(self.path).as_posix()
+            here = Path(folder)
+            for name in (*names, *(each for each in folders if (here / each).is_symlink())):
+                yield (here / name).relative_to(self.path).as_posix()
+
+
+def digest(document: dict[str, Any]) -> str:
+    """What a manifest says of itself, under `digest`: a bit that flipped in its results is noticed."""
+    said = {name: value for name, value in document.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def _exists(file: Path) -> bool:

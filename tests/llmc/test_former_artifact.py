@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from llmc import pipeline
-from llmc.output import digest, read_manifest, whole
+from llmc.output import read_manifest, whole
 from llmc.runtime import load
+from llmc.runtime.artifact import digest
 
 FORMER = {"quantized": "quantised", "quantize": "quantise"}
 

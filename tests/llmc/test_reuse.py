@@ -11,7 +11,7 @@ from support.folder_contents import contents
 
 from llmc import pipeline
 from llmc.convert.targets import onnx, onnxruntime
-from llmc.output import digest
+from llmc.runtime.artifact import digest
 
 pytestmark = pytest.mark.slow
 

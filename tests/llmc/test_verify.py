@@ -115,3 +115,25 @@ def test_an_artifact_with_a_broken_manifest_is_built_anew(artifact: Path) -> Non
     assert not whole(artifact, manifest)
     (artifact / "llmc.json").write_text("[" * 10_000)
     assert read_manifest(artifact) is None
+
+
+def test_the_command_names_every_fault_in_a_line(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(artifact.parent / "cache"))
+    done = CliRunner().invoke(app, ["verify", str(artifact)])
+    assert done.exit_code == 0 and "are as they were built, all read now" in done.stdout, done.stderr
+    (artifact / "added\x1b[2J.py").write_text("")
+    (artifact / "config.json").unlink()
+    done = CliRunner().invoke(app, ["verify", str(artifact), "--json"])
+    assert done.exit_code == 2
+    first, second, last = done.stderr.splitlines()
+    assert "config.json: missing" in first and r"added\x1b[2J.py: not listed in llmc.json" in second
+    assert last.endswith("artifact: 2 faults; it is not what was built")
+    found = json.loads(done.stdout)
+    assert not found["verified"] and len(found["faults"]) == 2
+
+
+def test_a_build_is_verified_as_it_left_it(built: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    told = json.loads(CliRunner().invoke(app, ["verify", str(built), "--json"]).stdout)
+    assert told["verified"] and told["bytes_read"] == told["bytes"] > 0
+    assert told["files"] == sum(1 for path in built.rglob("*") if path.is_file())
