@@ -34,7 +34,7 @@ from llmc.cli_options import (
 from llmc.cli_report import compare
 from llmc.cli_report import report as make_report
 from llmc.cli_sensitivity import sensitivity
-from llmc.cli_verify import verify
+from llmc.cli_verify import sign, signer_of, verify
 from llmc.errors import GateError, InputError, LlmcError, MachineError
 from llmc.output_path import current_folder
 from llmc.visible import visible
@@ -125,6 +125,9 @@ def build(
     memory: Memory = None,
     gpu_memory: GpuMemory = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what an earlier or interrupted run left.")] = False,
+    sign_key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Sign what passed its gates with this private key (PEM).")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Build an artifact: quantized checkpoint, graphs, engines, and the measurement against the original.
@@ -148,8 +151,10 @@ def build(
     from llmc.summary import missed_line, rows
     from llmc.tables import rows_table
 
-    console = terminal.console(stderr=True)
+    console, signer = terminal.console(stderr=True), signer_of(sign_key)
     result = run_build(recipe, output, memory=memory, gpu_memory=gpu_memory, fresh=fresh, progress=Display(console))
+    if signer and not result.missed_gates:
+        signer(result.path)
     if as_json:
         terminal.print_json(result.to_json())
     else:
@@ -417,6 +422,7 @@ def inspect(
 app.command("report")(make_report)
 app.command()(compare)
 app.command()(verify)
+app.command()(sign)
 
 
 def _text(path: Path) -> str:

@@ -33,7 +33,8 @@ def report(
 ) -> None:
     """Write report.html and report.json of an artifact that lacks them, or with its speed on this machine.
 
-    Builds leave both in every artifact. The page needs no network and no other file.
+    Builds leave both in every artifact. The page needs no network and no other file. A signed artifact whose report is
+    written anew has to be signed anew.
 
     **Examples**
 

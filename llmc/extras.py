@@ -19,6 +19,7 @@ from llmc.errors import MachineError
 
 # Modules → distributions, where the two have other names.
 DISTRIBUTIONS = {
+    "OpenSSL": "pyopenssl",
     "PIL": "pillow",
     "cuda": "cuda-bindings",
     "google": "protobuf",

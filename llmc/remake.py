@@ -15,7 +15,7 @@ from llmc.files import read_json
 from llmc.page import report_page
 from llmc.quant.durable import describe, sync, write_json
 from llmc.report import report_of, worst_in_text
-from llmc.runtime.artifact import MANIFEST, REFERENCE, REPORT, REPORT_PAGE, Artifact, digest
+from llmc.runtime.artifact import MANIFEST, REFERENCE, REPORT, REPORT_PAGE, SIGNATURE, Artifact, digest
 
 AUDIT = "audit.json"
 _JSON_BYTES = 1 << 24
@@ -92,12 +92,13 @@ def _worst(artifact: Artifact, manifest: Manifest) -> list[WorstInText]:
 
 
 def _list(artifact: Artifact) -> None:
-    """Names both files in the manifest, whatever else that says."""
+    """Names both files in the manifest, whatever else that says; a signature over the former one vouches no more."""
     document = dict(artifact.document)
     listed = {name: describe(artifact.path / name, File).to_json() for name in (REPORT, REPORT_PAGE)}
     document["files"] = dict(sorted((document["files"] | listed).items()))
     if "digest" in document:
         document["digest"] = digest(document)
+    (artifact.path / SIGNATURE).unlink(missing_ok=True)
     write_json(artifact.path / MANIFEST, document)
 
 

@@ -15,6 +15,7 @@ from llmc.errors import InputError
 from llmc.runtime.artifact import MANIFEST, Artifact
 from llmc.runtime.verification import Verification
 from llmc.runtime.verification import verify as verify_all
+from llmc.signing import Signer, Trust, sign, verify_signed
 
 _SHOWN = 5
 
@@ -36,10 +37,16 @@ def _bar() -> Iterator[_Bar]:
         yield _Bar(progress, progress.add_task(""))
 
 
-def read_all(artifact: Path, fresh: bool = False) -> Verification:
+def read_all(artifact: Path, fresh: bool = False, trust: Trust | None = None) -> Verification:
     """What `llmc verify` finds, with progress on standard error; see `llmc.runtime.verification`."""
     with _bar() as bar:
-        return verify_all(artifact, bar, fresh)
+        return verify_signed(artifact, trust, bar, fresh) if trust else verify_all(artifact, bar, fresh)
+
+
+def sign_read(artifact: Path, signer: Signer, fresh: bool = False) -> Verification:
+    """What `llmc sign` vouches for, with progress on standard error."""
+    with _bar() as bar:
+        return sign(artifact, signer, bar, fresh)
 
 
 def verify(path: Path) -> None:

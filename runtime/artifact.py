@@ -221,6 +221,15 @@ class Artifact:
             raise InputError(f"{file}: was changed while the artifact was read; try again")
         return hashlib.sha256(data).hexdigest()
 
+    def signature(self) -> Path | None:
+        """Where the signature lies; None: nobody signed. InputError for what is no regular file inside the folder."""
+        path = self.path / SIGNATURE
+        if not os.path.lexists(path):
+            return None
+        if not path.is_file() or not self._is_inside(path.resolve()):
+            raise InputError(f"{path}: is no file in the artifact; remove it, or download it again")
+        return path
+
     def beside(self, name: str, other: str) -> str:
         """The name of a file in the folder of another one that refers to it; InputError unless it is listed, too."""
         found = (PurePosixPath(name).parent / other).as_posix()

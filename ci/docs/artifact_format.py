@@ -53,11 +53,14 @@ TensorRT |
 | `engines/NAME.kernels.safetensors` | compiled kernels of the engines' plugins, [below](#kernel-files) | llmc |
 | `reference.safetensors` | the check text as tokens, and what the original said about it, [below](#the-reference) | \
 `llmc check` |
+| `model.sig` | the signature over all of these and the manifest, if somebody signed; [who, and how](verify.md#sign) | \
+`llmc verify`, model-signing |
 
 Rules for whoever reads it:
 
 - A program uses the files that `files` lists, of the size and SHA-256 it says there, and no others. A name is relative,
-  with `/` between its parts, and leads to no place outside the folder.
+  with `/` between its parts, and leads to no place outside the folder. `model.sig` is not listed: it vouches for
+  `llmc.json`.
 - Keys that a program does not know are to be ignored. `format_version` grows when a reader of the version before would
   go wrong.
 - A key without a value in the column "default" is always there. Artifacts of format version 1 that were written before

@@ -39,6 +39,7 @@ OPTIONAL = {
     "sentencepiece": "tokenizers",
     "google": "tokenizers",
     "lm_eval": "eval",
+    "model_signing": "sign",
 }
 # Runs `llmc` as if the modules in HIDDEN were not installed.
 WITHOUT = """
