@@ -22,8 +22,10 @@ DISTRIBUTIONS = {
     "OpenSSL": "pyopenssl",
     "PIL": "pillow",
     "cuda": "cuda-bindings",
+    "cyclonedx": "cyclonedx-python-lib",
     "google": "protobuf",
     "nccl": "nccl4py",
+    "packageurl": "packageurl-python",
     "tensorrt": "tensorrt-cu13",
     "tensorrt_rtx": "tensorrt-rtx-cu13",
 }

@@ -47,7 +47,8 @@ _QUANTIZE_PACKAGES = ("torch", "numpy")
 _TARGET_PACKAGES = ("onnx", "onnx_ir", "ml_dtypes", "triton", "tensorrt-rtx-cu13", "tensorrt-cu13")
 _AFTER_QUANTIZING = ("graph/", "targets/", "engines/", "kernels/")  # of convert
 _CHECK_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "tokenizers", "numpy")
-ALL_PACKAGES = tuple(dict.fromkeys((*_QUANTIZE_PACKAGES, *_TARGET_PACKAGES, *_CHECK_PACKAGES)))
+_DESCRIBE_PACKAGES = ("in-toto-attestation", "cyclonedx-python-lib")  # write provenance and bill of materials
+ALL_PACKAGES = tuple(dict.fromkeys((*_QUANTIZE_PACKAGES, *_TARGET_PACKAGES, *_CHECK_PACKAGES, *_DESCRIBE_PACKAGES)))
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,8 @@ class Job:
             keys[name] = key_of(work, name, options, code, versions(*_TARGET_PACKAGES))
         measured = [code_version("runtime"), module_version("llmc.measure")]
         keys["check"] = key_of(work, keys.get("onnxruntime"), measured, versions(*_CHECK_PACKAGES))
-        keys["build"] = key_of(keys, self.asked.public(), self.source.id, code_version("llmc"), code_version("page"))
+        described = [code_version("llmc"), code_version("page"), versions(*_DESCRIBE_PACKAGES)]
+        keys["build"] = key_of(keys, self.asked.public(), self.source.id, *described)
         return keys
 
 

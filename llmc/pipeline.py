@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from llmc import machine
+from llmc.bill_of_materials import bill_of_materials
 from llmc.card import model_card
 from llmc.contracts.manifest import (
     BudgetRecord,
@@ -43,6 +44,7 @@ from llmc.measure import Speed, measure, peak_memory
 from llmc.output import OutputFolder, read_manifest, whole
 from llmc.page import report_page
 from llmc.progress import Display
+from llmc.provenance import provenance
 from llmc.quant.assign import Rule
 from llmc.quant.durable import damage, write_json
 from llmc.quant.layerwise import quantize
@@ -50,7 +52,7 @@ from llmc.recipe import RecipeLike
 from llmc.reference import Reference, beside
 from llmc.report import report_of, worst_in_text
 from llmc.reuse import earlier, quantized_files
-from llmc.runtime.artifact import CARD, MANIFEST, REFERENCE, REPORT, REPORT_PAGE, digest
+from llmc.runtime.artifact import BILL, CARD, MANIFEST, PROVENANCE, REFERENCE, REPORT, REPORT_PAGE, digest
 from llmc.runtime.as_built import ask
 from llmc.sensitivity import measured, measurement_folder, spend
 from llmc.sidecars import copy_sidecar
@@ -345,7 +347,7 @@ class _Build:
         return {"checks": checks, "built": built}
 
     def _tell(self, manifest: Manifest) -> None:
-        """Writes the report, its page and the card, which take their numbers from there."""
+        """Writes the report, its page and the card, which take their numbers from there; and what it is made of."""
         worst = []
         if self.job.recipe.check.publish_text:
             worst = worst_in_text(manifest.checks or None, self.job.texts.check, self.job.tokenizer.decode)
@@ -353,6 +355,8 @@ class _Build:
         write_json(self.artifact / REPORT, report.to_json())
         (self.artifact / REPORT_PAGE).write_text(report_page(report), encoding="utf-8")
         (self.artifact / CARD).write_text(model_card(report), encoding="utf-8")
+        write_json(self.artifact / PROVENANCE, provenance(manifest))
+        write_json(self.artifact / BILL, bill_of_materials(manifest))
 
     def _judged(self, checks: Checks) -> Checks:
         """What was measured, held against the recipe's gates."""

@@ -21,10 +21,11 @@ from llmc.contracts.report import (
     Treatment,
     WorstInText,
 )
-from llmc.runtime.artifact import CARD, REFERENCE, REPORT, REPORT_PAGE
+from llmc.runtime.artifact import BILL, CARD, PROVENANCE, REFERENCE, REPORT, REPORT_PAGE
 
 _LAYER = re.compile(r"model\.layers\.([0-9]{1,6})\.")
 _EXPERT = re.compile(r"model\.layers\.([0-9]{1,6})\..*\bexperts\.([0-9]{1,6})\.")
+_ABOUT = (CARD, REPORT, REPORT_PAGE, PROVENANCE, BILL)  # files that are made of the manifest
 _NUMBER = re.compile(r"[0-9]{1,6}")
 
 
@@ -78,7 +79,7 @@ def report_of(
         worst=list(worst),
         versions=manifest.versions,
         stages=manifest.stages,
-        files={name: file for name, file in manifest.files.items() if name not in (CARD, REPORT, REPORT_PAGE)},
+        files={name: file for name, file in manifest.files.items() if name not in _ABOUT},
         **{name: value for name, value in optional.items() if value is not None},
     )
 

@@ -33,6 +33,7 @@ MANIFEST = "llmc.json"
 SIGNATURE = "model.sig"  # over the manifest, too, which therefore cannot list it
 CARD = "README.md"
 REPORT, REPORT_PAGE = "report.json", "report.html"
+PROVENANCE, BILL = "provenance.json", "bom.cdx.json"
 REFERENCE = "reference.safetensors"
 _MANIFEST_BYTES = 1 << 25  # of 70,000 experts' matrices
 _SMALL_BYTES = 1 << 28

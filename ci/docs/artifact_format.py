@@ -53,6 +53,10 @@ TensorRT |
 | `engines/NAME.kernels.safetensors` | compiled kernels of the engines' plugins, [below](#kernel-files) | llmc |
 | `reference.safetensors` | the check text as tokens, and what the original said about it, [below](#the-reference) | \
 `llmc check` |
+| `provenance.json` | an in-toto statement with SLSA's predicate: [what it was made of, by what, and \
+how](verify.md#provenance) | programs that decide what may be used |
+| `bom.cdx.json` | the same as a [bill of materials](verify.md#provenance), with a model card: CycloneDX 1.6 | \
+the same |
 | `model.sig` | the signature over all of these and the manifest, if somebody signed; [who, and how](verify.md#sign) | \
 `llmc verify`, model-signing |
 
