@@ -43,6 +43,8 @@ OPTIONAL = {
     "google": "tokenizers",
     "lm_eval": "eval",
     "model_signing": "sign",
+    "oras": "oci",
+    "requests": "oci",
 }
 # Runs `llmc` as if the modules in HIDDEN were not installed.
 WITHOUT = """
