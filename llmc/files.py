@@ -129,18 +129,32 @@ def count_items(data: bytes) -> int:
 
 def leads_outside(path: Path, *folders: Path) -> bool:
     """Whether `path` is a link that ends outside `folders`, by default the one it is in: a copy of it might be a copy
-    of anything on this machine.
-
-    A hub's cache, whose folders hold links into `blobs`, counts as inside: there files have the hash of their content
-    for a name, which nobody knows who does not know the content.
+    of anything on this machine. What a hub's cache keeps for one of them counts as inside.
     """
     try:
         target, homes = path.resolve(strict=True), [each.resolve(strict=True) for each in folders or (path.parent,)]
     except (OSError, RuntimeError, ValueError):  # nothing there, a circle of links, no name
         return True
-    if any(target.is_relative_to(home) for home in homes):
-        return False
-    return target.parent.name != "blobs" or not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", target.name)
+    return not any(target.is_relative_to(home) or is_blob_of(home, target) for home in homes)
+
+
+def is_blob_of(folder: Path, target: Path) -> bool:
+    """Whether `target` is where a hub's cache keeps a file of the snapshot that `folder` is, or is in; both without
+    links.
+
+    Snapshots hold links into the `blobs` of their repository, and these may be links into those of the whole cache:
+    there files have the hash of their content for a name, which nobody knows who does not know the content.
+
+        CACHE/models--org--name/snapshots/COMMIT/model.onnx → ../../blobs/HASH [→ ../../blobs/HA/HASH]
+    """
+    name = target.name
+    for snapshot in (folder, *folder.parents):
+        if snapshot.parent.name == "snapshots":
+            repository = snapshot.parent.parent
+            own = target.parent == repository / "blobs" and re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", name)
+            shared = target.parent == repository.parent / "blobs" / name[:2] and re.fullmatch("[0-9a-f]{64}", name)
+            return bool(own or shared)
+    return False
 
 
 def _require_regular(path: Path, status: os.stat_result) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from llmc.errors import InputError
-from llmc.files import json_object, open_regular, parse_json, read_json, read_regular
+from llmc.files import is_blob_of, json_object, open_regular, parse_json, read_json, read_regular
 
 if TYPE_CHECKING:
     from llmc.contracts.fidelity import BuiltRecord
@@ -288,12 +288,8 @@ class Artifact:
         return self.path.resolve()
 
     def _is_inside(self, target: Path) -> bool:
-        """A hub's cache, whose snapshots hold links into its `blobs`, named by their hashes, counts as inside."""
-        folder = self._folder
-        if target.is_relative_to(folder):
-            return True
-        blobs = folder.parents[1] / "blobs" if len(folder.parents) > 1 and folder.parent.name == "snapshots" else None
-        return target.parent == blobs and bool(re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", target.name))
+        """A hub's cache, whose snapshots hold links, counts as inside."""
+        return target.is_relative_to(self._folder) or is_blob_of(self._folder, target)
 
     def _found(self) -> Iterator[str]:
         """Names of the files that there are, and of links to folders, which are not followed."""

@@ -32,6 +32,7 @@ from llmc.runtime.backends import (
     step_inputs,
 )
 from llmc.runtime.backends.vision_tower import VisionTower
+from llmc.runtime.linked_data import data_folder
 
 NAME = "onnxruntime"
 _CPU = "CPUExecutionProvider"
@@ -114,8 +115,12 @@ class OnnxRuntimeBackend:
         for graph in graphs:
             if name := self._artifact.target_file(NAME, graph):
                 path = self._artifact.graph(name)
-                model = in_float32(self._artifact.read_graph(name)) if exact else None
-                session = open_session(path, self._threads, self._provider, device=self._device, model=model)
+                if exact:
+                    model = in_float32(self._artifact.read_graph(name))
+                    with data_folder(self._artifact, name) as data:
+                        session = open_session(path, self._threads, self._provider, False, self._device, model, data)
+                else:
+                    session = open_session(path, self._threads, self._provider, device=self._device)
                 self._sessions[graph] = session
                 _check(self._artifact, graph, session)
 
@@ -270,6 +275,7 @@ def open_session(
     frugal: bool = False,
     device: int | None = None,
     model: bytes | None = None,
+    data: Path | None = None,
 ) -> Any:
     """Start a graph.
 
@@ -277,7 +283,8 @@ def open_session(
         frugal: Of one that runs seldom and over much at once: its weights are converted in every pass, which takes
             little of the time, and memory is given back behind it.
         device: The GPU's number, for a provider that has several.
-        model: What is to be run in place of the file's content, with the file's weights.
+        model: What is to be run in place of the file's content.
+        data: The folder that its weights are in; default: that of the file.
     """
     from llmc.runtime.quiet_onnxruntime import onnxruntime
 
@@ -291,7 +298,9 @@ def open_session(
     options.enable_cpu_mem_arena = options.enable_mem_pattern = not frugal
     options.log_severity_level = 3
     if model is not None:
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(data or path.parent)
+        )
     if threads:
         options.intra_op_num_threads = threads
     try:

@@ -117,10 +117,17 @@ def test_links_that_lead_outside(tmp_path: Path) -> None:
     snapshot.mkdir(parents=True)
     blobs.mkdir()
     (blobs / digest).write_text("{}")
+    shared = "ab" * 32
+    for store in (tmp_path / "blobs" / "ab", tmp_path / "other" / "blobs"):  # of the whole cache, and of another
+        store.mkdir(parents=True)
+        (store / shared).write_text("{}")
+    (blobs / shared).symlink_to(f"../../blobs/ab/{shared}")
     (tmp_path / "secret").write_text("hunter2")
     (blobs / digest[::-1]).symlink_to("../../secret")
     for name, target in {
         "hub": f"../../blobs/{digest}",
+        "shared": f"../../blobs/{shared}",
+        "another": f"../../../other/blobs/{shared}",
         "same": "plain",
         "out": "../../../secret",
         "absolute": str(tmp_path / "secret"),
@@ -134,4 +141,4 @@ def test_links_that_lead_outside(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").symlink_to(snapshot)  # the folder itself may be anywhere
     for folder in (snapshot, tmp_path / "elsewhere"):
         outside = {path.name for path in folder.iterdir() if leads_outside(path)}
-        assert outside == {"out", "absolute", "chain", "blob", "nothing", "circle"}
+        assert outside == {"out", "absolute", "chain", "blob", "nothing", "circle", "another"}
