@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import yaml
 
 from llmc.budget_tables import spent_rows
-from llmc.contracts.manifest import Pruned, QuantizedRole
+from llmc.card_front import front_matter, license_keys
+from llmc.card_use import limits, not_measured, usage
+from llmc.contracts.manifest import Pruned
 from llmc.contracts.report import Report
-from llmc.convert.families import families
-from llmc.convert.families.family import Family
-from llmc.convert.formats import Layout, layout
 from llmc.progress import size
-from llmc.quant.schemes import scheme
 from llmc.runtime.artifact import REFERENCE
 from llmc.summary import rows, target_line
 from llmc.text import told
@@ -42,19 +39,13 @@ def model_card(report: Report) -> str:
     """Markdown; says only what the report says, so that equal builds have equal cards."""
     source, name = report.source, report.name
     made = f"Made from {_plain(source.id)} by llmc {report.llmc_version}"
-    front: dict[str, Any] = {"license": source.license or "unknown"}
-    if "/" in source.id:
-        front |= {"base_model": source.id, "base_model_relation": "quantized"}
-    tags = ["llmc", report.recipe.layout, *(["onnx"] if report.targets else [])]
-    task = "image-text-to-text" if report.model.images else "text-generation"
-    front |= {"pipeline_tag": task, "library_name": "transformers", "tags": tags}
     parts = [
-        f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
+        f"---\n{yaml.safe_dump(front_matter(report), sort_keys=False, allow_unicode=True)}---\n",
         f"# {_plain(name)}\n",
         f"{made} and compared with it.{_rejected(report)}\n",
         _table(("", ""), rows(report)),
         "## Use\n",
-        _usage(name, layout(report.recipe.layout), report.quantized, families.get(report.model.family)),
+        usage(report),
         *_budget(report),
         "## What was done to the tensors\n",
         _table(("role", "scheme", "method", "modules", "error, median", "error, largest"), _tensor_rows(report)),
@@ -77,8 +68,22 @@ def model_card(report: Report) -> str:
         _read(report),
         "\n".join(f"- {key}: {text}" for key, text in _MEASURES.items()) + "\n",
         _repeating(report),
+        "## What was not measured\n",
+        "\n".join(f"- {each}" for each in not_measured(report)) + "\n",
+        "## Limits\n",
+        limits(report),
+        *_license(report),
     ]
     return "\n".join(part for part in parts if part)
+
+
+def _license(report: Report) -> list[str]:
+    keys = license_keys(report.source, [*report.files])
+    if not keys:
+        return ["## License\n", "The original does not say which license it has; ask whoever made it.\n"]
+    named = report.source.license_name or report.source.license or ""
+    link = f", see [{_plain(keys['license_link'])}](<{keys['license_link']}>)" if "license_link" in keys else ""
+    return ["## License\n", f"That of the original: {_plain(named)}{link}.\n"]
 
 
 def _read(report: Report) -> str:
@@ -118,19 +123,6 @@ def _repeating(report: Report) -> str:
     return (
         "The check text and what the original said about it are not part of this artifact. Who has them repeats the "
         "measurement on the machine that serves the model, with `llmc check --reference`.\n"
-    )
-
-
-def _usage(name: str, layout: Layout, roles: dict[str, QuantizedRole], family: Family) -> str:
-    experts = roles.get("experts")
-    specs = {role: [scheme(name).spec for name in counts.schemes] for role, counts in roles.items()}
-    obstacle = family.obstacle(layout.one_by_one(specs))
-    obstacle = obstacle or layout.obstacle(specs, experts is not None and experts.quantized < experts.parameters)
-    return (
-        f"```python\nfrom llmc.runtime import load\n\nmodel = load({name!r})\n"
-        'for piece in model.stream("The first", max_new_tokens=64):\n    print(piece, end="")\n```\n\n'
-        f"or `llmc run {name} --prompt 'The first'`. The safetensors are in the layout {layout.name}: "
-        f"{f'transformers does not load them, as {obstacle}' if obstacle else layout.readers}.\n"
     )
 
 

@@ -70,7 +70,7 @@ def build_manifest(
         "quantize",
         *(name for name, target in targets.items() if target.skipped is None),
     ]
-    spec, source = artifact.spec, job.source
+    spec = artifact.spec
     recipe = job.recipe.public() | {"quantize": [vars(rule) for rule in job.rules]}
     manifest = Manifest(
         format_version=FORMAT_VERSION,
@@ -79,7 +79,7 @@ def build_manifest(
         stages={name: keys[name] for name in [*made, *(["check"] if "onnxruntime" in targets else [])]},
         name=job.recipe.name or "",
         recipe=RecipeRecord.model_validate(recipe),
-        source=SourceRecord(id=source.id, revision=source.revision, license=source.license, files=job.source_files),
+        source=_source(job),
         texts=job.texts.record() if job.texts.is_written else quantized.texts,
         model=ModelRecord(
             family=spec.family,
@@ -108,6 +108,13 @@ def build_manifest(
         files={},
     )
     return manifest if spent is None else manifest.model_copy(update={"budget": spent})
+
+
+def _source(job: Job) -> SourceRecord:
+    source = job.source
+    named = {"license_name": source.license.name, "license_link": source.license.link}
+    record = SourceRecord(id=source.id, revision=source.revision, license=source.license.id, files=job.source_files)
+    return record.model_copy(update={key: value for key, value in named.items() if value is not None})
 
 
 def _tokenizer(job: Job) -> TokenizerRecord:

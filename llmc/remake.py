@@ -11,6 +11,7 @@ from llmc.contracts.manifest import Manifest
 from llmc.contracts.part import File, checked
 from llmc.contracts.report import Report, SpeedRecord, WorstInText
 from llmc.errors import InputError
+from llmc.eval_results import EVAL_RESULTS, eval_results
 from llmc.files import read_json
 from llmc.page import report_page
 from llmc.quant.durable import describe, sync, write_json
@@ -31,7 +32,8 @@ def remake(
     """Write report.json and report.html, and return the report and where its page is.
 
     Args:
-        path: The artifact. Without an `output` both files become part of it, and its manifest lists them.
+        path: The artifact. Without an `output` both files become part of it, and its manifest lists them; with an audit
+            so do its scores on data sets of the hub.
         output: A folder for them; the artifact is left as it is.
         bench: What `llmc bench --json` printed, for a section about speed.
         audit: The folder that `llmc eval` left, or the audit.json in it, for a section about that.
@@ -51,7 +53,11 @@ def remake(
     write_json(folder / REPORT, report.to_json())
     write_text(folder / REPORT_PAGE, report_page(report))
     if output is None:
-        _list(artifact)
+        scores = eval_results(report.audit) if report.audit else ""
+        if scores:
+            (folder / EVAL_RESULTS).parent.mkdir(exist_ok=True)
+            write_text(folder / EVAL_RESULTS, scores)
+        _list(artifact, REPORT, REPORT_PAGE, *([EVAL_RESULTS] if scores else []))
     return report, folder / REPORT_PAGE
 
 
@@ -91,10 +97,10 @@ def _worst(artifact: Artifact, manifest: Manifest) -> list[WorstInText]:
     return worst_in_text(manifest.checks, read_reference(artifact)["input_ids"], tokenizer.decode)
 
 
-def _list(artifact: Artifact) -> None:
-    """Names both files in the manifest, whatever else that says; a signature over the former one vouches no more."""
+def _list(artifact: Artifact, *names: str) -> None:
+    """Names files in the manifest, whatever else that says; a signature over the former one vouches no more."""
     document = dict(artifact.document)
-    listed = {name: describe(artifact.path / name, File).to_json() for name in (REPORT, REPORT_PAGE)}
+    listed = {name: describe(artifact.path / name, File).to_json() for name in names}
     document["files"] = dict(sorted((document["files"] | listed).items()))
     if "digest" in document:
         document["digest"] = digest(document)

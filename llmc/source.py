@@ -20,7 +20,7 @@ from llmc.convert.tokenizer_files import TOKENIZER
 from llmc.errors import InputError, LlmcError, MachineError
 from llmc.file_names import is_bare_file_name
 from llmc.files import open_regular, read_json
-from llmc.hub import client
+from llmc.hub import HubName, client
 from llmc.made_tokenizer import require_made
 from llmc.patterns import shown
 from llmc.registry import unknown
@@ -51,11 +51,20 @@ _MAX_FRONT_MATTER = 1 << 16  # bytes of a model card
 
 
 @dataclass(frozen=True)
+class License:
+    """What a model card says of it, where it says anything: the hub's name for it, or `other`, its own name, a link."""
+
+    id: str | None = None
+    name: str | None = None
+    link: str | None = None
+
+
+@dataclass(frozen=True)
 class ModelSource:
     id: str  # as the recipe names it; the folder's own name for a directory, so that no path gets into an artifact
     revision: str | None  # commit on the hub
     path: Path
-    license: str | None  # of the model card, where it names one
+    license: License
 
 
 def locate(model: str, base: Path) -> ModelSource:
@@ -220,27 +229,30 @@ def _builtin(name: str) -> Path:
 
 def _hub_id(model: str, path: Path) -> tuple[str, str | None]:
     """Repository and revision."""
-    # The client makes folders of both: no part of them is `..`, and a revision does not begin with a slash.
-    match = re.fullmatch(r"(?!.*\.\.)(\w[\w.-]*/[\w.-]+)(?:@(\w[\w./-]*))?", model)
-    if match is None:
+    name = HubName.parse(model)
+    if name is None:
         raise InputError(f"model {model}: there is no folder {path}, and this is not a hub id such as org/name")
-    return match[1], match[2]
+    return name.repo, name.revision
 
 
 def _hub(repo: str, lacking: str = "no such folder") -> AbstractContextManager[Any]:
     return client(f"model {repo}", lacking)
 
 
-def _license(path: Path) -> str | None:
-    """`license:` of the front matter of README.md; None where that cannot be read, whatever is wrong with it."""
+def _license(path: Path) -> License:
+    """Of the front matter of README.md; nothing where that cannot be read, whatever is wrong with it."""
     try:
         with open_regular(path / "README.md") as file:
             text = file.read(_MAX_FRONT_MATTER).decode("utf-8-sig", "ignore")  # a character may be cut at the end
         match = re.match(r"---\n(.*?)\n---\s*(?:\n|$)", text.replace("\r\n", "\n"), re.DOTALL)
         front, _ = plain_yaml.read(match[1], typed=False) if match else (None, None)
     except (LlmcError, OSError, plain_yaml.Problem):
-        return None
-    found = front.get("license") if isinstance(front, dict) else None
-    named = ", ".join(found) if isinstance(found, list) and all(isinstance(each, str) for each in found) else found
+        return License()
+    keys = front if isinstance(front, dict) else {}
+    return License(*(_told(keys.get(key)) for key in ("license", "license_name", "license_link")))
+
+
+def _told(value: Any) -> str | None:
+    named = ", ".join(value) if isinstance(value, list) and all(isinstance(each, str) for each in value) else value
     fits = isinstance(named, str) and 0 < len(named) <= 200 and unseen(named) is None
     return named if fits else None

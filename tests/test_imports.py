@@ -21,6 +21,7 @@ FRONT = {
     "llmc.extras",
     "llmc.file_names",
     "llmc.files",
+    "llmc.hub",
     "llmc.lazy",
     "llmc.patterns",
     "llmc.registry",

@@ -69,6 +69,7 @@ class Layout(Source):
         readers: For people: who reads it.
         takes_cache_scales: Whether it has a place for the scales of an FP8 cache.
         keeps: Whether a recipe that asks for it and for no scheme wants what is there, and nothing quantized.
+        in_vllm: Whether vLLM reads it.
         takes_ends: Whether those who read it take a quantized embedding or head.
     """
 
@@ -77,6 +78,7 @@ class Layout(Source):
     takes_cache_scales: ClassVar[bool] = False
     keeps: ClassVar[bool] = False
     takes_ends: ClassVar[bool] = False
+    in_vllm: ClassVar[bool] = True
 
     def takes(self, spec: QuantSpec) -> bool:
         """Tell whether weights of a scheme can be stored."""

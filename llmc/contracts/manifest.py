@@ -34,6 +34,8 @@ class SourceRecord(Part):
     id: str = Field(description="id on the hub, `builtin:` name or name of the folder")
     revision: str | None = Field(description="commit on the hub; null for a folder")
     license: str | None = Field(description="as the source's README.md says; null if it says nothing")
+    license_name: str | None = Field(default=None, description="the name of one that the hub does not know, if it says")
+    license_link: str | None = Field(default=None, description="where that is to be read, if it says")
     files: dict[str, str] = Field(default={}, description="name of every input file → its SHA-256")
 
 

@@ -44,6 +44,25 @@ def audited_artifact(small_model: Path, text_file: Path, tmp_path_factory: pytes
     return build(str(folder / "small.yaml"), folder / "small", progress=Display(Console(file=io.StringIO()))).path
 
 
+@pytest.fixture(scope="session")
+def two_artifacts(small_model: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """One that keeps its limits, and one that was rejected for missing them."""
+    from llmc.pipeline import build
+
+    folder = tmp_path_factory.mktemp("published")
+    recipe: dict[str, Any] = {
+        "name": "small",
+        "model": str(small_model),
+        "calibration": {"text": str(text_file), "samples": 4, "length": 32},
+        "quantize": [{"match": "experts", "scheme": "int4-g32", "method": "rtn"}],
+        "check": {"text": str(text_file), "tokens": 64, "length": 32, "gates": {"kl_mean": 1e-9}},
+    }
+    rejected = build(recipe, folder / "small").path
+    kept = rejected.rename(folder / "kept")
+    recipe["check"]["gates"] = {"kl_mean": 5.0}
+    return build(recipe, folder / "small").path, kept
+
+
 @pytest.fixture
 def recipe(tmp_path: Path, small_model: Path, text_file: Path) -> Recipe:
     """Writes small.yaml; keyword arguments replace whole keys of it, None removes one."""

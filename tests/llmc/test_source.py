@@ -165,7 +165,7 @@ def test_directory(embedded: Path, tmp_path: Path) -> None:
     assert locate("other", tmp_path).id == r"\udcff\x1b"
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "README.md").write_text("---\nlicense: mit\ntags: [a]\n---\n# A model")
-    assert locate("m", tmp_path).license == "mit"
+    assert locate("m", tmp_path).license.id == "mit"
 
 
 BOMB = "\n".join(["a0: &a0 [lol, lol]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9))])
@@ -194,15 +194,15 @@ BOMB = "\n".join(["a0: &a0 [lol, lol]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}
 )
 def test_a_broken_card_is_no_license(embedded: Path, tmp_path: Path, card: str, found: str | None) -> None:
     (tmp_path / "README.md").write_bytes(card.encode())
-    assert locate(str(tmp_path), Path()).license == found
+    assert locate(str(tmp_path), Path()).license.id == found
 
 
 def test_a_card_that_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_bytes("---\nlicense: mit\n---\n".encode("utf-16"))
-    assert locate(str(tmp_path), Path()).license is None
+    assert locate(str(tmp_path), Path()).license.id is None
     (tmp_path / "README.md").unlink()
     os.mkfifo(tmp_path / "README.md")
-    assert locate(str(tmp_path), Path()).license is None
+    assert locate(str(tmp_path), Path()).license.id is None
 
 
 def test_hashes(tmp_path: Path) -> None:
