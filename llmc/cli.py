@@ -31,6 +31,7 @@ from llmc.cli_options import (
     Verify,
     verify_first,
 )
+from llmc.cli_publish import publish
 from llmc.cli_report import compare
 from llmc.cli_report import report as make_report
 from llmc.cli_sensitivity import sensitivity
@@ -162,6 +163,8 @@ def build(
         if speed := result.speed:
             draft = f", {speed.speculative:.0f} with MTP speculation" if speed.speculative else ""
             lines.append(("decode here", f"{speed.decode:.0f} tokens/s{draft}"))
+        if made := result.published:
+            lines.append(("published", f"{made.name}, revision {made.revision}"))
         if not result.up_to_date:
             lines.append(("took", f"{duration(result.seconds)}, at most {size(result.peak_memory)} of memory"))
         terminal.print_table(rows_table(str(result.path), lines))
@@ -421,6 +424,7 @@ def inspect(
 
 app.command("report")(make_report)
 app.command()(compare)
+app.command()(publish)
 app.command()(verify)
 app.command()(sign)
 

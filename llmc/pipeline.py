@@ -14,6 +14,7 @@ import errno
 import json
 import shutil
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import torch
 
 from llmc import machine
 from llmc.bill_of_materials import bill_of_materials
+from llmc.byte_progress import ByteProgress
 from llmc.card import model_card
 from llmc.contracts.manifest import (
     BudgetRecord,
@@ -45,6 +47,7 @@ from llmc.output import OutputFolder, read_manifest, whole
 from llmc.page import report_page
 from llmc.progress import Display
 from llmc.provenance import provenance
+from llmc.publish import Published, publish, require_login
 from llmc.quant.assign import Rule
 from llmc.quant.durable import damage, write_json
 from llmc.quant.layerwise import quantize
@@ -73,6 +76,7 @@ class BuildResult:
         seconds: what the build took
         peak_memory: bytes of memory at most
         speed: of the artifact on this machine, where it was checked
+        published: where it is on the hub, where the recipe says that it goes there
     """
 
     path: Path
@@ -81,6 +85,7 @@ class BuildResult:
     seconds: float = 0.0
     peak_memory: int = 0
     speed: Speed | None = None
+    published: Published | None = None
 
     @property
     def missed_gates(self) -> list[GateRecord]:
@@ -95,6 +100,7 @@ class BuildResult:
             "seconds": round(self.seconds, 1),
             "peak_memory": self.peak_memory,
             "speed": vars(self.speed) if self.speed else None,
+            "published": self.published.to_json() if self.published else None,
             "manifest": self.manifest.to_json(),
         }
 
@@ -111,7 +117,8 @@ def build(
     """Build an artifact: quantized checkpoint, graphs, engines, and the measurement against the original.
 
     Nothing is done when the output is up to date. A build that was interrupted goes on where it stopped. A missed gate
-    does not raise: the result names it, and the artifact lies beside the output as `<output>.rejected`.
+    does not raise: the result names it, and the artifact lies beside the output as `<output>.rejected`. What keeps its
+    gates is published where the recipe says so, if it is not there yet.
 
     Args:
         recipe: a recipe; what a YAML file would hold, as a dictionary; the path of such a file; the name of a recipe
@@ -131,11 +138,13 @@ def build(
     if memory is not None:
         machine.spare_memory()
     job, place = prepare(recipe, output, Limits(memory, gpu_memory), progress)
+    if job.asked.publish is not None:
+        require_login(job.asked.publish.repo)
     keys = job.keys()
     if not fresh and (document := read_manifest(place.path)) and document.get("key") == keys["build"]:
         if manifest := whole(place.path, document):
             place.clear()
-            return BuildResult(place.path, manifest, up_to_date=True)
+            return BuildResult(place.path, manifest, up_to_date=True, published=_publish(job, place.path, progress))
         progress.line(f"{place.path}: files are missing or cut short; building again")
     if "onnxruntime" in job.targets and not versions("onnxruntime", "onnxruntime-gpu"):
         raise MachineError("the result is checked with ONNX Runtime, which is not installed; " + install("onnxruntime"))
@@ -173,7 +182,19 @@ def build(
             ) from error
     result.seconds = time.monotonic() - start
     result.peak_memory = peak_memory()
+    if passed:
+        result.published = _publish(job, result.path, progress)
     return result
+
+
+def _publish(job: Job, path: Path, progress: Progress) -> Published | None:
+    """What the recipe says of it, once the artifact is in its place: that stays, whatever the hub says."""
+    if (to := job.asked.publish) is None:
+        return None
+    with ByteProgress() if isinstance(progress, Display) else nullcontext(progress) as told:
+        made = publish(path, to.repo, private=to.private, branch=to.branch, progress=told)
+    progress.line(f"published: {made.name}, revision {made.revision}")
+    return made
 
 
 def _refuse_other_work(place: OutputFolder, home: Path, fingerprint: dict[str, Any]) -> None:

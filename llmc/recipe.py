@@ -32,6 +32,7 @@ from llmc.errors import InputError
 from llmc.file_names import is_bare_file_name
 from llmc.files import read_regular
 from llmc.plain_yaml import Location
+from llmc.publish_recipe import PublishTo
 from llmc.recipe_section import PathOrId, Section, Share, as_value_error, at, explain, path_or_id, refuse_unknown_keys
 
 _MAX_BYTES = 1 << 18  # of a recipe
@@ -171,6 +172,7 @@ class Recipe(Section):
     )
     targets: list[dict[str, dict[str, Any] | None]] = Field(default=[{"onnxruntime": {}}], max_length=100)
     check: Check = Field(default_factory=Check)
+    publish: PublishTo | None = Field(default=None, description="default: it stays here")
 
     @field_validator("targets", mode="before")
     @classmethod
@@ -230,6 +232,7 @@ class Recipe(Section):
         """As JSON for an artifact: absolute paths, which only tell where a build ran, are cut to their last part."""
         shown = self.model_dump(mode="json", exclude_none=True)
         shown["model"] = public_path(self.model)
+        shown.pop("publish", None)  # the artifact is the same wherever it goes
         for part in (shown["calibration"], shown["check"]):
             part["text"] = public_texts(part["text"])
         return shown

@@ -1,0 +1,83 @@
+"""`llmc publish`: an artifact goes to a model hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmc import terminal
+from llmc.cli_formats import Json
+
+_Artifact = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="The directory that `llmc build` made.")]
+
+
+def publish(
+    artifact: _Artifact,
+    repo: Annotated[str, typer.Option("--repo", metavar="OWNER/NAME", help="The repository; a new one is created.")],
+    private: Annotated[
+        bool | None,
+        typer.Option(
+            "--private/--public", help="Who sees it. Default: a new repository is private, an old one stays as it is."
+        ),
+    ] = None,
+    branch: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Let it go to this branch, and stay there. Default: main.")
+    ] = None,
+    pull_request: Annotated[
+        bool, typer.Option("--pull-request", help="Open a pull request, for somebody else to merge.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would go, and ask nobody.")] = False,
+    allow_rejected: Annotated[
+        bool, typer.Option("--allow-rejected", help="Publish what misses its gates; its card says so.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Publish an artifact on the Hugging Face hub, whole and as it was built.
+
+    All files are read first: what misses its gates (exit code 3), is not as its manifest says, or holds a file that
+    this does not list, is refused. It goes to a pull request, the manifest last, and is merged when all of it is there:
+    nobody finds half of it. An upload that broke off goes on when the same command is given again; what is there is not
+    sent again. What an earlier artifact had in the repository, and this one has not, is deleted.
+
+    The token is HF_TOKEN, or what `hf auth login` left. HF_ENDPOINT names another hub than the public one.
+
+    **Examples**
+
+    `llmc publish build/quickstart --repo me/quickstart`
+
+    `llmc publish build/quickstart --repo me/quickstart --public --branch int4`
+
+    `llmc publish build/quickstart --repo me/quickstart --dry-run`
+    """
+    from llmc.byte_progress import ByteProgress
+    from llmc.progress import size
+    from llmc.publish import publish as send
+    from llmc.tables import table
+
+    with ByteProgress() as progress:
+        made = send(
+            artifact, repo, private=private, branch=branch, pull_request=pull_request, dry_run=dry_run,
+            allow_rejected=allow_rejected, progress=progress,
+        )  # fmt: skip
+    if as_json:
+        terminal.print_json(made.to_json())
+        return
+    total = sum(made.files.values())
+    if dry_run:
+        shown = table(f"{artifact} → {made.name}, {'private' if made.private else 'public'}", "file", "size")
+        for name, count in made.files.items():
+            shown.add_row(name, size(count))
+        shown.add_row(f"{len(made.files)} files", size(total))
+        terminal.print_table(shown)
+        return
+    out = terminal.console(highlight=False)
+    was = "is there already" if made.up_to_date else f"{len(made.files)} files, {size(total)}"
+    out.print(
+        f"{made.repo}: {was}, {'private' if made.private else 'public'}, revision {made.revision}", soft_wrap=True
+    )
+    out.print(made.url, soft_wrap=True)
+    if made.pull_request:
+        out.print(f"pull request {made.pull_request} waits to be merged", soft_wrap=True)
+    out.print(f"llmc pull {made.repo}@{made.revision}", soft_wrap=True)

@@ -1,0 +1,164 @@
+"""Publishing on a hub that runs here, by `llmc publish` in processes of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from support.hub_server import HubServer
+
+Publish = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[HubServer]:
+    with HubServer(tmp_path / "hub", part_bytes=1 << 17) as server:
+        yield server
+
+
+@pytest.fixture
+def publish(hub: HubServer, tmp_path: Path) -> Publish:
+    def run(*arguments: str | Path, token: str | None = "hf_writer") -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "llmc.cli", "publish", *map(str, arguments), "--repo", "me/small"]
+        environment = os.environ | hub.environment(tmp_path / "home", token)
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+
+    return run
+
+
+@pytest.fixture
+def artifact(two_artifacts: tuple[Path, Path]) -> Path:
+    return two_artifacts[0]
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {each.relative_to(folder).as_posix(): each.read_bytes() for each in folder.rglob("*") if each.is_file()}
+
+
+def test_all_of_it_is_on_main_at_once_and_once(hub: HubServer, publish: Publish, artifact: Path) -> None:
+    made = publish(artifact, "--json")
+    assert made.returncode == 0, made.stderr
+    told = json.loads(made.stdout)
+    assert hub.files("me/small") == content(artifact)
+    repository = hub.repository("me/small")
+    assert repository.private and told["private"] and told["revision"] == repository.refs["main"]
+    # Each commit of the pull request is whole in itself, the manifest is in the last alone, and main sees but the end.
+    steps = [commit for commit in repository.commits.values() if commit.title != "initial commit"]
+    assert ["llmc.json" in commit.files for commit in steps] == [False, True, True]
+    assert len(steps[-1].parents) == 2 and repository.discussions[1].status == "merged"
+    assert [*told["files"]][-2:] == ["README.md", "llmc.json"]
+    assert hub.received("PUT /storage") == sum(blob.size for blob in steps[-1].files.values() if blob.sha256)
+    hub.forget()
+    again = publish(artifact)
+    assert again.returncode == 0, again.stderr
+    assert f"is there already, private, revision {told['revision']}" in again.stdout
+    assert f"llmc pull me/small@{told['revision']}" in again.stdout
+    assert hub.count("PUT|/commit/|POST .*/discussions") == 0
+
+
+def test_an_upload_that_broke_off_sends_no_finished_file_again(
+    hub: HubServer, publish: Publish, artifact: Path
+) -> None:
+    hub.cut("POST .*/commit/", after=10)
+    broken = publish(artifact)
+    assert broken.returncode == 4, broken.stderr
+    assert "broke off (" in broken.stderr and "what is there is not sent again" in broken.stderr
+    assert broken.stderr.count("llmc: ") == 1 and "Traceback" not in broken.stderr
+    assert hub.files("me/small") == {}
+    sent = hub.received("PUT /storage")
+    hub.fail("POST .*/merge", 500)
+    broken = publish(artifact)
+    assert broken.returncode == 4, broken.stderr
+    assert "going on with pull request 1" in broken.stderr and hub.files("me/small") == {}
+    made = publish(artifact)
+    assert made.returncode == 0, made.stderr
+    assert hub.files("me/small") == content(artifact)
+    assert hub.received("PUT /storage") == sent and len(hub.repository("me/small").discussions) == 1
+
+
+def test_a_cut_part_and_a_tired_hub_are_nobodys_trouble(hub: HubServer, publish: Publish, artifact: Path) -> None:
+    hub.cut("PUT /storage", after=1000)
+    hub.fail("POST .*/preupload/", 429, Retry_After="0")
+    made = publish(artifact)
+    assert made.returncode == 0, made.stderr
+    assert hub.files("me/small") == content(artifact)
+    assert [each.status for each in hub.matching("PUT /storage")][:2] == [0, 200]
+
+
+def test_a_branch_keeps_it(hub: HubServer, publish: Publish, artifact: Path) -> None:
+    made = publish(artifact, "--branch", "int4", "--public", "--json")
+    assert made.returncode == 0, made.stderr
+    assert hub.files("me/small") == {} and hub.files("me/small", "int4") == content(artifact)
+    assert json.loads(made.stdout)["name"] == "me/small@int4" and not hub.repository("me/small").private
+    refused = publish(artifact, "--branch", "int4", "--private")
+    assert refused.returncode == 2 and "exists and is public, not private" in refused.stderr
+
+
+def test_a_pull_request_waits(hub: HubServer, publish: Publish, artifact: Path) -> None:
+    made = publish(artifact, "--pull-request")
+    assert made.returncode == 0, made.stderr
+    assert "pull request 1 waits to be merged" in made.stdout and hub.files("me/small") == {}
+    assert hub.repository("me/small").discussions[1].status == "open"
+    assert hub.files("me/small", "refs/pr/1") == content(artifact)
+
+
+def test_what_another_artifact_had_is_gone(hub: HubServer, publish: Publish, artifact: Path, tmp_path: Path) -> None:
+    older = shutil.copytree(artifact, tmp_path / "older")
+    (older / "LICENSE").write_text("Free as the wind")
+    document = json.loads((older / "llmc.json").read_text())
+    digest = "6acc4bd87a8a3ee8d5e5dfc5fc69e14da8d1f8dba0ddfd1b2f9e4ed2c9a9c2a1"
+    document["files"]["LICENSE"] = {"sha256": digest, "bytes": 16}
+    document.pop("digest")
+    (older / "llmc.json").write_text(json.dumps(document))
+    refused = publish(older)
+    assert refused.returncode == 2 and "LICENSE: not the file that was built" in refused.stderr
+    found = refused.stderr.split("(sha256 ")[1].split(")")[0]
+    document["files"]["LICENSE"]["sha256"] = found
+    (older / "llmc.json").write_text(json.dumps(document))
+    assert publish(older, "--branch", "main").returncode == 0
+    assert hub.files("me/small")["LICENSE"] == b"Free as the wind"
+    assert publish(artifact).returncode == 0
+    assert hub.files("me/small") == content(artifact)
+
+
+def test_what_is_not_published(
+    hub: HubServer, publish: Publish, two_artifacts: tuple[Path, Path], tmp_path: Path
+) -> None:
+    _, rejected = two_artifacts
+    made = publish(rejected)
+    assert made.returncode == 3, made.stderr
+    assert "kl_mean" in made.stderr and "--allow-rejected" in made.stderr
+    changed = shutil.copytree(two_artifacts[0], tmp_path / "changed")
+    (changed / "notes.txt").write_text("mine")
+    made = publish(changed)
+    assert made.returncode == 2 and "notes.txt: not listed in llmc.json" in made.stderr
+    assert not hub.repositories and not hub.exchanges
+    made = publish(rejected, "--allow-rejected")
+    assert made.returncode == 0, made.stderr
+    assert b"**It was rejected: it misses the limit of kl_mean.**" in hub.files("me/small")["README.md"]
+
+
+def test_who_may_not_is_told_what_to_do(hub: HubServer, publish: Publish, artifact: Path) -> None:
+    for token, told in {
+        "": "you are not logged in; set HF_TOKEN, or call `hf auth login`",
+        "hf_wrong": "the hub does not take this token",
+        "hf_other": "the hub does not let this token write there",
+    }.items():
+        made = publish(artifact, token=token)
+        assert made.returncode == 2 and told in made.stderr, made.stderr
+    assert not hub.repositories
+
+
+def test_a_dry_run_asks_nobody(hub: HubServer, publish: Publish, artifact: Path) -> None:
+    made = publish(artifact, "--dry-run", token=None)
+    assert made.returncode == 0, made.stderr
+    assert all(name in made.stdout for name in ("llmc.json", "model.onnx", "README.md")) and "private" in made.stdout
+    assert not hub.exchanges
+    assert publish(artifact, "--branch", "a..b", "--dry-run").returncode == 2
+    assert publish(artifact, "--branch", "a", "--pull-request", "--dry-run").returncode == 2
