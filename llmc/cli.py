@@ -29,9 +29,10 @@ from llmc.cli_options import (
     Speculative,
     Threads,
     Verify,
-    verify_first,
+    found,
 )
 from llmc.cli_publish import publish
+from llmc.cli_pull import pull
 from llmc.cli_report import compare
 from llmc.cli_report import report as make_report
 from llmc.cli_sensitivity import sensitivity
@@ -324,7 +325,7 @@ def run(
     from llmc.conversation import parameters as over_the_models_own
     from llmc.runtime import load
 
-    verify_first(artifact, verify)
+    artifact = found(artifact, verify)
     prompt, system = streams.argument(prompt), streams.argument(system)
     stop = [text for each in stop or [] if (text := streams.argument(each)) is not None]
     template = None if chat_template is None else _text(chat_template)
@@ -387,19 +388,21 @@ def bench(
     """
     from llmc.bench import bench as run_bench
 
-    verify_first(artifact, verify)
+    artifact = found(artifact, verify)
     given = batch or [1], draft_tokens, rounds, backend, threads, device, ranks
-    found = run_bench(artifact, prompt_tokens, new_tokens, *given)
+    measured = run_bench(artifact, prompt_tokens, new_tokens, *given)
     if as_json:
-        terminal.print_json(found.data)
+        terminal.print_json(measured.data)
     else:
-        for table in found.tables:
+        for table in measured.tables:
             terminal.print_table(table)
 
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A checkpoint directory, an artifact, or an engine.")],
+    path: Annotated[
+        Path, typer.Argument(help="A checkpoint directory, an artifact, its name on the hub, or an engine.")
+    ],
     verify: Verify = False,
     as_json: Json = False,
 ) -> None:
@@ -413,18 +416,18 @@ def inspect(
     """
     from llmc.tables import inspect as look
 
-    verify_first(path, verify)
-    found = look(path)
+    seen = look(found(path, verify))
     if as_json:
-        terminal.print_json(found.data)
+        terminal.print_json(seen.data)
     else:
-        for table in found.tables:
+        for table in seen.tables:
             terminal.print_table(table)
 
 
 app.command("report")(make_report)
 app.command()(compare)
 app.command()(publish)
+app.command()(pull)
 app.command()(verify)
 app.command()(sign)
 

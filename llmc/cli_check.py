@@ -24,6 +24,7 @@ from llmc.cli_options import (
     Ranks,
     Threads,
     Verify,
+    found,
     refuse_given,
     verify_first,
 )  # fmt: skip
@@ -94,7 +95,7 @@ def check(
     alone = {"--text": text, "--tokens": tokens, "--length": length, "--memory": memory, "--output": output}
     refuse_given("a check without --long", {} if long else {"--longest": longest})
     refuse_given("a check without --against", alone | {"--fresh": fresh or None})
-    verify_first(artifact, verify)
+    artifact = found(artifact, verify)
     from llmc.runtime import load
 
     with load(artifact, backend, threads, device=device, ranks=ranks) as model:
@@ -114,23 +115,23 @@ def _replay(model: Model, artifact: Path, reference: Path | None, as_json: bool)
     from llmc.tables import rows_table, windows_table, worst_table
 
     report = model.check(reference=reference)
-    found = Checks.model_validate(report.to_json())
+    checks = Checks.model_validate(report.to_json())
     if as_json:
-        terminal.print_json(found.to_json() | {"backend": model.backend_info})
+        terminal.print_json(checks.to_json() | {"backend": model.backend_info})
     else:
-        rows = [("backend", model.backend_info), *check_rows(found), *where_rows(found)]
+        rows = [("backend", model.backend_info), *check_rows(checks), *where_rows(checks)]
         terminal.print_table(rows_table(str(artifact), rows))
         ids = read_reference(model.artifact, reference)["input_ids"]
         texts = [in_text(each, ids, model.tokenizer.decode) for each in report.worst]
         terminal.print_table(worst_table(report.worst, texts))
         begin = [beginning(each, ids, model.tokenizer.decode) for each in report.worst_windows]
         terminal.print_table(windows_table(report.worst_windows, begin))
-    if found.missed:
+    if checks.missed:
         raise GateError(
-            f"{artifact}: {missed_line(found.missed)}; "
+            f"{artifact}: {missed_line(checks.missed)}; "
             + (
                 "it does not do here what it was built to do: try another backend, or download it again"
-                if any(gate.by_default for gate in found.missed)
+                if any(gate.by_default for gate in checks.missed)
                 else "on this backend the artifact is further from the original than its recipe allows"
             )
         )

@@ -32,7 +32,8 @@ GpuMemory = Annotated[
         parser=_bytes, metavar="SIZE", help="Calibrate and solve on a GPU, in this much of its memory, say 24GiB."
     ),
 ]
-Artifact = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="The directory that `llmc build` made.")]
+ARTIFACT_HELP = "The directory that `llmc build` made, or its name on the hub: OWNER/NAME or OWNER/NAME@REVISION."
+Artifact = Annotated[Path, typer.Argument(metavar="ARTIFACT", help=ARTIFACT_HELP)]
 Backend = Annotated[
     str | None, typer.Option(help="onnxruntime, onnxruntime:PROVIDER, tensorrt-rtx; default: the fastest.")
 ]
@@ -86,6 +87,21 @@ def refuse_given(where: str, options: Mapping[str, object]) -> None:
     for name, value in options.items():
         if value is not None:
             raise InputError(f"{name}: means nothing to {where}; leave it out")
+
+
+def found(path: Path, verify: bool = False) -> Path:
+    """Where an artifact, or another file, lies. What is a name on the hub is fetched, and verified; what is here is so
+    where `--verify` asks for it.
+    """
+    here = path.exists() or path.is_symlink()
+    if not here:
+        from llmc.byte_progress import ByteProgress
+        from llmc.runtime.from_hub import locate
+
+        with ByteProgress() as progress:
+            path = locate(path, progress)
+    verify_first(path, verify)
+    return path
 
 
 def verify_first(path: Path, wanted: bool) -> None:

@@ -9,12 +9,12 @@ import typer
 
 from llmc import terminal
 from llmc.cli_formats import Json
-
-_Artifact = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="The directory that `llmc build` made.")]
+from llmc.cli_options import Artifact, found
+from llmc.errors import InputError
 
 
 def report(
-    artifact: _Artifact,
+    artifact: Artifact,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FOLDER", help="Where to write. Default: into the artifact."),
@@ -50,7 +50,10 @@ def report(
     """
     from llmc.remake import remake
 
-    made, page = remake(artifact, output, bench, audit, against)
+    folder = found(artifact)
+    if folder != artifact and output is None:
+        raise InputError(f"{artifact}: is in the hub's cache, where nothing is changed; give --output")
+    made, page = remake(folder, output, bench, audit, against)
     if as_json:
         terminal.print_json(made.to_json())
     else:
@@ -59,7 +62,10 @@ def report(
 
 def compare(
     artifacts: Annotated[
-        list[Path], typer.Argument(metavar="ARTIFACT...", help="Two or more; each is held against the first.")
+        list[Path],
+        typer.Argument(
+            metavar="ARTIFACT...", help="Two or more, or their names on the hub; each is held against the first."
+        ),
     ],
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page, too.")] = None,
     as_json: Json = False,
@@ -78,14 +84,14 @@ def compare(
     from llmc.compare import compare as hold
     from llmc.compare_tables import tables
 
-    found = hold(artifacts)
+    compared = hold([found(artifact) for artifact in artifacts])
     if html is not None:
         from llmc.page.comparison import comparison_page
         from llmc.remake import write_text
 
-        write_text(html, comparison_page(found))
+        write_text(html, comparison_page(compared))
     if as_json:
-        terminal.print_json(found.to_json())
+        terminal.print_json(compared.to_json())
         return
-    for table in tables(found):
+    for table in tables(compared):
         terminal.print_table(table)

@@ -19,6 +19,7 @@ from llmc.runtime.chat import ChatTemplate, Message
 from llmc.runtime.check import CheckReport, check
 from llmc.runtime.decoding import Decoder, KVCacheState
 from llmc.runtime.fork import watch
+from llmc.runtime.from_hub import locate
 from llmc.runtime.generator import Cancelled, Images, Prompt, TextGenerator
 from llmc.runtime.image_prompt import ReadPrompt, parts_of, with_marks
 from llmc.runtime.image_reader import ImageReader
@@ -332,6 +333,8 @@ def load(
     """Opens an artifact directory.
 
     Args:
+        artifact: the directory, or its name on the hub, `org/name` or `org/name@revision`: then it is fetched into the
+            cache of the hub's client, once, and verified
         backend: `tensorrt-rtx`, `onnxruntime`, or `onnxruntime:cuda`, `onnxruntime:openvino` and whatever other
             execution provider is installed; None picks the fastest that is available (`Model.backend_info` says why)
         threads: of the CPU backend; None: all cores
@@ -360,7 +363,7 @@ def load(
     add_bos = None if add_bos is None else arguments.flag("add_bos", add_bos)
     if chat_template is not None and not isinstance(chat_template, str):
         arguments.refuse("chat_template", chat_template, "the text of a template")
-    opened = Artifact.open(place)
+    opened = Artifact.open(locate(place))
     if verify:
         opened.verify()
     tokenizer = Tokenizer(opened, opened.vocab_size, opened.add_bos if add_bos is None else add_bos)
