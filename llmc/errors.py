@@ -16,6 +16,10 @@ class InputError(LlmcError):
     exit_code = 2
 
 
+class ContextError(InputError):
+    """Prompt and answer do not fit the model's context."""
+
+
 class RefusedError(InputError):
     """A compiler refuses the graph; `node`, where that is known, names one of its nodes by its path in the model."""
 

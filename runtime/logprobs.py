@@ -12,6 +12,11 @@ from llmc.runtime.backends import Backend, FloatArray, IntArray, longer, step_wi
 _CHUNK_BYTES = 1 << 26  # of logits at a time
 
 
+def most_scored(vocab_size: int, rows: int) -> int:
+    """Tokens of each row whose logits there should be at a time."""
+    return max(1, _CHUNK_BYTES // (4 * vocab_size * rows))
+
+
 @dataclass(frozen=True)
 class TokenLogprob:
     """Natural logarithms of the model's own probabilities, before temperature and other sampling parameters.
@@ -58,7 +63,7 @@ def score(
         padded[row, : len(text)] = text
     long = longer(backend, lengths)
     found: list[list[TokenLogprob]] = [[] for _ in texts]
-    most = max(1, _CHUNK_BYTES // (4 * vocab_size * len(texts)))
+    most = most_scored(vocab_size, len(texts))
     start, end, wanted = 0, max(lengths) - 1, min(first) - 1  # what is said before `wanted` is of no use
     while start < end:
         stop = min(start + step_width(backend, len(texts), start), end)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from llmc.errors import InputError
+from llmc.errors import ContextError, InputError
 from llmc.runtime import arguments, generation_config
 from llmc.runtime.artifact import Artifact
 from llmc.runtime.backends import Backend, IntArray, start
@@ -72,6 +72,11 @@ class Model(TextGenerator):
     @property
     def has_chat_template(self) -> bool:
         return self.chat_template is not None or ChatTemplate.find(self.artifact) is not None
+
+    @property
+    def template(self) -> ChatTemplate:
+        """InputError when it has none."""
+        return self._chat_template
 
     @cached_property
     def defaults(self) -> SamplingParams:
@@ -218,16 +223,17 @@ class Model(TextGenerator):
             ids, first_tokens = self._heal(ids)
         limit = self._fits(len(ids), parameters.max_new_tokens)
         seen = self._seen.features(read) if read.pixels else None
-        return GeneratedSequence(
-            ids, parameters, limit, self.tokenizer, self.artifact.eos_token_ids, first_tokens, seen
-        )
+        ends, size = self.artifact.eos_token_ids, self.artifact.vocab_size
+        return GeneratedSequence(ids, parameters, limit, self.tokenizer, ends, first_tokens, seen, size)
 
     def _fits(self, prompt_tokens: int, new_tokens: int | None) -> int:
-        """How many new tokens there may be; InputError when they do not fit the context."""
+        """How many new tokens there may be; ContextError when they do not fit the context."""
         room = self.context - prompt_tokens + 1  # the last token is never fed back
         if room < (new_tokens or 1):
             new = f" and {new_tokens} new ones" if new_tokens else ""
-            raise InputError(f"{prompt_tokens} prompt tokens{new} do not fit the context of {self.context}; shorten it")
+            raise ContextError(
+                f"{prompt_tokens} prompt tokens{new} do not fit the context of {self.context}; shorten it"
+            )
         return room if new_tokens is None else new_tokens
 
     def _heal(self, ids: list[int]) -> tuple[list[int], IntArray | None]:

@@ -30,6 +30,7 @@ class SamplingOptions(TypedDict, total=False):
     seed: int | None
     stop: str | Sequence[str] | None
     logprobs: int | None
+    prompt_logprobs: int | None
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class SamplingParams:
         seed: the same one gives the same text; None: another one for every answer
         stop: the answer ends before any of these strings
         logprobs: record the log-probability of every new token, and of this many most likely ones; None: no record
+        prompt_logprobs: the same of the prompt's tokens from the second on, nothing of which a session then reuses
 
     InputError for what is of the wrong type or out of range.
     """
@@ -60,6 +62,7 @@ class SamplingParams:
     seed: int | None = 0
     stop: str | Sequence[str] = ()
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -128,7 +131,7 @@ class SamplingParams:
         return mass
 
 
-_NONE_SAYS_MORE = frozenset(["max_new_tokens", "seed", "logprobs"])
+_NONE_SAYS_MORE = frozenset(["max_new_tokens", "seed", "logprobs", "prompt_logprobs"])
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "max_new_tokens": lambda name, value: arguments.whole(name, value, 1),
     "temperature": lambda name, value: arguments.real(name, value, lambda x: x >= 0, "at least 0"),
@@ -139,6 +142,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "seed": lambda name, value: arguments.whole(name, value, 0, 2**64 - 1),
     "stop": arguments.texts,
     "logprobs": lambda name, value: arguments.whole(name, value, 0),
+    "prompt_logprobs": lambda name, value: arguments.whole(name, value, 0),
 }
 
 

@@ -15,6 +15,7 @@ from llmc.runtime.logprobs import TokenLogprob, token_logprobs
 from llmc.runtime.sampling import Probabilities, SamplingParams, draw, verify, verify_greedy
 from llmc.runtime.tokenizer import Tokenizer
 
+_LARGE_VOCABULARY = 1 << 18
 _NEVER = np.float32(-1e30)  # a logit of probability 0 that still is a number
 
 
@@ -39,12 +40,13 @@ class Generation:
     drafted: int
     accepted: int
     logprobs: list[TokenLogprob] | None
+    prompt_logprobs: list[TokenLogprob] | None = None
 
 
 @dataclass
 class GeneratedSequence:
     """first_tokens: the first new token is one of these, if that is not None; the prompt's text then ends in the
-    space that they begin with. limit: the most new tokens.
+    space that they begin with. limit: the most new tokens. vocab_size: of the logits.
     """
 
     prompt: list[int]
@@ -54,10 +56,12 @@ class GeneratedSequence:
     eos_token_ids: frozenset[int]
     first_tokens: IntArray | None = None
     images: SeenImages | None = None
+    vocab_size: int = _LARGE_VOCABULARY
     tokens: list[int] = field(default_factory=list)
     text: str = ""  # what is certain of it
     finish_reason: Literal["stop", "length"] | None = None
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     cached: int = 0
     steps: int = 0
     drafted: int = 0
@@ -138,6 +142,7 @@ class GeneratedSequence:
             drafted=self.drafted,
             accepted=self.accepted,
             logprobs=None if self.parameters.logprobs is None else list(self.logprobs),
+            prompt_logprobs=None if self.parameters.prompt_logprobs is None else list(self.prompt_logprobs),
         )
 
     def _seen(self, drafts: list[int]) -> list[int]:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from llmc.errors import InputError
+from llmc.errors import ContextError, InputError
 from llmc.files import count_items
 from llmc.runtime import arguments
 from llmc.runtime.origin import Origin, lies, read, where
@@ -139,7 +139,7 @@ class Tokenizer:
         size = 16 * most
         while size < len(text):
             if len(self._library.encode(text[:size])) > 2 * most:
-                raise InputError(
+                raise ContextError(
                     f"a text of {len(text):,} characters has more than {2 * most:,} tokens, which do not fit the "
                     f"context of {most}; shorten it"
                 )

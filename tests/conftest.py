@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -77,6 +78,22 @@ def disks_are_not_waited_for() -> Iterator[None]:
 def embedded() -> Path:
     """The trained checkpoint that ships with llmc."""
     return REPOSITORY / "recipes" / "checkpoints" / "tiny-deepseek-v3"
+
+
+@pytest.fixture(scope="session")
+def trained(embedded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact of the embedded checkpoint: int4 experts, FP8 attention, MTP; accuracy level 1."""
+    import torch
+    from support.runnable_artifact import make_artifact
+    from tokenizers import Tokenizer
+
+    from llmc.quant.assign import Rule
+
+    tokenizer = Tokenizer.from_file(str(embedded / "tokenizer.json"))
+    ids = tokenizer.encode((Path(json.__file__)).read_text(encoding="utf-8")).ids
+    text = torch.tensor(ids[: 4 * 192]).view(4, 192)
+    rules = [Rule("experts", "int4-g64", "rtn"), Rule("attention", "fp8-block", "rtn")]
+    return make_artifact(embedded, rules, text, tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture(scope="session")

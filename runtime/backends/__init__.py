@@ -68,6 +68,14 @@ class Backend(Protocol):
     def copy(self, source: Any, rows: Sequence[int], length: int, target: Any) -> None:
         """Row i of the cache `target` gets the first `length` entries of row rows[i] of `source`, of both graphs."""
 
+    def rows(self, cache: Any, first: int, count: int) -> Any:
+        """So many rows of a cache from `first` on, as a cache: what is written to one is in both."""
+
+    def trim(self, cache: Any, length: int) -> None:
+        """Nothing behind the first `length` entries of any row is needed: their memory may be given back, where that
+        makes steps cheaper. Not for `rows` of a cache, which go along.
+        """
+
     def close(self) -> None: ...
 
 

@@ -42,10 +42,15 @@ _NUMPY = {
 
 @dataclass
 class EngineCache:
-    """Device addresses of one buffer per cache input of either graph, [B, …, context, …]."""
+    """Device addresses of one buffer per cache input of either graph, [B, …, context, …].
+
+    Attributes:
+        whole: What this is rows of; it holds the memory.
+    """
 
     batch: int
     buffers: dict[str, int] = field(default_factory=dict)
+    whole: EngineCache | None = None
 
 
 class LoadedEngine:

@@ -39,6 +39,7 @@ _CPU = "CPUExecutionProvider"
 _BATCH, _PREFILL, _SCORES = 32, 256, 1 << 22  # bound the memory that a step takes
 _NEEDED = (1, 32)  # the first release with all operators of the graphs
 _FIRST_CAPACITY = 256
+_WASTEFUL = 4  # times the capacity that would do
 _NUMBERED = {"cuda", "tensorrt", "nvtensorrtrtx", "migraphx", "rocm", "dml"}  # providers with an option `device_id`
 _MOST_FOLDED = 1 << 20  # bytes of a constant, where memory is short
 # An AttributeProto's name, value and type (INT), as protobuf writes them.
@@ -74,11 +75,18 @@ class BoundStep:
 
 @dataclass
 class OnnxRuntimeCache:
-    """One buffer per cache input of either graph, [B, …, capacity, …] with the capacity at axis 2."""
+    """One buffer per cache input of either graph, [B, …, capacity, …] with the capacity at axis 2.
+
+    Attributes:
+        whole, first: what this is rows of, and from which on; `seen` are the buffers that it had when they were cut
+    """
 
     batch: int
     capacity: int = 0
     buffers: dict[str, FloatArray] = field(default_factory=dict)
+    whole: OnnxRuntimeCache | None = None
+    first: int = 0
+    seen: dict[str, FloatArray] | None = None
     # By graph, tokens and logits a row, features of images.
     steps: dict[tuple[Graph, int, int, int], BoundStep] = field(default_factory=dict)
 
@@ -148,8 +156,18 @@ class OnnxRuntimeBackend:
     def new_cache(self, batch: int) -> OnnxRuntimeCache:
         return OnnxRuntimeCache(batch)
 
+    def rows(self, cache: OnnxRuntimeCache, first: int, count: int) -> OnnxRuntimeCache:
+        return OnnxRuntimeCache(count, whole=cache, first=first)
+
+    def trim(self, cache: OnnxRuntimeCache, length: int) -> None:
+        """Of caches with several rows or heads, attention reads the whole capacity."""
+        capacity = self._capacity(_FIRST_CAPACITY, length)
+        if cache.capacity >= _WASTEFUL * capacity:
+            self._resize(cache, capacity)
+
     def copy(self, source: OnnxRuntimeCache, rows: Sequence[int], length: int, target: OnnxRuntimeCache) -> None:
-        self._grow(target, length)
+        for cache in (target, source):  # both may be rows of one cache, which grows with either
+            self._grow(cache, length)
         for name, buffer in source.buffers.items():
             target.buffers[name][:, :, :length] = buffer[rows, :, :length]
 
@@ -224,20 +242,30 @@ class OnnxRuntimeBackend:
         """Makes room for `end` tokens: capacity doubles, and what is there is copied."""
         if end > self.context:
             raise InputError(f"{end} tokens do not fit the context of {self.context}; shorten prompt or answer")
-        if end <= cache.capacity:
-            return
-        capacity = max(cache.capacity, _FIRST_CAPACITY)
-        while capacity < end:
-            capacity *= 2
-        capacity = min(capacity, -(-self.context // _STEP) * _STEP)
-        grown = {}
+        if cache.whole is not None:
+            self._grow(cache.whole, end)
+            if cache.seen is not cache.whole.buffers:
+                cache.seen, cache.capacity = cache.whole.buffers, cache.whole.capacity
+                mine = slice(cache.first, cache.first + cache.batch)
+                cache.buffers = {name: buffer[mine] for name, buffer in cache.seen.items()}
+                cache.steps.clear()
+        elif end > cache.capacity:
+            self._resize(cache, self._capacity(max(cache.capacity, _FIRST_CAPACITY), end))
+
+    def _capacity(self, least: int, end: int) -> int:
+        while least < end:
+            least *= 2
+        return min(least, -(-self.context // _STEP) * _STEP)
+
+    def _resize(self, cache: OnnxRuntimeCache, capacity: int) -> None:
+        grown, kept = {}, min(capacity, cache.capacity)
         for node in (node for nodes in self._caches.values() for node in nodes):
             try:
                 grown[node.name] = np.zeros((cache.batch, node.shape[1], capacity, node.shape[3]), np.float32)
             except MemoryError as error:
                 raise MachineError(f"no memory for a cache of {capacity} tokens; use a shorter context") from error
             if node.name in cache.buffers:
-                grown[node.name][:, :, : cache.capacity] = cache.buffers[node.name]
+                grown[node.name][:, :, :kept] = cache.buffers[node.name][:, :, :kept]
         cache.steps.clear()
         cache.buffers, cache.capacity = grown, capacity
 

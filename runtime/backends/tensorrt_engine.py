@@ -74,19 +74,28 @@ class EngineBackend:
         cache = EngineCache(batch)
         weakref.finalize(cache, self._device.drop, cache.buffers)
         with self._device.used():
-            for engine in self._engines.values():
-                for name, (shape, dtype) in engine.caches.items():
-                    cache.buffers[name] = self._device.zeros(batch * int(np.prod(shape[1:])) * np.dtype(dtype).itemsize)
+            for name, size in self._row_bytes().items():
+                cache.buffers[name] = self._device.zeros(batch * size)
         return cache
+
+    def rows(self, cache: EngineCache, first: int, count: int) -> EngineCache:
+        addresses = {name: cache.buffers[name] + first * size for name, size in self._row_bytes().items()}
+        return EngineCache(count, addresses, cache)
+
+    def trim(self, cache: EngineCache, length: int) -> None:
+        """Nothing: an engine's cache has one length."""
 
     def copy(self, source: EngineCache, rows: Sequence[int], length: int, target: EngineCache) -> None:
         """Whole rows: entries behind `length` are not seen."""
         with self._device.used():
-            for engine in self._engines.values():
-                for name, (shape, dtype) in engine.caches.items():
-                    size = int(np.prod(shape[1:])) * np.dtype(dtype).itemsize
-                    for row, taken in enumerate(rows):
-                        self._device.copy(target.buffers[name] + row * size, source.buffers[name] + taken * size, size)
+            for name, size in self._row_bytes().items():
+                for row, taken in enumerate(rows):
+                    self._device.copy(target.buffers[name] + row * size, source.buffers[name] + taken * size, size)
+
+    def _row_bytes(self) -> dict[str, int]:
+        """Of each cache input of either graph."""
+        caches = [item for engine in self._engines.values() for item in engine.caches.items()]
+        return {name: int(np.prod(shape[1:])) * np.dtype(dtype).itemsize for name, (shape, dtype) in caches}
 
     def forward(
         self,

@@ -91,6 +91,10 @@ def follow(backend: Backend, orders: Orders) -> None:
                 caches[order["cache"]] = backend.new_cache(order["batch"])
             elif what == "copy":
                 backend.copy(caches[order["source"]], order["rows"], order["length"], caches[order["cache"]])
+            elif what == "rows":
+                caches[order["cache"]] = backend.rows(caches[order["source"]], order["first"], order["count"])
+            elif what == "trim":
+                backend.trim(caches[order["cache"]], order["length"])
             else:
                 given = dict(zip(order["given"], arrays, strict=True))
                 images = (given.pop("features"), given.pop("positions")) if "features" in given else None

@@ -132,6 +132,27 @@ class Leader:
 
         self._run(step)
 
+    def rows(self, cache: SharedCache, first: int, count: int) -> SharedCache:
+        number = next(self._numbers)
+
+        def step() -> Any:
+            self._tell({"do": "rows", "source": cache.number, "first": first, "count": count, "cache": number})
+            part = self._backend.rows(cache.part, first, count)
+            self._followers.replies()
+            return part
+
+        rows = SharedCache(self._run(step), number)
+        weakref.finalize(rows, self._forgotten.append, number)
+        return rows
+
+    def trim(self, cache: SharedCache, length: int) -> None:
+        def step() -> None:
+            self._tell({"do": "trim", "cache": cache.number, "length": length})
+            self._backend.trim(cache.part, length)
+            self._followers.replies()
+
+        self._run(step)
+
     def image_features(self, pixels: FloatArray) -> FloatArray:
         """On this machine's CPU alone."""
         return self._backend.image_features(pixels)

@@ -1,8 +1,7 @@
-"""Real artifacts for the runtime: the embedded checkpoint and a random dense model, quantized and lowered."""
+"""More artifacts for the runtime: the embedded checkpoint with int8 activations, and random models."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -12,19 +11,8 @@ from support.gpu_stand_in import HostMemory, gpu_stand_in
 from support.nvlm import nvlm
 from support.random_checkpoint import LLAMA, random_checkpoint
 from support.runnable_artifact import lower, make_artifact
-from tokenizers import Tokenizer
 
 from llmc.quant.assign import Rule
-
-
-@pytest.fixture(scope="session")
-def trained(embedded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded checkpoint: int4 experts, FP8 attention, MTP; accuracy level 1."""
-    tokenizer = Tokenizer.from_file(str(embedded / "tokenizer.json"))
-    ids = tokenizer.encode((Path(json.__file__)).read_text(encoding="utf-8")).ids
-    text = torch.tensor(ids[: 4 * 192]).view(4, 192)
-    rules = [Rule("experts", "int4-g64", "rtn"), Rule("attention", "fp8-block", "rtn")]
-    return make_artifact(embedded, rules, text, tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture(scope="session")

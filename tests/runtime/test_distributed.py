@@ -17,7 +17,7 @@ from support import ranks_stand_in
 from support.ranks_stand_in import add_rank_engines
 
 from llmc.errors import InputError, MachineError
-from llmc.runtime import Model, distributed, load
+from llmc.runtime import Model, SamplingParams, distributed, load
 from llmc.runtime.distributed import channel as channels
 from llmc.runtime.distributed import followers
 from llmc.runtime.distributed.channel import Channel, Ended
@@ -25,6 +25,7 @@ from llmc.runtime.distributed.follower import Orders, follow
 from llmc.runtime.distributed.followers import Followers
 from llmc.runtime.distributed.leader import Leader
 from llmc.runtime.distributed.place import Place
+from llmc.runtime.running_batch import RunningBatch
 
 PROMPTS = ["def add(a, b):\n    return", "import os\n" * 8, "class"]
 
@@ -63,6 +64,14 @@ def test_two_processes_say_what_one_says(divided, gpus, monkeypatch, tmp_path):
         assert running.poll() is None
         assert [model.generate(prompt, max_new_tokens=24).token_ids for prompt in PROMPTS] == alone
         assert [answer.token_ids for answer in model.generate(PROMPTS[:2], max_new_tokens=8)] == together
+        batch = RunningBatch(model)
+        answers = [batch.answer(prompt, SamplingParams(24)) for prompt in PROMPTS[:2]]
+        waiting = list(answers)
+        while waiting or batch.busy:
+            if waiting and batch.free:
+                batch.join([waiting.pop()])
+            batch.step()
+        assert [answer.tokens for answer in answers] == alone[:2]
         session = model.session(PROMPTS[0])
         fork = session.fork()
         assert fork.generate(PROMPTS[0], max_new_tokens=24).token_ids == alone[0]
@@ -265,6 +274,13 @@ class Recorder:
     def copy(self, source, rows, length, target):
         self.calls.append((self.caches.index(source), rows, length, self.caches.index(target)))
 
+    def rows(self, cache, first, count):
+        self.caches.append((cache, first, count))
+        return self.caches[-1]
+
+    def trim(self, cache, length):
+        self.calls.append(("trimmed", self.caches.index(cache), length))
+
     def close(self):
         self.calls.append("closed")
 
@@ -323,7 +339,11 @@ def test_followers_take_every_step(pair):
     images = np.ones((1, 3), np.float32), np.array([[0, 1]])
     leader.forward("mtp", second, *STEP, hidden=np.ones((1, 2, 3), np.uint16), images=images)
     leader.copy(first, [0, 0], 4, second)
-    assert len(mine.calls) == 3 and mine.calls == theirs.calls
+    part = leader.rows(second, 1, 1)
+    leader.forward("main", part, *STEP)
+    leader.trim(second, 3)
+    assert len(mine.calls) == 5 and mine.calls == theirs.calls
+    assert mine.caches[2] == (mine.caches[1], 1, 1) and theirs.caches[2] == (theirs.caches[1], 1, 1)
     with pytest.raises(InputError, match="65 tokens do not fit the engine's context of 64"):  # and all stay together
         leader.forward("main", first, STEP[0], np.array([63]), STEP[2])
     leader.forward("main", first, *STEP)

@@ -19,9 +19,10 @@ from support.gpu_stand_in import PACKAGES, PREFILL, RELEASE, SCRATCH, add_engine
 from support.listed_files import list_files
 
 from llmc.errors import InputError, MachineError
-from llmc.runtime import load
+from llmc.runtime import SamplingParams, load
 from llmc.runtime.backends import cuda_device, loaded_engine
 from llmc.runtime.plugins import tensorrt as plugins
+from llmc.runtime.running_batch import RunningBatch
 
 PROMPTS = ["def add(a, b):\n    return", "import os\n" * 20, "class"]
 
@@ -168,6 +169,25 @@ def test_sessions_of_an_engine(trained, tmp_path, gpu):
         assert [a.token_ids for a in together] == [
             a.token_ids for a in model.generate([longer, PROMPTS[0]], max_new_tokens=5)
         ]
+
+
+def test_a_running_batch_of_an_engine(trained, tmp_path, gpu):
+    """Rows are places in one buffer: who joins is read beside the others, who ends makes room for the last one."""
+    with load(add_engines(trained, tmp_path)) as model:
+        batch, lengths = RunningBatch(model), [20, 3, 9, 1, 12]
+        prompts = [PROMPTS[place % 3] for place in range(5)]
+        alone = [model.generate(p, max_new_tokens=n).token_ids for p, n in zip(prompts, lengths, strict=True)]
+        answers = [batch.answer(p, SamplingParams(n)) for p, n in zip(prompts, lengths, strict=True)]
+        waiting = list(answers)
+        while waiting or batch.busy:
+            if count := batch.fitting(waiting):
+                batch.join(waiting[:count])
+                del waiting[:count]
+            batch.step()
+        assert batch.rows == 2 and [answer.tokens for answer in answers] == alone
+        del batch, answers
+    gc.collect()
+    assert not gpu.blocks
 
 
 def test_no_memory_on_the_gpu(trained, tmp_path, gpu):
