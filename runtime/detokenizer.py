@@ -16,7 +16,7 @@ from llmc.runtime.tokenizer import Tokenizer
 
 _LOOK_BACK = 8  # pieces that decoders see again; they decide by what is in front whether a word starts with a space
 _FRONT = "a"  # stands for all that is before those: what follows is not the beginning of a text
-_BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")
+BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")
 _PART = "\N{REPLACEMENT CHARACTER}"
 Pieces = list[str]  # of tokens, as decoders take them
 Cut = Callable[[Pieces, str], tuple[bool, list[Pieces], Pieces]]
@@ -86,7 +86,7 @@ class Detokenizer:
 
 def _cut_fallback(part: Pieces, written: str) -> tuple[bool, list[Pieces], Pieces]:
     """A part of a character and what follows it → whether the part was given up; whole characters; a part."""
-    if _BYTE.fullmatch(written) is None:
+    if BYTE.fullmatch(written) is None:
         return bool(part), [*([_given_up(part)] if part else []), [written]], []
     together = [*part, written]
     try:
@@ -101,10 +101,10 @@ def _cut_fallback(part: Pieces, written: str) -> tuple[bool, list[Pieces], Piece
 
 def _cut_level(part: Pieces, written: str) -> tuple[bool, list[Pieces], Pieces]:
     """The same for letters that stand for bytes. The decoder itself replaces parts, once it is given them."""
-    if not all(letter in _LETTERS for letter in written):  # an added token, which is text
+    if not all(letter in LETTERS for letter in written):  # an added token, which is text
         return bool(part), [*([part] if part else []), [written]], []
     together = "".join([*part, written])
-    data = bytes(_LETTERS[letter] for letter in together)
+    data = bytes(LETTERS[letter] for letter in together)
     text, used = codecs.utf_8_decode(data, "replace", False)
     given_up = bool(part) and text.startswith(_PART) and not data.startswith(_PART.encode())
     return given_up, [[together[:used]]] if used else [], list(together[used:])
@@ -112,7 +112,7 @@ def _cut_level(part: Pieces, written: str) -> tuple[bool, list[Pieces], Pieces]:
 
 def _given_up(part: Pieces) -> Pieces:
     """In place of bytes that make no character: U+FFFD for each `<0x..>`, which would spoil others beside it."""
-    return [_PART if _BYTE.fullmatch(each) else each for each in part]
+    return [_PART if BYTE.fullmatch(each) else each for each in part]
 
 
 def _letters() -> dict[str, int]:
@@ -122,4 +122,4 @@ def _letters() -> dict[str, int]:
     return {chr(byte): byte for byte in shown} | {chr(256 + place): byte for place, byte in enumerate(others)}
 
 
-_LETTERS = _letters()
+LETTERS = _letters()
