@@ -28,11 +28,12 @@ class HubServer(Hub):
         folder: where large files lie
         part_bytes: large files are taken in parts of so many bytes
         page: how many files a page of a list has
+        api: what it answers
     """
 
-    def __init__(self, folder: Path, part_bytes: int = 1 << 20, page: int = 10) -> None:
+    def __init__(self, folder: Path, part_bytes: int = 1 << 20, page: int = 10, api: type[Api] = Api) -> None:
         super().__init__(folder, part_bytes, page)
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Api,), {"hub": self}))
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (api,), {"hub": self}))
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self.storage_url = f"http://localhost:{self._server.server_port}"  # another origin
