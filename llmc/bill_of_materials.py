@@ -62,7 +62,7 @@ def bill_of_materials(manifest: Manifest) -> dict[str, Any]:
     bom.register_dependency(model, [original, *files, *texts])
     made: dict[str, Any] = json.loads(JsonV1Dot6(bom).output_as_string())
     del made["metadata"]["timestamp"]
-    made["metadata"]["component"]["modelCard"] = _model_card(manifest, [text.bom_ref.value for text in texts])
+    made["metadata"]["component"]["modelCard"] = _model_card(manifest, [str(text.bom_ref.value) for text in texts])
     return made
 
 
