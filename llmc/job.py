@@ -44,7 +44,7 @@ from llmc.text_sources import require_texts
 
 # Packages whose version may change the bytes of a stage's result.
 _QUANTIZE_PACKAGES = ("torch", "numpy")
-_TARGET_PACKAGES = ("onnx", "onnx_ir", "ml_dtypes", "triton", "tensorrt-rtx-cu13", "tensorrt-cu13")
+_TARGET_PACKAGES = ("onnx", "onnx_ir", "ml_dtypes", "triton", "tensorrt-rtx-cu13", "tensorrt-cu13", "gguf")
 _AFTER_QUANTIZING = ("graph/", "targets/", "engines/", "kernels/")  # of convert
 _CHECK_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "tokenizers", "numpy")
 _DESCRIBE_PACKAGES = ("in-toto-attestation", "cyclonedx-python-lib")  # write provenance and bill of materials

@@ -41,6 +41,7 @@ OPTIONAL = {
     "tiktoken": "tokenizers",
     "sentencepiece": "tokenizers",
     "google": "tokenizers",
+    "gguf": "gguf",
     "lm_eval": "eval",
     "model_signing": "sign",
     "oras": "oci",
