@@ -22,6 +22,7 @@ from llmc.convert.fields import Fields
 from llmc.convert.folder import read_json, require_sidecars
 from llmc.convert.formats import Format, Parts, formats, has_fp8_cache, part_names
 from llmc.convert.formats.modelopt import cache_scales_renamed
+from llmc.convert.gguf.folder import described, gguf_in
 from llmc.convert.layer_modules import fewest_weights, weight_shapes
 from llmc.convert.other_folders import (
     names_in,
@@ -89,6 +90,8 @@ class Checkpoint:
         `headers_only` it is taken for one: enough to plan with, also where the weights are not there.
         """
         path = Path(path)
+        if gguf := gguf_in(path):
+            path = described(gguf)
         if not path.is_dir():
             refuse_file(path)
             raise InputError(f"{path}: no such folder; a checkpoint is one that holds config.json and safetensors")

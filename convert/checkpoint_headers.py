@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llmc.convert.folder import INDEX_LIMIT, read_json
-from llmc.convert.other_folders import names_in, weight_files, whole_model
+from llmc.convert.other_folders import GGUF, names_in, weight_files, whole_model
 from llmc.convert.safetensors_file import StoredTensor, read_header
 from llmc.errors import InputError
 from llmc.file_names import is_bare_file_name
@@ -21,7 +21,7 @@ def read_headers(path: Path) -> dict[str, StoredTensor]:
         InputError: A file is missing or damaged, or says something else than the others.
     """
     if not (path / INDEX).exists():
-        return _read_all(path)
+        return _read_gguf(path) or _read_all(path)
     weight_map = read_json(path / INDEX, INDEX_LIMIT).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{path / INDEX}: `weight_map` is missing; download the file again")
@@ -43,6 +43,17 @@ def read_headers(path: Path) -> dict[str, StoredTensor]:
         for name, tensor in headers[shard].items()
         if weight_map.get(name) == shard
     }
+
+
+def _read_gguf(path: Path) -> dict[str, StoredTensor] | None:
+    """Every tensor of a folder that stands for a GGUF file; None: it is another one."""
+    names = names_in(path)
+    files = [name for name in names if name.lower().endswith(GGUF)]
+    if weight_files(names) or len(files) != 1:
+        return None
+    from llmc.convert.gguf.file import read_tensors
+
+    return dict(read_tensors(path / files[0], read_json(path / "config.json", infinity=True)))
 
 
 def _read_all(path: Path) -> dict[str, StoredTensor]:

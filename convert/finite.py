@@ -33,7 +33,7 @@ class FiniteCheck:
         self._tensors: dict[Path, list[StoredTensor]] = {}
         self._broken: list[StoredTensor] = []
         for tensor in tensors:
-            if tensor.dtype in _FIRST_BAD:
+            if tensor.plain and tensor.dtype in _FIRST_BAD:
                 self._tensors.setdefault(tensor.file, []).append(tensor)
 
     def pieces(self, path: Path) -> Iterator[memoryview]:

@@ -16,6 +16,7 @@ from llmc.errors import InputError
 if TYPE_CHECKING:
     from llmc.convert.families.family import Family
 
+GGUF = ".gguf"  # how the names of llama.cpp's files end
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _SLOW_TOKENIZERS = {
@@ -71,7 +72,7 @@ def whole_model(where: str, names: Collection[str]) -> list[str]:
 
 def refuse_other_kinds(where: str, names: Collection[str]) -> None:
     """InputError for files that are no checkpoint in safetensors; `where` is the folder or the model they are of."""
-    if weight_files(names) and "config.json" in names:
+    if "config.json" in names and (weight_files(names) or any(name.lower().endswith(GGUF) for name in names)):
         return
     if kind := _kind(set(names)):
         raise InputError(f"{where}: {kind}")
@@ -107,8 +108,6 @@ def refuse_folder_above(path: Path, names: Collection[str]) -> None:
 def refuse_file(path: Path) -> None:
     """InputError for a file that is a part of a model, or a model in another format."""
     suffix = path.suffix.lower()
-    if suffix == ".gguf":
-        raise InputError(f"{path}: {_GGUF}")
     if path.name.startswith(("adapter_config", "adapter_model")):
         raise InputError(f"{path}: {_ADAPTER}")
     if suffix == ".safetensors" or path.name in ("config.json", "model.safetensors.index.json"):
@@ -154,8 +153,8 @@ def require_tokenizer(where: str, names: Collection[str], on_hub: bool = False) 
 
 
 _GGUF = (
-    "is GGUF, quantized for llama.cpp; llmc starts from the original: the folder with config.json and safetensors that "
-    "it was made from"
+    "is GGUF, quantized for llama.cpp; download that file and give its path, or better the original: the folder with "
+    "config.json and safetensors that it was made from"
 )
 _ADAPTER = (
     "is a LoRA adapter (adapter_config.json), not a whole model; merge it into its base model first, with peft: "

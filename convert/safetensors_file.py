@@ -66,6 +66,11 @@ class StoredTensor:
     strides: tuple[int, ...] | None = None
     whole: StoredTensor | None = field(default=None, compare=False, repr=False)
 
+    @property
+    def plain(self) -> bool:
+        """Whether its numbers lie in the file as they are; other formats may have to decode them."""
+        return True
+
     def rows(self, start: int, stop: int, step: int = 1) -> StoredTensor:
         """A part of it along the first axis, where it lies: reading it reads from the first to the last of them."""
         first, *others = self.strides or _row_major(self.shape)

@@ -27,7 +27,7 @@ from llmc.budget_recipe import (
     name_or_names,
 )
 from llmc.calibration_recipe import Calibration, Check, public_path, public_texts
-from llmc.convert.other_folders import refuse_file
+from llmc.convert.other_folders import GGUF, refuse_file
 from llmc.errors import InputError
 from llmc.file_names import is_bare_file_name
 from llmc.files import read_regular
@@ -268,7 +268,7 @@ def _named(argument: str) -> tuple[Recipe, Path]:
         raise InputError(str(error)) from error
     files = shipped()
     by_name = not path.exists() and argument in files
-    if by_name or path.is_file():
+    if by_name or (path.is_file() and path.suffix.lower() != GGUF):
         path = files[argument] if by_name else path
         recipe = read_recipe(path)
         # Paths in a recipe that is used by its name are those of who uses it.
@@ -279,7 +279,8 @@ def _named(argument: str) -> tuple[Recipe, Path]:
             f"{argument}: no such recipe or folder; `llmc recipe new MODEL` writes a recipe, and these ship with llmc: "
             f"{', '.join(files)}"
         )
-    return Recipe(name=_name_from(_last_part(argument)), model=argument), Path()
+    name = path.stem if path.suffix.lower() == GGUF else _last_part(argument)
+    return Recipe(name=_name_from(name), model=argument), Path()
 
 
 def shipped() -> dict[str, Path]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmc import plain_yaml
 from llmc.convert.finite import FiniteCheck
+from llmc.convert.gguf.folder import described, gguf_in
 from llmc.convert.other_folders import refuse_other_kinds, require_tokenizer, weight_files
 from llmc.convert.tokenizer_files import TOKENIZER
 from llmc.errors import InputError, LlmcError, MachineError
@@ -77,7 +78,9 @@ def locate(model: str, base: Path) -> ModelSource:
         return ModelSource(model, None, path, _license(path))
     path = base / Path(model).expanduser()
     if path.exists():
-        return ModelSource(visible_line(path.resolve().name), None, path, _license(path))
+        gguf = gguf_in(path)
+        folder = described(gguf) if gguf else path
+        return ModelSource(visible_line(path.resolve().name), None, folder, _license(folder))
     repo, revision = _hub_id(model, path)
     names = _look_first(repo, revision)
     with _hub(repo) as hub:

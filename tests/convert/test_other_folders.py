@@ -20,7 +20,7 @@ FOLDERS = {
         "LoRA adapter .* merge it into its base model first",
     ),
     "LoRA with a config": (["config.json", "adapter_config.json", "adapter_model.bin"], "LoRA adapter"),
-    "GGUF": (["model-Q4_K_M.gguf", "README.md"], r"model-Q4_K_M\.gguf is GGUF, quantized for llama\.cpp; .* original"),
+    "GGUF": (["model-Q4_K_M.gguf", "README.md"], r"model-Q4_K_M\.gguf: does not begin as a GGUF file"),
     "diffusers": (["model_index.json", "model.safetensors"], "diffusers pipeline"),
     "Mistral": (["params.json", "consolidated.safetensors", "tokenizer.model.v3"], "publisher's own format"),
     "Mistral with a config": (["config.json", "consolidated.safetensors"], r"format \(consolidated\.safetensors\)"),

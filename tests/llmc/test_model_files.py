@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 SHAPES = {
-    "model-Q4_K_M.gguf": "is GGUF, quantized for llama.cpp; llmc starts from the original",
+    "model-Q4_K_M.gguf": "damaged or cut short",
     "adapter_model.safetensors": "is a LoRA adapter",
     "adapter_config.json": "is a LoRA adapter",
     "model.safetensors": "is one file of a checkpoint; give the folder",

@@ -13,7 +13,7 @@ from support.random_checkpoint import LLAMA, random_checkpoint
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("model.gguf", "is GGUF"),
+        ("model.gguf", "does not begin as a GGUF file"),
         ("model.safetensors", "one file of a checkpoint; give the folder with all of them"),
         ("config.json", "one file of a checkpoint"),
         ("pytorch_model.bin", "pickle"),
