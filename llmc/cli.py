@@ -30,12 +30,14 @@ from llmc.cli_options import (
     Threads,
     Verify,
     found,
+    text_of,
 )
 from llmc.cli_publish import publish
 from llmc.cli_pull import pull
 from llmc.cli_report import compare
 from llmc.cli_report import report as make_report
 from llmc.cli_sensitivity import sensitivity
+from llmc.cli_serve import serve
 from llmc.cli_verify import sign, signer_of, verify
 from llmc.errors import GateError, InputError, LlmcError, MachineError
 from llmc.output_path import current_folder
@@ -328,7 +330,7 @@ def run(
     artifact = found(artifact, verify)
     prompt, system = streams.argument(prompt), streams.argument(system)
     stop = [text for each in stop or [] if (text := streams.argument(each)) is not None]
-    template = None if chat_template is None else _text(chat_template)
+    template = None if chat_template is None else text_of(chat_template)
     with load(artifact, backend, threads, speculative, draft_tokens, False, template, add_bos, device, ranks) as model:
         images = [str(path) for path in image or []]
         chat = ((prompt is None or bool(images)) and model.has_chat_template) if chat is None else chat
@@ -357,6 +359,9 @@ def run(
         answer(stream, terminal.console(stderr=True, highlight=False) if statistics else None)
         if stream.generation.finish_reason == "cancelled":
             raise typer.Exit(130)
+
+
+app.command()(serve)
 
 
 @app.command()
@@ -430,15 +435,6 @@ app.command()(publish)
 app.command()(pull)
 app.command()(verify)
 app.command()(sign)
-
-
-def _text(path: Path) -> str:
-    from llmc.files import read_regular
-
-    try:
-        return read_regular(path, 1 << 24).decode()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: no UTF-8 text ({error})") from error
 
 
 if __name__ == "__main__":

@@ -45,6 +45,9 @@ Device = Annotated[
 ]
 Ranks = Annotated[int, typer.Option(min=1, help="GPUs that hold the model together, each in a process of its own.")]
 Verify = Annotated[bool, typer.Option("--verify", help="Compare the sha256 of every file with the manifest first.")]
+MostBody = Annotated[
+    int | None, typer.Option("--max-body", parser=_bytes, metavar="SIZE", help="The largest request. Default: 16MiB.")
+]
 Against = Annotated[
     str | None,
     typer.Option(metavar="ORIGINAL", help="The model that it was made from: a folder, a hub id, or builtin:NAME."),
@@ -102,6 +105,16 @@ def found(path: Path, verify: bool = False) -> Path:
             path = locate(path, progress)
     verify_first(path, verify)
     return path
+
+
+def text_of(path: Path) -> str:
+    """What is in a text file; InputError for another one."""
+    from llmc.files import read_regular
+
+    try:
+        return read_regular(path, 1 << 24).decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: no UTF-8 text ({error})") from error
 
 
 def verify_first(path: Path, wanted: bool) -> None:

@@ -38,6 +38,10 @@ class ChatTemplate:
         """The text of the one that is used without tools."""
         return self._chosen(None)
 
+    def mentions(self, variable: str) -> bool:
+        """Whether a template has this word, without which a variable of that name would change nothing."""
+        return any(variable in source for source in self._sources.values())
+
     @staticmethod
     def find(origin: Origin) -> str | None:
         """The text of a template, the default one if there are several; None: there is none."""

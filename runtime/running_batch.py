@@ -34,6 +34,10 @@ class RunningBatch:
         rows: The most answers that it has at once.
     """
 
+    _newcomers: Decoder | None  # whose prompts are being read, in rows from `_place` on
+    _reading: Iterator[None]
+    _unwanted: set[int]  # those of them that were given up, by id
+
     def __init__(self, model: Model, rows: int | None = None) -> None:
         """Rows: at most what the backend takes, which is the default. InputError for less than one."""
         most = model.backend.batch
@@ -115,10 +119,8 @@ class RunningBatch:
         self._forget_newcomers()
 
     def _forget_newcomers(self) -> None:
-        self._newcomers: Decoder | None = None
-        self._reading: Iterator[None] = iter(())
-        self._place = 0
-        self._unwanted: set[int] = set()
+        self._newcomers, self._reading, self._place = None, iter(()), 0
+        self._unwanted = set()
 
     def _read(self) -> None:
         """The newcomers' next part. Those whose prompt has been read join the others."""

@@ -46,6 +46,10 @@ OPTIONAL = {
     "model_signing": "sign",
     "oras": "oci",
     "requests": "oci",
+    "fastapi": "serve",
+    "starlette": "serve",
+    "uvicorn": "serve",
+    "prometheus_client": "serve",
 }
 # Runs `llmc` as if the modules in HIDDEN were not installed.
 WITHOUT = """
@@ -117,6 +121,11 @@ def test_an_artifact_without_a_backend(recipe, llmc, tmp_path: Path) -> None:
             r"onnxruntime: the package is not installed; pip install .*\[cpu\]'\n$", error
         ), error
     assert without(",".join(OPTIONAL), "inspect", tmp_path / "artifact", cwd=tmp_path) == (0, "")
+
+
+def test_serving_without_its_extra(tmp_path: Path) -> None:
+    code, error = without(",".join(OPTIONAL), "serve", "artifact", cwd=tmp_path)
+    assert code == 4 and re.search(r"this needs \w+, which is not installed; pip install .*\[serve\]'\n$", error), error
 
 
 @pytest.mark.parametrize(("module", "extra"), OPTIONAL.items())
