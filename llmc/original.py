@@ -84,15 +84,19 @@ def _names(folder: Path) -> Iterator[str]:
 
 
 class TorchCache:
-    """One cache per layer, all rows in it; `capacity` tokens have room."""
+    """One cache per layer, all rows in it; `capacity` tokens have room. Or some rows of another one, `whole`."""
 
-    def __init__(self, spec: ModelSpec, batch: int) -> None:
-        self.batch, self.capacity = batch, 0
+    def __init__(self, spec: ModelSpec, batch: int, whole: TorchCache | None = None, first: int = 0) -> None:
+        self.batch, self.capacity, self.whole, self.first = batch, 0, whole, first
         attentions = spec.attentions[: spec.num_layers]
         self.layers: list[LayerCache] = [layer_cache(attention, batch, 0) for attention in attentions]
 
     def make_room(self, end: int, most: int) -> None:
         """Capacity doubles up to `most` tokens, and what is there is copied."""
+        if self.whole is not None:
+            self.whole.make_room(end, most)
+            self.layers = self.whole.rows(0, slice(self.first, self.first + self.batch))
+            return
         if end <= self.capacity:
             return
         capacity = max(self.capacity, _FIRST_CAPACITY)
@@ -184,7 +188,8 @@ class TorchBackend:
 
     def copy(self, source: TorchCache, rows: Sequence[int], length: int, target: TorchCache) -> None:
         """As `Backend.copy`."""
-        target.make_room(length, self.context)
+        for cache in (target, source):  # both may be rows of one cache, which grows with either
+            cache.make_room(length, self.context)
         for given, taken in zip(source.layers, target.layers, strict=True):
             taken.length = length
             for name, part in vars(given).items():
@@ -192,6 +197,13 @@ class TorchBackend:
                     getattr(taken, name)[:, :, :length] = part[list(rows), :, :length]
                 elif isinstance(part, torch.Tensor):
                     setattr(taken, name, part[list(rows)])
+
+    def rows(self, cache: TorchCache, first: int, count: int) -> TorchCache:
+        """As `Backend.rows`."""
+        return TorchCache(self._spec, count, cache, first)
+
+    def trim(self, cache: TorchCache, length: int) -> None:
+        """As `Backend.trim`: attention reads valid entries alone, so there is nothing to gain."""
 
     def close(self) -> None:
         """Free the weights."""

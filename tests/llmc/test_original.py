@@ -17,6 +17,7 @@ from llmc import original
 from llmc.errors import MachineError
 from llmc.original import load_original
 from llmc.runtime import Model, SamplingParams
+from llmc.runtime.running_batch import RunningBatch
 
 TEXTS = ["import os\n\n\ndef main(argv):\n", "class Error(Exception):\n    pass\n\n\ndef f(x, y):\n    return", "x"]
 
@@ -83,3 +84,17 @@ def test_a_model_with_states_answers_one_text_at_a_time(tmp_path: Path) -> None:
     for ids, answer in zip(map(model.encode, texts), answers, strict=True):
         expected = theirs.generate(torch.tensor([ids]), max_new_tokens=5, do_sample=False, eos_token_id=None)[0]
         assert answer.token_ids == expected[len(ids) :].tolist()[: len(answer.token_ids)] and answer.token_ids
+
+
+def test_answers_that_join_and_leave_a_running_batch(model: Model) -> None:
+    """Rows of a cache are a cache, which grows with the others."""
+    asked, batch = [[3, 4, 5], [7] * 40, [9, 2], [6, 6, 1, 8]], RunningBatch(model, rows=2)
+    answers = [batch.answer(ids, SamplingParams(max_new_tokens=4 + 3 * place)) for place, ids in enumerate(asked)]
+    waiting = list(answers)
+    while waiting or batch.busy:
+        if count := batch.fitting(waiting):
+            batch.join(waiting[:count])
+            del waiting[:count]
+        batch.step()
+    for place, (ids, answer) in enumerate(zip(asked, answers, strict=True)):
+        assert answer.generation().token_ids == model.generate(ids, max_new_tokens=4 + 3 * place).token_ids
