@@ -29,7 +29,7 @@ from llmc.cli_options import (
     Speculative,
     Threads,
     Verify,
-    found,
+    located,
     text_of,
 )
 from llmc.cli_publish import publish
@@ -156,9 +156,9 @@ def build(
     from llmc.tables import rows_table
 
     console, signer = terminal.console(stderr=True), signer_of(sign_key)
-    result = run_build(recipe, output, memory=memory, gpu_memory=gpu_memory, fresh=fresh, progress=Display(console))
-    if signer and not result.missed_gates:
-        signer(result.path)
+    result = run_build(
+        recipe, output, memory=memory, gpu_memory=gpu_memory, fresh=fresh, progress=Display(console), finish=signer
+    )
     if as_json:
         terminal.print_json(result.to_json())
     else:
@@ -327,7 +327,7 @@ def run(
     from llmc.conversation import parameters as over_the_models_own
     from llmc.runtime import load
 
-    artifact = found(artifact, verify)
+    artifact = located(artifact, verify)
     prompt, system = streams.argument(prompt), streams.argument(system)
     stop = [text for each in stop or [] if (text := streams.argument(each)) is not None]
     template = None if chat_template is None else text_of(chat_template)
@@ -393,7 +393,7 @@ def bench(
     """
     from llmc.bench import bench as run_bench
 
-    artifact = found(artifact, verify)
+    artifact = located(artifact, verify)
     given = batch or [1], draft_tokens, rounds, backend, threads, device, ranks
     measured = run_bench(artifact, prompt_tokens, new_tokens, *given)
     if as_json:
@@ -421,7 +421,7 @@ def inspect(
     """
     from llmc.tables import inspect as look
 
-    seen = look(found(path, verify))
+    seen = look(located(path, verify))
     if as_json:
         terminal.print_json(seen.data)
     else:

@@ -24,7 +24,7 @@ from llmc.cli_options import (
     Ranks,
     Threads,
     Verify,
-    found,
+    located,
     refuse_given,
     verify_first,
 )  # fmt: skip
@@ -95,7 +95,7 @@ def check(
     alone = {"--text": text, "--tokens": tokens, "--length": length, "--memory": memory, "--output": output}
     refuse_given("a check without --long", {} if long else {"--longest": longest})
     refuse_given("a check without --against", alone | {"--fresh": fresh or None})
-    artifact = found(artifact, verify)
+    artifact = located(artifact, verify)
     from llmc.runtime import load
 
     with load(artifact, backend, threads, device=device, ranks=ranks) as model:

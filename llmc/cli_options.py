@@ -34,6 +34,7 @@ GpuMemory = Annotated[
 ]
 ARTIFACT_HELP = "The directory that `llmc build` made, or its name on the hub: OWNER/NAME or OWNER/NAME@REVISION."
 Artifact = Annotated[Path, typer.Argument(metavar="ARTIFACT", help=ARTIFACT_HELP)]
+ArtifactFolder = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="The directory that `llmc build` made.")]
 Backend = Annotated[
     str | None, typer.Option(help="onnxruntime, onnxruntime:PROVIDER, tensorrt-rtx; default: the fastest.")
 ]
@@ -92,7 +93,7 @@ def refuse_given(where: str, options: Mapping[str, object]) -> None:
             raise InputError(f"{name}: means nothing to {where}; leave it out")
 
 
-def found(path: Path, verify: bool = False) -> Path:
+def located(path: Path, verify: bool = False) -> Path:
     """Where an artifact, or another file, lies. What is a name on the hub is fetched, and verified; what is here is so
     where `--verify` asks for it.
     """

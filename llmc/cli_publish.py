@@ -9,12 +9,13 @@ import typer
 
 from llmc import terminal
 from llmc.cli_formats import Json
-
-_Artifact = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="The directory that `llmc build` made.")]
+from llmc.cli_options import ArtifactFolder
+from llmc.cli_verify import signer_of
+from llmc.errors import InputError
 
 
 def publish(
-    artifact: _Artifact,
+    artifact: ArtifactFolder,
     repo: Annotated[str, typer.Option("--repo", metavar="OWNER/NAME", help="The repository; a new one is created.")],
     private: Annotated[
         bool | None,
@@ -32,6 +33,9 @@ def publish(
     allow_rejected: Annotated[
         bool, typer.Option("--allow-rejected", help="Publish what misses its gates; its card says so.")
     ] = False,
+    sign_key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Sign it with this private key (PEM) before it goes.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Publish an artifact on the Hugging Face hub, whole and as it was built.
@@ -56,10 +60,13 @@ def publish(
     from llmc.publish import publish as send
     from llmc.tables import table
 
+    if dry_run and sign_key is not None:
+        raise InputError("--sign-key: a dry run changes nothing; leave out one of the two")
+    signer = signer_of(sign_key)
     with ByteProgress() as progress:
         made = send(
             artifact, repo, private=private, branch=branch, pull_request=pull_request, dry_run=dry_run,
-            allow_rejected=allow_rejected, progress=progress,
+            allow_rejected=allow_rejected, progress=progress, finish=signer,
         )  # fmt: skip
     if as_json:
         terminal.print_json(made.to_json())

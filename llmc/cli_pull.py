@@ -9,6 +9,7 @@ import typer
 
 from llmc import terminal
 from llmc.cli_formats import Json
+from llmc.cli_verify import TrustedCertificates, TrustedIdentity, TrustedIssuer, TrustedKey
 
 
 def pull(
@@ -16,6 +17,10 @@ def pull(
     to: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="A new folder for it. Default: the cache of the hub's client.")
     ] = None,
+    key: TrustedKey = None,
+    certificate: TrustedCertificates = None,
+    identity: TrustedIdentity = None,
+    issuer: TrustedIssuer = None,
     as_json: Json = False,
 ) -> None:
     """Get an artifact from the Hugging Face hub, and verify it.
@@ -32,13 +37,20 @@ def pull(
     `llmc pull me/quickstart`
 
     `llmc pull me/quickstart@int4 --to quickstart`
+
+    `llmc pull acme/quickstart --key acme.pub`
     """
     from llmc.byte_progress import ByteProgress
     from llmc.progress import size
     from llmc.pull import pull as get
 
+    trust = None
+    if key or certificate or identity or issuer:
+        from llmc.signing import Trust
+
+        trust = Trust(key, tuple(certificate or ()), identity, issuer)
     with ByteProgress() as progress:
-        made = get(name, to, progress=progress)
+        made = get(name, to, trust=trust, progress=progress)
     if as_json:
         terminal.print_json(made.to_json())
         return

@@ -9,7 +9,7 @@ import typer
 
 from llmc import terminal
 from llmc.cli_formats import Json
-from llmc.cli_options import Artifact, found
+from llmc.cli_options import Artifact, located
 from llmc.errors import InputError
 
 
@@ -50,7 +50,7 @@ def report(
     """
     from llmc.remake import remake
 
-    folder = found(artifact)
+    folder = located(artifact)
     if folder != artifact and output is None:
         raise InputError(f"{artifact}: is in the hub's cache, where nothing is changed; give --output")
     made, page = remake(folder, output, bench, audit, against)
@@ -84,7 +84,7 @@ def compare(
     from llmc.compare import compare as hold
     from llmc.compare_tables import tables
 
-    compared = hold([found(artifact) for artifact in artifacts])
+    compared = hold([located(artifact) for artifact in artifacts])
     if html is not None:
         from llmc.page.comparison import comparison_page
         from llmc.remake import write_text

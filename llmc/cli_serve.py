@@ -21,7 +21,7 @@ from llmc.cli_options import (
     Speculative,
     Threads,
     Verify,
-    found,
+    located,
     text_of,
 )
 
@@ -87,7 +87,7 @@ def serve(
     from llmc.serve.server import serve as run_server
 
     called = name or (artifact.resolve() if artifact.exists() else artifact).name
-    artifact = found(artifact, verify)
+    artifact = located(artifact, verify)
     token = token_of(token_file) if token_file else os.environ.get(TOKEN_VARIABLE) or None
     if token and not token_file:
         checked_token(token, f"${TOKEN_VARIABLE}")

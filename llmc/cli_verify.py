@@ -10,7 +10,7 @@ import typer
 
 from llmc import terminal
 from llmc.cli_formats import Json
-from llmc.cli_options import Artifact
+from llmc.cli_options import Artifact, ArtifactFolder, located
 from llmc.errors import InputError
 
 Fresh = Annotated[
@@ -18,21 +18,25 @@ Fresh = Annotated[
 ]
 
 
+TrustedKey = Annotated[Path | None, typer.Option(metavar="FILE", help="The public key (PEM) of who must have signed.")]
+TrustedCertificates = Annotated[
+    list[Path] | None,
+    typer.Option(metavar="FILE", help="A root (PEM) that the signer's certificate must lead to; repeat it."),
+]
+TrustedIdentity = Annotated[
+    str | None, typer.Option(help="Who must have signed without a key: an e-mail or a workflow's address.")
+]
+TrustedIssuer = Annotated[
+    str | None, typer.Option(metavar="URL", help="With --identity: who told sigstore that it was them.")
+]
+
+
 def verify(
     artifact: Artifact,
-    key: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The public key (PEM) of who must have signed.")
-    ] = None,
-    certificate: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="FILE", help="A root (PEM) that the signer's certificate must lead to; repeat it."),
-    ] = None,
-    identity: Annotated[
-        str | None, typer.Option(help="Who must have signed without a key: an e-mail or a workflow's address.")
-    ] = None,
-    issuer: Annotated[
-        str | None, typer.Option(metavar="URL", help="With --identity: who told sigstore that it was them.")
-    ] = None,
+    key: TrustedKey = None,
+    certificate: TrustedCertificates = None,
+    identity: TrustedIdentity = None,
+    issuer: TrustedIssuer = None,
     fresh: Fresh = False,
     as_json: Json = False,
 ) -> None:
@@ -57,6 +61,7 @@ def verify(
     from llmc.verify import read_all
 
     trust = Trust(key, tuple(certificate or ()), identity, issuer)
+    artifact = located(artifact)
     found = read_all(artifact, fresh, trust)
     if as_json:
         terminal.print_json(found.to_json() | {"signed": is_signed(artifact), "signer": str(trust) if trust else None})
@@ -75,7 +80,7 @@ def verify(
 
 
 def sign(
-    artifact: Artifact,
+    artifact: ArtifactFolder,
     key: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A private key (PEM; P-256, P-384 or P-521).")
     ] = None,

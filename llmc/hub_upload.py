@@ -135,7 +135,7 @@ class _Upload:
         added = []
         for name in names:
             operation = _counted(self.hub)(path_in_repo=name, path_or_fileobj=str(self.given.place(name)))
-            operation.upload_info.sha256 = bytes.fromhex(self.given.files[name].sha256)  # was just read, for that
+            operation.upload_info.sha256 = bytes.fromhex(self.given.files[name].sha256)  # verified
             operation.tell = partial(tell, name)
             added.append(operation)
         deleted = [self.hub.CommitOperationDelete(path_in_repo=name, is_folder=False) for name in stale]

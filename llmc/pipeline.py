@@ -14,6 +14,7 @@ import errno
 import json
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -113,6 +114,7 @@ def build(
     gpu_memory: int | None = None,
     fresh: bool = False,
     progress: Progress | None = None,
+    finish: Callable[[Path], object] | None = None,
 ) -> BuildResult:
     """Build an artifact: quantized checkpoint, graphs, engines, and the measurement against the original.
 
@@ -129,6 +131,7 @@ def build(
         gpu_memory: bytes of a GPU that is to calibrate and solve; None: the GPU is left alone
         fresh: forget what an earlier or interrupted build left
         progress: is told how far the build is; None: nobody is
+        finish: is called with the place of an artifact that keeps its gates, before it is published: may sign it
 
     Raises:
         InputError: for what the recipe, the model or the texts have wrong
@@ -144,7 +147,8 @@ def build(
     if not fresh and (document := read_manifest(place.path)) and document.get("key") == keys["build"]:
         if manifest := whole(place.path, document):
             place.clear()
-            return BuildResult(place.path, manifest, up_to_date=True, published=_publish(job, place.path, progress))
+            published = _finish(job, place.path, progress, finish)
+            return BuildResult(place.path, manifest, up_to_date=True, published=published)
         progress.line(f"{place.path}: files are missing or cut short; building again")
     if "onnxruntime" in job.targets and not versions("onnxruntime", "onnxruntime-gpu"):
         raise MachineError("the result is checked with ONNX Runtime, which is not installed; " + install("onnxruntime"))
@@ -183,12 +187,14 @@ def build(
     result.seconds = time.monotonic() - start
     result.peak_memory = peak_memory()
     if passed:
-        result.published = _publish(job, result.path, progress)
+        result.published = _finish(job, result.path, progress, finish)
     return result
 
 
-def _publish(job: Job, path: Path, progress: Progress) -> Published | None:
+def _finish(job: Job, path: Path, progress: Progress, finish: Callable[[Path], object] | None) -> Published | None:
     """What the recipe says of it, once the artifact is in its place: that stays, whatever the hub says."""
+    if finish is not None:
+        finish(path)
     if (to := job.asked.publish) is None:
         return None
     with ByteProgress() if isinstance(progress, Display) else nullcontext(progress) as told:

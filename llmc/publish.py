@@ -7,6 +7,7 @@ sent. Where it goes decides how: this module knows the model hub, by the reposit
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,7 @@ def publish(
     dry_run: bool = False,
     allow_rejected: bool = False,
     progress: Progress | None = None,
+    finish: Callable[[Path], object] | None = None,
 ) -> Published:
     """Publish an artifact. One that is there already is left alone; one that is there in part is completed.
 
@@ -73,6 +75,7 @@ def publish(
         dry_run: say what would go, and ask nobody
         allow_rejected: publish what misses its gates, too; its card says so
         progress: is told how many bytes are done
+        finish: is called with the artifact once it may be published: may sign it
 
     Raises:
         GateError: it misses its gates
@@ -84,6 +87,9 @@ def publish(
     given = publication(Path(artifact), allow_rejected, progress)
     if dry_run:
         return _planned(given, repo, branch, private)
+    if finish is not None:
+        finish(Path(artifact))
+        given = publication(Path(artifact), allow_rejected, progress)  # with what that added
     require_login(repo)
     from llmc.hub_upload import upload
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support.certificates import key_pair
 from support.hub_server import HubServer
 
 Publish = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -25,11 +26,17 @@ def hub(tmp_path: Path) -> Iterator[HubServer]:
 @pytest.fixture
 def publish(hub: HubServer, tmp_path: Path) -> Publish:
     def run(*arguments: str | Path, token: str | None = "hf_writer") -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "llmc.cli", "publish", *map(str, arguments), "--repo", "me/small"]
-        environment = os.environ | hub.environment(tmp_path / "home", token)
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+        return llmc(hub, tmp_path, "publish", *arguments, "--repo", "me/small", token=token)
 
     return run
+
+
+def llmc(
+    hub: HubServer, folder: Path, *arguments: str | Path, token: str | None = "hf_writer"
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "llmc.cli", *map(str, arguments)]
+    environment = os.environ | hub.environment(folder / "home", token) | {"XDG_CACHE_HOME": str(folder / "cache")}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
 
 
 @pytest.fixture
@@ -162,3 +169,40 @@ def test_a_dry_run_asks_nobody(hub: HubServer, publish: Publish, artifact: Path)
     assert not hub.exchanges
     assert publish(artifact, "--branch", "a..b", "--dry-run").returncode == 2
     assert publish(artifact, "--branch", "a", "--pull-request", "--dry-run").returncode == 2
+
+
+def test_a_signature_goes_along(hub: HubServer, publish: Publish, artifact: Path, tmp_path: Path) -> None:
+    signed = shutil.copytree(artifact, tmp_path / "signed")
+    key, other = key_pair(tmp_path, "ours"), key_pair(tmp_path, "other")
+    made = publish(signed, "--sign-key", key, "--json")
+    assert made.returncode == 0, made.stderr
+    assert [*json.loads(made.stdout)["files"]][-3:] == ["README.md", "model.sig", "llmc.json"]
+    assert hub.files("me/small") == content(signed) and "model.sig" not in content(artifact)
+    pulled = llmc(hub, tmp_path, "pull", "me/small", "--to", "here", "--key", key.with_suffix(".pub"))
+    assert pulled.returncode == 0 and content(tmp_path / "here") == content(signed), pulled.stderr
+    refused = llmc(hub, tmp_path, "pull", "me/small", "--to", "there", "--key", other.with_suffix(".pub"))
+    assert refused.returncode == 2 and "model.sig" in refused.stderr and not (tmp_path / "there").exists()
+
+
+def test_a_recipe_publishes_what_it_built(
+    hub: HubServer, two_artifacts: tuple[Path, Path], small_model: Path, text_file: Path, tmp_path: Path
+) -> None:
+    """The artifact is that of the fixture, whose recipe is the same but for the place: it is not built again."""
+    built = shutil.copytree(two_artifacts[0], tmp_path / "built")
+    (tmp_path / "small.yaml").write_text(
+        f"model: {small_model}\ncalibration: {{text: {text_file}, samples: 4, length: 32}}\n"
+        f"quantize: [{{match: experts, scheme: int4-g32, method: rtn}}]\n"
+        f"check: {{text: {text_file}, tokens: 64, length: 32, gates: {{kl_mean: 5.0}}}}\n"
+        f"publish: {{repo: me/small, branch: int4}}\n"
+    )
+    nobody = llmc(hub, tmp_path, "build", "small.yaml", "-o", built, token=None)
+    assert nobody.returncode == 2 and "you are not logged in" in nobody.stderr
+    made = llmc(hub, tmp_path, "build", "small.yaml", "-o", built, "--json")
+    assert made.returncode == 0, made.stderr
+    told = json.loads(made.stdout)
+    assert told["published"]["revision"] == hub.repository("me/small").refs["int4"]
+    assert hub.files("me/small", "int4") == content(built) and hub.repository("me/small").private
+    assert "publish" not in json.loads((built / "llmc.json").read_text())["recipe"]
+    (tmp_path / "small.yaml").write_text(f"model: {small_model}\npublish: {{repo: small}}\n")
+    wrong = llmc(hub, tmp_path, "build", "small.yaml")
+    assert wrong.returncode == 2 and "small.yaml:2: publish.repo: small: is no repository" in wrong.stderr
