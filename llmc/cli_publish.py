@@ -1,4 +1,4 @@
-"""`llmc publish`: an artifact goes to a model hub."""
+"""`llmc publish`: an artifact goes to a model hub, or to a registry of container images."""
 
 from __future__ import annotations
 
@@ -9,14 +9,21 @@ import typer
 
 from llmc import terminal
 from llmc.cli_formats import Json
-from llmc.cli_options import ArtifactFolder
+from llmc.cli_options import ArtifactFolder, refuse_given
 from llmc.cli_verify import signer_of
 from llmc.errors import InputError
 
 
 def publish(
     artifact: ArtifactFolder,
-    repo: Annotated[str, typer.Option("--repo", metavar="OWNER/NAME", help="The repository; a new one is created.")],
+    repo: Annotated[
+        str,
+        typer.Option(
+            "--repo",
+            metavar="OWNER/NAME|oci://…",
+            help="The repository on the hub; a new one is created. Or a registry: oci://HOST/NAME:TAG.",
+        ),
+    ],
     private: Annotated[
         bool | None,
         typer.Option(
@@ -38,7 +45,7 @@ def publish(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Publish an artifact on the Hugging Face hub, whole and as it was built.
+    """Publish an artifact on the Hugging Face hub, or in a registry, whole and as it was built.
 
     All files are read first: what misses its gates (exit code 3), is not as its manifest says, or holds a file that
     this does not list, is refused. It goes to a pull request, the manifest last, and is merged when all of it is there:
@@ -47,6 +54,8 @@ def publish(
 
     The token is HF_TOKEN, or what `hf auth login` left. HF_ENDPOINT names another hub than the public one.
 
+    In a registry of container images it becomes a ModelPack model, the manifest last; the login is that of docker.
+
     **Examples**
 
     `llmc publish build/quickstart --repo me/quickstart`
@@ -54,6 +63,8 @@ def publish(
     `llmc publish build/quickstart --repo me/quickstart --public --branch int4`
 
     `llmc publish build/quickstart --repo me/quickstart --dry-run`
+
+    `llmc publish build/quickstart --repo oci://registry.example.com/team/quickstart:v1 --sign-key acme.pem`
     """
     from llmc.byte_progress import ByteProgress
     from llmc.progress import size
@@ -63,6 +74,13 @@ def publish(
     if dry_run and sign_key is not None:
         raise InputError("--sign-key: a dry run changes nothing; leave out one of the two")
     signer = signer_of(sign_key)
+    if repo.startswith("oci://"):
+        hub_alone = {"--private/--public": private, "--branch": branch}
+        refuse_given("a registry", hub_alone | {"--pull-request": pull_request or None, "--dry-run": dry_run or None})
+        if signer:
+            signer(artifact)
+        _push(artifact, repo, allow_rejected, as_json)
+        return
     with ByteProgress() as progress:
         made = send(
             artifact, repo, private=private, branch=branch, pull_request=pull_request, dry_run=dry_run,
@@ -88,3 +106,19 @@ def publish(
     if made.pull_request:
         out.print(f"pull request {made.pull_request} waits to be merged", soft_wrap=True)
     out.print(f"llmc pull {made.repo}@{made.revision}", soft_wrap=True)
+
+
+def _push(artifact: Path, reference: str, allow_rejected: bool, as_json: bool) -> None:
+    from llmc.byte_progress import ByteProgress
+    from llmc.oci import push
+    from llmc.progress import size
+
+    with ByteProgress() as progress:
+        made = push(artifact, reference, allow_rejected=allow_rejected, progress=progress)
+    if as_json:
+        terminal.print_json(made.to_json())
+        return
+    out = terminal.console(highlight=False)
+    told = f"{made.files} files, {size(made.bytes)}, of which {size(made.bytes_sent)} were not there yet"
+    out.print(f"{reference}: {told}", soft_wrap=True)
+    out.print(f"llmc pull {made.name}", soft_wrap=True)

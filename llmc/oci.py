@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from llmc.contracts.progress import Progress, Silent
-from llmc.errors import GateError, InputError
+from llmc.errors import InputError
 from llmc.modelpack import Layer, layers, model_config, oci_manifest, read_layers
 from llmc.oci_registry import SCHEME, Registry
+from llmc.publication import publication
 from llmc.runtime.artifact import MANIFEST, SIGNATURE, Artifact
 from llmc.runtime.verification import verify
 from llmc.signing import Trust, verify_signed
@@ -80,7 +81,7 @@ def push(
     Args:
         artifact: the folder that `llmc build` made
         reference: `oci://host/name:tag`; the tag is `latest` where there is none
-        allow_rejected: push what misses its gates, too
+        allow_rejected: push what misses its gates, too; its card says so
         progress: is told how many bytes are there, of how many
 
     Raises:
@@ -91,45 +92,35 @@ def push(
     progress, registry = progress or Silent(), Registry(reference)
     if registry.digest:
         raise InputError(f"{reference}: only a tag can be pushed to; write oci://HOST/NAME:TAG")
-    found = verify(artifact, progress).require()
-    opened = Artifact.open(artifact)
-    described = opened.described()
-    missed = described.checks.missed if described.checks else []
-    if missed and not allow_rejected:
-        names = ", ".join(gate.name for gate in missed)
-        raise GateError(f"{artifact}: misses its gates ({names}); --allow-rejected pushes it all the same")
-    sizes = {name: file.bytes for name, file in opened.files.items()}
-    files = {name: (sha256, sizes.get(name, -1)) for name, sha256 in found.files.items()}
-    files[MANIFEST] = found.files[MANIFEST], (found.path / MANIFEST).stat().st_size
-    if (signature := opened.signature()) is not None:
-        data = signature.read_bytes()
-        files[SIGNATURE] = hashlib.sha256(data).hexdigest(), len(data)
-    made = layers(files)
-    config = model_config(described, made)
+    given = publication(Path(artifact), allow_rejected, progress)
+    made = layers({name: (file.sha256, file.bytes) for name, file in given.files.items()})
+    config = model_config(given.manifest, made)
     registry.open(to_write=True)
-    total, done, sent = sum(layer.size for layer in made), 0, 0
+    done, sent = 0, 0
     for layer in sorted(made, key=lambda each: each.name == MANIFEST):
         if not registry.has(layer.digest):
-            registry.send(found.path / layer.name, layer.digest, layer.size)
+            registry.send(given.place(layer.name), layer.digest, layer.size)
             sent += layer.size
         done += layer.size
-        progress(f"push {layer.name}", done, total)
+        progress("push", done, given.nbytes)
     config_digest = f"sha256:{hashlib.sha256(config).hexdigest()}"
     if not registry.has(config_digest):
         with tempfile.NamedTemporaryFile() as file:
             file.write(config)
             file.flush()
             registry.send(Path(file.name), config_digest, len(config))
-    digest = registry.send_manifest(oci_manifest(config_digest, len(config), made, described.name))
-    return Pushed(f"{registry.name}@{digest}", digest, len(made), total, sent)
+    digest = registry.send_manifest(oci_manifest(config_digest, len(config), made, given.manifest.name))
+    return Pushed(f"{registry.name}@{digest}", digest, len(made), given.nbytes, sent)
 
 
-def pull(reference: str, to: Path | str, *, trust: Trust | None = None, progress: Progress | None = None) -> Pulled:
+def pull(
+    reference: str, to: Path | str | None = None, *, trust: Trust | None = None, progress: Progress | None = None
+) -> Pulled:
     """Pull an artifact out of a registry, whole, as it was built and, where that is asked, signed by whom you trust.
 
     Args:
         reference: `oci://host/name:tag`, or `oci://host/name@sha256:…`
-        to: a folder that does not exist yet
+        to: a folder that does not exist yet; None: the last part of the name, in the current folder
         trust: whose signature it must have; None: nobody's
         progress: is told how many bytes are here, of how many
 
@@ -137,7 +128,8 @@ def pull(reference: str, to: Path | str, *, trust: Trust | None = None, progress
         InputError: there is no such artifact, it is not as it was built, nobody trusted signed it, or `to` is taken
         MachineError: the registry cannot be reached, or oras is not installed
     """
-    progress, registry, folder = progress or Silent(), Registry(reference), Path(to)
+    progress, registry = progress or Silent(), Registry(reference)
+    folder = Path(registry.repository.rpartition("/")[2] if to is None else to)
     if folder.exists() or folder.is_symlink():
         raise InputError(f"--to {folder}: exists; choose another folder")
     partial = folder.with_name(f"{folder.name}.partial")

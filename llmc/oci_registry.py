@@ -134,7 +134,13 @@ class Registry:
         url = f"{self._root}/{self.repository}/blobs/{digest}"
         path.parent.mkdir(parents=True, exist_ok=True)
         there = path.stat().st_size if path.exists() else 0
-        more(min(there, size))
+        if path.exists() and there >= size:
+            if _digest(path) == digest:
+                more(size)
+                return
+            path.unlink()
+            there = 0
+        more(there)
         for attempt in range(_TRIES):
             there = path.stat().st_size if path.exists() else 0
             if there >= size and path.exists():
@@ -155,9 +161,7 @@ class Registry:
                     with self.told():
                         raise
                 time.sleep(attempt)
-        with path.open("rb") as file:
-            found = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
-        if found != digest:
+        if (found := _digest(path)) != digest:
             path.unlink()
             raise InputError(f"{self.reference}: {path.name} is not what its digest says ({found}); pull it again")
 
@@ -239,6 +243,11 @@ def _docker_configs() -> list[str] | None:
     folder = os.environ.get("DOCKER_CONFIG")
     file = Path(folder) / "config.json" if folder else None
     return [str(file)] if file is not None and file.is_file() else None
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
 def _short(said: object) -> str:
