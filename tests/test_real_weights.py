@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import pytest
 import torch
@@ -98,31 +97,3 @@ def test_as_transformers_reads_it(conversion: Any, model: Path, tmp_path: Path) 
     written = Tokenizer.from_file(str(tmp_path / "again" / "tokenizer.json"))
     for text in ("a word, about 12 more\n", "<eos>x"):
         assert written.encode(text).ids == tokenizer(text).input_ids
-
-
-def test_digits_are_split_off_where_the_file_says_so(conversion: Any, tmp_path: Path) -> None:
-    """SmolLM's split: blanks in front of a digit stay together."""
-    _, back = conversion
-    tokens = ["<|endoftext|>", "Ġ", "ĠĠ", "1", "2", "12", "a"]
-    metadata = {
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": [gguf.TokenType.CONTROL, *[gguf.TokenType.NORMAL] * 6],
-        "tokenizer.ggml.merges": ["Ġ Ġ", "1 2"],
-        "tokenizer.ggml.pre": "smollm",
-        "tokenizer.ggml.eos_token_id": 0,
-        "tokenizer.chat_template": "{{ messages }}",
-    }
-    back._tokenizer(metadata, tmp_path)
-    written = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    assert [tokens[each] for each in written.encode("  12a<|endoftext|>").ids] == ["ĠĠ", "1", "2", "a", tokens[0]]
-    said = json.loads((tmp_path / "tokenizer_config.json").read_text())
-    assert said["eos_token"] == "<|endoftext|>" and said["add_bos_token"] is False
-    assert (tmp_path / "chat_template.jinja").read_text() == "{{ messages }}"
-    with pytest.raises(SystemExit, match=r"`tokenizer\.ggml\.pre` is 'other'; only gpt-2, smollm"):
-        back._tokenizer(metadata | {"tokenizer.ggml.pre": "other"}, tmp_path)
-
-
-def test_rows_of_a_head(conversion: Any) -> None:
-    """Two heads of four channels: pairs (0, 1), (2, 3) of llama.cpp are (0, 2), (1, 3) of Llama's checkpoints."""
-    rows = np.arange(8, dtype=np.float32)[:, None]
-    assert conversion[1].in_halves(rows, 2)[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]

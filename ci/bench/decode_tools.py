@@ -95,7 +95,10 @@ class Bench:
         if name == "llama.cpp":
             output = self.work / f"decode-{model}-{kind}.gguf"
             if not output.with_suffix(".json").exists():
-                self.call([self.python_of(tool), HERE / "to_llama_cpp.py", model, output, kind], log, pinned=False)
+                kind, *mtp = kind.split("-")
+                wide = output.with_suffix(".f16")
+                self.call([sys.executable, HERE / "checkpoint_to_gguf.py", model, wide, *mtp], log, pinned=False)
+                self.call([self.python_of(tool), HERE / "to_llama_cpp.py", wide, output, kind], log, pinned=False)
             return output
         output = self.work / f"decode-{model}-{name}"
         if name == "llmc":

@@ -153,7 +153,9 @@ def make(tool: str, model: Model, variant: str, point: Point) -> Path:
     if tool == "llama.cpp":
         python = interpreter(work / "venv-llama-cpp", ["llama-cpp-python==0.3.36", "gguf==0.19.0"])
         file = Path(f"{output}.gguf")
-        _call([python, HERE / "decoders/to_llama_cpp.py", model.source, file, variant, model.importance()], output)
+        wide = Path(f"{output}.f16")
+        _call([sys.executable, HERE / "decoders/checkpoint_to_gguf.py", model.source, wide], output)
+        _call([python, HERE / "decoders/to_llama_cpp.py", wide, file, variant, model.importance()], output)
         _call([sys.executable, HERE / "decoders/gguf_weights.py", model.source, file, output], output)
         point.bytes = json.loads(file.with_suffix(".json").read_text())["bytes"]
         file.unlink()

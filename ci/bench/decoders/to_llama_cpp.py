@@ -1,8 +1,8 @@
-"""Converts a checkpoint for llama.cpp and quantizes it with llama.cpp's own code.
+"""Quantizes a model in float16, as checkpoint_to_gguf.py writes it, with llama.cpp's own code.
 
-Arguments: checkpoint, output (.gguf), type: f16, q4_0, q2_k to q6_k, …, or q4_0-mtp, which has the MTP layer too; and
-an importance matrix (.npz: by tensor, the mean squares of its inputs), if there is one. Beside the output, in .json:
-the bytes that are read per token, those of all tensors, and which types llama.cpp has chosen for how many tensors, as
+Arguments: the model (.gguf), output (.gguf), type: f16, which leaves it as it is, q4_0, q2_k to q6_k, …; and an
+importance matrix (.npz: by tensor, the mean squares of its inputs), if there is one. Beside the output, in .json: the
+bytes that are read per token, those of all tensors, and which types llama.cpp has chosen for how many tensors, as
 K-quants need rows of 256.
 """
 
@@ -17,7 +17,6 @@ from pathlib import Path
 import gguf
 import llama_cpp as cpp
 import numpy as np
-from checkpoint_to_gguf import convert
 
 
 def quantize(source: Path, output: Path, kind: str, importance: Path | None = None) -> None:
@@ -49,12 +48,11 @@ def read_per_token(file: Path) -> float:
 
 if __name__ == "__main__":
     source, output, kind = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
-    kind, _, mtp = kind.partition("-")
-    wide = output if kind == "f16" else output.with_suffix(".f16")
-    convert(source, wide, mtp == "mtp")
-    if kind != "f16":
-        quantize(wide, output, kind, Path(sys.argv[4]) if len(sys.argv) > 4 else None)
-        wide.unlink()
+    if kind == "f16":
+        source.replace(output)
+    else:
+        quantize(source, output, kind, Path(sys.argv[4]) if len(sys.argv) > 4 else None)
+        source.unlink()
     tensors = gguf.GGUFReader(output).tensors
     types, size = Counter(tensor.tensor_type.name for tensor in tensors), sum(int(each.n_bytes) for each in tensors)
     told = {"weights": read_per_token(output), "bytes": size, "types": types}
