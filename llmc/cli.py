@@ -23,6 +23,7 @@ from llmc.cli_options import (
     DraftTokens,
     GpuMemory,
     Memory,
+    Model,
     Output,
     Ranks,
     Recipe,
@@ -90,10 +91,11 @@ app.add_typer(cli_formats.recipe_app, name="recipe")
 app.add_typer(cli_formats.artifact_app, name="artifact")
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
+    """The command line, or one that another program's command stands for."""
     streams.prepare()
     try:
-        app()
+        app(arguments, prog_name="llmc" if arguments else None)
     except OSError as error:  # of standard output, outside of commands, as in --help
         streams.give_up(f"llmc: {error}")
         sys.exit(MachineError.exit_code)
@@ -126,6 +128,7 @@ def options(
 def build(
     recipe: Recipe,
     output: Output = None,
+    model: Model = None,
     memory: Memory = None,
     gpu_memory: GpuMemory = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what an earlier or interrupted run left.")] = False,
@@ -148,6 +151,8 @@ def build(
     `llmc build quickstart`
 
     `llmc build recipes/deepseek-v3.yaml --output /data/deepseek-v3-int4`
+
+    `llmc build qwen3-30b-a3b --model ~/models/Qwen3-Coder-30B-A3B-Instruct`
     """
     from llmc.pipeline import build as run_build
     from llmc.progress import Display, duration, size
@@ -157,8 +162,9 @@ def build(
 
     console, signer = terminal.console(stderr=True), signer_of(sign_key)
     result = run_build(
-        recipe, output, memory=memory, gpu_memory=gpu_memory, fresh=fresh, progress=Display(console), finish=signer
-    )
+        recipe, output, memory=memory, gpu_memory=gpu_memory, fresh=fresh, progress=Display(console), model=model,
+        finish=signer,
+    )  # fmt: skip
     if as_json:
         terminal.print_json(result.to_json())
     else:
@@ -188,6 +194,7 @@ def build(
 def plan(
     recipe: Recipe,
     output: Output = None,
+    model: Model = None,
     memory: Memory = None,
     gpu_memory: GpuMemory = None,
     as_json: Json = False,
@@ -206,7 +213,7 @@ def plan(
     from llmc.job import plan as plan_recipe
     from llmc.tables import plan_tables
 
-    planned = plan_recipe(recipe, output, memory=memory, gpu_memory=gpu_memory)
+    planned = plan_recipe(recipe, output, memory=memory, gpu_memory=gpu_memory, model=model)
     if as_json:
         terminal.print_json(planned.to_json())
     else:

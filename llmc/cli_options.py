@@ -83,6 +83,10 @@ Recipe = Annotated[
         help="A recipe file, the name of a recipe that ships with llmc, or a model, which gets the default recipe.",
     ),
 ]
+Model = Annotated[
+    str | None,
+    typer.Option(metavar="MODEL", help="What the recipe is used for, instead of its own `model`. Also names OUTPUT."),
+]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Default: build/RECIPE-NAME.")]
 
 

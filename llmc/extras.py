@@ -37,7 +37,7 @@ def install(module: str) -> str:
     extra = _extra(distribution, module)
     if extra is None:
         return f"pip install {DISTRIBUTIONS.get(module, module)}"
-    clone = Path(llmc.__file__).parents[1]
+    clone = Path(llmc.__file__).resolve().parents[1]
     if (clone / "pyproject.toml").is_file() and (clone / "convert").is_dir():
         place = "." if Path(os.curdir).resolve() == clone else str(clone)
         return f"pip install -e {shlex.quote(f'{place}[{extra}]')}"

@@ -160,6 +160,7 @@ def plan(
     *,
     memory: int | None = None,
     gpu_memory: int | None = None,
+    model: str | None = None,
 ) -> Plan:
     """Return what a build would take and give; read and download no weight and no text.
 
@@ -168,11 +169,12 @@ def plan(
         output: where the artifact would go; default: build/NAME
         memory: bytes that the build may take; None: what there is
         gpu_memory: bytes of a GPU that is to do the work; None: the GPU is left alone
+        model: what the recipe is used for instead of its own model
 
     Raises:
         InputError: for a recipe that does not fit the model
     """
-    recipe, base = load_recipe(recipe)
+    recipe, base = load_recipe(recipe, model)
     place = _output(recipe, output)
     require_texts(recipe.calibration, recipe.check, base)
     with locate_headers(recipe.model, base) as source:
@@ -196,10 +198,10 @@ def plan(
 
 
 def prepare(
-    given: RecipeLike, output: Path | str | None, limits: Limits, progress: Progress
+    given: RecipeLike, output: Path | str | None, limits: Limits, progress: Progress, model: str | None = None
 ) -> tuple[Job, OutputFolder]:
     """Finds and checks everything a build needs; InputError or MachineError before anything is written."""
-    recipe, base = load_recipe(given)
+    recipe, base = load_recipe(given, model)
     place = OutputFolder(_output(recipe, output))
     require_texts(recipe.calibration, recipe.check, base)
     source = locate(recipe.model, base)

@@ -115,6 +115,7 @@ def build(
     fresh: bool = False,
     progress: Progress | None = None,
     finish: Callable[[Path], object] | None = None,
+    model: str | None = None,
 ) -> BuildResult:
     """Build an artifact: quantized checkpoint, graphs, engines, and the measurement against the original.
 
@@ -132,6 +133,7 @@ def build(
         fresh: forget what an earlier or interrupted build left
         progress: is told how far the build is; None: nobody is
         finish: is called with the place of an artifact that keeps its gates, before it is published: may sign it
+        model: what the recipe is used for instead of its own model: a folder, a hub id, or builtin:NAME
 
     Raises:
         InputError: for what the recipe, the model or the texts have wrong
@@ -140,7 +142,7 @@ def build(
     start, progress = time.monotonic(), progress or Silent()
     if memory is not None:
         machine.spare_memory()
-    job, place = prepare(recipe, output, Limits(memory, gpu_memory), progress)
+    job, place = prepare(recipe, output, Limits(memory, gpu_memory), progress, model)
     if job.asked.publish is not None:
         require_login(job.asked.publish.repo)
     keys = job.keys()

@@ -241,26 +241,45 @@ class Recipe(Section):
 RecipeLike: TypeAlias = "Recipe | Mapping[str, Any] | Path | str"
 
 
-def load_recipe(given: RecipeLike) -> tuple[Recipe, Path]:
+def load_recipe(given: RecipeLike, model: str | None = None) -> tuple[Recipe, Path]:
     """Return a recipe that has a name, and the folder that its relative paths start from.
 
     Args:
         given: a recipe; what a YAML file would hold; the path of such a file; the name of a recipe that ships with
             llmc; or a model, which gets the default recipe
+        model: what the recipe is used for instead of its own `model`, and named after; a relative path starts from the
+            current folder
 
     Raises:
         InputError: with the place of whatever is wrong with it
     """
+    if model is not None:
+        model = _from_here(model)
     if isinstance(given, Mapping):
-        given = _validated(dict(given), lambda _: "recipe")
+        given = _validated({**given, **_instead(model)}, lambda _: "recipe")
     if isinstance(given, Recipe):
+        given = given.model_copy(update=_instead(model))
         return given.model_copy(update={"name": given.name or _name_from(_last_part(given.model))}), Path()
     if not isinstance(given, (str, Path)):
         raise InputError(f"recipe is {type(given).__name__}; give a Recipe, a mapping, a path or a name")
-    return _named(str(given))
+    return _named(str(given), model)
 
 
-def _named(argument: str) -> tuple[Recipe, Path]:
+def _from_here(model: str) -> str:
+    """A model as the current folder knows it, for a recipe in another one."""
+    try:
+        path = Path(path_or_id(model)).expanduser()
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    return str(path.resolve()) if path.exists() else model
+
+
+def _instead(model: str | None) -> dict[str, str]:
+    """The keys of a recipe that is used for another model."""
+    return {} if model is None else {"model": model, "name": _name_from(_last_part(model))}
+
+
+def _named(argument: str, model: str | None) -> tuple[Recipe, Path]:
     """The recipe that a command line argument names, and its folder."""
     try:
         path = Path(path_or_id(argument))
@@ -270,7 +289,7 @@ def _named(argument: str) -> tuple[Recipe, Path]:
     by_name = not path.exists() and argument in files
     if by_name or (path.is_file() and path.suffix.lower() != GGUF):
         path = files[argument] if by_name else path
-        recipe = read_recipe(path)
+        recipe = read_recipe(path, model)
         # Paths in a recipe that is used by its name are those of who uses it.
         folder = Path() if by_name else path.parent
         return recipe.model_copy(update={"name": recipe.name or _name_from(path.stem)}), folder
@@ -279,6 +298,8 @@ def _named(argument: str) -> tuple[Recipe, Path]:
             f"{argument}: no such recipe or folder; `llmc recipe new MODEL` writes a recipe, and these ship with llmc: "
             f"{', '.join(files)}"
         )
+    if model is not None:
+        raise InputError(f"{argument}: a model, and {model} is another; name a recipe to use for the second one")
     name = path.stem if path.suffix.lower() == GGUF else _last_part(argument)
     return Recipe(name=_name_from(name), model=argument), Path()
 
@@ -301,10 +322,13 @@ def _name_from(text: str) -> str:
     return name if is_bare_file_name(name) else f"model-{name}".rstrip("-")
 
 
-def read_recipe(path: Path) -> Recipe:
-    """InputError, with file, line and key, for whatever is wrong with it."""
+def read_recipe(path: Path, model: str | None = None) -> Recipe:
+    """A recipe file, for its own model or another; InputError, with file, line and key, for whatever is wrong with
+    it.
+    """
     refuse_file(path)
     value, lines = _read_yaml(path)
+    value |= _instead(model)
 
     def place(location: Location) -> str:
         line = next(lines[location[:end]] for end in range(len(location), -1, -1) if location[:end] in lines)

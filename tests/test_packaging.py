@@ -19,6 +19,8 @@ pytestmark = pytest.mark.slow
 
 REPOSITORY = Path(__file__).parents[1]
 ROOMS = ("llmc", "convert", "quant", "runtime", "recipes")
+PACKAGING = Path("ci/packaging")
+OPTIMUM = "optimum.commands.optimum_cli"
 PROGRAM = """
 from pathlib import Path
 from typing import assert_type
@@ -95,6 +97,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(REPOSITORY / name, tree / name, True, shutil.ignore_patterns("__pycache__", "*.safetensors"))
     for weights in (REPOSITORY / "recipes").rglob("*.safetensors"):
         (tree / weights.relative_to(REPOSITORY)).symlink_to(weights)
+    shutil.copytree(REPOSITORY / PACKAGING, tree / PACKAGING, True, shutil.ignore_patterns("*.egg-info", "__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, tree / name)
     return tree
@@ -113,7 +116,7 @@ def wheel(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel_carries_code_recipes_and_checkpoint(tree: Path, wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as packed:
         names = set(packed.namelist())
-    expected = {"llmc/py.typed", "llmc/review_sheet.html"}
+    expected = {"llmc/py.typed", "llmc/review_sheet.html", "optimum/commands/register/llmc_export.py"}
     for room in ROOMS:
         inside = room if room == "llmc" else f"llmc/{room}"
         sources = list((tree / room).rglob("*.py"))
@@ -164,6 +167,8 @@ def test_type_checkers_see_the_package(
         assert ran.returncode == 0, ran.stdout + ran.stderr
         return ran.stdout
 
+    if way != "tree":  # where nothing is installed, optimum finds nothing
+        assert "usage: optimum-cli export llmc" in run(python, "-m", OPTIMUM, "export", "llmc", "--help")
     found = run(python, "-c", "import llmc.runtime, llmc.convert as a, llmc.quant as b; print(a.__file__, b.__file__)")
     assert all(str(tmp_path if way == "wheel" else tree) in path for path in found.split())
     wrong = functools.reduce(lambda text, change: text.replace(*change), WRONG.items(), PROGRAM)

@@ -43,6 +43,7 @@ OPTIONAL = {
     "google": "tokenizers",
     "gguf": "gguf",
     "lm_eval": "eval",
+    "optimum": "optimum",
     "model_signing": "sign",
     "oras": "oci",
     "requests": "oci",

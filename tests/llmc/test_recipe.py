@@ -208,3 +208,20 @@ def test_schema_names_schemes_and_targets() -> None:
     assert schema["properties"]["targets"]["items"]["properties"]["onnxruntime"]
     assert schema["properties"]["layout"]["enum"] == ["compressed-tensors", "gptq", "modelopt", "mxfp4", "native-fp8"]
     assert set(schema["required"]) == {"model"}
+
+
+def test_recipe_for_another_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its texts are where it says, the model where its user says; so a recipe need not name one."""
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "models/mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "models")
+    path = tmp_path / "recipes/any.yaml"
+    path.write_text("calibration: {text: text.txt}\n")
+    found, base = load_recipe(str(path), "mine")
+    assert (found.model, found.name, base) == (str(tmp_path / "models/mine"), "mine", path.parent)
+    path.write_text("model: other\nname: other\n")
+    for given in (str(path), {"model": "other"}, load_recipe(str(path))[0]):
+        found, _ = load_recipe(given, "me/model@main")
+        assert found.model == "me/model@main" and found.name == "model-main"
+    with pytest.raises(InputError, match=r"^mine: a model, and me/model is another"):
+        load_recipe("mine", "me/model")
