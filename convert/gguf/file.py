@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -133,6 +134,9 @@ def read_tensors(path: Path, config: dict[str, Any]) -> dict[str, GgufTensor]:
     for name in file.tensors:
         if name not in known and not name.startswith(_IGNORED):
             raise InputError(f"{path}: {name} has no place in a {found.name} model with these metadata; it is not read")
+    for source, parts in pieces.items():
+        if sum(math.prod(piece.shape) for piece in parts) != math.prod(shapes[source]):
+            raise InputError(f"{path}: holds a part of {names.stored(source)} only; download the file again")
     return {
         names.stored(source): of_pieces(names.stored(source), path, shapes[source], tuple(parts))
         for source, parts in pieces.items()

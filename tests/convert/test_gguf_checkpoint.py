@@ -109,6 +109,41 @@ def test_blocks_of_every_type(kind: str, tmp_path: Path) -> None:
     assert np.abs(wanted["blk.0.ffn_down.weight"]).max() > 0
 
 
+def changed(file: Path, without: str = "", tensors: dict[str, Any] | None = None, **said: Any) -> Path:
+    """The file with other metadata (their names with __ for a dot), without a tensor, or with more of them."""
+    old, new = gguf.GGUFReader(file), file.with_name(f"changed{len([*file.parent.iterdir()])}.gguf")
+    writer = gguf.GGUFWriter(new, old.fields["general.architecture"].contents())
+    fields = {name: field for name, field in old.fields.items() if not name.startswith(("GGUF.", "general.arch"))}
+    said = {name.replace("__", "."): value for name, value in said.items()}
+    for name, field in fields.items():
+        if name not in said:
+            writer.add_key_value(
+                name, field.contents(), field.types[0], field.types[-1] if len(field.types) > 1 else None
+            )
+    for name, value in said.items():
+        if isinstance(value, list):
+            writer.add_array(name, value)
+        else:
+            writer.add_key_value(name, value, gguf.GGUFValueType.get_type(value))
+    for each in old.tensors:
+        if each.name != without:
+            writer.add_tensor(each.name, each.data)
+    for name, values in (tensors or {}).items():
+        writer.add_tensor(name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return new
+
+
+@pytest.mark.parametrize("half", ["attn_k_b", "attn_v_b"])
+def test_half_a_matrix_is_not_filled_up_with_whatever_lies_in_memory(half: str, tmp_path: Path) -> None:
+    _, file = written(tmp_path, DEEPSEEK)
+    with pytest.raises(InputError, match="holds a part of model.layers.0.self_attn.kv_b_proj.weight only"):
+        Checkpoint.open(changed(file, without=f"blk.0.{half}.weight"))
+
+
 def test_float16_stays_float16(tmp_path: Path) -> None:
     source, file = written(tmp_path, DENSE, floats="f16")
     again = Checkpoint.open(file)
