@@ -26,7 +26,7 @@ def data_folder(artifact: Artifact, name: str) -> Iterator[Path]:
         InputError: A file that the graph names is not one of the artifact's.
         MachineError: It is in a hub's cache that nothing can be added to.
     """
-    folder = (artifact.path / name).parent
+    folder = artifact.file(name).parent
     files = {each: artifact.file(artifact.beside(name, each)) for each in locations(artifact.read_graph(name))}
     if all(path.resolve().is_relative_to(folder.resolve()) for path in files.values()):
         yield folder
