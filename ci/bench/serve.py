@@ -56,6 +56,7 @@ def main() -> None:
             cells = [f"{sum(each.tokens for each in found) / seconds:.0f}"]
             cells += [f"{percentile(values, at):.0f} ms" for values in (first, whole) for at in (50, 99)]
             table.add_row(name, str(clients), *cells)
+        Console(stderr=True).print(f"measured: {name}", highlight=False)
     Console(width=120).print(table)
 
 

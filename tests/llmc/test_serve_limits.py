@@ -16,6 +16,7 @@ from support.served import Served, served
 LONG = {"prompt": "def get", "max_tokens": 900, "temperature": 1.5, "stream": True}
 SHORT = {"prompt": "def get", "max_tokens": 2}
 TOKEN = "a-token-of-this-test"
+JSON = {"Content-Type": "application/json"}
 
 
 def ask(server: Served, asked: Any, token: str | None = TOKEN, path: str = "/v1/completions") -> Any:
@@ -63,9 +64,6 @@ def test_a_full_queue_asks_to_come_again(small: Served) -> None:
     first.close()  # hangs up, so that the second has the row
     assert second.getresponse().status == 200
     assert ask(small, SHORT | {"n": 3}).status == 400  # more than there ever is room for
-
-
-JSON = {"Content-Type": "application/json"}
 
 
 def test_large_bodies_are_refused_unread(small: Served) -> None:
