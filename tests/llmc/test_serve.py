@@ -57,7 +57,7 @@ def server(artifact: Path) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def client(server: Served) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=600) as client:
         yield client
 
 
@@ -217,7 +217,9 @@ def test_sixty_four_clients_at_once_get_their_own_answers(server: Served, model:
         return "".join([piece.choices[0].text async for piece in stream])
 
     async def all_at_once() -> list[str]:
-        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        async with openai.AsyncOpenAI(
+            base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=600
+        ) as client:
             asked = zip(prompts, lengths, strict=True)
             return await asyncio.gather(
                 *(ask(client, prompt, length, place % 2 == 0) for place, (prompt, length) in enumerate(asked))
