@@ -80,7 +80,8 @@ def locate(model: str, base: Path) -> ModelSource:
     if path.exists():
         gguf = gguf_in(path)
         folder = described(gguf) if gguf else path
-        return ModelSource(visible_line(path.resolve().name), None, folder, _license(folder))
+        name = path.name if path.is_file() else path.resolve().name  # a file's in a hub's cache is a link
+        return ModelSource(visible_line(name), None, folder, _license(folder))
     repo, revision = _hub_id(model, path)
     names = _look_first(repo, revision)
     with _hub(repo) as hub:

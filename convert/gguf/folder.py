@@ -13,12 +13,14 @@ from functools import lru_cache
 from pathlib import Path
 
 from llmc.convert.families import family_of
+from llmc.convert.folder import SIDECAR_LIMIT, require_sidecars
 from llmc.convert.gguf.config import config_of
 from llmc.convert.gguf.file import open_gguf
 from llmc.convert.gguf.tokenizer import tokenizer_files
 from llmc.convert.other_folders import GGUF
 from llmc.convert.tokenizer_files import CONFIG, TOKENIZER
 from llmc.errors import InputError
+from llmc.files import leads_outside, read_regular
 
 _BESIDE = ("LICENSE*", "README.md")  # that are taken along where they lie beside the file
 
@@ -46,7 +48,8 @@ def described(path: Path) -> Path:
         InputError: for a file that is not read, with the reason
     """
     told = path.stat()
-    return _described(path.resolve(), told.st_size, told.st_mtime_ns)
+    # Not resolved: in a hub's cache that would be a file without a name, and without a tokenizer beside it.
+    return _described(path.absolute(), told.st_size, told.st_mtime_ns)
 
 
 @lru_cache(16)
@@ -55,8 +58,9 @@ def _described(path: Path, size: int, changed: int) -> Path:
     config = config_of(file)
     spec = family_of(config).spec(config)
     if (path.parent / TOKENIZER).is_file():  # the model's own
-        names = (TOKENIZER, CONFIG)
-        files = {name: (path.parent / name).read_bytes() for name in names if (path.parent / name).is_file()}
+        beside = [path.parent / name for name in (TOKENIZER, CONFIG) if (path.parent / name).is_file()]
+        require_sidecars(path.parent, beside)
+        files = {each.name: read_regular(each, SIDECAR_LIMIT) for each in beside}
     else:
         files = tokenizer_files(path, file.metadata)
     ends = sorted(
@@ -72,7 +76,7 @@ def _described(path: Path, size: int, changed: int) -> Path:
         (folder / name).write_bytes(content)
     for pattern in _BESIDE:
         for each in path.parent.glob(pattern):
-            if each.is_file() and not each.is_symlink():
+            if each.is_file() and not leads_outside(each):
                 shutil.copyfile(each, folder / each.name)
     (folder / path.name).symlink_to(path)
     return folder

@@ -140,8 +140,31 @@ def changed(file: Path, without: str = "", tensors: dict[str, Any] | None = None
 @pytest.mark.parametrize("half", ["attn_k_b", "attn_v_b"])
 def test_half_a_matrix_is_not_filled_up_with_whatever_lies_in_memory(half: str, tmp_path: Path) -> None:
     _, file = written(tmp_path, DEEPSEEK)
-    with pytest.raises(InputError, match="holds a part of model.layers.0.self_attn.kv_b_proj.weight only"):
+    with pytest.raises(InputError, match=r"holds a part of model\.layers\.0\.self_attn\.kv_b_proj\.weight only"):
         Checkpoint.open(changed(file, without=f"blk.0.{half}.weight"))
+
+
+def test_in_a_hubs_cache(tmp_path: Path) -> None:
+    """Whose files are links to blobs without a name; other links out of the folder would publish what they lead to."""
+    _, file = written(tmp_path, DENSE)
+    repository = tmp_path / "models--me--model"
+    snapshot = repository / "snapshots" / ("c" * 40)
+    for folder in (snapshot, repository / "blobs"):
+        folder.mkdir(parents=True)
+    (tmp_path / "source" / "LICENSE").write_text("Free as the wind")
+    for number, each in enumerate((file, *(tmp_path / "source" / name for name in ("tokenizer.json", "LICENSE")))):
+        blob = repository / "blobs" / f"{number:064x}"
+        blob.write_bytes(each.read_bytes())
+        (snapshot / each.name).symlink_to(blob)
+    found = locate(str(snapshot / file.name), tmp_path)
+    assert found.id == file.name and (found.path / "LICENSE").read_text() == "Free as the wind"
+    assert (found.path / "tokenizer.json").read_bytes() == (snapshot / "tokenizer.json").read_bytes()
+    assert len(Checkpoint.open(found.path).names()) == len(Checkpoint.open(file).names())
+    (snapshot / "tokenizer.json").unlink()
+    (snapshot / "tokenizer.json").symlink_to(tmp_path / "source" / "config.json")
+    (snapshot / "again.gguf").symlink_to(file)
+    with pytest.raises(InputError, match=r"tokenizer\.json: leads out of the checkpoint's folder"):
+        described(snapshot / "again.gguf")
 
 
 def test_float16_stays_float16(tmp_path: Path) -> None:
