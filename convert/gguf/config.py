@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from llmc.convert.families import family_of
+from llmc.convert.families.rope import yarn_mscale
 from llmc.convert.gguf.architectures import frequency_factors
 from llmc.convert.gguf.file import GgufFile
 from llmc.errors import InputError
@@ -19,6 +20,10 @@ _LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.
 _LLAMA3_CONTEXT = 8192
 _TOLERANCE = 1e-3
 Config = dict[str, Any]
+
+
+# What other files say, and these families compute otherwise; and the value that changes nothing.
+_UNREAD = {"expert_weights_scale": (0, 1), "rope.scaling.attn_factor": (1,), "rope.scale_linear": (1,)}
 
 
 class _Metadata:
@@ -36,6 +41,11 @@ class _Metadata:
             return value[0]
         return value
 
+    def require_unsaid(self, name: str) -> None:
+        """InputError where the file says something that is not read and changes what is computed."""
+        if (value := self(name, _UNREAD[name][0])) not in _UNREAD[name]:
+            raise InputError(f"{self.file.path}: `{self.architecture}.{name}` is {value}, which is not read")
+
     def real(self, name: str, default: Any = None) -> float:
         """A float32, as the shortest decimal that it is."""
         return float(np.format_float_positional(np.float32(self(name, default))))
@@ -47,6 +57,13 @@ def config_of(file: GgufFile) -> Config:
     Raises:
         InputError: for an architecture that is not read, or a rotation that config.json has no words for
     """
+    try:
+        return _config_of(file)
+    except (TypeError, ValueError, LookupError, ArithmeticError) as error:  # texts for numbers, a head of no channels
+        raise InputError(f"{file.path}: its metadata do not fit together ({str(error)[:80]})") from error
+
+
+def _config_of(file: GgufFile) -> Config:
     get = _Metadata(file)
     if get.architecture not in _ARCHITECTURES:
         raise InputError(
@@ -74,9 +91,13 @@ def config_of(file: GgufFile) -> Config:
 
 def _grouped(get: _Metadata) -> Config:
     heads, biases = get("attention.head_count"), "blk.0.attn_q.bias" in get.file.tensors
+    head_dim = get("attention.key_length", get("embedding_length") // heads)
+    if get("rope.dimension_count", head_dim) != head_dim:
+        raise InputError(f"{get.file.path}: rotates a part of each head (`rope.dimension_count`), which is not read")
+    get.require_unsaid("expert_weights_scale")
     config: Config = {
         "num_key_value_heads": get("attention.head_count_kv", heads),
-        "head_dim": get("attention.key_length", get("embedding_length") // heads),
+        "head_dim": head_dim,
         "attention_bias": biases,
     }
     if get.architecture == "llama" and get("expert_count", 0):
@@ -135,6 +156,12 @@ def _latent(get: _Metadata) -> Config:
 def _with_rotation(get: _Metadata, config: Config) -> Config:
     kind = get("rope.scaling.type", "none")
     factor = get.real("rope.scaling.factor", 1.0)
+    if kind not in ("none", "linear", "yarn"):
+        raise InputError(f"{get.file.path}: `rope.scaling.type` {kind!r} is not read")
+    get.require_unsaid("rope.scale_linear")
+    grouped_yarn = kind == "yarn" and get.architecture != "deepseek2"
+    if not grouped_yarn:
+        get.require_unsaid("rope.scaling.attn_factor")
     if "rope_freqs.weight" in get.file.tensors:
         return config | {"rope_scaling": _llama3(get.file, config)}
     if kind == "linear" and factor != 1:
@@ -147,11 +174,11 @@ def _with_rotation(get: _Metadata, config: Config) -> Config:
             "beta_fast": get.real("rope.scaling.yarn_beta_fast", 32.0),
             "beta_slow": get.real("rope.scaling.yarn_beta_slow", 1.0),
         }
+        if grouped_yarn and (more := get.real("rope.scaling.attn_factor", 1.0)) != 1:
+            scaling["attention_factor"] = more * yarn_mscale(factor)
         if log_mul := get("rope.scaling.yarn_log_multiplier", 0.0):  # llama.cpp has it times 0.1
             scaling |= dict.fromkeys(("mscale", "mscale_all_dim"), round(10 * log_mul, 6))
         return config | {"rope_scaling": scaling}
-    if kind not in ("none", "linear"):
-        raise InputError(f"{get.file.path}: `rope.scaling.type` {kind!r} is not read")
     return config
 
 

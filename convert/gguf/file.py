@@ -14,6 +14,7 @@ from llmc.convert.families import family_of
 from llmc.convert.folder import open_file
 from llmc.convert.gguf.architectures import architecture
 from llmc.convert.gguf.arrangement import arranged
+from llmc.convert.gguf.bounds import require_bounds
 from llmc.convert.gguf.stored_tensor import FLOATS, GgufTensor, Piece, of_pieces
 from llmc.convert.layer_modules import weight_shapes
 from llmc.errors import InputError, MachineError
@@ -21,7 +22,7 @@ from llmc.extras import install
 
 TYPES = (*FLOATS, "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
 TYPES += ("MXFP4",)
-_IGNORED = ("rope_freqs.", "rope_factors_")  # follow from the metadata, or are told there
+_IGNORED = ("rope_freqs.",)  # follows from config.json
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ def _read(path: Path, size: int, changed: int) -> GgufFile:
         ) from error
     logging.getLogger("gguf").setLevel(logging.ERROR)
     try:
+        with open_file(path) as file:
+            require_bounds(file)
         reader = gguf.GGUFReader(path)
         metadata = {name: field.contents() for name, field in reader.fields.items()}
         tensors = {

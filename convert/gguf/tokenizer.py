@@ -37,6 +37,12 @@ def tokenizer_files(path: Path, metadata: Mapping[str, Any]) -> dict[str, bytes]
     kinds = metadata.get(f"{_PREFIX}token_type") or [_NORMAL] * len(tokens or ())
     if not isinstance(tokens, list) or not isinstance(kinds, list) or len(tokens) != len(kinds):
         raise InputError(f"{path}: its tokens and their types do not fit together; download it again")
+    texts = [*tokens, *(metadata.get(f"{_PREFIX}merges") or ()), metadata.get(f"{_PREFIX}pre", "")]
+    numbered = [*kinds, *(metadata.get(f"{_PREFIX}scores") or [0.0] * len(tokens))]
+    if not all(isinstance(each, str) for each in texts) or not all(isinstance(each, int | float) for each in numbered):
+        raise InputError(f"{path}: its tokens are no texts, or what is said of them no numbers; download it again")
+    if len(numbered) != 2 * len(tokens):
+        raise InputError(f"{path}: its tokens and their scores do not fit together; download it again")
     if len(set(tokens)) < len(tokens):
         raise InputError(f"{path}: several of its tokens are the same; put the model's tokenizer.json beside it")
     added = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,71 @@ def test_half_a_matrix_is_not_filled_up_with_whatever_lies_in_memory(half: str, 
     _, file = written(tmp_path, DEEPSEEK)
     with pytest.raises(InputError, match=r"holds a part of model\.layers\.0\.self_attn\.kv_b_proj\.weight only"):
         Checkpoint.open(changed(file, without=f"blk.0.{half}.weight"))
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ({"llama__attention__head_count": 0}, "do not fit together"),
+        ({"llama__attention__head_count": "x"}, "do not fit together"),
+        ({"llama__attention__head_count": [4, 2]}, "do not fit together"),
+        ({"llama__attention__layer_norm_rms_epsilon": "a"}, "do not fit together"),
+        ({"llama__rope__scaling__type": 3}, "type` 3 is not read"),
+        ({"llama__rope__dimension_count": 4}, "rotates a part of each head"),
+        ({"llama__rope__scale_linear": 4.0}, "scale_linear` is 4.0, which is not read"),
+        ({"llama__rope__scaling__attn_factor": 2.0}, "attn_factor` is 2.0, which is not read"),
+        ({"tokenizer__ggml__merges": [1, 2]}, "no texts"),
+        ({"tokenizer__ggml__tokens": [*range(260)]}, "no texts"),
+        ({"tokenizer__ggml__pre": ["a", "b"]}, "no texts"),
+    ],
+)
+def test_what_is_not_read_is_not_passed_over(said: dict[str, Any], why: str, tmp_path: Path) -> None:
+    _, file = written(tmp_path, DENSE)
+    with pytest.raises(InputError, match=why):
+        Checkpoint.open(changed(file, **said))
+
+
+def test_a_factor_beside_yarns_own_comes_back(tmp_path: Path) -> None:
+    scaling = YARN | {"attention_factor": 1.5}
+    source, file = written(tmp_path, DENSE | {"rope_scaling": {k: v for k, v in scaling.items() if "mscale" not in k}})
+    mine, again = source.spec.attentions[0].rope, Checkpoint.open(file).spec.attentions[0].rope
+    assert mine is not None and again is not None and mine.attention_factor == 1.5
+    assert again.attention_factor == pytest.approx(1.5, rel=1e-6)
+
+
+def test_tensors_that_scale_the_rotation_are_not_passed_over(tmp_path: Path) -> None:
+    _, file = written(tmp_path, DENSE)
+    with pytest.raises(InputError, match=r"rope_factors_long\.weight has no place"):
+        Checkpoint.open(changed(file, tensors={"rope_factors_long.weight": np.ones(4, np.float32)}))
+
+
+def _header(keys: int = 0, tensors: int = 0, rest: bytes = b"", version: int = 3) -> bytes:
+    return b"GGUF" + struct.pack("<IQQ", version, tensors, keys) + rest
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (_header(keys=1 << 60), "1,152,921,504,606,846,976 keys"),
+        (_header(tensors=1 << 60), "1,152,921,504,606,846,976 tensors"),
+        (_header(keys=1, rest=struct.pack("<Q", 1 << 62)), "longer text than any"),
+        (_header(keys=1, rest=struct.pack("<Q1sIIQ", 1, b"a", 9, 7, 1 << 40)), "arrays of more than"),
+        (_header(keys=1, rest=struct.pack("<Q1s", 1, b"a") + struct.pack("<IQ", 9, 1) * 5000), "unknown type|arrays"),
+        (_header(keys=1, rest=struct.pack("<Q1sIIQIQ", 1, b"a", 9, 9, 1, 9, 1)), "an array of arrays"),
+        (_header(keys=1, rest=struct.pack("<Q1sI", 1, b"a", 99)), "unknown type 99"),
+        (_header(tensors=1, rest=struct.pack("<Q1sI", 1, b"a", 1 << 30)), "1,073,741,824 dimensions"),
+        (_header(tensors=1, rest=struct.pack("<Q1sIQQIQ", 1, b"a", 2, 1 << 32, 1 << 32, 0, 0)), "a tensor of 18,446,7"),
+        (_header(tensors=1, rest=struct.pack("<Q1sI", 1, b"a", 2)), "ends inside of its headers"),
+        (_header(version=3 << 24), "big-endian"),
+        (b"GGUF", "ends inside of its headers"),
+    ],
+)
+def test_headers_are_held_against_the_file_before_anything_is_made_of_them(
+    content: bytes, why: str, tmp_path: Path
+) -> None:
+    (tmp_path / "x.gguf").write_bytes(content)
+    with pytest.raises(InputError, match=f"damaged or cut short .*({why})"):
+        open_gguf(tmp_path / "x.gguf")
 
 
 def test_in_a_hubs_cache(tmp_path: Path) -> None:
