@@ -23,7 +23,7 @@ examples:
 """
 
 
-class LlmcExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]  # optimum has no types
+class LlmcExportCommand(BaseOptimumCLICommand):
     """Registered under `optimum-cli export` by `ci/packaging/optimum/commands/register/llmc_export.py`."""
 
     COMMAND = CommandInfo(name="llmc", help="Prune, quantize and compile an LLM with llmc, and measure what was lost.")

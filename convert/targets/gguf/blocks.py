@@ -71,8 +71,8 @@ def encode(weight: QuantizedWeight, kind: Type) -> Encoded:
         codes = e2m1_codes(weight.qweight).numpy().reshape(rows, count, SIZE)
         exponents = np.log2(weight.scales.float().numpy()) + _EXPONENT_BIAS
         scales = np.clip(np.round(exponents), 0, 254).astype(np.uint8)[..., None]
-        inexact = int((scales[..., 0] != exponents).sum())
-        return Encoded(np.concatenate([scales, _nibbles(codes)], -1).reshape(rows, -1), scales.size, inexact)
+        wrong = int((scales[..., 0] != exponents).sum())
+        return Encoded(np.concatenate([scales, _nibbles(codes)], -1).reshape(rows, -1), scales.size, wrong)
     scales = weight.scales.float()
     heads = [scales]
     if weight.zero_points is not None:  # the smallest value: that of the lowest code of the type
@@ -85,7 +85,7 @@ def encode(weight: QuantizedWeight, kind: Type) -> Encoded:
         parts = [codes.view(np.uint8)]
     else:
         unsigned = (codes + np.int8(_OFFSETS[kind])).view(np.uint8)
-        parts = [_nibbles(unsigned & 15)]
+        parts = [_nibbles(unsigned & np.uint8(15))]
         if kind in (Type.Q5_0, Type.Q5_1):
             parts.insert(0, np.packbits(unsigned >> 4, -1, bitorder="little"))
     return Encoded(np.concatenate([*front, *parts], -1).reshape(rows, -1), scales.numel(), int(inexact.sum()))
