@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import os
-import time
 from pathlib import Path
 
 from llmc.errors import InputError
@@ -41,9 +40,11 @@ class KnownHashes:
         self._used[name] = found
         return found[1]
 
-    def put(self, name: str, before: tuple[int, ...], path: Path, sha256: str) -> None:
-        """Remembers what was read of a file whose stamp was `before`, unless it changed meanwhile, or only just."""
-        if stamp(path) == before and time.time_ns() - before[-1] > TICK_NS:
+    def put(self, name: str, before: tuple[int, ...], began_ns: int, path: Path, sha256: str) -> None:
+        """Remembers what was read of a file whose stamp was `before`, unless it changed since, or just before the
+        reading began: a second change, within the same tick of the clock and behind the reader, would not show.
+        """
+        if stamp(path) == before and began_ns - before[-1] > TICK_NS:
             self._used[name] = [_key(before), sha256]
 
     def keep(self) -> None:

@@ -7,6 +7,7 @@ folder may hold nothing that is not listed, and the model card, too, has to be t
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,8 +92,8 @@ def verify(path: Path | str, progress: ProgressFunction | None = None, fresh: bo
             if known.get(name, place) == listed.sha256:
                 done += listed.bytes
             else:
-                before = stamp(place)
-                known.put(name, before, artifact.verified(name, more), listed.sha256)
+                before, began = stamp(place), time.time_ns()
+                known.put(name, before, began, artifact.verified(name, more), listed.sha256)
             files[name] = listed.sha256
         except (InputError, OSError) as error:
             faults.append(str(error))

@@ -12,8 +12,9 @@ import pytest
 from support.listed_files import list_files
 
 from llmc.errors import InputError
-from llmc.files import TICK_NS
+from llmc.files import TICK_NS, stamp
 from llmc.runtime.artifact import Artifact, digest
+from llmc.runtime.known_hashes import KnownHashes
 from llmc.runtime.verification import verify
 
 
@@ -155,3 +156,18 @@ def test_a_hubs_cache_is_verified_as_it_is(copy: Path, tmp_path: Path) -> None:
 def test_what_is_no_artifact(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no llmc\.json here"):
         verify(tmp_path)
+
+
+def test_a_file_that_changed_just_before_it_was_read_is_not_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long reading it takes: what is changed behind the reader, in the same tick, leaves the same times."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file = tmp_path / "weights"
+    file.write_bytes(b"first")
+    before = stamp(file)
+    for later, remembered in ((TICK_NS // 2, None), (2 * TICK_NS, "sha256")):
+        known = KnownHashes(tmp_path)
+        known.put("weights", before, before[-1] + later, file, "sha256")
+        known.keep()
+        assert KnownHashes(tmp_path).get("weights", file) == remembered
