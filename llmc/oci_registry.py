@@ -154,6 +154,9 @@ class Registry:
                         more(-there)
                     with path.open("ab" if response.status_code == 206 else "wb") as file:
                         for chunk in response.iter_content(_CHUNK):
+                            if file.tell() + len(chunk) > size:  # or it would fill the disk first
+                                path.unlink()
+                                raise InputError(f"{self.reference}: {path.name} is longer than the registry said")
                             file.write(chunk)
                             more(len(chunk))
             except OSError as error:  # of requests, too: the connection broke

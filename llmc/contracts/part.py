@@ -19,9 +19,11 @@ _RESERVED = re.compile(r'[\x00-\x1f\x7f-\x9f\\:*?"<>|\u2028\u2029\u202a-\u202e\u
 
 
 def file_name(name: str) -> str:
-    """A file's name in an artifact: relative, with `/` between its parts, on every system the same file."""
-    parts = name.split("/")
-    if not name or len(name) > 1024 or _RESERVED.search(name) or any(part in ("", ".", "..") for part in parts):
+    """A file's name in an artifact: relative, with `/` between its parts, on every system the same file; and none of
+    git's, which runs what its configuration says.
+    """
+    refused = any(part in ("", ".", "..") or part.lower() == ".git" for part in name.split("/"))
+    if len(name) > 1024 or refused or _RESERVED.search(name):
         raise ValueError(f"{name[:100]!r} is no name of a file inside the artifact")
     return name
 

@@ -6,7 +6,10 @@ import base64
 import hashlib
 import json
 import shutil
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from llmc.cli import app
 from llmc.errors import GateError, InputError, MachineError
 from llmc.modelpack import read_layers
 from llmc.oci import pull, push
+from llmc.oci_registry import Registry
 from llmc.runtime import load
 from llmc.signing import Signer, Trust, sign
 
@@ -231,6 +235,8 @@ def test_a_registry_that_gives_something_else(host: str, artifact: Path, tmp_pat
     [
         ({"annotations": {"org.cncf.model.filepath": "../x"}}, "no name of a file inside"),
         ({"annotations": {"org.cncf.model.filepath": "/etc/x"}}, "no name of a file inside"),
+        ({"annotations": {"org.cncf.model.filepath": ".git/config"}}, "no name of a file inside"),
+        ({"annotations": {"org.cncf.model.filepath": "x/.GIT/hooks/post-checkout"}}, "no name of a file inside"),
         ({"annotations": {}}, "filepath"), ({"annotations": None}, "broken manifest"),
         ({"size": -1}, "has no size"), ({"size": "1"}, "has no size"), ({"digest": "md5:1"}, "has no size or SHA-256"),
         ({"mediaType": "application/vnd.cncf.model.weight.v1.tar"}, "is packed"),
@@ -264,3 +270,34 @@ def test_references_and_registries_that_are_none(host: str, artifact: Path, tmp_
     here = {"127.0.0.1:5000": True, "localhost": True, "[::1]:5000": True, "127.0.0.1.example.com": False}
     for name, is_here in here.items():
         assert oci_registry.Registry(f"oci://{name}/x")._scheme == ("http" if is_here else "https")
+
+
+class _Endless(BaseHTTPRequestHandler):
+    """A registry whose files go on until nobody listens any more."""
+
+    def log_message(self, *_: object) -> None: ...
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.do_HEAD()
+        with suppress(OSError):
+            for _ in range(4096):
+                self.wfile.write(bytes(1 << 16))
+
+
+def test_a_file_that_is_longer_than_the_registry_said_does_not_fill_the_disk(tmp_path: Path) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Endless)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    told = list[int]()
+    try:
+        registry = Registry(f"oci://127.0.0.1:{server.server_port}/me/model:v1")
+        registry.open(to_write=False)
+        with pytest.raises(InputError, match=r"weights\.bin is longer than the registry said"):
+            registry.receive(f"sha256:{'0' * 64}", 1000, tmp_path / "weights.bin", told.append)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert sum(told) <= 1000 and not (tmp_path / "weights.bin").exists()
