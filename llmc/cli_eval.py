@@ -9,10 +9,11 @@ import typer
 
 from llmc import terminal
 from llmc.cli_formats import Json
+from llmc.cli_options import Artifact, located
 
 
 def evaluate(
-    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="The directory that `llmc build` made.")],
+    artifact: Artifact,
     tasks: Annotated[
         list[str],
         typer.Option(
@@ -65,7 +66,9 @@ def evaluate(
     from llmc.audit_tables import audit_tables
     from llmc.progress import Display
 
-    place = output or Path(f"{artifact}".rstrip("/") + ".audit")
+    here = artifact if artifact.exists() else Path(artifact.name)  # what a name on the hub is about is written here
+    place = output or Path(f"{here}".rstrip("/") + ".audit")
+    artifact = located(artifact)
     if fresh:
         forget(place)
     options = Options(limit, data, include, chat, fewshot, batch_size, backend, threads, device)
