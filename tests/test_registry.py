@@ -27,7 +27,7 @@ from llmc.runtime.plugins.tensorrt import operations
         (families, {"deepseek_v3", "llama", "qwen2"}),
         (schemes, {"int4-g128", "int2-channel", "fp8-block-dynamic"}),
         (layouts, {"compressed-tensors", "gptq", "native-fp8"}),
-        (targets, {"onnx", "onnxruntime", "tensorrt", "tensorrt-rtx"}),
+        (targets, {"genai", "onnx", "onnxruntime", "tensorrt", "tensorrt-rtx"}),
         (backends, {"onnxruntime", "tensorrt", "tensorrt-rtx"}),
         (operations, {"LatentAttention", "AppendFloat8", "MixtureOfExperts"}),
     ],

@@ -44,6 +44,8 @@ over from the source as they are; `tokenizer.json` is made where the source has 
 | `model.onnx`, `mtp.onnx`, `vision.onnx`, `model.onnx.data` | target `onnxruntime`: graphs of the model, of its \
 layer for multi-token prediction and of its vision tower, and weights that no safetensors hold in the form that \
 they need | ONNX Runtime |
+| `genai.onnx`, `genai_config.json`, `genai.onnx.data` | target `genai`: such a graph by other names, and what it \
+needs | onnxruntime-genai, optimum |
 | `onnx/portable.onnx`, `onnx/portable-mtp.onnx`, `onnx/portable-vision.onnx`, `onnx/portable.onnx.data` \
 | target `onnx`: the same in standard \
 operators | any ONNX program |

@@ -109,4 +109,4 @@ def test_the_limit_of_the_plugins_is_the_one_that_is_checked() -> None:
 def test_negative_scales_are_multiplied_by_where_that_is_tested() -> None:
     """TensorRT asks for positive ones; ONNX and llama.cpp do not."""
     found = {name for name in targets.all if target(name).takes_negative_scales}
-    assert found == {"gguf", "onnx", "onnxruntime"}
+    assert found == {"genai", "gguf", "onnx", "onnxruntime"}

@@ -24,13 +24,15 @@ def lower_grouped_query_attention(rewriter: Rewriter, spec: ModelSpec) -> None:
 
     Heads that the kernel refuses, of 100 channels for instance, or with values of another width, keep the standard
     operators.
+
+    In a graph with `attention_mask`, caches grow: its width is how many entries there are after this step.
     """
     lengths: list[ir.Value] = []
     angles: dict[RopeSpec, list[ir.Value]] = {}
     for node in rewriter.nodes("Attention") + rewriter.nodes(NAME, DOMAIN):
         attention = spec.attentions[layer_of(node)]
         assert isinstance(attention, GroupedQueryAttentionSpec)
-        if attention.head_dim % _HEAD_STEP or attention.value_size != attention.head_dim:
+        if not kernel_takes(attention):
             continue
         rope = attention.rope
         query, *caches, _ = node.inputs[:4]
@@ -69,6 +71,11 @@ def lower_grouped_query_attention(rewriter: Rewriter, spec: ModelSpec) -> None:
             rewriter.replace(write, present)
 
 
+def kernel_takes(attention: GroupedQueryAttentionSpec) -> bool:
+    """Whether the kernel has heads of this size."""
+    return attention.head_dim % _HEAD_STEP == 0 and attention.value_size == attention.head_dim
+
+
 def _flat(rewriter: Rewriter, x: ir.Value | None) -> ir.Value:
     """[B, heads, S, D] -> [B, S, heads * D]; what was cut into heads, if nothing happened to it since."""
     transpose = producer(x)
@@ -99,10 +106,11 @@ def _replace_flattened(rewriter: Rewriter, node: ir.Node, mixed: ir.Value) -> No
 
 def _lengths(rewriter: Rewriter, past: ir.Value | None, cache_position: ir.Value | None) -> list[ir.Value]:
     """Of each row: entries after this step, less one [B]; their upper bound T; new entries [B]. All int32."""
-    position_ids = next(value for value in rewriter.graph.inputs if value.name == "position_ids")
-    new_entries = rewriter.dimension(position_ids, 1)
+    inputs = {value.name: value for value in rewriter.graph.inputs}
+    new_entries = rewriter.dimension(inputs["position_ids"], 1)
     last = rewriter.op("Add", cache_position, rewriter.op("Sub", new_entries, rewriter.constant([1])))
-    capacity = rewriter.op("Squeeze", rewriter.dimension(past, 2))
+    mask = inputs.get("attention_mask")
+    capacity = rewriter.op("Squeeze", rewriter.dimension(past, 2) if mask is None else rewriter.dimension(mask, 1))
     per_row = rewriter.op("Expand", new_entries, rewriter.op("Shape", cache_position))
     return [rewriter.op("Cast", x, to=int(ir.DataType.INT32)) for x in (last, capacity, per_row)]
 
