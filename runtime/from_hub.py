@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import glob
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmc.errors import InputError, MachineError
+from llmc.errors import InputError, LlmcError, MachineError
 from llmc.hub import HubName, client
 from llmc.runtime.artifact import MANIFEST, SIGNATURE, Artifact
 from llmc.runtime.verification import verify
@@ -49,9 +50,17 @@ def fetch(name: HubName, folder: Path | None = None, progress: ProgressFunction 
     commit = commit_of(name)
     with client(f"artifact {name}", "not all of it is here") as hub:
         place = _manifest(hub, name, commit, folder)
-        if not _complete(place):
+        was_here = _complete(place)
+        if not was_here:
             _fetch_listed(hub, name, commit, place, folder, progress)
-    verify(place, progress).require()
+    found = verify(place, progress)
+    damaged = [each for each in Artifact.open(place, whole=False).files if each not in found.files]
+    if was_here and damaged:  # since it came: the client takes what has the right name for the right file
+        with suppress(LlmcError), client(f"artifact {name}", "damaged here") as hub:  # no network: the fault is told
+            for each in damaged:
+                hub.hf_hub_download(name.repo, each, revision=commit, local_dir=folder, force_download=True)
+        found = verify(place, progress)
+    found.require()
     with client(f"artifact {name}", "not all of it is here") as hub:
         if folder is None and _cached(hub, name) != commit:  # the client remembers what a branch was
             hub.hf_hub_download(name.repo, MANIFEST, revision=name.revision or _MAIN)
@@ -99,7 +108,7 @@ def _manifest(hub: Any, name: HubName, commit: str, folder: Path | None) -> Path
     """The folder that its manifest is in by now."""
     try:
         found = hub.hf_hub_download(name.repo, MANIFEST, revision=commit, local_dir=folder)
-    except hub.errors.EntryNotFoundError as error:
+    except hub.errors.RemoteEntryNotFoundError as error:  # its kin is raised when the hub did not answer
         raise InputError(
             f"artifact {name}: holds no {MANIFEST}, so it is no artifact; `llmc build` makes one of a checkpoint"
         ) from error
@@ -107,8 +116,11 @@ def _manifest(hub: Any, name: HubName, commit: str, folder: Path | None) -> Path
 
 
 def _complete(place: Path) -> bool:
+    """Whether all listed files are there, the card, too, which an artifact can be opened without."""
+    artifact = Artifact.open(place, whole=False)
     try:
-        Artifact.open(place)
+        for name in artifact.files:
+            artifact.file(name)
     except InputError:
         return False
     return True
@@ -117,9 +129,13 @@ def _complete(place: Path) -> bool:
 def _fetch_listed(
     hub: Any, name: HubName, commit: str, place: Path, folder: Path | None, progress: ProgressFunction | None
 ) -> None:
-    """What the manifest lists, and nothing else that a stranger may have put beside it."""
+    """What the manifest lists, and nothing else that a stranger may have put beside it. The signature, which no
+    manifest lists, comes first: what is listed and here does not tell that it is missing.
+    """
+    with suppress(hub.errors.RemoteEntryNotFoundError):
+        hub.hf_hub_download(name.repo, SIGNATURE, revision=commit, local_dir=folder)
     listed = Artifact.open(place, whole=False).files
-    patterns = [glob.escape(each) for each in (*listed, MANIFEST, SIGNATURE)]
+    patterns = [glob.escape(each) for each in (*listed, MANIFEST)]
     more: dict[str, Any] = {}
     if progress:
         total = sum(file.bytes for file in listed.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -155,6 +156,34 @@ def test_what_was_changed_on_the_way_is_refused(hub: HubServer, llmc: Run, two_a
         refused = llmc(*command)
         assert refused.returncode == 2, refused.stderr
         assert "model-00002-of-00004.safetensors: not the file that was built" in refused.stderr
+
+
+def test_what_did_not_come_or_was_damaged_here_comes_when_it_is_pulled_again(
+    hub: HubServer, llmc: Run, tmp_path: Path, two_artifacts: tuple[Path, Path]
+) -> None:
+    """Neither the card nor the signature is needed to open an artifact; the client does not read what it has."""
+    signed = shutil.copytree(two_artifacts[0], tmp_path / "signed")
+    (signed / "model.sig").write_text("{}")
+    add(hub, "me/signed", signed)
+    own = {"HF_HOME": str(tmp_path / "own")}
+    hub.fail("GET .*/README.md", 404)
+    hub.fail("GET .*/model.sig", 503)
+    assert [llmc("pull", "me/signed", **own).returncode for _ in range(2)] == [4, 4]
+    made = llmc("pull", "me/signed", "--json", **own)
+    assert made.returncode == 0, made.stderr
+    snapshot = Path(json.loads(made.stdout)["path"])
+    assert (snapshot / "model.sig").read_text() == "{}"
+    (snapshot / "README.md").unlink()
+    assert llmc("pull", "me/signed", **own).returncode == 0
+    assert (snapshot / "README.md").read_bytes() == (signed / "README.md").read_bytes()
+    weights = snapshot / "model-00002-of-00004.safetensors"
+    data = weights.read_bytes()
+    weights.resolve().write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    away = llmc("pull", "me/signed", HF_HUB_OFFLINE="1", **own)
+    assert away.returncode == 2 and f"{weights.name}: not the file that was built" in away.stderr, away.stderr
+    made = llmc("pull", "me/signed", **own)
+    assert made.returncode == 0, made.stderr
+    assert weights.read_bytes() == data
 
 
 def test_who_finds_nothing_is_told_why(hub: HubServer, llmc: Run, tmp_path: Path) -> None:
