@@ -50,7 +50,8 @@ def publish(
     All files are read first: what misses its gates (exit code 3), is not as its manifest says, or holds a file that
     this does not list, is refused. It goes to a pull request, the manifest last, and is merged when all of it is there:
     nobody finds half of it. An upload that broke off goes on when the same command is given again; what is there is not
-    sent again. What an earlier artifact had in the repository, and this one has not, is deleted.
+    sent again. What an earlier artifact had in the repository, and this one has not, is deleted; a repository
+    that holds another model is left alone.
 
     The token is HF_TOKEN, or what `hf auth login` left. HF_ENDPOINT names another hub than the public one.
 

@@ -93,13 +93,30 @@ class _Upload:
 
     def _missing(self, ref: str) -> dict[str, str | None]:
         """What a revision lacks, and what it has too much: name → `None` for what is to be deleted."""
-        listed = self.api.list_repo_tree(self.repo, recursive=True, revision=ref)
-        there = {each.path: each for each in listed if isinstance(each, self.hub.hf_api.RepoFile)}
+        there = self._there(ref)
         missing: dict[str, str | None] = {
             name: name for name in self.given.files if name not in there or not self._same(name, there[name])
         }
         stale = sorted(there.keys() - self.given.files.keys() - {_ATTRIBUTES})
+        self._require_own(ref, stale, there)
         return missing | dict.fromkeys(stale)
+
+    def _there(self, ref: str) -> dict[str, Any]:
+        listed = self.api.list_repo_tree(self.repo, recursive=True, revision=ref)
+        return {each.path: each for each in listed if isinstance(each, self.hub.hf_api.RepoFile)}
+
+    def _require_own(self, ref: str, stale: list[str], there: dict[str, Any]) -> None:
+        """InputError where something else than an artifact would be deleted; a new branch only holds what main does."""
+        if not stale or MANIFEST in there:
+            return
+        elsewhere = {} if ref == "main" else self._there("main")
+        lost = [name for name in stale if name not in elsewhere or elsewhere[name].blob_id != there[name].blob_id]
+        if lost:
+            more = f" and {len(lost) - 1} more files" if len(lost) > 1 else ""
+            advice = "choose another --repo, or a new --branch of it"
+            raise InputError(
+                f"publish {self.repo}: {ref} holds no artifact but {lost[0]!r}{more}, which would be deleted; {advice}"
+            )
 
     def _same(self, name: str, there: Any) -> bool:
         listed = self.given.files[name]

@@ -77,8 +77,8 @@ def _in_order(artifact: Artifact, manifest_sha256: str) -> dict[str, File]:
     """Large files first, since they take the time; the card and a signature behind them, the manifest at the end."""
     names = sorted(artifact.files, key=lambda name: (name == CARD, -artifact.files[name].bytes, name))
     files = {name: artifact.files[name] for name in names}
-    if (artifact.path / SIGNATURE).is_file():
-        data = read_regular(artifact.path / SIGNATURE, _SIGNATURE_BYTES)
+    if signature := artifact.signature():  # no link to something else of whoever publishes
+        data = read_regular(signature, _SIGNATURE_BYTES)
         files[SIGNATURE] = File(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
     files[MANIFEST] = File(sha256=manifest_sha256, bytes=(artifact.path / MANIFEST).stat().st_size)
     return files

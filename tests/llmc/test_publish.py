@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from support.certificates import key_pair
 from support.hub_server import HubServer
+from support.hub_store import Blob, Repository
 
 Publish = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -134,6 +135,27 @@ def test_what_another_artifact_had_is_gone(hub: HubServer, publish: Publish, art
     assert hub.files("me/small") == content(artifact)
 
 
+def test_another_model_is_not_deleted(hub: HubServer, publish: Publish, artifact: Path) -> None:
+    """Whoever gives the name of the original by mistake keeps it; a branch beside it is nobody's loss."""
+    original = {"README.md": Blob.small(b"mine"), "model.bin": Blob.small(b"weights"), "notes.txt": Blob.small(b"")}
+    made = hub.repositories["me/small"] = Repository.new("me/small", hub.folder / "me--small", False)
+    commit = made.write("main", "original", original).id
+    for arguments in ([], ["--branch", "main"], ["--pull-request"]):
+        refused = publish(artifact, *arguments)
+        assert refused.returncode == 2, refused.stderr
+        assert "main holds no artifact but 'model.bin' and 1 more files, which would be deleted" in refused.stderr
+    assert made.refs["main"] == commit and not made.discussions
+    hub.fail("POST .*/commit/", 500, times=9)
+    assert publish(artifact, "--branch", "int4").returncode == 4
+    hub.faults.clear()
+    kept = publish(artifact, "--branch", "int4")
+    assert kept.returncode == 0, kept.stderr
+    assert hub.files("me/small", "int4") == content(artifact) and made.refs["main"] == commit
+    made.write("other", "original", original | {"model.bin": Blob.small(b"other weights")})
+    refused = publish(artifact, "--branch", "other")
+    assert refused.returncode == 2 and "other holds no artifact but 'model.bin', which" in refused.stderr
+
+
 def test_what_is_not_published(
     hub: HubServer, publish: Publish, two_artifacts: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -145,6 +167,11 @@ def test_what_is_not_published(
     (changed / "notes.txt").write_text("mine")
     made = publish(changed)
     assert made.returncode == 2 and "notes.txt: not listed in llmc.json" in made.stderr
+    (changed / "notes.txt").unlink()
+    (tmp_path / "secret").write_text("mine")
+    (changed / "model.sig").symlink_to(tmp_path / "secret")
+    made = publish(changed)
+    assert made.returncode == 2 and "model.sig: is no file in the artifact" in made.stderr
     assert not hub.repositories and not hub.exchanges
     made = publish(rejected, "--allow-rejected")
     assert made.returncode == 0, made.stderr
