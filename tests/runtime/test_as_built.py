@@ -109,9 +109,9 @@ def test_what_a_broken_record_says(trained: Path) -> None:
     with pytest.raises(InputError, match="more MTP drafts were accepted than drafted"):
         checked(BuiltRecord, {"mtp_accepted": 3, "mtp_drafted": 2}, "llmc.json")
     with load(trained, threads=1) as model:
-        for tokens in (found.tokens + model.artifact.vocab_size, np.ones((1, model.backend.context + 1), np.int64)):
+        for others in (found.tokens + model.artifact.vocab_size, np.ones((1, model.backend.context + 1), np.int64)):
             with pytest.raises(InputError, match="not of this model"):
-                as_built(model, BuiltRecord(probe=ProbeRecord(**record | {"tokens": tokens.tolist()})))
+                as_built(model, BuiltRecord(probe=ProbeRecord(**record | {"tokens": others.tolist()})))
 
 
 def digests(folder: Path) -> dict[str, str]:
