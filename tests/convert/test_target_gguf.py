@@ -95,6 +95,13 @@ def test_scales_below_float16s_are_counted_and_the_nearest_is_taken() -> None:
     assert 0 < steps.max() <= 8 * 2**-25  # half of float16's smallest step, times the largest code
 
 
+def test_scales_above_float16s_are_refused() -> None:
+    given = weight(4, 32)
+    given.scales[2] = 1e5
+    with pytest.raises(InputError, match="model.x: its scales are beyond 65504"):
+        encode(given, Type.Q4_0, "model.x")
+
+
 def test_mxfp4_is_kept_bit_for_bit() -> None:
     values = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
     codes = torch.cat([values, -values]).repeat(4, 4).to(torch.float8_e4m3fn)

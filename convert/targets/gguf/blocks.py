@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from llmc.convert.bits import e2m1_codes
 from llmc.convert.quantized_weight import QuantizedWeight, QuantSpec, bits_of, is_integer
+from llmc.errors import InputError
 
 SIZE = 32  # weights of a block
 _OFFSETS = {Type.Q4_0: 8, Type.Q4_1: 8, Type.Q5_0: 16, Type.Q5_1: 16}
@@ -63,8 +64,12 @@ class Encoded:
     inexact: int
 
 
-def encode(weight: QuantizedWeight, kind: Type) -> Encoded:
-    """Return the blocks of a weight [out, in] in a type that `exact_type` or `common_type` named for it."""
+def encode(weight: QuantizedWeight, kind: Type, name: str = "a weight") -> Encoded:
+    """Return the blocks of a weight [out, in] in a type that `exact_type` or `common_type` named for it.
+
+    Raises:
+        InputError: for scales that float16 has no number for
+    """
     rows, columns = weight.shape
     count = columns // SIZE
     if kind == Type.MXFP4:
@@ -78,6 +83,10 @@ def encode(weight: QuantizedWeight, kind: Type) -> Encoded:
     if weight.zero_points is not None:  # the smallest value: that of the lowest code of the type
         heads.append((-_OFFSETS[kind] - weight.zero_points.float()) * scales)
     narrow = [each.half() for each in heads]
+    if not all(torch.isfinite(each).all() for each in narrow):
+        raise InputError(
+            f"{name}: its scales are beyond 65504, which GGUF's blocks cannot hold; leave out the target gguf"
+        )
     inexact = torch.stack([stored.float() != wide for stored, wide in zip(narrow, heads, strict=True)]).any(0)
     front = [each.numpy().repeat(weight.block[1] // SIZE, -1)[..., None].view(np.uint8) for each in narrow]
     codes = weight.qweight.numpy().reshape(rows, count, SIZE)

@@ -163,7 +163,7 @@ class _Writing:
         if weight is not None and not each.transposed and kind not in _EXACT:
             own = exact_type(weight.kind, weight.shape[1])
             if own is not None and common_type({own, kind}) == kind:
-                encoded = encode(weight, kind)
+                encoded = encode(weight, kind, name)
                 counts = self.result.exact
                 counts["weights"] += weight.qweight.numel()
                 counts["scales"] += encoded.scales
