@@ -98,7 +98,7 @@ def test_scales_below_float16s_are_counted_and_the_nearest_is_taken() -> None:
 def test_scales_above_float16s_are_refused() -> None:
     given = weight(4, 32)
     given.scales[2] = 1e5
-    with pytest.raises(InputError, match="model.x: its scales are beyond 65504"):
+    with pytest.raises(InputError, match=r"model\.x: its scales are beyond 65504"):
         encode(given, Type.Q4_0, "model.x")
 
 
