@@ -17,6 +17,7 @@ from llmc.convert.gguf.arrangement import arranged
 from llmc.convert.gguf.bounds import require_bounds
 from llmc.convert.gguf.stored_tensor import FLOATS, GgufTensor, Piece, of_pieces
 from llmc.convert.layer_modules import weight_shapes
+from llmc.convert.tensor_names import ModuleName, module_of
 from llmc.errors import InputError, MachineError
 from llmc.extras import install
 
@@ -130,7 +131,7 @@ def read_tensors(path: Path, config: dict[str, Any]) -> dict[str, GgufTensor]:
             )
         for index, source in enumerate(each.sources):
             shape, nbytes = lies.shape, lies.nbytes // len(each.sources)
-            if ".experts." in source:
+            if ModuleName.parse(module_of(source)).expert is not None:
                 shape = shape[1:]
             piece = Piece(lies.kind, shape, lies.offset + index * nbytes, nbytes, each.rows, each.transposed)
             pieces.setdefault(source, []).append(piece)

@@ -119,7 +119,7 @@ def _caches(values: Any, prefix: str, length: str) -> list[ir.Value]:
     """The caches among inputs or outputs, by their new names."""
     found = [value for value in values if (value.name or "").startswith(prefix)]
     for value in found:
-        _, layer, kind = str(value.name).split(".")
+        layer, _, kind = str(value.name).removeprefix(prefix).partition(".")
         value.name = (_PAST if prefix == "past." else _PRESENT) % int(layer) + kind
         value.shape = ir.Shape([*value.shape[:2], length, *value.shape[3:]])
     return found

@@ -127,7 +127,7 @@ def test_the_command_names_every_fault_in_a_line(artifact: Path, monkeypatch: py
     assert done.exit_code == 2
     first, second, last = done.stderr.splitlines()
     assert "config.json: missing" in first and r"added\x1b[2J.py: not listed in llmc.json" in second
-    assert last.endswith("artifact: 2 faults; it is not what was built")
+    assert last.endswith("artifact: 2 faults; do not use it")
     found = json.loads(done.stdout)
     assert not found["verified"] and len(found["faults"]) == 2
 

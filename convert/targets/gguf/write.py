@@ -21,6 +21,7 @@ from llmc.convert.gguf.arrangement import Arranged, arranged
 from llmc.convert.targets.gguf.blocks import SIZE, common_type, encode, exact_type
 from llmc.convert.targets.gguf.metadata import write_metadata
 from llmc.convert.targets.gguf.tokenizer import write_tokenizer
+from llmc.convert.tensor_names import module_of
 from llmc.errors import InputError
 
 if TYPE_CHECKING:
@@ -213,5 +214,5 @@ class _Writing:
             result.notes.append(f"{layers}: {'written as nextn' if mtp else 'left out; `mtp: true` writes them'}")
         if spec.fp8_cache:
             result.notes.append("llama.cpp's cache is not FP8")
-        if any(self.checkpoint.activations(name.removesuffix(".weight")) for name in self.checkpoint.names()):
+        if any(self.checkpoint.activations(module_of(name)) for name in self.checkpoint.names()):
             result.notes.append("the inputs of quantized layers are not rounded as the recipe says")
