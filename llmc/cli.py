@@ -17,6 +17,7 @@ from llmc.cli_check import check
 from llmc.cli_eval import evaluate, review
 from llmc.cli_formats import Json
 from llmc.cli_options import (
+    AddBos,
     Artifact,
     Backend,
     Device,
@@ -300,9 +301,7 @@ def run(
     repetition_penalty: Annotated[float | None, typer.Option(min=0.0, help="1: none.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; repeat it.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    add_bos: Annotated[
-        bool | None, typer.Option(help="Begin texts with the beginning-of-text token. Default: as it was built.")
-    ] = None,
+    add_bos: AddBos = None,
     speculative: Speculative = True,
     draft_tokens: DraftTokens = 1,
     statistics: Annotated[bool, typer.Option("--statistics", help="Print token counts and speed.")] = False,

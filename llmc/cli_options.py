@@ -35,6 +35,9 @@ GpuMemory = Annotated[
 ARTIFACT_HELP = "The directory that `llmc build` made, or its name on the hub: OWNER/NAME or OWNER/NAME@REVISION."
 Artifact = Annotated[Path, typer.Argument(metavar="ARTIFACT", help=ARTIFACT_HELP)]
 ArtifactFolder = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="The directory that `llmc build` made.")]
+AddBos = Annotated[
+    bool | None, typer.Option(help="Begin texts with the beginning-of-text token. Default: as it was built.")
+]
 Backend = Annotated[
     str | None, typer.Option(help="onnxruntime, onnxruntime:PROVIDER, tensorrt-rtx; default: the fastest.")
 ]

@@ -12,6 +12,7 @@ import typer
 from llmc import terminal
 from llmc.cli_formats import Json
 from llmc.cli_options import (
+    AddBos,
     Artifact,
     Backend,
     Device,
@@ -53,9 +54,7 @@ def serve(
     chat_template: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A chat template (jinja) in place of the model's own.")
     ] = None,
-    add_bos: Annotated[
-        bool | None, typer.Option(help="Begin texts with the beginning-of-text token. Default: as it was built.")
-    ] = None,
+    add_bos: AddBos = None,
     speculative: Speculative = True,
     draft_tokens: DraftTokens = 1,
     verify: Verify = False,

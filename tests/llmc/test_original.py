@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from support.byte_tokenizer import byte_tokenizer
+from support.running import run
 from support.small_config import small_config
 from support.small_model import save, witness
 
@@ -90,11 +91,6 @@ def test_answers_that_join_and_leave_a_running_batch(model: Model) -> None:
     """Rows of a cache are a cache, which grows with the others."""
     asked, batch = [[3, 4, 5], [7] * 40, [9, 2], [6, 6, 1, 8]], RunningBatch(model, rows=2)
     answers = [batch.answer(ids, SamplingParams(max_new_tokens=4 + 3 * place)) for place, ids in enumerate(asked)]
-    waiting = list(answers)
-    while waiting or batch.busy:
-        if count := batch.fitting(waiting):
-            batch.join(waiting[:count])
-            del waiting[:count]
-        batch.step()
+    run(batch, list(answers))
     for place, (ids, answer) in enumerate(zip(asked, answers, strict=True)):
         assert answer.generation().token_ids == model.generate(ids, max_new_tokens=4 + 3 * place).token_ids

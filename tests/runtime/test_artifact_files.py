@@ -12,6 +12,7 @@ from typing import Any
 import onnx
 import pytest
 from onnx.external_data_helper import set_external_data
+from support.hub_cache import cached
 from support.listed_files import list_files
 from support.source_files import sources
 
@@ -87,17 +88,11 @@ def test_what_is_no_regular_file(copy: Path) -> None:
 
 
 def test_a_hubs_cache_holds_links(copy: Path, tmp_path: Path) -> None:
-    """As `snapshot_download` leaves them: models--org--name/snapshots/revision/file → ../../blobs/hash."""
-    repository = tmp_path / "models--org--name"
-    snapshot, blobs = repository / "snapshots" / ("a" * 40), repository / "blobs"
-    snapshot.mkdir(parents=True), blobs.mkdir()
-    for number, file in enumerate(sorted(copy.iterdir())):
-        shutil.copy(file, blobs / f"{number:064x}")
-        (snapshot / file.name).symlink_to(Path("../../blobs") / f"{number:064x}")
+    snapshot = cached(copy, tmp_path)
     with load(snapshot, verify=True) as model:
         assert len(model.generate("ab", max_new_tokens=3).token_ids)
     (snapshot / "tokenizer.json").unlink()
-    shutil.copy(copy / "tokenizer.json", repository / "refs")
+    shutil.copy(copy / "tokenizer.json", snapshot.parents[1] / "refs")
     (snapshot / "tokenizer.json").symlink_to("../../refs")
     with pytest.raises(InputError, match="leads out of the artifact"):
         load(snapshot)

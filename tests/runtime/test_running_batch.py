@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.running import run
 
 from llmc.errors import InputError, MachineError
 from llmc.runtime import Model, SamplingParams, load
 from llmc.runtime.running_batch import RunningBatch
-from llmc.runtime.sequence import GeneratedSequence
 
 
 def prompts(count: int) -> list[str]:
@@ -24,15 +24,6 @@ def prompts(count: int) -> list[str]:
 def model(trained: Path, request: pytest.FixtureRequest) -> Iterator[Model]:
     with load(trained, threads=1, draft_tokens=request.param) as model:
         yield model
-
-
-def run(batch: RunningBatch, waiting: list[GeneratedSequence]) -> None:
-    """Until all have ended; as many join as may, whenever they may."""
-    while waiting or batch.busy:
-        if count := batch.fitting(waiting):
-            batch.join(waiting[:count])
-            del waiting[:count]
-        batch.step()
 
 
 def test_everybody_gets_the_answer_that_they_would_get_alone(model: Model) -> None:

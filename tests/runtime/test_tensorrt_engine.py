@@ -17,6 +17,7 @@ import pytest
 from cuda.bindings import driver as real_driver
 from support.gpu_stand_in import PACKAGES, PREFILL, RELEASE, SCRATCH, add_engines, add_kernels
 from support.listed_files import list_files
+from support.running import run
 
 from llmc.errors import InputError, MachineError
 from llmc.runtime import SamplingParams, load
@@ -178,12 +179,7 @@ def test_a_running_batch_of_an_engine(trained, tmp_path, gpu):
         prompts = [PROMPTS[place % 3] for place in range(5)]
         alone = [model.generate(p, max_new_tokens=n).token_ids for p, n in zip(prompts, lengths, strict=True)]
         answers = [batch.answer(p, SamplingParams(n)) for p, n in zip(prompts, lengths, strict=True)]
-        waiting = list(answers)
-        while waiting or batch.busy:
-            if count := batch.fitting(waiting):
-                batch.join(waiting[:count])
-                del waiting[:count]
-            batch.step()
+        run(batch, list(answers))
         assert batch.rows == 2 and [answer.tokens for answer in answers] == alone
         del batch, answers
     gc.collect()

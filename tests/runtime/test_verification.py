@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support.hub_cache import cached
 from support.listed_files import list_files
 
 from llmc.errors import InputError
@@ -141,12 +142,7 @@ def test_a_manifest_elsewhere(copy: Path) -> None:
 
 
 def test_a_hubs_cache_is_verified_as_it_is(copy: Path, tmp_path: Path) -> None:
-    repository = tmp_path / "models--org--name"
-    snapshot, blobs = repository / "snapshots" / ("a" * 40), repository / "blobs"
-    snapshot.mkdir(parents=True), blobs.mkdir()
-    for number, file in enumerate(sorted(copy.iterdir())):
-        shutil.copy(file, blobs / f"{number:064x}")
-        (snapshot / file.name).symlink_to(Path("../../blobs") / f"{number:064x}")
+    snapshot = cached(copy, tmp_path)
     time.sleep(2 * TICK_NS / 1e9)
     assert not verify(snapshot).faults and verify(snapshot).bytes_read == 0
     flip((snapshot / "tokenizer.json").resolve())
